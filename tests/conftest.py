@@ -1,0 +1,127 @@
+"""Tiny stand-ins for real models and data, made here: no network, no GPU, seconds."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(1)
+
+WORDS = "good bad fine poor kind rude warm cold clear vague wise silly calm angry brave weak true false fair mean".split()
+BETTER = set(WORDS[::2])
+
+
+def make_pairs(count: int, seed: int = 0) -> list[dict]:
+    """Preference pairs whose better reply has more of the good words; the longer reply is not the better one."""
+    draw = random.Random(seed)
+    good, bad = sorted(BETTER), sorted(set(WORDS) - BETTER)
+    rows = []
+    for i in range(count):
+        prompt = f"\n\nHuman: question {seed} {i} {draw.choice(WORDS)}?\n\nAssistant:"
+        replies = []
+        for source, other in ((good, bad), (bad, good)):
+            words = draw.choices(source, k=draw.randint(3, 9)) + draw.choices(other, k=draw.randint(0, 2))
+            draw.shuffle(words)
+            replies.append(prompt + " " + " ".join(words))
+        rows.append({"chosen": replies[0], "rejected": replies[1]})
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(tmp_path_factory) -> Path:
+    """A folder of three splits: 96 / 96 / 64 pairs."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for seed, (name, count) in enumerate({"ground_truth": 96, "transfer": 96, "test": 64}.items()):
+        write_jsonl(folder / f"{name}.jsonl", make_pairs(count, seed))
+    return folder
+
+
+def save_tiny_model(folder: Path, kind: str = "gpt2", layers: int = 2, width: int = 32, seed: int = 0) -> Path:
+    """A randomly initialised decoder with a small byte-level tokenizer, saved as an ordinary folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["!"], show_progress=False
+    )  # token 0 is "!", as in GPT-2: a text may end in it
+    tokenizer.train_from_iterator([" ".join(WORDS), "\n\nHuman: question?\n\nAssistant:"] * 20, trainer)
+    vocabulary = tokenizer.get_vocab_size()
+    common = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}
+    config = {
+        "gpt2": lambda: GPT2Config(n_embd=width, n_layer=layers, n_head=2, n_positions=128, **common),
+        "neox": lambda: GPTNeoXConfig(
+            hidden_size=width, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=2 * width,
+            max_position_embeddings=128, **common,
+        ),
+        "llama": lambda: LlamaConfig(
+            hidden_size=width, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1,
+            intermediate_size=2 * width, max_position_embeddings=128, **common,
+        ),
+        "opt": lambda: OPTConfig(
+            hidden_size=width, num_hidden_layers=layers, num_attention_heads=2, ffn_dim=2 * width,
+            max_position_embeddings=128, word_embed_proj_dim=width, **common,
+        ),
+    }[kind]()
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="!").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", "llama", layers=3, seed=1)
+
+
+def compose(*overrides: str, name: str = "train"):
+    """A configuration as the command line would compose it."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from w2sg.config import CONF, register
+
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose(name, overrides=list(overrides))
+
+
+def run_script(script: str, *overrides: str, check: bool = True, timeout: int = 240, **environment: str):
+    """Run train.py or evaluate.py as a user would."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / script), *overrides],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check and result.returncode:
+        raise AssertionError(f"{script} {' '.join(overrides)} failed:\n{result.stdout}\n{result.stderr}")
+    return result

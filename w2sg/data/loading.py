@@ -1,0 +1,239 @@
+"""Batches for Lightning: what a device reads in one optimizer step, the same global batches on one device or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from w2sg.data.rows import Rows, epoch_plan, split_by_rank, token_plan
+
+
+class Inputs(Protocol):
+    """What a model reads, row by row: packed tokens (`Rows`) or frozen features (`Features`)."""
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    @property
+    def useful(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def collate(self, index: Sequence[int]) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """Frozen states of a table's texts, in the table's order: [N, n, D]."""
+
+    states: Tensor
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[N] ones: rows of features do not differ in cost."""
+        return np.ones(len(self.states), np.int64)
+
+    @property
+    def useful(self) -> np.ndarray:
+        """[N] zeros: no token is read."""
+        return np.zeros(len(self.states), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def collate(self, index: Sequence[int]) -> dict[str, Tensor]:
+        return {"features": self.states[torch.as_tensor(np.asarray(index))]}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows to train on or to score.
+
+    Attributes:
+        inputs: what the model reads.
+        ids: [N] content hashes.
+        first: [N] which text of a pair is "first" (0 or 1); zeros for classification.
+        targets: [N, C] label logits, first reply first; +-inf for hard labels. None when only scoring.
+        gold: [N] gold classes, for selection on gold labels only.
+    """
+
+    inputs: Inputs
+    ids: list[str]
+    first: Tensor
+    targets: Tensor | None = None
+    gold: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, index: np.ndarray) -> Examples:
+        return Examples(
+            _Subset(self.inputs, index),
+            [self.ids[i] for i in index],
+            self.first[index],
+            None if self.targets is None else self.targets[index],
+            None if self.gold is None else self.gold[index],
+        )
+
+
+@dataclass(frozen=True)
+class _Subset:
+    inputs: Inputs
+    index: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.inputs.lengths[self.index]
+
+    @property
+    def useful(self) -> np.ndarray:
+        return self.inputs.useful[self.index]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def collate(self, index: Sequence[int]) -> dict[str, Tensor]:
+        return self.inputs.collate(self.index[np.asarray(index)])
+
+
+@dataclass
+class Batch:
+    """This device's part of one global batch, cut into micro-batches that go through one forward each.
+
+    ``first``, ``targets`` and ``weight`` are in the order of the concatenated micro-batches.
+
+    Attributes:
+        micro: inputs of each forward.
+        weight: [b] 1, or 0 for a row repeated to give every device the same number.
+        total: examples in the global batch.
+        useful, padded: tokens that had to be read, and tokens with the filling, on this device.
+    """
+
+    micro: list[dict[str, Tensor]]
+    ids: list[str]
+    index: Tensor
+    first: Tensor
+    weight: Tensor
+    total: int
+    useful: int
+    padded: int
+    targets: Tensor | None = None
+    gold: Tensor | None = None
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=non_blocking)
+
+        micro = [{k: v.to(device, non_blocking=non_blocking) for k, v in m.items()} for m in self.micro]
+        moved = {k: move(getattr(self, k)) for k in ("index", "first", "weight", "targets", "gold")}
+        return Batch(micro, self.ids, total=self.total, useful=self.useful, padded=self.padded, **moved)
+
+
+def make_batch(examples: Examples, rows: np.ndarray, rank: int, world: int, micro_batch: int | None) -> Batch:
+    """Collate this device's rows of the global batch ``rows``."""
+    mine, weight = split_by_rank(rows, rank, world)
+    size = micro_batch or len(mine)
+    micro = [examples.inputs.collate(mine[i : i + size]) for i in range(0, len(mine), size)]
+    padded = sum(m["input_ids"].numel() for m in micro if "input_ids" in m)
+    return Batch(
+        micro,
+        [examples.ids[i] for i in mine],
+        torch.from_numpy(mine),
+        examples.first[mine],
+        torch.from_numpy(weight),
+        len(rows),
+        int(examples.inputs.useful[mine][weight > 0].sum()),
+        padded,
+        None if examples.targets is None else examples.targets[mine],
+        None if examples.gold is None else examples.gold[mine],
+    )
+
+
+@dataclass
+class Loader:
+    """Epochs of batches, one per iteration, that can begin in the middle of one.
+
+    Attributes:
+        plan: epoch -> global batches, the same number in every epoch.
+        given: batches given out since the beginning, which is what says where we are.
+    """
+
+    examples: Examples
+    plan: Callable[[int], list[np.ndarray]]
+    micro_batch: int | None = None
+    rank: int = 0
+    world: int = 1
+    given: int = 0
+
+    def __len__(self) -> int:
+        return len(self.plan(0))
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, position = divmod(self.given, len(self))
+        for rows in self.plan(epoch)[position:]:
+            self.given += 1
+            yield make_batch(self.examples, rows, self.rank, self.world, self.micro_batch)
+
+
+class StageData(L.LightningDataModule):
+    """The data of one stage.
+
+    Args:
+        train: rows to train on, or None.
+        held_out: rows for early stopping and model selection, or None.
+        score: rows to score, or None.
+        batch_size: examples per optimizer step over all devices.
+        eval_tokens: padded tokens per forward when scoring.
+        seed: of the batch order.
+    """
+
+    def __init__(
+        self,
+        train: Examples | None = None,
+        held_out: Examples | None = None,
+        score: Examples | None = None,
+        batch_size: int = 32,
+        micro_batch: int | None = None,
+        eval_tokens: int = 16384,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.train, self.held_out, self.score = train, held_out, score
+        self.batch_size, self.micro_batch = batch_size, micro_batch
+        self.eval_tokens, self.seed = eval_tokens, seed
+
+    def _ranks(self) -> dict[str, int]:
+        return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
+
+    def train_dataloader(self) -> Loader:
+        lengths, memory = self.train.inputs.lengths, {}
+
+        def plan(epoch: int) -> list[np.ndarray]:
+            if epoch not in memory:
+                memory.clear()
+                memory[epoch] = epoch_plan(lengths, self.batch_size, self.seed, epoch)
+            return memory[epoch]
+
+        # A step is a batch, so the steps of a restored checkpoint say where to go on.
+        return Loader(self.train, plan, self.micro_batch, **self._ranks(), given=self.trainer.global_step)
+
+    def _reading(self, examples: Examples) -> Loader:
+        # A batch is shared out between the devices, so it may hold that many times the tokens of one forward.
+        tokens = self.eval_tokens * self.trainer.world_size
+        batches = token_plan(examples.inputs.lengths, tokens)
+        return Loader(examples, lambda _: batches, **self._ranks())
+
+    def val_dataloader(self) -> Loader | list:
+        return self._reading(self.held_out) if self.held_out is not None else []
+
+    def predict_dataloader(self) -> Loader:
+        return self._reading(self.score)
+
+
+__all__ = ["Batch", "Examples", "Features", "Inputs", "Loader", "Rows", "StageData", "make_batch"]

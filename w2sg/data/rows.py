@@ -1,0 +1,192 @@
+"""Texts to packed rows of tokens, and rows to length-grouped batches.
+
+One example is one row: the tokens that its texts have in common at the start, then what each text has of its own.
+For a preference pair that is ``prompt + chosen + rejected``; the two replies see the prompt and themselves, not each
+other, so both rewards come out of one forward over fewer tokens, and they are what two separate forwards would give.
+
+Shapes: B rows in a batch, L tokens in its longest row, n texts in an example (2 for pairs, 1 for classification).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PREFIX, PADDING = 0, -1  # segment of the shared tokens, and of the filling at the end of a row; text j is segment j + 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed token rows of one table, in the table's order.
+
+    Attributes:
+        tokens: per row, the shared tokens followed by the own tokens of each text.
+        shared: [N] how many tokens at the start of each row belong to all its texts.
+        sizes: [N, n] tokens that each text has of its own.
+        truncated: how many texts lost tokens on the left to ``max_length``.
+        packed: False gives each text a row of its own, for backbones that cannot keep two texts in a row apart.
+    """
+
+    tokens: list[np.ndarray]
+    shared: np.ndarray
+    sizes: np.ndarray
+    truncated: int
+    packed: bool = True
+
+    @property
+    def useful(self) -> np.ndarray:
+        """[N] tokens that a forward has to read for each example."""
+        return self.shared * (1 if self.packed else self.sizes.shape[1]) + self.sizes.sum(1)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[N] what an example costs in a padded batch; examples of like length belong together."""
+        if self.packed:
+            return self.useful
+        return (self.shared + self.sizes.max(1)) * self.sizes.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def collate(self, index: Sequence[int]) -> dict[str, Tensor]:
+        """Pad the rows ``index`` on the right into one batch.
+
+        Returns:
+            ``input_ids``, ``position_ids``, ``segments``: [B, L]; ``ends``: [B, n] where each text's last token stands.
+            A position is the token's place in its own text, so no text can tell that it shares a row. Where rows are
+            not packed the first three are [B * n, L], the texts of an example in neighbouring rows.
+        """
+        if not self.packed:
+            return self._collate_separately(index)
+        longest = int(self.lengths[index].max())
+        n = self.sizes.shape[1]
+        ids = np.zeros((len(index), longest), np.int64)
+        positions = np.zeros_like(ids)
+        segments = np.full_like(ids, PADDING)
+        ends = np.zeros((len(index), n), np.int64)
+        for row, i in enumerate(index):
+            shared, start = self.shared[i], self.shared[i]
+            ids[row, : len(self.tokens[i])] = self.tokens[i]
+            positions[row, :shared] = np.arange(shared)
+            segments[row, :shared] = PREFIX
+            for j, size in enumerate(self.sizes[i]):
+                positions[row, start : start + size] = np.arange(shared, shared + size)
+                segments[row, start : start + size] = j + 1
+                start += size
+                ends[row, j] = start - 1 if size else shared - 1  # a text may be no more than the shared start
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "position_ids": torch.from_numpy(positions),
+            "segments": torch.from_numpy(segments),
+            "ends": torch.from_numpy(ends),
+        }
+
+    def _collate_separately(self, index: Sequence[int]) -> dict[str, Tensor]:
+        n = self.sizes.shape[1]
+        texts = []
+        for i in index:
+            own = np.split(self.tokens[i][self.shared[i] :], np.cumsum(self.sizes[i])[:-1])
+            texts += [np.concatenate([self.tokens[i][: self.shared[i]], part]) for part in own]
+        lengths = np.array([len(text) for text in texts])
+        ids = np.zeros((len(texts), lengths.max()), np.int64)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = text
+        place = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        filling = place >= lengths[:, None]
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "position_ids": torch.from_numpy(np.where(filling, 0, place)),
+            "segments": torch.from_numpy(np.where(filling, PADDING, 1)),
+            "ends": torch.from_numpy(lengths.reshape(-1, n) - 1),
+        }
+
+
+def attention_mask(segments: Tensor) -> Tensor:
+    """[B, 1, L, L] True where the query (row) may look at the key (column): backwards, in its own text or the prefix."""
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    same = segments[:, :, None] == segments[:, None, :]
+    return (causal & (same | (segments[:, None, :] == PREFIX)))[:, None]
+
+
+def pack(
+    texts: Sequence[tuple[str, ...]], encode: Callable[[list[str]], list[list[int]]], max_length: int, packed: bool = True
+) -> Rows:
+    """Tokenise whole texts and lay each example out as one row.
+
+    Every text is tokenised by itself and loses tokens on the left where it is too long, as in the published protocol;
+    what is shared is found afterwards among the tokens, so sharing cannot change a token.
+
+    Args:
+        texts: [N] tuples of n texts.
+        encode: texts to token ids, special tokens included, without truncation of its own.
+        max_length: tokens that a text may have; the last ones are kept.
+        packed: False gives each text a row of its own.
+    """
+    n = len(texts[0])
+    flat = encode([text for example in texts for text in example])
+    truncated = sum(len(ids) > max_length for ids in flat)
+    flat = [np.asarray(ids[-max_length:], np.int64) for ids in flat]
+    rows, shared, sizes = [], np.zeros(len(texts), np.int64), np.zeros((len(texts), n), np.int64)
+    for i in range(len(texts)):
+        parts = flat[i * n : (i + 1) * n]
+        if packed and n > 1:
+            shared[i] = _common_prefix(parts)
+        sizes[i] = [len(part) - shared[i] for part in parts]
+        rows.append(np.concatenate([parts[0][: shared[i]], *(part[shared[i] :] for part in parts)]))
+    return Rows(rows, shared, sizes, truncated, packed)
+
+
+def _common_prefix(parts: list[np.ndarray]) -> int:
+    shortest = min(len(part) for part in parts)
+    differs = np.zeros(shortest, bool)
+    for part in parts[1:]:
+        differs |= parts[0][:shortest] != part[:shortest]
+    return int(differs.argmax()) if differs.any() else shortest
+
+
+def epoch_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, window: int = 50) -> list[np.ndarray]:
+    """The global batches of one epoch: shuffled, then grouped by length inside windows of ``window`` batches.
+
+    The same on every device and after every restart: a function of its arguments alone.
+
+    Returns:
+        Index arrays of ``batch_size`` rows (the last one may be smaller), in the order in which they are trained on.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), window * batch_size):
+        part = order[start : start + window * batch_size]
+        part = part[np.argsort(-lengths[part], kind="stable")]
+        pieces = [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+        batches += [pieces[i] for i in random.permutation(len(pieces))]
+    return batches
+
+
+def token_plan(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Batches for reading every row once: longest first, each at most ``max_tokens`` once padded (or a single row)."""
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        rows = max(1, max_tokens // max(1, int(lengths[order[start]])))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+def split_by_rank(batch: np.ndarray, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
+    """This device's rows of a global batch and their weights.
+
+    Every device gets the same number of rows; where the batch does not divide, a row is repeated with weight 0.
+    """
+    share = -(-len(batch) // world)
+    mine = batch[rank::world]
+    weight = np.ones(share, np.float32)
+    weight[len(mine) :] = 0.0
+    filling = np.repeat(batch[:1], share - len(mine))
+    return np.concatenate([mine, filling]), weight

@@ -1,0 +1,101 @@
+"""One device or many: who we are, how ranks agree, and the Trainer of a stage."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+from lightning.fabric import Fabric
+
+from w2sg.config import TrainerConfig
+
+T = TypeVar("T")
+
+
+class Devices:
+    """The devices of a run. Making one starts the other processes (unless torchrun or SLURM did).
+
+    Every rank walks every stage in step; rank 0 alone takes locks and writes.
+    """
+
+    def __init__(self, config: TrainerConfig):
+        quiet()
+        self.config = config
+        self.fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=config.strategy,
+        )
+        if self.fabric.world_size > 1:
+            self.fabric.launch()
+        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+
+    @property
+    def rank(self) -> int:
+        return self.fabric.global_rank
+
+    @property
+    def world(self) -> int:
+        return self.fabric.world_size
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    def agree(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        return self.fabric.broadcast(value) if self.world > 1 else value
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world > 1:
+            self.fabric.barrier()
+
+    def total(self, value: float) -> float:
+        """The sum of every rank's value."""
+        if self.world == 1:
+            return value
+        return float(self.fabric.all_reduce(torch.tensor(float(value), dtype=torch.float64), reduce_op="sum"))
+
+    def trainer(self, **options: Any) -> L.Trainer:
+        """A Lightning Trainer on these devices, with nothing on that we did not ask for."""
+        config = self.config
+        return L.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=config.strategy,
+            precision=config.precision,
+            enable_progress_bar=config.progress_bar and sys.stderr.isatty(),
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # our loaders know their ranks
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,  # the module decides which steps are points of a curve
+            **options,
+        )
+
+
+def quiet() -> None:
+    """Keep notices off the terminal that no user of ours can act on; each names where it comes from."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r".*is_gradient_checkpointing` is deprecated.*",  # peft 0.21 with transformers 5.23
+        r".*isinstance\(treespec, LeafSpec\).*",  # lightning 2.6 with torch 2.13
+        r".*does not have many workers.*",  # our batches are collated from memory
+        r".*`weights_only` was not set.*",  # lightning 2.6: torch decides
+        r"Checkpoint directory .* exists and is not empty.*",  # meant: a stage goes on in its folder
+        r".*You're resuming from a checkpoint that ended before the epoch ended.*",  # our loader keeps its place
+        r".*Consider setting `persistent_workers.*",
+        r".*Starting from v1.9.0, `tensorboardX` has been removed.*",
+        r"Using ModelCheckpoint with manual optimization.*",  # weights after the step are the ones to go on from
+        r"You defined a `validation_step` but have no `val_dataloader`.*",
+        r".*val_dataloader` was configured but.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,108 @@
+"""Curves to CSV, TensorBoard or Weights & Biases: one run per command, every curve under its stage's name."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from w2sg.config import TrainConfig
+from w2sg.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class StageLogger(Logger):
+    """A stage's view of the run's one W&B run: ``<stage>/<curve>`` over ``<stage>/step``."""
+
+    def __init__(self, run: Any, stage: str):
+        super().__init__()
+        self._run, self._stage = run, stage
+        run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+
+    @property
+    def name(self) -> str:
+        return self._stage
+
+    @property
+    def version(self) -> str:
+        return self._run.id
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self._run.log({f"{self._stage}/{k}": v for k, v in metrics.items()} | {f"{self._stage}/step": step})
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run's configuration is logged once, by `Loggers`."""
+
+
+class Loggers:
+    """Gives every stage its logger, and closes the run's dashboards with what came out.
+
+    Args:
+        config: the run's configuration, shown in W&B.
+        out: the run's folder.
+        main: whether this process writes.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, main: bool):
+        self.options, self.out = config.logger, out
+        self.wandb = self._start_wandb(config) if config.logger.kind == "wandb" and main else None
+
+    def _start_wandb(self, config: TrainConfig) -> Any:
+        import wandb
+
+        options = self.options
+        try:
+            return wandb.init(
+                project=options.project,
+                entity=options.entity,
+                mode=options.mode,
+                group=options.group,
+                tags=options.tags,
+                name=self.out.name,
+                id=hashlib.sha256(str(self.out.resolve()).encode()).hexdigest()[:16],  # a resumed run goes on
+                resume="allow" if options.mode == "online" else None,
+                dir=str(self.out),
+                config=config.model_dump(by_alias=True),
+                settings=wandb.Settings(silent=True),
+            )
+        except Exception as error:  # wandb raises its own, requests' and plain errors here
+            raise UserError(
+                f"logger: Weights & Biases could not start ({error}); `wandb login` first, or use "
+                "logger.mode=offline, or logger=csv"
+            ) from error
+
+    def stage(self, name: str) -> Logger | None:
+        """The Lightning logger of one stage, or None."""
+        match self.options.kind:
+            case "csv":
+                return CSVLogger(self.out, name="csv", version=name)
+            case "tensorboard":
+                return TensorBoardLogger(self.out, name="tensorboard", version=name)
+            case "wandb" if self.wandb is not None:
+                return StageLogger(self.wandb, name)
+        return None
+
+    def summarise(self, report: dict[str, Any], files: list[Path]) -> None:
+        """Put accuracies and PGR into the dashboard's summary and keep the report's files with it."""
+        if self.wandb is None:
+            return
+        import wandb
+
+        for model, values in report["metrics"].items():
+            self.wandb.summary.update({f"{model}/{k}": v for k, v in values.items() if isinstance(v, float)})
+        self.wandb.summary.update({f"pgr/{k}": v for k, v in report["pgr"].items()})
+        for file in files:
+            if file.suffix == ".html":
+                self.wandb.log({"report": wandb.Html(file.read_text(), inject=False)})
+            self.wandb.save(str(file), base_path=str(file.parent), policy="now")
+
+    def finish(self, failed: bool) -> None:
+        """Close the dashboards; a failed run is marked as failed."""
+        if self.wandb is not None:
+            self.wandb.finish(exit_code=1 if failed else 0)

@@ -1,0 +1,28 @@
+"""Fine-tuning the strong model on the weak model's labels."""
+
+from __future__ import annotations
+
+from w2sg.report import Report
+from w2sg.run import Run
+
+
+def finetune(run: Run, ceiling_split: str = "transfer") -> Report:
+    """Train weak on truth, label, train strong on the labels, compare with strong on truth.
+
+    Burns et al. 2023 (arXiv 2312.09390); with reverse losses, arXiv 2502.11107.
+
+    Args:
+        ceiling_split: split whose ground truth trains the ceiling, ``transfer`` or ``ground_truth``. PGR depends on it.
+    """
+    data = run.data
+    weak = run.fit("weak", run.weak, data.ground_truth, run.gold(data.ground_truth))
+    labels = run.noisy(run.predict(weak, data.transfer))
+    student = run.fit("student", run.strong, data.transfer, labels, loss=run.loss)
+    gold_split = {"transfer": data.transfer, "ground_truth": data.ground_truth}[ceiling_split]
+    ceiling = run.fit("ceiling", run.strong, gold_split, run.gold(gold_split))
+    return run.report(
+        weak=run.predict(weak, data.test),
+        student=run.predict(student, data.test),
+        ceiling=run.predict(ceiling, data.test),
+        notes={"ceiling_split": ceiling_split},
+    )

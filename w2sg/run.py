@@ -1,0 +1,347 @@
+"""A run: one configuration, its data and models, and the verbs that methods are written in."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from w2sg import losses
+from w2sg.config import FitOptions, ModelConfig, TrainConfig, build, fit_options, function_identity
+from w2sg.data import noise, splits
+from w2sg.data.loading import Examples, Features
+from w2sg.data.table import Table
+from w2sg.devices import Devices
+from w2sg.errors import ConfigError, TrainingError
+from w2sg.inputs import VERSION, InputMaker, content_key
+from w2sg.loggers import Loggers
+from w2sg.models import LinearHead, MixtureHead, Source, find, load_head, load_scorer
+from w2sg.modules import oriented
+from w2sg.report import Report, make_report
+from w2sg.stages import FitJob, ReadJob, Stages, load_values
+from w2sg.store import Store
+
+log = logging.getLogger(__name__)
+NOISE_OPTIONS = {
+    "none": [],
+    "flip": ["rate"],
+    "shrink": ["rate", "shrink"],
+    "hard_flip": ["rate"],
+    "class_conditional": ["rates"],
+}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Label distributions of a table, joined by id.
+
+    Attributes:
+        table: the rows they belong to.
+        logits: [N, C] in the table's order, the first reply in front; hard labels are 0 and -inf.
+        key: where they came from, for the cache key of whoever trains on them.
+        notes: what was done to them.
+    """
+
+    table: Table
+    logits: Tensor
+    key: dict[str, Any]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A finished fit: where it lies and what it reads.
+
+    Attributes:
+        layer: of the frozen features it reads; None when it reads tokens.
+    """
+
+    name: str
+    folder: Path
+    source: Source
+    layer: int | None
+
+
+class Run:
+    """One experiment.
+
+    Args:
+        config: as checked by `w2sg.config.check`.
+        out: the run's folder.
+        typed: what the user typed, for the report.
+
+    Attributes:
+        weak, strong: the two models. data: ``ground_truth``, ``transfer`` and ``test``. loss: the student's objective.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, typed: list[str] | None = None):
+        self.config, self.out, self.typed = config, Path(out), typed or []
+        # Whatever can be found missing is looked for before any work is done.
+        self.weak = find(config.weak, "weak")
+        self.strong = find(config.strong, "strong")
+        self.data = splits.load_tables(config.dataset.model_dump(by_alias=True), config.seed)
+        if problems := noise.problems(config.dataset.noise.model_dump(), self.data.test.classes):
+            raise ConfigError(problems)
+        self.pairs, self.classes = self.data.test.kind == "pairs", self.data.test.classes
+        self.loss = build(config.loss)
+        self.devices = Devices(config.trainer)
+        self.loggers = Loggers(config, self.out, self.devices.main)
+        self.stages = Stages(
+            Store(config.store),
+            self.devices,
+            self.loggers.stage,
+            config.trainer.checkpoint_minutes,
+            config.trainer.eval_tokens,
+            config.logger.every,
+        )
+        self.inputs = InputMaker(
+            self.stages, self.data.ground_truth, config.trainer.precision, config.seed
+        )
+        self.notes: dict[str, Any] = {}
+
+    # -- labels -------------------------------------------------------------------------------------------------------
+
+    def gold(self, table: Table) -> Labels:
+        """Ground truth as hard labels."""
+        logits = losses.hard_logits(torch.as_tensor(table.labels), table.classes)
+        return Labels(table, logits, {"gold": table.label_hash()})
+
+    def noisy(self, labels: Labels) -> Labels:
+        """Labels with the noise of ``dataset.noise``; unchanged for kind none."""
+        options = self.config.dataset.noise.model_dump()
+        gold = torch.as_tensor(labels.table.labels)
+        logits, self.notes["noise"] = noise.apply_noise(
+            labels.logits, labels.table.ids, gold, options, self.config.seed
+        )
+        key = labels.key
+        if options["kind"] != "none":
+            used = {k: options[k] for k in ["kind", *NOISE_OPTIONS[options["kind"]]]}
+            key = {**key, "noise": {**used, "seed": self.config.seed}}
+        return Labels(labels.table, logits, key)
+
+    # -- fit ----------------------------------------------------------------------------------------------------------
+
+    def fit(self, name: str, source: Source, table: Table, labels: Labels, loss: partial | None = None) -> Model:
+        """Train a model on labels.
+
+        Args:
+            name: the stage. It seeds the stage together with the run's seed, so runs that differ in their loss alone
+                start from the same weights and see the same batches: their differences are paired.
+            loss: the run's loss, for the student; None is cross entropy on ground truth.
+        """
+        options = fit_options(self.config, source.spec)
+        layer = self.inputs.layer(source) if source.spec.train == "head" else None
+        key = self._fit_key(name, source, table, labels, loss, options, layer)
+        experts: list[Model] = []
+        if source.spec.head == "mixture":
+            experts = self._experts(name, source, table, labels, layer)
+            key["experts"] = [expert.folder.name for expert in experts]
+        folder = self.stages.fit(
+            name, key, lambda: self._fit_job(name, source, labels, loss, options, layer, experts)
+        )
+        return Model(name, folder, source, layer)
+
+    def _fit_key(
+        self,
+        name: str,
+        source: Source,
+        table: Table,
+        labels: Labels,
+        loss: partial | None,
+        options: FitOptions,
+        layer: int | None,
+    ) -> dict[str, Any]:
+        training = self.config.training
+        objective: dict[str, Any] = {"loss": "cross_entropy"}
+        if loss is not None:
+            objective = {
+                "loss": function_identity(self.config.loss),
+                "label_smoothing": training.label_smoothing,
+                "hard_label_clamp": training.hard_label_clamp,
+            }
+            if options.validation > 0:
+                objective["select_on"] = training.select_on
+        return {
+            "version": VERSION,
+            "model": {**source.identity, **_model_key(source.spec, layer)},
+            "data": {**content_key(table), "kind": table.kind, "classes": table.classes},
+            "orientation": hashlib.sha256(table.first.tobytes()).hexdigest()[:16],
+            "labels": labels.key,
+            "objective": objective,
+            "optimization": options.model_dump(),
+            "precision": self.config.trainer.precision,
+            "seed": self.config.seed,
+        }
+
+    def _fit_job(
+        self,
+        name: str,
+        source: Source,
+        labels: Labels,
+        loss: partial | None,
+        options: FitOptions,
+        layer: int | None,
+        experts: list[Model],
+        rows: np.ndarray | None = None,
+    ) -> FitJob:
+        table = labels.table
+        seed = int.from_bytes(hashlib.sha256(f"{self.config.seed}:{name}".encode()).digest()[:4], "big")
+        L.seed_everything(seed, workers=True, verbose=False)
+        targets, notes = self._targets(labels, loss)
+        if layer is not None:
+            states = self.inputs.features(source, table, layer)
+            inputs, scorer = Features(states), self._new_head(states, experts)
+        else:
+            scorer = load_scorer(source, self.pairs, self.classes)
+            inputs = self.inputs.tokens(source, table, scorer)
+            notes["truncated_texts"] = inputs.truncated
+        examples = Examples(inputs, table.ids, torch.as_tensor(table.first), targets, torch.as_tensor(table.labels))
+        if rows is not None:
+            examples = examples.take(rows)
+        held_out = None
+        if options.validation > 0:
+            # by id, so that the same rows are held out whatever the loss and the noise
+            draws = np.array([noise.draw(self.config.seed, f"held-out:{i}") for i in examples.ids])
+            order = np.argsort(draws, kind="stable")
+            count = min(len(order) - 1, max(1, round(options.validation * len(order))))
+            held_out, examples = examples.take(np.sort(order[:count])), examples.take(np.sort(order[count:]))
+            notes["held_out"] = len(held_out)
+        gold = loss is not None and self.config.training.select_on == "gold"
+        return FitJob(
+            scorer, examples, held_out, loss or losses.cross_entropy, options, seed, source.spec.micro_batch, gold, notes
+        )
+
+    def _new_head(self, states: Tensor, experts: list[Model]) -> LinearHead:
+        if not experts:
+            head = LinearHead(states.shape[-1], self.pairs, self.classes)
+            head.standardise(states)
+            return head
+        mixture = MixtureHead(states.shape[-1], self.pairs, self.classes, len(experts))
+        mixture.set_experts([load_head(expert.folder / "model") for expert in experts])
+        return mixture
+
+    def _targets(self, labels: Labels, loss: partial | None) -> tuple[Tensor, dict[str, Any]]:
+        """What the loss sees: smoothed, and clamped where hard. Ground truth under cross entropy stays as it is."""
+        logits, notes = labels.logits.float(), {}
+        if loss is None:
+            return logits, notes
+        training = self.config.training
+        if training.label_smoothing:
+            logits = losses.smooth(logits, training.label_smoothing)
+        if training.hard_label_clamp is not None:
+            logits, clamped = losses.clamp_hard(logits, training.hard_label_clamp)
+            notes["hard_labels_clamped"] = int(clamped.sum())
+            if clamped.any():
+                low = training.hard_label_clamp
+                log.info("%d hard labels are clamped to [%g, %g] (training.hard_label_clamp)",
+                         int(clamped.sum()), low, 1 - low)
+        return logits, notes
+
+    def _experts(self, name: str, source: Source, table: Table, labels: Labels, layer: int) -> list[Model]:
+        """The fixed experts of a mixture head: linear heads trained by cross entropy on disjoint parts of the rows."""
+        linear = Source(
+            source.spec.model_copy(update={"head": "linear"}),
+            source.identity, source.folder, source.gguf, source.config,
+        )
+        options = fit_options(self.config, linear.spec)
+        count = source.spec.experts
+        fold = np.array([int(noise.draw(self.config.seed, f"expert:{i}") * count) for i in table.ids])
+        experts = []
+        for k in range(count):
+            stage = f"{name}-expert{k}"
+            key = self._fit_key(stage, linear, table, labels, None, options, layer) | {"fold": [k, count]}
+            rows = np.flatnonzero(fold == k)
+            make = partial(self._fit_job, stage, linear, labels, None, options, layer, [], rows)
+            experts.append(Model(stage, self.stages.fit(stage, key, make), linear, layer))
+        return experts
+
+    # -- predict ------------------------------------------------------------------------------------------------------
+
+    def predict(self, model: Model, table: Table) -> Labels:
+        """The model's label logits for every row of a table."""
+        key = {"version": VERSION, "model": model.folder.name, "data": content_key(table)}
+        folder = self.stages.read(f"{model.name}-on-{table.name}", key, lambda: self._read_job(model, table))
+        ids, values = load_values(folder)
+        place = {i: row for row, i in enumerate(ids)}
+        scores = values[[place[i] for i in table.ids]]
+        bad = [i for i, ok in zip(table.ids, torch.isfinite(scores).all(-1).tolist(), strict=True) if not ok]
+        if bad:
+            raise TrainingError(
+                f"{model.name}: the scores of {len(bad)} examples are not finite, first that of {bad[0]}; train it "
+                "with a lower learning rate, clipping, or in float32"
+            )
+        return Labels(table, oriented(scores, torch.as_tensor(table.first)), {"stage": folder.name})
+
+    def _read_job(self, model: Model, table: Table) -> ReadJob:
+        notes: dict[str, Any] = {}
+        if model.layer is not None:
+            scorer = load_head(model.folder / "model")
+            inputs = Features(self.inputs.features(model.source, table, model.layer))
+        else:
+            scorer = load_scorer(model.source, self.pairs, self.classes, model.folder / "model")
+            inputs = self.inputs.tokens(model.source, table, scorer)
+            notes["truncated_texts"] = inputs.truncated
+        examples = Examples(inputs, table.ids, torch.zeros(len(table), dtype=torch.long))
+        return ReadJob(scorer, scorer, examples, notes)
+
+    # -- report -------------------------------------------------------------------------------------------------------
+
+    def report(self, notes: dict[str, Any] | None = None, **predictions: Labels) -> Report:
+        """Measure predictions on the test split and write the report.
+
+        Args:
+            predictions: by name, all on the same table; ``weak``, ``student`` and ``ceiling`` give a PGR.
+            notes: facts of the method, for the report.
+        """
+        report = make_report(
+            self.config,
+            self.typed,
+            self.data,
+            {name: labels.logits for name, labels in predictions.items()},
+            self.stages,
+            {**self.notes, **(notes or {})},
+        )
+        if self.devices.main:
+            self.loggers.summarise(report.content, report.write(self.out))
+        self.devices.wait()
+        return report
+
+
+def _model_key(spec: ModelConfig, layer: int | None) -> dict[str, Any]:
+    """The settings of a model that change what it learns (not how its batches are cut)."""
+    if spec.arch == "bow":
+        return {"train": spec.train, "max_length": spec.max_length}
+    key = {
+        "train": spec.train,
+        "max_length": spec.max_length,
+        "dtype": spec.dtype,
+        "layers": spec.layers,
+        "dropout": spec.dropout,
+        "random_init": spec.random_init,
+    }
+    if spec.train == "lora":
+        key["lora"] = spec.lora.model_dump()
+    if spec.train == "head":
+        key |= {"head": spec.head, "layer": layer}
+    return key
+
+
+def run_method(config: TrainConfig, out: str | Path, typed: list[str]) -> Report:
+    """Run the configured method in the folder ``out``; dashboards are closed whatever happens."""
+    method = build(config.method)
+    run = Run(config, Path(out), typed)
+    failed = True
+    try:
+        report = method(run)
+        failed = False
+        return report
+    finally:
+        run.loggers.finish(failed)
