@@ -57,8 +57,8 @@ def examples(n: int = 30, seed: int = 0) -> Examples:
 
 
 def stages(tmp_path, **changes) -> Stages:
-    settings = {"checkpoint_minutes": 10.0, "eval_tokens": 256, "curve_every": 1} | changes
-    return Stages(Store(tmp_path / "store"), devices(), lambda name: None, **settings)
+    settings = {"checkpoint_minutes": 10.0, "curve_every": 1} | changes
+    return Stages(Store(tmp_path / "store"), devices(eval_tokens=256), lambda name: None, **settings)
 
 
 def job(loss=losses.cross_entropy, scorer=None, micro_batch=None, held_out=None, **changes) -> FitJob:

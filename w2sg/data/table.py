@@ -1,0 +1,80 @@
+"""The examples of one split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+def digest(*parts: str) -> str:
+    """The first 16 hex digits of the sha256 of strings, told apart by their lengths."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        state.update(len(data).to_bytes(8, "big") + data)
+    return state.hexdigest()[:16]
+
+
+def uniform(*key: object) -> float:
+    """A number in [0, 1) decided by a key alone: the first 8 bytes of ``sha256("a:b:...")`` over 2^64."""
+    text = ":".join(str(k) for k in key)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+@dataclass(frozen=True)
+class Table:
+    """Examples of one split. Rows are joined by id, never by position.
+
+    Attributes:
+        name: ``ground_truth``, ``transfer`` or ``test``.
+        kind: ``pairs`` (choose between two texts) or ``classes``.
+        classes: C, 2 for pairs.
+        ids: [N] content hashes.
+        prompts: [N] what the texts answer; splits are disjoint by it.
+        texts: [N] whole texts that a model reads: two for a pair, in an order that says nothing of the label.
+        first: [N] which of a pair's texts is the "first" reply; zeros for classes.
+        labels: [N] gold class; for pairs 0 where the first reply is preferred.
+    """
+
+    name: str
+    kind: str
+    classes: int
+    ids: list[str]
+    prompts: list[str]
+    texts: list[tuple[str, ...]]
+    first: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def _content(self) -> str:
+        return digest(self.kind, *(part for i, t in zip(self.ids, self.texts, strict=True) for part in (i, *t)))
+
+    def content_hash(self) -> str:
+        """Of ids and texts: not of labels nor of which reply is first, so frozen features serve every seed."""
+        return self._content
+
+    def label_hash(self) -> str:
+        """Of ids, orientation and gold labels."""
+        columns = zip(self.ids, self.first.tolist(), self.labels.tolist(), strict=True)
+        return digest(str(self.classes), *(f"{i}:{f}:{y}" for i, f, y in columns))
+
+    def take(self, index: Sequence[int]) -> Table:
+        """The rows ``index``, in that order."""
+        index = np.asarray(index, np.int64)
+        return Table(
+            self.name,
+            self.kind,
+            self.classes,
+            [self.ids[i] for i in index],
+            [self.prompts[i] for i in index],
+            [self.texts[i] for i in index],
+            self.first[index],
+            self.labels[index],
+        )
