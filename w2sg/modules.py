@@ -87,6 +87,8 @@ class SoftLabelModule(L.LightningModule):
         self.seconds = 0.0
         self._unchecked: list[tuple[int, list[str], Tensor]] = []
         self._held_out: list[tuple[Tensor, Tensor, Tensor]] = []
+        # Dropout rates are 0 in the configuration; training mode is what makes gradient checkpointing act at all.
+        self.train()
 
     # -- optimizer ----------------------------------------------------------------------------------------------------
 
@@ -101,8 +103,6 @@ class SoftLabelModule(L.LightningModule):
     # -- one optimizer step -------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        # Dropout rates are 0 in the configuration; training mode is what makes gradient checkpointing act at all.
-        self.train()
         self._clock = time.perf_counter()
 
     def training_step(self, batch: Batch, _index: int) -> None:
