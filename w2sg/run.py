@@ -193,10 +193,11 @@ class Run:
     ) -> FitJob:
         table = labels.table
         seed = int.from_bytes(hashlib.sha256(f"{self.config.seed}:{name}".encode()).digest()[:4], "big")
-        L.seed_everything(seed, workers=True, verbose=False)
         targets, notes = self._targets(labels, loss)
-        if layer is not None:
-            states = self.inputs.features(source, table, layer)
+        states = self.inputs.features(source, table, layer) if layer is not None else None
+        # after everything that may or may not be in the store, so that the first weights do not depend on it
+        L.seed_everything(seed, workers=True, verbose=False)
+        if states is not None:
             inputs, scorer = Features(states), self._new_head(states, experts)
         else:
             scorer = load_scorer(source, self.pairs, self.classes)
