@@ -1,0 +1,63 @@
+"""Every command of the README does what it says, with tiny stand-ins for what needs a hub."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT, compose, run_script
+
+from w2sg.config import check
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+TRAIN = [line.partition("train.py")[2] for line in LINES if "train.py" in line]
+EVALUATE = [line.partition("evaluate.py")[2] for line in LINES if "evaluate.py" in line]
+
+
+def jobs(command: str) -> list[str]:
+    """The overrides of a command; of a multirun, its last job's."""
+    words = shlex.split(command)
+    if "-m" not in words:
+        return words
+    return [w if "[" in w else f"{w.partition('=')[0]}={w.partition('=')[2].split(',')[-1]}" for w in words if w != "-m"]
+
+
+def test_the_readme_has_commands():
+    assert len(TRAIN) >= 6
+    assert len(EVALUATE) == 3
+
+
+@pytest.mark.parametrize("command", TRAIN)
+def test_every_training_command_of_the_readme_runs(command, pairs_folder, tiny_gpt2, tmp_path):
+    from w2sg.run import run_method
+
+    overrides = jobs(command)
+    if "trainer=ddp" in overrides:  # no GPU here: as many processes, on the CPU, are test_run's
+        overrides.remove("trainer=ddp")
+    check(compose(*overrides))  # as it stands: nothing is looked up on the hub yet
+    stand_ins = ["weak=bow", "weak.epochs=1", "strong=hf", f"strong.name={tiny_gpt2}", "strong.max_length=64",
+                 "dataset=local", f"dataset.path={pairs_folder}", f"out={tmp_path}", "trainer=cpu"]
+    kept = [o for o in overrides if not o.startswith(("weak=", "strong=", "dataset=", "dataset.path="))]
+    content = run_method(check(compose(*kept, *stand_ins)), tmp_path / "run", kept).content
+    assert (tmp_path / "run" / "report.html").exists()
+    assert set(content["metrics"]) == {"weak", "student", "ceiling"}
+
+
+@pytest.mark.slow
+def test_every_evaluation_command_of_the_readme_runs(pairs_folder, tiny_gpt2, tmp_path):
+    from w2sg.run import run_method
+
+    stand_ins = ["weak=bow", "weak.epochs=1", "strong=hf", f"strong.name={tiny_gpt2}", "dataset=local",
+                 f"dataset.path={pairs_folder}", f"out={tmp_path}", "trainer=cpu"]
+    run_method(check(compose(*stand_ins)), tmp_path / "run", [])
+    for command in EVALUATE:
+        words = [w.replace("key=student", "key=weak-on-test") for w in shlex.split(command)]
+        assert run_script("evaluate.py", *words, f"out={tmp_path}").stdout.strip()
+
+
+@pytest.mark.parametrize("group", ["loss", "dataset", "trainer", "logger"])
+def test_the_table_of_choices_is_complete(group):
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{group}`"))
+    listed = set(re.findall(r"[a-z_0-9]+", row.split("|")[2].split("(")[0]))
+    assert listed == {p.stem for p in (ROOT / "conf" / group).glob("*.yaml")}
