@@ -45,8 +45,18 @@ def main() -> None:
     texts, encode = read(args.data, args.pairs), HashedWords(8192)
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=8192, n_embd=args.width, n_layer=args.layers, n_head=args.width // 64, n_positions=512, num_labels=1,
-        pad_token_id=0, bos_token_id=1, eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        vocab_size=8192,
+        n_embd=args.width,
+        n_layer=args.layers,
+        n_head=args.width // 64,
+        n_positions=512,
+        num_labels=1,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
     )
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).to(args.device).train()
     weights = sum(p.numel() for p in model.transformer.h.parameters())
@@ -69,7 +79,9 @@ def main() -> None:
     peak = matrix_product_rate(args.device)
     reference = statistics.median(seconds["plain, micro-batch 1"])
     needed = tokens["plain, micro-batch 1"][0]
-    print(f"{len(texts)} pairs, {weights / 1e6:.1f}M weights in the blocks, {args.device}, {torch.get_num_threads()} threads")
+    print(
+        f"{len(texts)} pairs, {weights / 1e6:.1f}M weights in the blocks, {args.device}, {torch.get_num_threads()} threads"
+    )
     print(f"this machine's fp32 matrix product: {peak / 1e9:.0f} GFLOP/s")
     for name, times in seconds.items():
         middle = statistics.median(times)

@@ -17,7 +17,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 
-WORDS = "good bad fine poor kind rude warm cold clear vague wise silly calm angry brave weak true false fair mean".split()
+WORDS = (
+    ["good", "bad", "fine", "poor", "kind", "rude", "warm", "cold", "clear", "vague", "wise", "silly", "calm", "angry", "brave", "weak", "true", "false", "fair", "mean"]
+)
 BETTER = set(WORDS[::2])
 
 
@@ -55,8 +57,14 @@ def pairs_folder(tmp_path_factory) -> Path:
 def save_tiny_model(folder: Path, kind: str = "gpt2", layers: int = 2, width: int = 32, seed: int = 0) -> Path:
     """A randomly initialised decoder with a small byte-level tokenizer, saved as an ordinary folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
-    from transformers import PreTrainedTokenizerFast
+    from transformers import (
+        AutoModelForCausalLM,
+        GPT2Config,
+        GPTNeoXConfig,
+        LlamaConfig,
+        OPTConfig,
+        PreTrainedTokenizerFast,
+    )
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -70,16 +78,30 @@ def save_tiny_model(folder: Path, kind: str = "gpt2", layers: int = 2, width: in
     config = {
         "gpt2": lambda: GPT2Config(n_embd=width, n_layer=layers, n_head=2, n_positions=128, **common),
         "neox": lambda: GPTNeoXConfig(
-            hidden_size=width, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=2 * width,
-            max_position_embeddings=128, **common,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            intermediate_size=2 * width,
+            max_position_embeddings=128,
+            **common,
         ),
         "llama": lambda: LlamaConfig(
-            hidden_size=width, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1,
-            intermediate_size=2 * width, max_position_embeddings=128, **common,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=2 * width,
+            max_position_embeddings=128,
+            **common,
         ),
         "opt": lambda: OPTConfig(
-            hidden_size=width, num_hidden_layers=layers, num_attention_heads=2, ffn_dim=2 * width,
-            max_position_embeddings=128, word_embed_proj_dim=width, **common,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            ffn_dim=2 * width,
+            max_position_embeddings=128,
+            word_embed_proj_dim=width,
+            **common,
         ),
     }[kind]()
     torch.manual_seed(seed)

@@ -24,11 +24,28 @@ from w2sg.models import (
 
 def spec(**changes) -> ModelConfig:
     base = {
-        "name": "x", "revision": None, "arch": "hf", "train": "full", "head": "linear", "experts": 4, "layer": None,
-        "candidates": None, "layers": None, "max_length": 64, "dtype": "float32", "attention": "sdpa", "dropout": 0.0,
-        "gradient_checkpointing": False, "share_prompt": True, "micro_batch": None, "lr": None, "epochs": None,
-        "random_init": False, "trust_remote_code": False,
-        "lora": {"r": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}, "bow": {"buckets": 512},
+        "name": "x",
+        "revision": None,
+        "arch": "hf",
+        "train": "full",
+        "head": "linear",
+        "experts": 4,
+        "layer": None,
+        "candidates": None,
+        "layers": None,
+        "max_length": 64,
+        "dtype": "float32",
+        "attention": "sdpa",
+        "dropout": 0.0,
+        "gradient_checkpointing": False,
+        "share_prompt": True,
+        "micro_batch": None,
+        "lr": None,
+        "epochs": None,
+        "random_init": False,
+        "trust_remote_code": False,
+        "lora": {"r": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"},
+        "bow": {"buckets": 512},
     }
     return ModelConfig.model_validate(base | changes)
 
@@ -56,8 +73,10 @@ def test_a_text_scores_alike_alone_padded_packed_and_in_any_order(scorer_and_sou
     reversed_order = scores(scorer, [(b, a) for a, b in PAIRS[::-1]], source.encode).flip(0, 1)
     apart = scores(scorer, PAIRS, source.encode, packed=False)
     alone = torch.stack(
-        [torch.cat([scores(scorer, [(a, a)], source.encode)[0, :1], scores(scorer, [(b, b)], source.encode)[0, :1]])
-         for a, b in PAIRS]
+        [
+            torch.cat([scores(scorer, [(a, a)], source.encode)[0, :1], scores(scorer, [(b, b)], source.encode)[0, :1]])
+            for a, b in PAIRS
+        ]
     )
     assert source.encode(["a!"])[0][-1] == 0  # the text really ends in token 0
     for other in (reversed_order, apart, alone):

@@ -20,7 +20,9 @@ def jobs(command: str) -> list[str]:
     words = shlex.split(command)
     if "-m" not in words:
         return words
-    return [w if "[" in w else f"{w.partition('=')[0]}={w.partition('=')[2].split(',')[-1]}" for w in words if w != "-m"]
+    return [
+        w if "[" in w else f"{w.partition('=')[0]}={w.partition('=')[2].split(',')[-1]}" for w in words if w != "-m"
+    ]
 
 
 def test_the_readme_has_commands():
@@ -36,8 +38,17 @@ def test_every_training_command_of_the_readme_runs(command, pairs_folder, tiny_g
     if "trainer=ddp" in overrides:  # no GPU here: as many processes, on the CPU, are test_run's
         overrides.remove("trainer=ddp")
     check(compose(*overrides))  # as it stands: nothing is looked up on the hub yet
-    stand_ins = ["weak=bow", "weak.epochs=1", "strong=hf", f"strong.name={tiny_gpt2}", "strong.max_length=64",
-                 "dataset=local", f"dataset.path={pairs_folder}", f"out={tmp_path}", "trainer=cpu"]
+    stand_ins = [
+        "weak=bow",
+        "weak.epochs=1",
+        "strong=hf",
+        f"strong.name={tiny_gpt2}",
+        "strong.max_length=64",
+        "dataset=local",
+        f"dataset.path={pairs_folder}",
+        f"out={tmp_path}",
+        "trainer=cpu",
+    ]
     kept = [o for o in overrides if not o.startswith(("weak=", "strong=", "dataset=", "dataset.path="))]
     content = run_method(check(compose(*kept, *stand_ins)), tmp_path / "run", kept).content
     assert (tmp_path / "run" / "report.html").exists()
@@ -48,8 +59,16 @@ def test_every_training_command_of_the_readme_runs(command, pairs_folder, tiny_g
 def test_every_evaluation_command_of_the_readme_runs(pairs_folder, tiny_gpt2, tmp_path):
     from w2sg.run import run_method
 
-    stand_ins = ["weak=bow", "weak.epochs=1", "strong=hf", f"strong.name={tiny_gpt2}", "dataset=local",
-                 f"dataset.path={pairs_folder}", f"out={tmp_path}", "trainer=cpu"]
+    stand_ins = [
+        "weak=bow",
+        "weak.epochs=1",
+        "strong=hf",
+        f"strong.name={tiny_gpt2}",
+        "dataset=local",
+        f"dataset.path={pairs_folder}",
+        f"out={tmp_path}",
+        "trainer=cpu",
+    ]
     run_method(check(compose(*stand_ins)), tmp_path / "run", [])
     for command in EVALUATE:
         words = [w.replace("key=student", "key=weak-on-test") for w in shlex.split(command)]

@@ -22,7 +22,9 @@ needs_pairs = pytest.mark.skipif(not HH.is_dir(), reason="no HH-RLHF data folder
 def run(tmp_path, *more):
     from w2sg.run import run_method
 
-    return run_method(check(compose("trainer=cpu", "logger=none", f"out={tmp_path}", *more)), tmp_path / "run", []).content
+    return run_method(
+        check(compose("trainer=cpu", "logger=none", f"out={tmp_path}", *more)), tmp_path / "run", []
+    ).content
 
 
 @pytest.mark.slow
@@ -35,7 +37,7 @@ def test_a_pretrained_model_learns_from_a_bag_of_words_on_reviews(tmp_path):
     assert metrics["ceiling"] > 0.7  # the features are real: 160 pairs are enough for this
     assert metrics["student"] > 0.55
     assert metrics["ceiling"] > metrics["weak"]
-    reading = next(s for s in content["stages"] if s["name"] == "features")
+    reading = next(s for s in content["stages"] if s["name"] == "features-on-test")
     assert reading["useful_token_fraction"] > 0.9
 
 

@@ -17,9 +17,19 @@ from w2sg.config import check
 def arguments(pairs_folder, model, out, *more):
     """A run that takes seconds: a bag of words supervises a tiny decoder."""
     return [
-        "dataset=local", f"dataset.path={pairs_folder}", "weak=bow", "weak.epochs=3", "strong=hf",
-        f"strong.name={model}", "strong.lr=0.003", "strong.max_length=64", "training.full.batch_size=16",
-        "trainer=cpu", "logger=none", f"out={out}", *more,
+        "dataset=local",
+        f"dataset.path={pairs_folder}",
+        "weak=bow",
+        "weak.epochs=3",
+        "strong=hf",
+        f"strong.name={model}",
+        "strong.lr=0.003",
+        "strong.max_length=64",
+        "training.full.batch_size=16",
+        "trainer=cpu",
+        "logger=none",
+        f"out={out}",
+        *more,
     ]
 
 
@@ -39,9 +49,19 @@ def test_the_whole_experiment_and_its_files(pairs_folder, tiny_gpt2, tmp_path):
     content = run(pairs_folder, tiny_gpt2, tmp_path, "strong.epochs=2", "loss=rkl")
     on_disk = json.loads((tmp_path / "run" / "report.json").read_text())
     assert on_disk == json.loads(json.dumps(content))
-    assert {"method", "dataset", "weak", "strong", "loss", "seed", "metrics", "pgr", "data", "stages", "versions"} <= set(
-        on_disk
-    )
+    assert {
+        "method",
+        "dataset",
+        "weak",
+        "strong",
+        "loss",
+        "seed",
+        "metrics",
+        "pgr",
+        "data",
+        "stages",
+        "versions",
+    } <= set(on_disk)
     for model in ("weak", "student", "ceiling"):
         assert {"accuracy", "auroc", "nll", "brier", "ece", "overconfidence"} <= set(on_disk["metrics"][model])
     assert {"value", "low", "high", "resolved"} <= set(on_disk["pgr"])
@@ -98,15 +118,24 @@ def test_cpu_runs_repeat_to_the_bit(pairs_folder, tiny_gpt2, tmp_path):
     assert one["metrics"] == two["metrics"]
 
 
-@pytest.mark.parametrize("loss", ["ce", "kl", "rce", "rkl", "conf_ce", "conf_rce", "product", "cace", "symmetric",
-                                  "jeffreys"])
+@pytest.mark.parametrize(
+    "loss", ["ce", "kl", "rce", "rkl", "conf_ce", "conf_rce", "product", "cace", "symmetric", "jeffreys"]
+)
 def test_every_loss_runs_on_frozen_features(loss, pairs_folder, tiny_gpt2, tmp_path_factory):
     out = tmp_path_factory.getbasetemp() / "losses"  # shared: features are made once
-    content = run(pairs_folder, tiny_gpt2, out, f"loss={loss}", "strong.train=head", "strong.layer=auto",
-                  "strong.candidates=[1,2]", "training.head.epochs=3")
+    content = run(
+        pairs_folder,
+        tiny_gpt2,
+        out,
+        f"loss={loss}",
+        "strong.train=head",
+        "strong.layer=auto",
+        "strong.candidates=[1,2]",
+        "training.head.epochs=3",
+    )
     names = stages_of(content)
     assert names["student"]["tokens"] == 0
-    assert {"features", "layer"} <= names.keys()
+    assert {"features-on-transfer", "layer"} <= names.keys()
     assert content["training"]["layer"]["layer"] in (1, 2)
 
 
@@ -186,8 +215,10 @@ def test_csv_and_tensorboard_curves_are_by_stage(pairs_folder, tiny_gpt2, tmp_pa
 
 @pytest.mark.slow
 def test_wandb_offline_is_one_run_with_stage_curves_and_a_summary(pairs_folder, tiny_gpt2, tmp_path):
-    result = run_script("train.py", *arguments(pairs_folder, tiny_gpt2, tmp_path, "logger=wandb", "logger.mode=offline",
-                                               "logger.every=2"))
+    result = run_script(
+        "train.py",
+        *arguments(pairs_folder, tiny_gpt2, tmp_path, "logger=wandb", "logger.mode=offline", "logger.every=2"),
+    )
     assert "report:" in result.stdout
     runs = list(tmp_path.glob("*/wandb/offline-run-*"))
     assert len(runs) == 1
@@ -209,8 +240,11 @@ def test_killed_runs_end_with_the_numbers_of_an_unbroken_one(pairs_folder, tiny_
     resumed = 0
     for moment in ("weak", "student", "ceiling"):
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *broken], cwd=ROOT, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            [sys.executable, str(ROOT / "train.py"), *broken],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         deadline = time.time() + 120
         store = tmp_path / "broken" / "store"
@@ -229,16 +263,29 @@ def test_killed_runs_end_with_the_numbers_of_an_unbroken_one(pairs_folder, tiny_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [("loss=rkl",), ("loss=conf_ce", "strong.micro_batch=3"), ("strong.train=head",
-                         "strong.layer=1", "training.head.epochs=3", "training.head.validation=0.1")],
-                         ids=["rkl", "confidence in micro-batches", "head"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("loss=rkl",),
+        ("loss=conf_ce", "strong.micro_batch=3"),
+        ("strong.train=head", "strong.layer=1", "training.head.epochs=3", "training.head.validation=0.1"),
+    ],
+    ids=["rkl", "confidence in micro-batches", "head"],
+)
 def test_two_processes_learn_and_measure_what_one_does(more, pairs_folder, tiny_gpt2, tmp_path):
     one = run(pairs_folder, tiny_gpt2, tmp_path / "one", *more)
-    run_script("train.py", *arguments(pairs_folder, tiny_gpt2, tmp_path / "two", *more, "trainer.devices=2",
-                                      "trainer.strategy=ddp"))
+    run_script(
+        "train.py",
+        *arguments(pairs_folder, tiny_gpt2, tmp_path / "two", *more, "trainer.devices=2", "trainer.strategy=ddp"),
+    )
     two = json.loads(next((tmp_path / "two").glob("*/report.json")).read_text())
-    tables = [pq.read_table(p) for p in (tmp_path / "one" / "run" / "predictions.parquet",
-                                         next((tmp_path / "two").glob("*/predictions.parquet")))]
+    tables = [
+        pq.read_table(p)
+        for p in (
+            tmp_path / "one" / "run" / "predictions.parquet",
+            next((tmp_path / "two").glob("*/predictions.parquet")),
+        )
+    ]
     assert tables[0]["id"] == tables[1]["id"]
     for column in ("weak", "student", "ceiling"):
         a, b = (t[column].to_pylist() for t in tables)

@@ -28,8 +28,16 @@ LOSSES = {
 
 def options(**changes) -> FitOptions:
     base = {
-        "lr": 0.05, "epochs": 2, "batch_size": 8, "optimizer": "adamw", "schedule": "cosine", "warmup": 0.1,
-        "weight_decay": 0.01, "clip": 1.0, "validation": 0.0, "patience": None,
+        "lr": 0.05,
+        "epochs": 2,
+        "batch_size": 8,
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "warmup": 0.1,
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "validation": 0.0,
+        "patience": None,
     }
     return FitOptions.model_validate(base | changes)
 

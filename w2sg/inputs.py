@@ -131,4 +131,4 @@ class InputMaker:
             notes = {"truncated_texts": rows.truncated, "layers": layers}
             return ReadJob(scorer, lambda batch: scorer.features(batch, layers), examples, notes)
 
-        return self.stages.read("features", key, make)
+        return self.stages.read(f"features-on-{table.name}", key, make)

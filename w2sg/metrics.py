@@ -105,8 +105,9 @@ def performance_gap_recovered(
     resolved = gap_low > 0
     low = high = None
     if resolved:
-        # the few samples whose gap is not positive say nothing about the ratio's size: they widen it without limit
-        low, high = interval(np.where(c > w, (s - w) / np.where(c > w, c - w, 1.0), np.inf * np.sign(s - w + 1e-12)))
+        # the few samples without a gap say nothing about the ratio's size: they widen it without limit, on their side
+        ratio = np.where(c > w, (s - w) / np.where(c > w, c - w, 1.0), np.where(s > w, np.inf, -np.inf))
+        low, high = (x if np.isfinite(x) else None for x in interval(ratio))
     return {
         "value": float((means[1] - means[0]) / gap) if gap > 0 else None,
         "low": low,

@@ -229,8 +229,10 @@ class LanguageScorer(nn.Module):
         for module in self._plain.base_model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == depth:
                 return module
-        raise UserError(f"cannot find the {depth} blocks of {type(self._plain).__name__}; train its last layer with "
-                        "layer=null, which reads the final hidden state")
+        raise UserError(
+            f"cannot find the {depth} blocks of {type(self._plain).__name__}; train its last layer with "
+            "layer=null, which reads the final hidden state"
+        )
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Scores in fp32: [B, 2] rewards of a pair's texts, or [B, C] class logits."""
@@ -287,8 +289,9 @@ def load_language_model(
                 del config.quantization_config
             model = Auto.from_config(config, **options)
             own = model.state_dict()
-            model.load_state_dict({k: v for k, v in read.state_dict().items() if k in own and k != "score.weight"},
-                                  strict=False)
+            model.load_state_dict(
+                {k: v for k, v in read.state_dict().items() if k in own and k != "score.weight"}, strict=False
+            )
         else:
             model = Auto.from_pretrained(
                 source.folder, config=config, revision=source.identity.get("revision"), **options

@@ -202,7 +202,7 @@ class SoftLabelModule(L.LightningModule):
     def _record(self, batch: Batch, loss: Tensor, norm: Tensor, rate: float) -> None:
         self.counts["useful"] += batch.useful
         self.counts["padded"] += batch.padded
-        self.counts["examples"] += int(len(batch.ids))
+        self.counts["examples"] += len(batch.ids)
         step = self.global_step
         if step % self.every and step != self.total_steps:
             return

@@ -70,8 +70,13 @@ class Report:
         for name, values in content["metrics"].items():
             low, high = values["accuracy_interval"]
             auroc = "-" if values["auroc"] is None else f"{values['auroc']:.3f}"
-            table.add_row(ROLES.get(name, name), f"{values['accuracy']:.3f}", f"{low:.3f} to {high:.3f}", auroc,
-                          f"{values['nll']:.3f}")
+            table.add_row(
+                ROLES.get(name, name),
+                f"{values['accuracy']:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                auroc,
+                f"{values['nll']:.3f}",
+            )
         length = content["data"].get("length_only", {}).get("accuracy")
         if length is not None:
             table.add_row("length alone", f"{length:.3f}", "", "", "")
@@ -94,10 +99,16 @@ class Report:
             f"<p>{html.escape(pgr_sentence(content['pgr']))}</p>" if "pgr" in content else "",
             accuracy_figure(content),
             _metrics_table(content),
-            "<h2>Data</h2>", _facts(content["data"]),
-            "<h2>Training</h2>", curves_figure(self.curves), _facts(content["training"]),
-            "<h2>Stages</h2>", _stages_table(content["stages"]),
-            "<h2>Versions</h2>", _facts(content["versions"]),
+            "<h2>Data</h2>",
+            _facts(content["data"]),
+            "<h2>Training</h2>",
+            curves_figure(self.curves),
+            _facts(content["training"]),
+            "<h2>Stages</h2>",
+            _stages_table(content["stages"]),
+            "<h2>Versions</h2>",
+            _facts(content["versions"]),
+            f"<details><summary>Configuration</summary><pre>{html.escape(_yaml(content['config']))}</pre></details>",
         ]
         return PAGE.format(title=html.escape(title(content)), body="\n".join(sections))
 
@@ -135,9 +146,7 @@ def make_report(
         "metrics": measured,
     }
     if {"weak", "student", "ceiling"} <= right.keys():
-        content["pgr"] = metrics.performance_gap_recovered(
-            right["weak"], right["student"], right["ceiling"], weights
-        )
+        content["pgr"] = metrics.performance_gap_recovered(right["weak"], right["student"], right["ceiling"], weights)
     noise_notes = notes.pop("noise", {})
     content["data"] = {**audit.summary(data), "label_noise": noise_notes}
     content["training"] = _training(config, stages, notes)
@@ -167,18 +176,30 @@ def _curves(stages: Stages) -> dict[str, list[dict[str, float]]]:
 
 def _training(config: TrainConfig, stages: Stages, notes: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = dict(notes)
+    selects = False
     for role in ("weak", "strong"):
         spec = getattr(config, role)
         options = fit_options(config, spec)
-        facts[role] = f"{spec.name}, train={spec.train}, lr {options.lr:g}, {options.epochs} epochs, " \
-                      f"batch {options.batch_size}, {options.optimizer}, {options.schedule}"
-    facts["selected on"] = config.training.select_on + " labels" if config.training.full.validation or (
-        config.strong.train == "head") else "nothing held out"
+        selects = selects or options.validation > 0
+        facts[f"{role}_model"] = (
+            f"{spec.name}, train={spec.train}, lr {options.lr:g}, {options.epochs} epochs, batch {options.batch_size}, "
+            f"{options.optimizer}, {options.schedule}, weight decay {options.weight_decay:g}"
+        )
+    facts["epochs_selected_on"] = f"{config.training.select_on} labels" if selects else "nothing: the last epoch counts"
+    shown = (
+        "layer",
+        "accuracy",
+        "steps",
+        "best_epoch",
+        "held_out",
+        "hard_labels_clamped",
+        "examples",
+        "truncated_texts",
+    )
     for record in stages.records:
-        shown = {k: v for k, v in record.info.items() if k in (
-            "layer", "accuracy", "best_epoch", "steps", "hard_labels_clamped", "truncated_texts", "held_out") and v}
-        if shown:
-            facts[record.name] = shown
+        found = {k: record.info[k] for k in shown if record.info.get(k)}
+        if found and "-on-" not in record.name:
+            facts[record.name] = found
     return facts
 
 
@@ -190,7 +211,9 @@ def _warnings(config: TrainConfig, content: dict[str, Any]) -> list[str]:
         lines.append("the gap between weak and ceiling is within noise: no PGR is claimed")
     student = content["metrics"].get("student")
     if student and student["overconfidence"] > 0.1:
-        lines.append(f"the student is overconfident: mean confidence exceeds accuracy by {student['overconfidence']:.2f}")
+        lines.append(
+            f"the student is overconfident: mean confidence exceeds accuracy by {student['overconfidence']:.2f}"
+        )
     overlaps = content["data"].get("overlaps") or {}
     shared = {k: v for k, v in overlaps.items() if isinstance(v, int) and v}
     if shared:
@@ -216,7 +239,8 @@ def versions() -> dict[str, str]:
 def title(content: dict[str, Any]) -> str:
     """What was run, in one line."""
     short = {k: content[k].rstrip("/").rpartition("/")[2] for k in ("weak", "strong")}
-    return f"{short['weak']} supervises {short['strong']} on {content['dataset']}: {content['loss']}, seed {content['seed']}"
+    what = f"{content['loss']}, seed {content['seed']}"
+    return f"{short['weak']} supervises {short['strong']} on {content['dataset']}: {what}"
 
 
 def pgr_sentence(pgr: dict[str, Any]) -> str:
@@ -235,8 +259,12 @@ def accuracy_figure(content: dict[str, Any]) -> str:
         values = content["metrics"][name]
         low, high = values["accuracy_interval"]
         accuracy = values["accuracy"]
-        axes.barh(row, accuracy, color={"weak": "#b0b7c3", "student": "#2563eb", "ceiling": "#334155"}.get(name, "#777"),
-                  height=0.62)
+        axes.barh(
+            row,
+            accuracy,
+            color={"weak": "#b0b7c3", "student": "#2563eb", "ceiling": "#334155"}.get(name, "#777"),
+            height=0.62,
+        )
         axes.errorbar(accuracy, row, xerr=[[accuracy - low], [high - accuracy]], color="black", capsize=3, lw=1)
         axes.text(high + 0.008, row, f"{accuracy:.3f}", va="center", fontsize=9)
     axes.set_yticks(range(len(names)), [ROLES.get(n, n) for n in names])
@@ -247,7 +275,7 @@ def accuracy_figure(content: dict[str, Any]) -> str:
     if length is not None:
         axes.axvline(length, color="#dc2626", ls=":", lw=1, label=f"length alone, {length:.3f}")
         axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0))
-    axes.set_xlabel("accuracy on test, with 95 % bootstrap interval")
+    axes.set_xlabel("accuracy on test, with 95 % bootstrap interval (the axis does not begin at 0)")
     return _svg(figure)
 
 
@@ -310,6 +338,12 @@ def _stages_table(stages: list[dict[str, Any]]) -> str:
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
+def _yaml(value: Any) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(value))
+
+
 def _facts(facts: dict[str, Any]) -> str:
     rows = []
     for key, value in facts.items():
@@ -328,10 +362,12 @@ PAGE = """<!doctype html>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1e293b }}
 h1 {{ font-size: 1.4rem }} h2 {{ font-size: 1.1rem; margin-top: 2rem }}
-table {{ border-collapse: collapse; margin: .5rem 0 }} td, th {{ padding: .2rem .7rem; text-align: right; font-size: .9rem }}
+table {{ border-collapse: collapse; margin: .5rem 0 }}
+td, th {{ padding: .2rem .7rem; text-align: right; font-size: .9rem }}
 td:first-child, th:first-child, .facts td {{ text-align: left }} tr {{ border-bottom: 1px solid #e2e8f0 }}
 .facts td {{ vertical-align: top; overflow-wrap: anywhere }}
 .command {{ font-family: ui-monospace, monospace; background: #f1f5f9; padding: .5rem .8rem; overflow-wrap: anywhere }}
+pre {{ font-size: .8rem; overflow-x: auto }} code {{ font-size: .85em }}
 .warning {{ background: #fef3c7; padding: .4rem .8rem }} img {{ max-width: 100% }}
 </style></head><body>
 {body}

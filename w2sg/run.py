@@ -101,9 +101,7 @@ class Run:
             config.trainer.checkpoint_minutes,
             config.logger.every,
         )
-        self.inputs = InputMaker(
-            self.stages, self.data.ground_truth, config.trainer.precision, config.seed
-        )
+        self.inputs = InputMaker(self.stages, self.data.ground_truth, config.trainer.precision, config.seed)
         self.notes: dict[str, Any] = {}
 
     # -- labels -------------------------------------------------------------------------------------------------------
@@ -143,9 +141,7 @@ class Run:
         if source.spec.head == "mixture":
             experts = self._experts(name, source, table, labels, layer)
             key["experts"] = [expert.folder.name for expert in experts]
-        folder = self.stages.fit(
-            name, key, lambda: self._fit_job(name, source, labels, loss, options, layer, experts)
-        )
+        folder = self.stages.fit(name, key, lambda: self._fit_job(name, source, labels, loss, options, layer, experts))
         return Model(name, folder, source, layer)
 
     def _fit_key(
@@ -216,7 +212,15 @@ class Run:
             notes["held_out"] = len(held_out)
         gold = loss is not None and self.config.training.select_on == "gold"
         return FitJob(
-            scorer, examples, held_out, loss or losses.cross_entropy, options, seed, source.spec.micro_batch, gold, notes
+            scorer,
+            examples,
+            held_out,
+            loss or losses.cross_entropy,
+            options,
+            seed,
+            source.spec.micro_batch,
+            gold,
+            notes,
         )
 
     def _new_head(self, states: Tensor, experts: list[Model]) -> LinearHead:
@@ -241,15 +245,22 @@ class Run:
             notes["hard_labels_clamped"] = int(clamped.sum())
             if clamped.any():
                 low = training.hard_label_clamp
-                log.info("%d hard labels are clamped to [%g, %g] (training.hard_label_clamp)",
-                         int(clamped.sum()), low, 1 - low)
+                log.info(
+                    "%d hard labels are clamped to [%g, %g] (training.hard_label_clamp)",
+                    int(clamped.sum()),
+                    low,
+                    1 - low,
+                )
         return logits, notes
 
     def _experts(self, name: str, source: Source, table: Table, labels: Labels, layer: int) -> list[Model]:
         """The fixed experts of a mixture head: linear heads trained by cross entropy on disjoint parts of the rows."""
         linear = Source(
             source.spec.model_copy(update={"head": "linear"}),
-            source.identity, source.folder, source.gguf, source.config,
+            source.identity,
+            source.folder,
+            source.gguf,
+            source.config,
         )
         options = fit_options(self.config, linear.spec)
         count = source.spec.experts

@@ -10,7 +10,6 @@ from torch import Tensor
 from w2sg.data.table import uniform
 
 
-
 def draw(seed: int, example: str) -> float:
     """The uniform number of one example: it is hit where this is below the rate."""
     return uniform(seed, example)

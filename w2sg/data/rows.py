@@ -114,7 +114,10 @@ def attention_mask(segments: Tensor) -> Tensor:
 
 
 def pack(
-    texts: Sequence[tuple[str, ...]], encode: Callable[[list[str]], list[list[int]]], max_length: int, packed: bool = True
+    texts: Sequence[tuple[str, ...]],
+    encode: Callable[[list[str]], list[list[int]]],
+    max_length: int,
+    packed: bool = True,
 ) -> Rows:
     """Tokenise whole texts and lay each example out as one row.
 
