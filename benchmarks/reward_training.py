@@ -80,7 +80,8 @@ def main() -> None:
     reference = statistics.median(seconds["plain, micro-batch 1"])
     needed = tokens["plain, micro-batch 1"][0]
     print(
-        f"{len(texts)} pairs, {weights / 1e6:.1f}M weights in the blocks, {args.device}, {torch.get_num_threads()} threads"
+        f"{len(texts)} pairs, {weights / 1e6:.1f}M weights in the blocks, "
+        f"{args.device}, {torch.get_num_threads()} threads"
     )
     print(f"this machine's fp32 matrix product: {peak / 1e9:.0f} GFLOP/s")
     for name, times in seconds.items():

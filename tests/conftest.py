@@ -17,9 +17,28 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 
-WORDS = (
-    ["good", "bad", "fine", "poor", "kind", "rude", "warm", "cold", "clear", "vague", "wise", "silly", "calm", "angry", "brave", "weak", "true", "false", "fair", "mean"]
-)
+WORDS = [
+    "good",
+    "bad",
+    "fine",
+    "poor",
+    "kind",
+    "rude",
+    "warm",
+    "cold",
+    "clear",
+    "vague",
+    "wise",
+    "silly",
+    "calm",
+    "angry",
+    "brave",
+    "weak",
+    "true",
+    "false",
+    "fair",
+    "mean",
+]
 BETTER = set(WORDS[::2])
 
 

@@ -174,7 +174,8 @@ def test_lora_trains_adapters_and_the_head_only_and_reloads(tiny_llama, tmp_path
     source = find(spec(name=str(tiny_llama), train="lora"), "strong")
     scorer = load_language_model(source, True, 2)
     trained = {n for n, p in scorer.named_parameters() if p.requires_grad}
-    assert trained and all("lora_" in n or "score" in n for n in trained)
+    assert trained
+    assert all("lora_" in n or "score" in n for n in trained)
     with torch.no_grad():
         for name, p in scorer.named_parameters():
             if name in trained:

@@ -1,4 +1,4 @@
-"""A small part of the real thing: a pretrained model on human-labelled text, from installed packages and a data folder."""
+"""A small part of the real thing: a pretrained model on human-labelled text, from packages and a data folder."""
 
 import importlib.util
 import os

@@ -187,7 +187,11 @@ def test_classification(tmp_path, tiny_gpt2):
 
 def test_a_loss_from_outside_counts_by_its_source(pairs_folder, tiny_gpt2, tmp_path, monkeypatch):
     module = tmp_path / "mine.py"
-    text = "def half(logits, weak, progress):\n    from w2sg.losses import cross_entropy\n    return {} * cross_entropy(logits, weak)\n"
+    text = (
+        "def half(logits, weak, progress):\n"
+        "    from w2sg.losses import cross_entropy\n"
+        "    return {} * cross_entropy(logits, weak)\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     keys = []
     for factor in (0.5, 0.25):

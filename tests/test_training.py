@@ -1,6 +1,7 @@
 """One optimizer step is one global batch, however it is cut; NaN stops; a stage goes on where it was killed."""
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def test_learning_rate_rises_and_falls_without_a_jump():
         values = [factor(step) for step in range(50)]
         assert values[0] == pytest.approx(0.1)
         assert max(values) == pytest.approx(1.0)
-        assert max(abs(a - b) for a, b in zip(values, values[1:], strict=False)) <= 0.1 + 1e-9
+        assert max(abs(a - b) for a, b in pairwise(values)) <= 0.1 + 1e-9
         assert values[-1] == (1.0 if schedule == "constant" else pytest.approx(0.0, abs=0.03))
 
 

@@ -203,7 +203,7 @@ class LanguageScorer(nn.Module):
     def features(self, batch: dict[str, Tensor], layers: Sequence[int]) -> Tensor:
         """[B, n, len(layers), D] hidden states at the last token of each text, in fp32.
 
-        Layer k is the residual stream after block k; the last layer is what the backbone returns (after its final norm).
+        Layer k is the residual stream after block k; the last layer is what the backbone returns, after its norm.
         """
         blocks = self._blocks()
         caught: dict[int, Tensor] = {}

@@ -37,7 +37,7 @@ def oriented(scores: Tensor, first: Tensor) -> Tensor:
 
 
 def learning_rate_factor(schedule: str, warmup: float, total: int) -> Callable[[int], float]:
-    """Multiplier of the learning rate at step k of ``total``: a linear rise over the warm-up, then the schedule to 0."""
+    """Multiplier of the learning rate at step k of ``total``: a linear rise in the warm-up, then the schedule to 0."""
     rise = round(warmup * total)
 
     def factor(step: int) -> float:

@@ -20,6 +20,7 @@ from w2sg import __version__, metrics
 from w2sg.config import TrainConfig, fit_options
 from w2sg.data import audit
 from w2sg.data.splits import Tables
+from w2sg.errors import UserError
 from w2sg.stages import Stages
 from w2sg.store import read_json, write_json
 
@@ -42,7 +43,23 @@ class Report:
     curves: dict[str, list[dict[str, float]]]
 
     def write(self, out: Path) -> list[Path]:
-        """Write the three files into a folder, each whole or not at all, and print the table."""
+        """Write the three files into a folder, each whole or not at all, and print the table.
+
+        Raises:
+            UserError: the folder cannot be written (a full disk, say). Every stage is in the store by then, so the same
+                command only has the report left to do.
+        """
+        try:
+            files = self._write(out)
+        except OSError as error:
+            raise UserError(
+                f"the report cannot be written to {out} ({error.strerror or error}); free space or choose another "
+                "folder with out=, and run the same command: all stages are in the store"
+            ) from error
+        self.show(out)
+        return files
+
+    def _write(self, out: Path) -> list[Path]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -54,7 +71,6 @@ class Report:
         (out / "report.html.tmp").write_text(self.page(), encoding="utf-8")
         (out / "report.html.tmp").replace(page)
         write_json(out / "report.json", self.content)
-        self.show(out)
         return [out / "report.json", parquet, page]
 
     def show(self, out: Path) -> None:

@@ -106,7 +106,7 @@ class Rows:
 
 
 def attention_mask(segments: Tensor) -> Tensor:
-    """[B, 1, L, L] True where the query (row) may look at the key (column): backwards, in its own text or the prefix."""
+    """[B, 1, L, L] True where a query (row) may look at a key (column): backwards, in its own text or the prefix."""
     length = segments.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
     same = segments[:, :, None] == segments[:, None, :]
