@@ -7,6 +7,7 @@ Scores have one column per text of a pair ([B, 2], rewards) or one per class ([B
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -99,9 +100,9 @@ def find(spec: ModelConfig, role: str) -> Source:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"{role}.name: there is no file {path}")
-        source = Source(spec, {"gguf": hash_file(path)}, str(path.parent), path.name)
-        with _quiet_loading(gguf=True):
-            source.config = AutoConfig.from_pretrained(source.folder, gguf_file=source.gguf, **remote)
+        state = path.stat()
+        sha256, config = _read_gguf(path, state.st_size, state.st_mtime_ns)
+        source = Source(spec, {"gguf": sha256}, str(path.parent), path.name, config)
     elif path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".bin", ".json", ".model", ".txt"})
         if not any(p.name == "config.json" for p in files):
@@ -118,6 +119,18 @@ def find(spec: ModelConfig, role: str) -> Source:
             f"{role}.layers: {spec.name} has {source.config.num_hidden_layers} layers, {cut} were asked for"
         )
     return source
+
+
+@functools.lru_cache(maxsize=8)
+def _read_gguf(path: Path, _size: int, _mtime: int) -> tuple[str, PretrainedConfig]:
+    """Hash and configuration of a GGUF file; parsing takes seconds, and the runs of a sweep share one file."""
+    from transformers import AutoConfig
+
+    try:
+        with _quiet_loading(gguf=True):
+            return hash_file(path), AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+        raise UserError(f"the GGUF file {path} cannot be read ({str(error).splitlines()[0]})") from error
 
 
 def _from_hub(spec: ModelConfig, name: str, role: str) -> Source:

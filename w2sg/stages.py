@@ -23,7 +23,7 @@ from w2sg.data.loading import Examples, StageData
 from w2sg.devices import Devices
 from w2sg.errors import UserError
 from w2sg.modules import ReadingModule, SoftLabelModule
-from w2sg.store import SCRATCH, Store, read_json, write_json
+from w2sg.store import REFERENCE, SCRATCH, Store, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -253,8 +253,11 @@ class Stages:
         why = ""
         if near is not None:
             other, differences = near
+            # what hangs on another stage differs with it, and that one has said why
+            differences = [d for d in differences if not all(REFERENCE.fullmatch(str(value)) for value in d[1:])]
             shown = ", ".join(f"{k}: {theirs} -> {ours}" for k, theirs, ours in differences[:3])
-            why = f" ({other} differs in {shown}{', ...' if len(differences) > 3 else ''})"
+            if shown:
+                why = f" ({other} differs in {shown}{', ...' if len(differences) > 3 else ''})"
         log.info("%s: working on %s%s", name, path.name, why)
 
 
