@@ -256,7 +256,8 @@ class LanguageScorer(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write an ordinary ``save_pretrained`` folder (an adapter folder for LoRA)."""
-        self.model.save_pretrained(folder)
+        with _quiet_loading():
+            self.model.save_pretrained(folder)
 
 
 def _weight(head: nn.Module) -> Tensor:

@@ -224,7 +224,12 @@ def _warnings(config: TrainConfig, content: dict[str, Any]) -> list[str]:
     if config.training.select_on == "gold":
         lines.append("the student was selected on GOLD labels (training.select_on=gold): its accuracy is optimistic")
     if (pgr := content.get("pgr")) and not pgr["resolved"]:
-        lines.append("the gap between weak and ceiling is within noise: no PGR is claimed")
+        worse = pgr["gap_high"] < 0
+        lines.append(
+            "the ceiling is worse than the weak model: nothing is there to recover"
+            if worse
+            else "the gap between weak and ceiling is within noise: no PGR is claimed"
+        )
     student = content["metrics"].get("student")
     if student and student["overconfidence"] > 0.1:
         lines.append(
@@ -263,7 +268,7 @@ def pgr_sentence(pgr: dict[str, Any]) -> str:
     """The performance gap recovered, or that there is no gap to speak of."""
     gap = f"gap {pgr['gap']:+.3f} [{pgr['gap_low']:+.3f}, {pgr['gap_high']:+.3f}]"
     if not pgr["resolved"]:
-        return f"performance gap recovered: gap not resolved ({gap})"
+        return f"performance gap recovered: {'no gap' if pgr['gap_high'] < 0 else 'gap not resolved'} ({gap})"
     return f"performance gap recovered: {pgr['value']:.2f} [{pgr['low']:.2f}, {pgr['high']:.2f}] ({gap})"
 
 
