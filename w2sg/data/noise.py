@@ -21,10 +21,11 @@ def problems(options: dict[str, Any], classes: int) -> list[str]:
     rates = options.get("rates")
     if options["kind"] == "class_conditional" and rates is not None and len(rates) != classes:
         found.append(f"dataset.noise.rates: needs one rate for each of the {classes} classes (got {len(rates)})")
-    if options["kind"] == "shrink" and options["shrink"] < 0 and classes > 2:
+    lowest = -1.0 / (classes - 1)
+    if options["kind"] == "shrink" and options["shrink"] < lowest:
         found.append(
-            f"dataset.noise.shrink: below 0 it turns labels of {classes} classes into something that is no "
-            "distribution; use 0 to 1, or kind=flip"
+            f"dataset.noise.shrink: below {lowest:.3g} a label of {classes} classes is no distribution any more; raise "
+            "it, or use kind=flip"
         )
     return found
 
@@ -91,11 +92,11 @@ def _flip(logits: Tensor, ids: list[str], seed: int) -> Tensor:
 
 
 def _shrink(logits: Tensor, k: float) -> Tensor:
+    if k == 1.0:
+        return logits
     if k == -1.0 and logits.shape[1] == 2:
         return logits.flip(1)
     w = logits.double().softmax(1)
     uniform_part = 1.0 / logits.shape[1]
     # a probability that rounds to 0 becomes a hard label, which whoever trains on it clamps and counts
     return (uniform_part + k * (w - uniform_part)).clamp_min(0.0).log().to(logits.dtype)
-
-

