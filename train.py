@@ -15,7 +15,7 @@ def main(cfg: DictConfig) -> float | None:
     """Check the configuration, run its method, write its report; returns the student's accuracy for sweepers."""
     with readable_errors():
         config = check(cfg)
-        from w2sg.run import run_method  # torch and transformers are loaded only once the configuration holds
+        from w2sg.run import run_method  # nothing is read or fetched before the configuration holds
 
         hydra_config = HydraConfig.get()
         report = run_method(config, hydra_config.runtime.output_dir, list(hydra_config.overrides.task))

@@ -6,16 +6,20 @@ problem of a configuration at once, before anything is downloaded or trained.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.util
 import inspect
 import json
 import pkgutil
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, model_validator
+from pydantic.errors import PydanticUserError
 
 from w2sg.errors import ConfigError, UserError
 
@@ -26,7 +30,17 @@ Fraction = Field(ge=0.0, le=1.0)
 class Strict(BaseModel):
     """Unknown keys are errors; nothing is converted that could hide a typing mistake."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    def rules(self) -> list[str]:
+        """What is wrong between keys that are each in order; one ``"key: what and what to do"`` each."""
+        return []
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if found := self.rules():
+            raise ValueError("\n".join(found))
+        return self
 
 
 class LoraOptions(Strict):
@@ -54,7 +68,7 @@ class ModelConfig(Strict):
     layers: PositiveInt | None
     max_length: PositiveInt
     dtype: Literal["float32", "bfloat16"]
-    attention: str
+    attention: Literal["sdpa", "eager", "flash_attention_2"]
     dropout: float = Fraction
     gradient_checkpointing: bool
     share_prompt: bool
@@ -66,19 +80,21 @@ class ModelConfig(Strict):
     lora: LoraOptions
     bow: BowOptions
 
-    @model_validator(mode="after")
-    def _consistent(self):
+    def rules(self) -> list[str]:
+        found = []
         if self.arch == "bow" and self.train != "full":
-            raise ValueError("train: a bag of words is trained whole; use train=full")
+            found.append("train: a bag of words is trained whole; use train=full")
         if self.head == "mixture" and self.train != "head":
-            raise ValueError("head: the mixture head stands on frozen features; use train=head with it")
+            found.append("head: the mixture head stands on frozen features; use train=head with it")
         if self.layer is not None and self.train != "head":
-            raise ValueError("layer: only a head on frozen features chooses its layer; use train=head, or layers=")
+            found.append("layer: only a head on frozen features chooses its layer; use train=head, or layers=")
         if isinstance(self.layer, int) and self.layers is not None and self.layer > self.layers:
-            raise ValueError(f"layer: {self.layer} lies above the {self.layers} layers that are kept")
+            found.append(f"layer: {self.layer} lies above the {self.layers} layers that are kept; lower it")
         if self.layer == "auto" and not self.candidates:
-            raise ValueError("candidates: layer=auto chooses among these; name at least one layer")
-        return self
+            found.append("candidates: layer=auto chooses among these; name at least one layer, as [8,12]")
+        if self.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+            found.append("attention: flash_attention_2 needs the package flash-attn; install it, or use attention=sdpa")
+        return found
 
 
 class FitOptions(Strict):
@@ -95,11 +111,10 @@ class FitOptions(Strict):
     validation: float = Field(ge=0.0, lt=1.0)
     patience: PositiveInt | None
 
-    @model_validator(mode="after")
-    def _consistent(self):
+    def rules(self) -> list[str]:
         if self.patience is not None and self.validation == 0.0:
-            raise ValueError("patience: stopping early needs held-out rows; set validation above 0")
-        return self
+            return ["patience: stopping early needs held-out rows; set validation above 0"]
+        return []
 
 
 class TrainingConfig(Strict):
@@ -117,6 +132,21 @@ class NoiseConfig(Strict):
     shrink: float = Field(ge=-1.0, le=1.0)
     rates: list[float] | None
 
+    def rules(self) -> list[str]:
+        found = []
+        if self.kind == "none" and self.rate > 0:
+            found.append("rate: a rate without a kind does nothing; set dataset.noise.kind=flip, or another")
+        if self.kind == "class_conditional":
+            if self.rates is None:
+                found.append("rates: class_conditional noise needs one rate per class, as [0.1,0.3]")
+            if self.rate > 0:
+                found.append("rate: not read by class_conditional noise; use dataset.noise.rates alone")
+        elif self.rates is not None:
+            found.append("rates: read only by dataset.noise.kind=class_conditional; use dataset.noise.rate")
+        if any(not 0 <= rate <= 1 for rate in self.rates or []):
+            found.append(f"rates: each lies between 0 and 1 (got {self.rates})")
+        return found
+
 
 class Sizes(Strict):
     ground_truth: PositiveInt | None
@@ -125,7 +155,9 @@ class Sizes(Strict):
 
 
 class DatasetConfig(Strict):
-    model_config = ConfigDict(extra="allow")  # a loader may have options of its own; `check` binds them to it
+    model_config = ConfigDict(
+        extra="allow"
+    )  # added to that of Strict: a loader may have options of its own; `check` binds them to it
 
     name: str
     target: str = Field(alias="_target_")
@@ -140,15 +172,23 @@ class DatasetConfig(Strict):
 
 
 class TrainerConfig(Strict):
-    accelerator: str
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
     devices: int | str
     num_nodes: PositiveInt
-    strategy: str
+    strategy: Literal["auto", "ddp"]
     precision: Literal["32-true", "bf16-mixed"]
     checkpoint_minutes: float = Field(ge=0)
     eval_tokens: PositiveInt | None
     progress_bar: bool
     deterministic: bool
+
+    def rules(self) -> list[str]:
+        devices = self.devices
+        if isinstance(devices, int) and (devices == 0 or devices < -1):
+            return [f"devices: {devices} devices cannot train; use 1 or more, or -1 for all"]
+        if isinstance(devices, str) and not re.fullmatch(r"auto|-1|\d+(,\d+)*", devices):
+            return [f"devices: '{devices}' is neither a number of devices nor -1 for all"]
+        return []
 
 
 class LoggerConfig(Strict):
@@ -177,6 +217,21 @@ class TrainConfig(Strict):
     store: str
 
 
+class EvaluateConfig(Strict):
+    """What to look at, as composed from conf/evaluate.yaml."""
+
+    store: Literal["list", "why", "prune"]
+    key: str | int | float | None  # the beginning of a hash may read as a number
+    apply: bool
+    out: str
+    root: str
+
+    def rules(self) -> list[str]:
+        if self.store == "why" and self.key is None:
+            return ["key: store=why explains one stage; name it with key=, or see them all with store=list"]
+        return []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Hydra: one folder of models, two roles; folders without timestamps
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,7 +253,8 @@ def register(conf: Path = CONF) -> None:
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
-NOT_IN_NAME = re.compile(r"^\+{0,2}(out|store|logger|trainer|hydra)([.=@/]|$)")
+# The precision is the one setting of a trainer that changes what comes out.
+NOT_IN_NAME = re.compile(r"^[+~]{0,2}(out|store|logger|trainer(?!\.precision)|hydra)([.=@/]|$)")
 
 
 def run_name(overrides: list[str]) -> str:
@@ -209,8 +265,19 @@ def run_name(overrides: list[str]) -> str:
     >>> run_name([])
     'default'
     """
-    kept = sorted(str(o) for o in overrides if not NOT_IN_NAME.match(str(o)))
-    text = ",".join(kept) or "default"
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, kept = OverridesParser.create(), {}
+    for typed in map(str, overrides):
+        text = typed
+        with contextlib.suppress(HydraException):  # one that cannot be parsed, or is a sweep, stays as it was typed
+            override = parser.parse_override(typed)
+            if not override.is_delete():  # as a sweep writes it for its jobs: 5e-6 is 5e-06 there
+                text = f"{override.get_key_element()}={override.get_value_element_as_str()}"
+        if not NOT_IN_NAME.match(text):
+            kept[text.partition("=")[0].lstrip("+")] = text  # typed twice, the last one counts
+    text = ",".join(sorted(kept.values())) or "default"
     readable = re.sub(r"[^\w.,=+-]+", "-", text)
     if readable == text and len(text) <= 120:
         return text
@@ -225,10 +292,6 @@ MISSING_HINTS = {
     "name": " (a hub id, a folder or a .gguf file)",
     "path": " (a hub id, a folder or a .jsonl, .json, .csv or .parquet file)",
 }
-HINTS = {
-    "extra_forbidden": "no such key here",
-    "missing": "needs a value",
-}
 
 
 def check(cfg: Any) -> TrainConfig:
@@ -240,43 +303,86 @@ def check(cfg: Any) -> TrainConfig:
     Raises:
         ConfigError: one line per problem, each with its key and what to do.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    cfg = OmegaConf.create(cfg)
-    missing = OmegaConf.missing_keys(cfg)
-    try:
-        container = OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError([f"{getattr(error, 'full_key', None) or '?'}: {str(error).splitlines()[0]}"]) from error
-    problems = [f"{key}: needs a value{MISSING_HINTS.get(key.rpartition('.')[2], '')}" for key in sorted(missing)]
-    config = None
-    try:
-        config = TrainConfig.model_validate(container)
-    except ValidationError as error:
-        problems += [_explain(e) for e in error.errors()]
+    config, container, problems = _validate(TrainConfig, cfg)
     for key in ("method", "loss", "dataset"):
-        node = container.get(key)
-        if isinstance(node, dict):
+        if isinstance(node := container.get(key), dict):
             problems += target_problems(key, node)
-    if config is not None and not problems:
-        problems += _cross_problems(config)
+    problems += _cross_problems(container)
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def _explain(error: dict[str, Any]) -> str:
-    key = ".".join(str(p) for p in error["loc"] if p not in ("int", "literal['auto']", "constrained-int", "str"))
-    if error["type"] in HINTS:
-        return f"{key}: {HINTS[error['type']]}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":  # our own validators name the key themselves
-        return f"{key}.{message}"
-    return f"{key}: {message[0].lower()}{message[1:]} (got {error['input']!r})"
+def check_evaluate(cfg: Any) -> EvaluateConfig:
+    """The same for evaluate.py."""
+    config, _, problems = _validate(EvaluateConfig, cfg)
+    if problems:
+        raise ConfigError(
+            [p.replace("store: needs a value", "store: say what to do with =list, =why or =prune") for p in problems]
+        )
+    return config
+
+
+def _validate(schema: type[Strict], cfg: Any) -> tuple[Any, dict[str, Any], list[str]]:
+    """The typed configuration (None where it is wrong), its plain values, and what is wrong, one line per key."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    cfg = OmegaConf.create(cfg)
+    try:
+        missing = OmegaConf.missing_keys(cfg)
+        container = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([f"{getattr(error, 'full_key', None) or '?'}: {str(error).splitlines()[0]}"]) from error
+    problems = [f"{key}: needs a value{MISSING_HINTS.get(key.rpartition('.')[2], '')}" for key in sorted(missing)]
+    try:
+        return schema.model_validate(container), container, problems
+    except ValidationError as error:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for e in error.errors():
+            found.setdefault(_key(e, container), []).append(e)
+        for key, errors in found.items():
+            if key not in missing:
+                problems += _explain(key, errors)
+    return None, container, problems
+
+
+def _key(error: dict[str, Any], container: Any) -> str:
+    """The dotted key of an error; its ``loc`` also names the members of unions, which no user typed."""
+    parts, node = [], container
+    for part in error["loc"]:
+        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int)):
+            parts.append(str(part))
+            node = node[part]
+        elif error["type"] == "missing":
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+def _explain(key: str, errors: list[dict[str, Any]]) -> list[str]:
+    """Lines for one key; it has several errors where several types would do."""
+    kind, value = errors[0]["type"], errors[0]["input"]
+    if kind == "extra_forbidden":
+        return [f"{key}: no such key here"]
+    if kind == "missing":
+        return [f"{key}: needs a value"]
+    if kind == "value_error":  # our own rules name the key below this one themselves
+        rules = errors[0]["msg"].removeprefix("Value error, ").split("\n")
+        return [f"{key}.{rule}".removeprefix(".") for rule in rules]
+    if kind == "string_type" and isinstance(value, int | float):
+        return [f"{key}: {value} is not text; where it is meant to be, quote it twice: '{key}=\"{value}\"'"]
+    return [f"{key}: {_messages(errors)} (got {value!r})"]
+
+
+def _messages(errors: list[dict[str, Any]]) -> str:
+    return " or ".join(message[0].lower() + message[1:] for message in (e["msg"] for e in errors))
 
 
 DATASET_KEYS = {"name", "sizes", "split_seed", "strict", "max_chars", "noise"}  # read by the framework, not the loader
+
+
+CALLED_WITH = {"method": 1, "loss": 3, "dataset": 0}  # what we supply: the run; logits, weak logits and progress
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_"}
 
 
 def target_problems(key: str, node: dict[str, Any]) -> list[str]:
@@ -289,60 +395,98 @@ def target_problems(key: str, node: dict[str, Any]) -> list[str]:
     except (ImportError, AttributeError, ValueError) as error:
         return [f"{key}._target_: there is no {target} ({error})"]
     if not callable(function):
-        return [f"{key}._target_: {target} is not callable"]
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return [f"{key}._target_: {target} is not callable; name a function"]
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C
         return []
-    given = {k for k in node if not (k.startswith("_") and k.endswith("_"))}
+    given = {k: v for k, v in node.items() if k not in HYDRA_KEYS}
     if key == "dataset":
-        given -= DATASET_KEYS
-    return [
-        f"{key}.{option}: {target} takes {', '.join(parameters)}" for option in sorted(given) if option not in parameters
-    ]
-
-
-def _cross_problems(config: TrainConfig) -> list[str]:
-    """Rules that span several keys."""
+        given = {k: v for k, v in given.items() if k not in DATASET_KEYS}
+    supplied = [object()] * CALLED_WITH[key]
+    try:
+        first = set(signature.bind_partial(*supplied).arguments)
+    except TypeError as error:
+        return [f"{key}._target_: {target} cannot serve as a {key} ({error}); see those in conf/{key}"]
+    options = {name: p for name, p in signature.parameters.items() if name not in first and p.kind is not p.VAR_KEYWORD}
+    takes = ", ".join(options) or "no options"
     problems = []
+    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        problems += [f"{key}.{k}: {target} takes {takes}; remove it" for k in sorted(given) if k not in options]
+    for name, parameter in options.items():
+        required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
+        if required and name not in given:
+            problems.append(f"{key}.{name}: {target} needs a value; give it with +{key}.{name}=")
+    if key != "dataset":  # its keys are in the schema
+        problems += _type_problems(key, function, {k: v for k, v in given.items() if k in options})
+    return problems
+
+
+def _type_problems(key: str, function: Callable[..., Any], options: dict[str, Any]) -> list[str]:
+    """Options that are not what the function's annotations say; where there are none, nothing is known."""
+    try:
+        hints = get_type_hints(function)
+    except (NameError, TypeError):  # names that only a type checker sees
+        return []
+    problems = []
+    for name, value in options.items():
+        try:
+            TypeAdapter(hints.get(name, Any)).validate_python(value, strict=not isinstance(value, list | dict))
+        except ValidationError as error:
+            problems.append(f"{key}.{name}: {_messages(error.errors())} (got {value!r})")
+        except PydanticUserError:  # an annotation that it does not know
+            continue
+    return problems
+
+
+def _cross_problems(container: dict[str, Any]) -> list[str]:
+    """Rules that span several sections, each looked at where the sections that it reads are in order."""
+    sections: dict[str, Any] = {}
+    for name, field in TrainConfig.model_fields.items():
+        if name in container and inspect.isclass(field.annotation) and issubclass(field.annotation, Strict):
+            with contextlib.suppress(ValidationError):
+                sections[name] = field.annotation.model_validate(container[name])
+    problems = []
+    training, dataset = sections.get("training"), sections.get("dataset")
     for role in ("weak", "strong"):
-        model: ModelConfig = getattr(config, role)
-        options = fit_options(config, model)
-        if model.micro_batch is not None and model.micro_batch > options.batch_size:
-            problems.append(
-                f"{role}.micro_batch: {model.micro_batch} is more than the batch of {options.batch_size} it is a part "
-                f"of; lower it, or raise training.{model.train}.batch_size"
-            )
-    reverse = any(word in config.loss.get("_target_", "") for word in ("reverse", "cace", "symmetric", "jeffreys"))
-    noise = config.dataset.noise
-    if reverse and noise.kind == "hard_flip" and noise.rate > 0 and config.training.hard_label_clamp is None:
+        model = sections.get(role)
+        if training and model and model.micro_batch is not None:
+            batch = getattr(training, model.train).batch_size
+            if model.micro_batch > batch:
+                problems.append(
+                    f"{role}.micro_batch: {model.micro_batch} is more than the batch of {batch} it is a part of; lower "
+                    f"it, or raise training.{model.train}.batch_size"
+                )
+    loss = container.get("loss")
+    target = str(loss.get("_target_", "")) if isinstance(loss, dict) else ""
+    reverse = any(word in target for word in ("reverse", "cace", "symmetric", "jeffreys"))
+    hard = dataset is not None and dataset.noise.kind == "hard_flip" and dataset.noise.rate > 0
+    if reverse and hard and training and training.hard_label_clamp is None and training.label_smoothing == 0:
         problems.append(
             "training.hard_label_clamp: hard labels have infinite reverse losses; set it (0.001 is the paper's gamma)"
         )
-    if noise.kind == "class_conditional" and noise.rates is None:
-        problems.append("dataset.noise.rates: class_conditional noise needs one rate per class, as [0.1,0.3]")
-    if noise.rates is not None and any(not 0 <= r <= 1 for r in noise.rates):
-        problems.append(f"dataset.noise.rates: rates lie between 0 and 1 (got {noise.rates})")
-    if noise.kind != "class_conditional" and noise.rates is not None:
-        problems.append("dataset.noise.rates: read only by noise.kind=class_conditional; use noise.rate")
-    if noise.kind == "none" and noise.rate > 0:
-        problems.append("dataset.noise.rate: a rate without a kind does nothing; set dataset.noise.kind=flip")
-    problems += _device_problems(config.trainer)
+    if "trainer" in sections:
+        problems += _device_problems(sections["trainer"])
     return problems
 
 
 def _device_problems(trainer: TrainerConfig) -> list[str]:
     import torch
 
-    if trainer.accelerator in {"gpu", "cuda"} and not torch.cuda.is_available():
+    accelerator, there = trainer.accelerator, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if accelerator in {"gpu", "cuda"} and not there:
         return ["trainer.accelerator: no CUDA GPU is visible on this machine; use trainer=cpu or trainer=auto"]
-    if trainer.accelerator in {"gpu", "cuda"} and isinstance(trainer.devices, int):
-        there = torch.cuda.device_count()
-        if trainer.devices > there:
-            return [f"trainer.devices: {trainer.devices} GPUs were asked for, {there} are visible"]
-    if trainer.accelerator not in {"auto", "cpu", "gpu", "cuda", "mps", "tpu"}:
-        return [f"trainer.accelerator: '{trainer.accelerator}' is none of auto, cpu, gpu, mps, tpu"]
-    if isinstance(trainer.devices, int) and (trainer.devices == 0 or trainer.devices < -1):
-        return [f"trainer.devices: {trainer.devices} devices cannot train; use 1 or more, or -1 for all"]
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        return ["trainer.accelerator: this machine has no Apple GPU; use trainer=cpu or trainer=auto"]
+    if (
+        accelerator in {"auto", "gpu", "cuda"}
+        and there
+        and isinstance(trainer.devices, int)
+        and trainer.devices > there
+    ):
+        return [
+            f"trainer.devices: {trainer.devices} GPUs were asked for, {there} are visible; lower it, or use -1 for all"
+        ]
     return []
 
 
@@ -371,6 +515,8 @@ def function_identity(node: dict[str, Any]) -> dict[str, Any]:
         try:
             source = inspect.getsource(pkgutil.resolve_name(node["_target_"]))
         except (OSError, TypeError) as error:
-            raise UserError(f"{node['_target_']}: its source cannot be read, so its results cannot be cached") from error
+            raise UserError(
+                f"{node['_target_']}: its source cannot be read, so its results cannot be cached"
+            ) from error
         identity["source"] = hashlib.sha256(source.encode()).hexdigest()[:16]
     return json.loads(json.dumps(identity))
