@@ -114,10 +114,10 @@ BAD = [  # what was typed, the key that is named, words of the remedy
     (["+loss.logits=1"], "loss.logits", "takes no options; remove it"),
     (["+loss._args_=[1]"], "loss._args_", "remove it"),
     (["loss=conf_ce", "loss.alpha=much"], "loss.alpha", "valid number"),
-    (["loss=conf_ce", "loss.threshold=1"], "loss.threshold", "valid string"),
+    (["loss=conf_ce", "loss.threshold=1"], "loss.threshold", "'prior' or 'half'"),
     (["method._target_=w2sg.methods.nothing"], "method._target_", "there is no w2sg.methods.nothing"),
     (["+method.rounds=3"], "method.rounds", "takes ceiling_split; remove it"),
-    (["method.ceiling_split=3"], "method.ceiling_split", "valid string"),
+    (["method.ceiling_split=3"], "method.ceiling_split", "'transfer' or 'ground_truth'"),
     (["+dataset.language=en"], "dataset.language", "takes path, subset, revision; remove it"),
     (["dataset._target_=w2sg.data.sources.nothing"], "dataset._target_", "there is no w2sg.data.sources.nothing"),
     # no value, or one key too many

@@ -58,7 +58,7 @@ def test_batches_of_real_pairs_waste_little():
 
     from w2sg.data.rows import epoch_plan, pack
     from w2sg.data.splits import load_tables
-    from w2sg.models import HashedWords
+    from w2sg.heads import HashedWords
 
     options = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "dataset" / "hh_rlhf.yaml")) | {"path": str(HH)}
     rows = pack(load_tables(options, 0).transfer.texts, HashedWords(30000), 512)

@@ -13,7 +13,7 @@ from w2sg.data.loading import Examples, Features, StageData
 from w2sg.data.rows import pack
 from w2sg.devices import Devices
 from w2sg.errors import TrainingError
-from w2sg.models import BagOfWords, HashedWords, LinearHead
+from w2sg.heads import BagOfWords, HashedWords, LinearHead
 from w2sg.modules import SoftLabelModule, learning_rate_factor, oriented
 from w2sg.stages import FitJob, ReadJob, Stages, load_values
 from w2sg.store import Store, read_json

@@ -105,7 +105,7 @@ class InputMaker:
 
     @staticmethod
     def _candidates(source: Source) -> list[int]:
-        return sorted({min(c, source.depth) for c in source.spec.candidates})
+        return sorted(set(source.spec.candidates))
 
     def _features_stage(self, source: Source, table: Table, layers: list[int]) -> Path:
         spec = source.spec

@@ -83,7 +83,12 @@ class Loggers:
             case "csv":
                 return CSVLogger(self.out, name="csv", version=name)
             case "tensorboard":
-                return TensorBoardLogger(self.out, name="tensorboard", version=name)
+                try:
+                    return TensorBoardLogger(self.out, name="tensorboard", version=name)
+                except ModuleNotFoundError as error:
+                    raise UserError(
+                        "logger: tensorboard is not installed; `pip install 'w2sg[tensorboard]'`, or use logger=csv"
+                    ) from error
             case "wandb" if self.wandb is not None:
                 return StageLogger(self.wandb, name)
         return None

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -163,7 +164,7 @@ def confidence(
     *,
     alpha: float = 0.5,
     warmup: float = 0.2,
-    threshold: str = "prior",
+    threshold: Literal["prior", "half"] = "prior",
 ) -> Tensor:
     """Auxiliary confidence loss: cross entropy with the weak label mixed with the student's own hardened prediction.
 
@@ -210,8 +211,8 @@ def reverse_confidence(
     *,
     alpha: float = 0.5,
     warmup: float = 0.2,
-    threshold: str = "prior",
-    form: str = "A",
+    threshold: Literal["prior", "half"] = "prior",
+    form: Literal["A", "B"] = "A",
 ) -> Tensor:
     """Reverse cross entropy with the auxiliary confidence term, in two readings of an equation that is not public.
 

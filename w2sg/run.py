@@ -21,9 +21,10 @@ from w2sg.data.loading import Examples, Features
 from w2sg.data.table import Table
 from w2sg.devices import Devices
 from w2sg.errors import ConfigError, TrainingError
+from w2sg.heads import LinearHead, MixtureHead, load_head
 from w2sg.inputs import VERSION, InputMaker, content_key
 from w2sg.loggers import Loggers
-from w2sg.models import LinearHead, MixtureHead, Source, find, load_head, load_scorer
+from w2sg.models import Source, find, load_scorer
 from w2sg.modules import oriented
 from w2sg.report import Report, make_report
 from w2sg.stages import FitJob, ReadJob, Stages, load_values

@@ -1,8 +1,8 @@
 """Where rows come from and how one row becomes an example. A dataset is one loader function and its conf file.
 
-A loader takes ``path``, ``subset``, ``revision`` (and options of its own) and returns a `Source`: rows by pool, each
-with the place it came from, and the function that parses a row. Pools named ground_truth, transfer and test are taken as
-splits; a pool named test is kept for testing; all others are split by prompt.
+A loader takes ``path``, ``subset``, ``revision`` (and options of its own) and returns a `Source`: rows by pool,
+each with the place it came from, and the function that parses a row. Pools named ground_truth, transfer and test are
+taken as splits; a pool named test is kept for testing; all others are split by prompt.
 """
 
 from __future__ import annotations

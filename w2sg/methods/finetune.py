@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from w2sg.report import Report
-from w2sg.run import Run
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from w2sg.report import Report
+    from w2sg.run import Run
 
 
-def finetune(run: Run, ceiling_split: str = "transfer") -> Report:
+def finetune(run: Run, ceiling_split: Literal["transfer", "ground_truth"] = "transfer") -> Report:
     """Train weak on truth, label, train strong on the labels, compare with strong on truth.
 
     Burns et al. 2023 (arXiv 2312.09390); with reverse losses, arXiv 2502.11107.
