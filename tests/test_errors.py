@@ -117,7 +117,7 @@ BAD = [  # what was typed, the key that is named, words of the remedy
     (["loss=conf_ce", "loss.threshold=1"], "loss.threshold", "'prior' or 'half'"),
     (["method._target_=w2sg.methods.nothing"], "method._target_", "there is no w2sg.methods.nothing"),
     (["+method.rounds=3"], "method.rounds", "takes ceiling_split; remove it"),
-    (["method.ceiling_split=3"], "method.ceiling_split", "'transfer' or 'ground_truth'"),
+    (["method.ceiling_split=3"], "method.ceiling_split", "'transfer'"),
     (["+dataset.language=en"], "dataset.language", "takes path, subset, revision; remove it"),
     (["dataset._target_=w2sg.data.sources.nothing"], "dataset._target_", "there is no w2sg.data.sources.nothing"),
     # no value, or one key too many

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, model_validator
 from pydantic.errors import PydanticUserError
@@ -424,19 +424,27 @@ def target_problems(key: str, node: dict[str, Any]) -> list[str]:
 
 def _type_problems(key: str, function: Callable[..., Any], options: dict[str, Any]) -> list[str]:
     """Options that are not what the function's annotations say; where there are none, nothing is known."""
-    try:
-        hints = get_type_hints(function)
-    except (NameError, TypeError):  # names that only a type checker sees
-        return []
     problems = []
     for name, value in options.items():
         try:
-            TypeAdapter(hints.get(name, Any)).validate_python(value, strict=not isinstance(value, list | dict))
+            TypeAdapter(_hint(function, name)).validate_python(value, strict=not isinstance(value, list | dict))
         except ValidationError as error:
             problems.append(f"{key}.{name}: {_messages(error.errors())} (got {value!r})")
         except PydanticUserError:  # an annotation that it does not know
             continue
     return problems
+
+
+def _hint(function: Callable[..., Any], parameter: str) -> Any:
+    """A parameter's type, one by one: others may name what only a type checker sees."""
+    found = inspect.signature(function).parameters.get(parameter)
+    annotation = Any if found is None or found.annotation is found.empty else found.annotation
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, getattr(inspect.unwrap(function), "__globals__", {}))
+    except (NameError, AttributeError, TypeError, SyntaxError):
+        return Any
 
 
 def _cross_problems(container: dict[str, Any]) -> list[str]:
