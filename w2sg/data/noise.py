@@ -10,7 +10,6 @@ from torch import Tensor
 from w2sg.data.table import uniform
 
 
-
 def draw(seed: int, example: str) -> float:
     """The uniform number of one example: it is hit where this is below the rate."""
     return uniform(seed, example)
@@ -60,10 +59,11 @@ def apply_noise(
     if kind == "shrink":
         noisy[hit] = _shrink(logits[hit], options["shrink"])
     elif kind != "none":
-        noisy[hit] = _flip(logits[hit], [i for i, h in zip(ids, hit.tolist(), strict=True) if h], seed)
+        other = _other(logits[hit], [i for i, h in zip(ids, hit.tolist(), strict=True) if h], seed)
         if kind == "hard_flip":
-            hard = torch.full_like(noisy[hit], -torch.inf)
-            noisy[hit] = hard.scatter_(1, noisy[hit].argmax(1, keepdim=True), 0.0)
+            noisy[hit] = torch.full_like(logits[hit], -torch.inf).scatter_(1, other[:, None], 0.0)
+        else:
+            noisy[hit] = _swap(logits[hit], other)
     report = {
         "kind": kind,
         "rows_hit": int(hit.sum()),
@@ -78,15 +78,16 @@ def apply_noise(
     return noisy, report
 
 
-def _flip(logits: Tensor, ids: list[str], seed: int) -> Tensor:
+def _other(logits: Tensor, ids: list[str], seed: int) -> Tensor:
+    """[N] a class that is not the label's, drawn by (seed, id)."""
     classes = logits.shape[1]
-    if classes == 2:
-        return logits.flip(1)
-    top = logits.argmax(1)
     steps = [1 + int(uniform(seed, "other", i) * (classes - 1)) for i in ids]
-    other = (top + torch.tensor(steps, dtype=torch.long)) % classes
+    return (logits.argmax(1) + torch.tensor(steps, dtype=torch.long)) % classes
+
+
+def _swap(logits: Tensor, other: Tensor) -> Tensor:
+    top, rows = logits.argmax(1), torch.arange(len(logits))
     flipped = logits.clone()
-    rows = torch.arange(len(logits))
     flipped[rows, top], flipped[rows, other] = logits[rows, other], logits[rows, top]
     return flipped
 
@@ -94,9 +95,8 @@ def _flip(logits: Tensor, ids: list[str], seed: int) -> Tensor:
 def _shrink(logits: Tensor, k: float) -> Tensor:
     if k == -1.0 and logits.shape[1] == 2:
         return logits.flip(1)
+    if k == 1.0:
+        return logits
+    # k w + (1 - k)/C and not 1/C + k (w - 1/C), which loses a small w
     w = logits.double().softmax(1)
-    uniform_part = 1.0 / logits.shape[1]
-    # a probability that rounds to 0 becomes a hard label, which whoever trains on it clamps and counts
-    return (uniform_part + k * (w - uniform_part)).clamp_min(0.0).log().to(logits.dtype)
-
-
+    return (k * w + (1.0 - k) / logits.shape[1]).clamp_min(0.0).log().to(logits.dtype)
