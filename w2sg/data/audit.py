@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def length_only(ground_truth: Table, test: Table) -> dict[str, Any]:
     """Test accuracy of choosing by length, in the direction that is right more often on the ground-truth split.
 
-    Pairs: the longer (or shorter) reply, ties count one half. Classes: the best single threshold on length with the
-    best class on either side.
+    Pairs: the longer (or shorter) reply, ties count one half. Classes: the best of 19 thresholds on
+    length (every 5 %), with the best class on either side.
     """
     if test.kind == "pairs":
         longer = _longer_is_first(ground_truth)

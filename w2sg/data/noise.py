@@ -21,11 +21,10 @@ def problems(options: dict[str, Any], classes: int) -> list[str]:
     rates = options.get("rates")
     if options["kind"] == "class_conditional" and rates is not None and len(rates) != classes:
         found.append(f"dataset.noise.rates: needs one rate for each of the {classes} classes (got {len(rates)})")
-    lowest = -1.0 / (classes - 1)
-    if options["kind"] == "shrink" and options["shrink"] < lowest:
+    if options["kind"] == "shrink" and options["shrink"] < 0 and classes > 2:
         found.append(
-            f"dataset.noise.shrink: below {lowest:.3g} a label of {classes} classes is no distribution any more; raise "
-            "it, or use kind=flip"
+            f"dataset.noise.shrink: below 0 it turns labels of {classes} classes into something that is no "
+            "distribution; use 0 to 1, or kind=flip"
         )
     return found
 
@@ -60,10 +59,11 @@ def apply_noise(
     if kind == "shrink":
         noisy[hit] = _shrink(logits[hit], options["shrink"])
     elif kind != "none":
-        noisy[hit] = _flip(logits[hit], [i for i, h in zip(ids, hit.tolist(), strict=True) if h], seed)
+        other = _other(logits[hit], [i for i, h in zip(ids, hit.tolist(), strict=True) if h], seed)
         if kind == "hard_flip":
-            hard = torch.full_like(noisy[hit], -torch.inf)
-            noisy[hit] = hard.scatter_(1, noisy[hit].argmax(1, keepdim=True), 0.0)
+            noisy[hit] = torch.full_like(logits[hit], -torch.inf).scatter_(1, other[:, None], 0.0)
+        else:
+            noisy[hit] = _swap(logits[hit], other)
     report = {
         "kind": kind,
         "rows_hit": int(hit.sum()),
@@ -78,25 +78,25 @@ def apply_noise(
     return noisy, report
 
 
-def _flip(logits: Tensor, ids: list[str], seed: int) -> Tensor:
+def _other(logits: Tensor, ids: list[str], seed: int) -> Tensor:
+    """[N] a class that is not the label's, drawn by (seed, id)."""
     classes = logits.shape[1]
-    if classes == 2:
-        return logits.flip(1)
-    top = logits.argmax(1)
     steps = [1 + int(uniform(seed, "other", i) * (classes - 1)) for i in ids]
-    other = (top + torch.tensor(steps, dtype=torch.long)) % classes
+    return (logits.argmax(1) + torch.tensor(steps, dtype=torch.long)) % classes
+
+
+def _swap(logits: Tensor, other: Tensor) -> Tensor:
+    top, rows = logits.argmax(1), torch.arange(len(logits))
     flipped = logits.clone()
-    rows = torch.arange(len(logits))
     flipped[rows, top], flipped[rows, other] = logits[rows, other], logits[rows, top]
     return flipped
 
 
 def _shrink(logits: Tensor, k: float) -> Tensor:
-    if k == 1.0:
-        return logits
     if k == -1.0 and logits.shape[1] == 2:
         return logits.flip(1)
+    if k == 1.0:
+        return logits
+    # k w + (1 - k)/C and not 1/C + k (w - 1/C), which loses a small w
     w = logits.double().softmax(1)
-    uniform_part = 1.0 / logits.shape[1]
-    # a probability that rounds to 0 becomes a hard label, which whoever trains on it clamps and counts
-    return (uniform_part + k * (w - uniform_part)).clamp_min(0.0).log().to(logits.dtype)
+    return (k * w + (1.0 - k) / logits.shape[1]).clamp_min(0.0).log().to(logits.dtype)

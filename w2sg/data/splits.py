@@ -19,6 +19,7 @@ from w2sg.errors import UserError
 
 log = logging.getLogger(__name__)
 SPLITS = ("ground_truth", "transfer", "test")
+CONTRADICTED = "duplicate with the opposite label"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Drops:
         self.first.setdefault(reason, f"{where}{f': {detail}' if detail else ''}")
 
     def report(self) -> dict[str, str]:
-        return {reason: f"{n}, first at {self.first[reason]}" for reason, n in self.counts.most_common()}
+        return {reason: f"{n}, first at {self.first[reason]}" for reason, n in self.counts.most_common() if n}
 
 
 def load_tables(options: dict[str, Any], seed: int) -> Tables:
@@ -64,13 +65,15 @@ def load_tables(options: dict[str, Any], seed: int) -> Tables:
     Raises:
         UserError: nothing to read, too few rows, or (``strict``) a bad row; names it and the remedy.
     """
-    pools, kind, classes, notes = _read(json.dumps(options, sort_keys=True))
+    reading = {k: v for k, v in options.items() if k not in {"name", "sizes", "split_seed", "noise"}}
+    pools, kind, classes, notes = _read(json.dumps(reading, sort_keys=True))
     report = dict(notes)
     split_seed, sizes = options["split_seed"], options["sizes"]
     if set(pools) == set(SPLITS):
         chosen = {name: _hashed(pools[name], sizes[name], split_seed) for name in SPLITS}
         for name, rows in chosen.items():  # sizes are a limit here: what the files hold is what there is
-            _enough(name, len(rows), None)
+            if not rows:
+                raise UserError(f"dataset.path: {report['source']} has no usable row for {name}: {report['dropped']}")
         report["split"] = "as the files come"
     else:
         chosen = _split(pools, sizes, split_seed, report)
@@ -83,30 +86,29 @@ def load_tables(options: dict[str, Any], seed: int) -> Tables:
 def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[str, Any]]:
     """All good rows of a dataset by pool; kept in memory, since the runs of a sweep read the same ones."""
     options = json.loads(options_json)
-    own = {"name", "sizes", "split_seed", "strict", "max_chars", "noise"}
-    source: Source = build({k: v for k, v in options.items() if k not in own})()
+    source: Source = build({k: v for k, v in options.items() if k not in {"strict", "max_chars"}})()
     drops = Drops(options["strict"])
     pools: dict[str, list[Example]] = {}
     seen_rows = 0
     for pool, rows in source.pools.items():
         kept: dict[str, Example] = {}
-        contested: set[str] = set()
+        contradicted: set[str] = set()
         for where, row in rows:
             seen_rows += 1
             example = _parse(source, where, row, options["max_chars"], drops)
             if example is None:
                 continue
             earlier = kept.get(example.id)
-            if example.id in contested or (earlier is not None and earlier.answer != example.answer):
-                drops.add("given with both labels", where)
-                if kept.pop(example.id, None) is not None:  # the earlier one is no more to be trusted
-                    drops.add("given with both labels", where)
-                contested.add(example.id)
-            elif earlier is not None:
+            if earlier is None:
+                kept[example.id] = example
+            elif earlier.answer == example.answer and example.id not in contradicted:
                 drops.add("duplicate", where)
             else:
-                kept[example.id] = example
-        pools[pool] = list(kept.values())
+                drops.add(CONTRADICTED, where)
+                contradicted.add(example.id)
+        # neither of two opposite rows is the right one: keeping the first would let the order of the file decide
+        drops.counts[CONTRADICTED] += len(contradicted)
+        pools[pool] = [example for example in kept.values() if example.id not in contradicted]
     malformed = drops.counts["malformed"]
     if seen_rows == 0:
         raise UserError(f"dataset.path: {source.origin} holds no rows")
@@ -125,12 +127,12 @@ def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[s
     kind = kinds.pop()
     classes = 2
     if kind == "classes":
-        found = sorted({example.answer for rows in pools.values() for example in rows})
-        classes = len(found)
-        if classes < 2 or found != list(range(classes)):
+        present = sorted({example.answer for rows in pools.values() for example in rows})
+        classes = max(2, 1 + present[-1])
+        if classes > max(2, len(present)):
             raise UserError(
-                f"dataset.path: the labels of {source.origin} are {found}; classes are numbered from 0 without a gap, "
-                "and there are at least two"
+                f"dataset.path: the labels are {', '.join(map(str, present[:10]))}{', ...' * (len(present) > 10)} in "
+                f"{source.origin}, which leaves classes without a row; number the classes from 0 without gaps"
             )
     return pools, kind, classes, {"source": source.origin, "rows_read": seen_rows, "dropped": drops.report()}
 
@@ -140,8 +142,8 @@ def _parse(source: Source, where: str, row: Any, max_chars: int | None, drops: D
         if isinstance(row, Exception):
             raise row
         example = source.parse(row)
-        for text in example.texts:
-            text.encode()  # JSON can spell half a character, which no tokenizer takes
+        if not _is_unicode(example.group, *example.texts):
+            raise ValueError("the text is not valid UTF-8 (a lone surrogate)")
     except (ValueError, KeyError, TypeError) as error:
         detail = f"no column {error}" if isinstance(error, KeyError) else str(error)
         drops.add("malformed", where, detail)
@@ -159,6 +161,15 @@ def _parse(source: Source, where: str, row: Any, max_chars: int | None, drops: D
     return example
 
 
+def _is_unicode(*texts: str) -> bool:
+    """Whether texts can be written down; a JSON escape may name half a character, which no tokenizer takes."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _rank(example: Example, split_seed: int) -> tuple[float, str]:
     return uniform("row", split_seed, example.id), example.id
 
@@ -168,11 +179,14 @@ def _hashed(rows: list[Example], size: int | None, split_seed: int) -> list[Exam
     return sorted(rows, key=lambda e: _rank(e, split_seed))[:size]
 
 
-def _enough(name: str, there: int, asked: int | None) -> None:
-    if there == 0 or (asked is not None and there < asked):
+def _enough(name: str, there: int, asked: int | None, why: str = "") -> None:
+    if asked is not None and there < asked:
         raise UserError(
-            f"dataset.sizes.{name}: {asked} rows were asked for, {there} are there; lower it (null takes all there are)"
+            f"dataset.sizes.{name}: {asked} rows were asked for, {there} are there{why}; lower it, or the sizes of the "
+            "other splits (null takes all there are)"
         )
+    if there == 0:
+        raise UserError(f"dataset.sizes.{name}: no row is left for it{why}; lower the sizes of the other splits")
 
 
 def _split(
@@ -188,9 +202,9 @@ def _split(
     rows = [example for pool in pools.values() for example in pool]
     rows = list({example.id: example for example in rows}.values())
     if "test" in chosen:
-        held = {example.group for example in chosen["test"]}
+        held = {key for example in chosen["test"] for key in _keys(example)}
         before = len(rows)
-        rows = [example for example in rows if example.group not in held]
+        rows = [example for example in rows if held.isdisjoint(_keys(example))]
         report["training rows dropped because their prompt is in test"] = before - len(rows)
     groups = _groups(rows)
     order = sorted(groups, key=lambda group: (uniform("prompt", split_seed, group), group))
@@ -202,11 +216,11 @@ def _split(
             f"dataset.sizes: {', '.join(f'{k} {v}' for k, v in asked.items())} were asked for, but there are "
             f"{len(rows)} rows to split; lower them"
         )
-    for name in unlimited:  # what is left is shared out evenly
-        asked[name] = (len(rows) - fixed) // len(unlimited)
-    # test first: its rows stay the same when the sizes of the others change
+    why = f" ({len(rows)} rows of {len(order)} prompts, and all rows of a prompt go to one split)"
+    # test first: where its size is given, its rows stay the same when the sizes of the others change
+    first = sorted(wanted, key=lambda n: (n != "test", n))
     filling = iter(order)
-    for name in sorted(wanted, key=lambda n: (n != "test", n)):
+    for name in [n for n in first if n not in unlimited]:
         taken: list[Example] = []
         while len(taken) < asked[name]:
             group = next(filling, None)
@@ -214,8 +228,19 @@ def _split(
                 break
             taken += sorted(groups[group], key=lambda e: e.id)
         chosen[name] = taken[: asked[name]]  # a prompt cut short here is not used again
-        _enough(name, len(chosen[name]), asked[name])
+        _enough(name, len(chosen[name]), asked[name], why)
+    chosen.update({name: [] for name in unlimited})
+    for group in filling if unlimited else ():  # what is left is shared out, prompt by prompt, to the smallest
+        name = min((n for n in first if n in unlimited), key=lambda n: len(chosen[n]))
+        chosen[name] += sorted(groups[group], key=lambda e: e.id)
+    for name in unlimited:
+        _enough(name, len(chosen[name]), None, why)
     return chosen
+
+
+def _keys(example: Example) -> tuple[str, ...]:
+    """What no two splits may share: the prompt, or the texts of a pair that has none."""
+    return (example.group,) if example.prompt or example.kind == "classes" else example.texts
 
 
 def _groups(rows: list[Example]) -> dict[str, list[Example]]:
@@ -227,13 +252,14 @@ def _groups(rows: list[Example]) -> dict[str, list[Example]]:
             parent[key] = key = parent[parent[key]]
         return key
 
-    keys = [(e.group,) if e.prompt or e.kind == "classes" else e.texts for e in rows]
-    for first, *others in keys:
+    for example in rows:
+        first, *others = _keys(example)
         for other in others:
-            parent[max(root(first), root(other))] = min(root(first), root(other))  # the same whatever the order
+            ends = root(first), root(other)
+            parent[max(ends)] = min(ends)  # the smallest key names the group, whatever the order of rows
     groups: dict[str, list[Example]] = {}
-    for example, (first, *_) in zip(rows, keys, strict=True):
-        groups.setdefault(root(first), []).append(example)
+    for example in rows:
+        groups.setdefault(root(_keys(example)[0]), []).append(example)
     return groups
 
 
@@ -245,5 +271,5 @@ def _table(name: str, rows: Iterable[Example], kind: str, classes: int, seed: in
     else:
         first = np.array([int(uniform("first", seed, e.id) < 0.5) for e in rows], np.int64)
         labels = np.array([int(e.answer != f) for e, f in zip(rows, first, strict=True)], np.int64)
-    ids, prompts, texts = [e.id for e in rows], [e.prompt for e in rows], [e.texts for e in rows]
-    return Table(name, kind, classes, ids, prompts, texts, first, labels)
+    prompts = [e.group if kind == "classes" else e.prompt for e in rows]
+    return Table(name, kind, classes, [e.id for e in rows], prompts, [e.texts for e in rows], first, labels)

@@ -34,7 +34,8 @@ class Table:
         kind: ``pairs`` (choose between two texts) or ``classes``.
         classes: C, 2 for pairs.
         ids: [N] content hashes.
-        prompts: [N] what the texts answer; splits are disjoint by it.
+        prompts: [N] what the texts answer (the passage or question of a class, or its text; "" for pairs without a
+            prompt); splits are disjoint by it.
         texts: [N] whole texts that a model reads: two for a pair, in an order that says nothing of the label.
         first: [N] which of a pair's texts is the "first" reply; zeros for classes.
         labels: [N] gold class; for pairs 0 where the first reply is preferred.
