@@ -209,9 +209,17 @@ class SoftLabelModule(L.LightningModule):
         mean = loss
         if self.trainer.world_size > 1:
             mean = self.all_gather(loss).mean()
-        point = {"loss": float(mean), "grad_norm": float(norm), "lr": rate}
-        self.curve.append({"step": step, **point})
-        self.log_dict(point, prog_bar=True, rank_zero_only=True)
+        self._point({"loss": float(mean), "grad_norm": float(norm), "lr": rate})
+        self.log("loss", float(mean), prog_bar=True, logger=False)
+
+    def _point(self, values: dict[str, float]) -> None:
+        """One point of the curve: for the report, the progress bar and the logger.
+
+        The logger is told directly: Lightning would repeat the last values at every step in between.
+        """
+        self.curve.append({"step": self.global_step, **values})
+        if self.logger is not None:
+            self.logger.log_metrics(values, step=self.global_step)
 
     # -- held-out rows: early stopping and model selection ------------------------------------------------------------
 
@@ -233,9 +241,8 @@ class SoftLabelModule(L.LightningModule):
         self._held_out.clear()
         loss = cross_entropy if self.select_on_gold else self.loss
         held_out = loss(logits[weight > 0], targets[weight > 0], 1.0).mean()
-        self.log("held_out_loss", held_out, prog_bar=True)
-        if not self.trainer.sanity_checking:
-            self.curve.append({"step": self.global_step, "held_out_loss": float(held_out)})
+        self.log("held_out_loss", held_out, prog_bar=True, logger=False)  # for early stopping and selection
+        self._point({"held_out_loss": float(held_out)})
 
     # -- checkpoints inside a stage -----------------------------------------------------------------------------------
 
