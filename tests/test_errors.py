@@ -115,6 +115,7 @@ BAD = [  # what was typed, the key that is named, words of the remedy
     (["+loss._args_=[1]"], "loss._args_", "remove it"),
     (["loss=conf_ce", "loss.alpha=much"], "loss.alpha", "valid number"),
     (["loss=conf_ce", "loss.threshold=1"], "loss.threshold", "'prior' or 'half'"),
+    (["training.select_on=gold"], "training.select_on", "training.head.validation above 0"),
     (["method._target_=w2sg.methods.nothing"], "method._target_", "there is no w2sg.methods.nothing"),
     (["+method.rounds=3"], "method.rounds", "takes ceiling_split; remove it"),
     (["method.ceiling_split=3"], "method.ceiling_split", "'transfer'"),

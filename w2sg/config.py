@@ -473,6 +473,12 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
         problems.append(
             "training.hard_label_clamp: hard labels have infinite reverse losses; set it (0.001 is the paper's gamma)"
         )
+    strong = sections.get("strong")
+    if training and strong and training.select_on == "gold" and getattr(training, strong.train).validation == 0:
+        problems.append(
+            "training.select_on: there is nothing to select by while no rows are held out; set "
+            f"training.{strong.train}.validation above 0, or select_on=weak"
+        )
     if "trainer" in sections:
         problems += _device_problems(sections["trainer"])
     return problems
