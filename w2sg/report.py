@@ -372,7 +372,7 @@ def _facts(facts: dict[str, Any]) -> str:
             continue
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         if isinstance(value, dict):
-            text = ", ".join(f"{k}: {v}" for k, v in value.items())
+            text = ", ".join(f"{k}: {v:.4g}" if isinstance(v, float) else f"{k}: {v}" for k, v in value.items())
         rows.append(f"<tr><td>{html.escape(key.replace('_', ' '))}</td><td>{html.escape(text)}</td></tr>")
     return f"<table class=facts>{''.join(rows)}</table>"
 
