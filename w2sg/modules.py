@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from w2sg.config import FitOptions
 from w2sg.data.loading import Batch
 from w2sg.errors import TrainingError
-from w2sg.losses import cross_entropy, needs_whole_batch
+from w2sg.losses import cross_entropy, hard_logits, needs_whole_batch
 
 
 def oriented(scores: Tensor, first: Tensor) -> Tensor:
@@ -227,8 +227,7 @@ class SoftLabelModule(L.LightningModule):
         logits = oriented(self.scorer(batch.micro[0]), batch.first)
         targets = batch.targets
         if self.select_on_gold:
-            targets = torch.zeros_like(logits).scatter_(1, batch.gold[:, None], torch.inf)
-            targets = torch.where(targets > 0, 0.0, -torch.inf)
+            targets = hard_logits(batch.gold, logits.shape[1])
         gathered = [self.all_gather(x) for x in (logits, targets, batch.weight)]
         if self.trainer.world_size > 1:
             gathered = [x.flatten(0, 1) for x in gathered]
