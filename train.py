@@ -14,10 +14,10 @@ register()
 def main(cfg: DictConfig) -> float | None:
     """Check the configuration, run its method, write its report; returns the student's accuracy for sweepers."""
     with readable_errors():
-        config = check(cfg)
+        hydra_config = HydraConfig.get()
+        config = check(cfg, hydra_config.runtime.choices)
         from w2sg.run import run_method  # nothing is read or fetched before the configuration holds
 
-        hydra_config = HydraConfig.get()
         report = run_method(config, hydra_config.runtime.output_dir, list(hydra_config.overrides.task))
         return report.content["metrics"].get("student", {}).get("accuracy")
 

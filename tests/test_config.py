@@ -74,12 +74,22 @@ def test_every_logger_composes(name):
 def test_every_trainer_composes(name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg = compose(f"trainer={name}")
-    if name in {"gpu", "ddp"}:
+    if name in {"gpu", "ddp", "fsdp"}:
         with pytest.raises(ConfigError, match=r"trainer\.accelerator: no CUDA GPU"):
             check(cfg)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     check(cfg)
+
+
+def test_a_pair_and_another_model_are_a_contradiction():
+    """In a sweep over pairs, `strong=` would give every pair the same strong model under the pairs' names."""
+    cfg = compose("pair=gpt2_gpt2-large")
+    chosen = {"pair": "gpt2_gpt2-large", "weak": "gpt2", "strong": "gpt2-large"}
+    check(cfg, chosen)
+    check(cfg, {**chosen, "pair": "none", "strong": "hf"})
+    with pytest.raises(ConfigError, match="pair: gpt2_gpt2-large is contradicted by weak=gpt2 strong=gpt2-medium"):
+        check(cfg, {**chosen, "strong": "gpt2-medium"})
 
 
 @pytest.mark.parametrize("name", names("experiment"))

@@ -58,7 +58,7 @@ BAD = [  # what was typed, the key that is named, words of the remedy
     (["training.full.schedule=step"], "training.full.schedule", "'cosine', 'linear' or 'constant'"),
     (["training.select_on=test"], "training.select_on", "'weak' or 'gold'"),
     (["trainer.precision=16"], "trainer.precision", "'32-true' or 'bf16-mixed'"),
-    (["trainer.strategy=deepspeed"], "trainer.strategy", "'auto' or 'ddp'"),
+    (["trainer.strategy=deepspeed"], "trainer.strategy", "'auto', 'ddp' or 'fsdp'"),
     (["trainer.accelerator=abacus"], "trainer.accelerator", "'auto', 'cpu'"),
     (["strong.dtype=float16"], "strong.dtype", "'float32' or 'bfloat16'"),
     (["strong.train=some"], "strong.train", "'full', 'lora' or 'head'"),
@@ -327,7 +327,9 @@ def test_the_guard_of_the_hub_works(no_hub, monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([], ["store: say what to do", "=list, =why or =prune"]),
+        ([], ["runs: say what to do", "store=list, =why or =prune"]),
+        (["runs=OUT", "store=list"], ["runs: one thing at a time"]),
+        (["runs=OUT/nowhere"], ["runs: there is no folder"]),
         (["store=nonsense"], ["store: ", "'list', 'why' or 'prune'", "'nonsense'"]),
         (["store=why"], ["key: ", "store=list"]),
         (["store=why", "key=unknown"], ["No stage of", "'unknown'"]),

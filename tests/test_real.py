@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -44,11 +46,26 @@ def test_a_pretrained_model_learns_from_a_bag_of_words_on_reviews(tmp_path):
 @pytest.mark.slow
 @needs_smollm2
 @needs_pairs
-def test_real_preference_pairs_at_small_scale(tmp_path):
+def test_a_small_sweep_on_real_preference_pairs(tmp_path):
+    """Losses x seeds x noise of docs/results.md, on 60 pairs each: one set of features, one teacher per seed."""
+    from w2sg.collect import collect
+    from w2sg.run import run_method
+
     sizes = "dataset.sizes={ground_truth: 60, transfer: 60, test: 60}"
-    content = run(tmp_path, "dataset=hh_rlhf", f"dataset.path={HH}", sizes, "strong.layer=8", "strong.max_length=128")
-    assert content["data"]["sizes"] == {"ground_truth": 60, "transfer": 60, "test": 60}
-    assert all(0.2 < values["accuracy"] < 0.95 for values in content["metrics"].values())
+    fixed = ["dataset=hh_rlhf", f"dataset.path={HH}", sizes, "strong.layer=8", "strong.max_length=128"]
+    noise = "dataset.noise.kind=flip"
+    for loss, seed, rate in product(("ce", "rkl"), (0, 1), (0.0, 0.4)):
+        job = [f"loss={loss}", f"seed={seed}", noise, f"dataset.noise.rate={rate}", "trainer=cpu", "logger=none"]
+        run_method(check(compose(*fixed, *job, f"out={tmp_path}")), tmp_path / f"{loss}{seed}{rate}", job)
+    found = collect(tmp_path).content
+    assert found["runs"] == 8
+    assert len(found["cells"]) == 4
+    for row in found["cells"]:
+        assert all(0.2 < accuracy["mean"] < 0.95 for accuracy in row["accuracy"].values())
+        assert "zero_shot" in row["accuracy"]
+    trained = Counter(folder.name.rpartition("-")[0] for folder in (tmp_path / "store").iterdir() if folder.is_dir())
+    counts = {name: trained[name] for name in ("weak", "student", "ceiling", "zero-shot-on-test")}
+    assert counts == {"weak": 2, "student": 8, "ceiling": 2, "zero-shot-on-test": 1}
 
 
 @needs_pairs

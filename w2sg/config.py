@@ -13,7 +13,7 @@ import inspect
 import json
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -154,6 +154,11 @@ class Sizes(Strict):
     test: PositiveInt | None
 
 
+class ZeroShotConfig(Strict):
+    question: str
+    answers: list[str] = Field(min_length=2)
+
+
 class DatasetConfig(Strict):
     model_config = ConfigDict(
         extra="allow"
@@ -168,6 +173,7 @@ class DatasetConfig(Strict):
     split_seed: int
     strict: bool
     max_chars: PositiveInt | None
+    zero_shot: ZeroShotConfig | None
     noise: NoiseConfig
 
 
@@ -175,7 +181,7 @@ class TrainerConfig(Strict):
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
     devices: int | str
     num_nodes: PositiveInt
-    strategy: Literal["auto", "ddp"]
+    strategy: Literal["auto", "ddp", "fsdp"]
     precision: Literal["32-true", "bf16-mixed"]
     checkpoint_minutes: float = Field(ge=0)
     eval_tokens: PositiveInt | None
@@ -220,13 +226,20 @@ class TrainConfig(Strict):
 class EvaluateConfig(Strict):
     """What to look at, as composed from conf/evaluate.yaml."""
 
-    store: Literal["list", "why", "prune"]
+    runs: str | None
+    store: Literal["list", "why", "prune"] | None
     key: str | int | float | None  # the beginning of a hash may read as a number
     apply: bool
     out: str
     root: str
 
     def rules(self) -> list[str]:
+        if self.runs is None and self.store is None:
+            return [
+                "runs: say what to do: runs=FOLDER gathers finished runs; store=list, =why or =prune looks at a store"
+            ]
+        if self.runs is not None and self.store is not None:
+            return ["runs: one thing at a time; leave out either runs= or store="]
         if self.store == "why" and self.key is None:
             return ["key: store=why explains one stage; name it with key=, or see them all with store=list"]
         return []
@@ -294,16 +307,23 @@ MISSING_HINTS = {
 }
 
 
-def check(cfg: Any) -> TrainConfig:
+def check(cfg: Any, choices: Mapping[str, str] | None = None) -> TrainConfig:
     """Validate a composed configuration and report everything that is wrong with it at once.
 
     Args:
         cfg: what Hydra composed (a DictConfig), or the same as plain dictionaries.
+        choices: the file chosen in each group, where Hydra chose.
 
     Raises:
         ConfigError: one line per problem, each with its key and what to do.
     """
     config, container, problems = _validate(TrainConfig, cfg)
+    pair, models = (choices or {}).get("pair", "none"), [(choices or {}).get(role) for role in ("weak", "strong")]
+    if pair not in ("none", "_".join(map(str, models))):
+        problems.append(
+            f"pair: {pair} is contradicted by weak={models[0]} strong={models[1]}; choose another pair=, or pair=none "
+            "with both models"
+        )
     for key in ("method", "loss", "dataset"):
         if isinstance(node := container.get(key), dict):
             problems += target_problems(key, node)
@@ -317,9 +337,7 @@ def check_evaluate(cfg: Any) -> EvaluateConfig:
     """The same for evaluate.py."""
     config, _, problems = _validate(EvaluateConfig, cfg)
     if problems:
-        raise ConfigError(
-            [p.replace("store: needs a value", "store: say what to do with =list, =why or =prune") for p in problems]
-        )
+        raise ConfigError(problems)
     return config
 
 
@@ -378,7 +396,8 @@ def _messages(errors: list[dict[str, Any]]) -> str:
     return " or ".join(message[0].lower() + message[1:] for message in (e["msg"] for e in errors))
 
 
-DATASET_KEYS = {"name", "sizes", "split_seed", "strict", "max_chars", "noise"}  # read by the framework, not the loader
+# Read by the framework, not by the loader.
+DATASET_KEYS = {"name", "sizes", "split_seed", "strict", "max_chars", "zero_shot", "noise"}
 
 
 CALLED_WITH = {"method": 1, "loss": 3, "dataset": 0}  # what we supply: the run; logits, weak logits and progress
@@ -481,6 +500,14 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
         )
     if "trainer" in sections:
         problems += _device_problems(sections["trainer"])
+        models = [sections[role] for role in ("weak", "strong") if role in sections]
+        sharded = {m.train for m in models if m.arch == "hf" and m.train != "head"}
+        for mode in sorted(sharded) if training and sections["trainer"].strategy == "fsdp" else ():
+            if getattr(training, mode).optimizer == "adafactor":
+                problems.append(
+                    f"training.{mode}.optimizer: torch's adafactor cannot train weights that are cut over devices; use "
+                    "adamw, or trainer=ddp"
+                )
     return problems
 
 

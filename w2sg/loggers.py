@@ -93,18 +93,24 @@ class Loggers:
                 return StageLogger(self.wandb, name)
         return None
 
-    def summarise(self, report: dict[str, Any], files: list[Path]) -> None:
-        """Put accuracies and PGR into the dashboard's summary and keep the report's files with it."""
+    def summarise(self, report: dict[str, Any], predictions: dict[str, list], files: list[Path]) -> None:
+        """Put accuracies and PGR into the dashboard's summary; log the page and the prediction table."""
         if self.wandb is None:
             return
         import wandb
 
         for model, values in report["metrics"].items():
             self.wandb.summary.update({f"{model}/{k}": v for k, v in values.items() if isinstance(v, float)})
-        self.wandb.summary.update({f"pgr/{k}": v for k, v in report["pgr"].items()})
+        self.wandb.summary.update({f"pgr/{k}": v for k, v in report.get("pgr", {}).items() if v is not None})
+        for split in ("test", "transfer"):
+            for part in ("gain", "misfit", "remainder"):
+                if part in report["diagnostics"].get(split, {}):
+                    self.wandb.summary[f"{split}/{part}"] = report["diagnostics"][split][part]["value"]
+        rows = list(zip(*predictions.values(), strict=True))
+        self.wandb.log({"predictions": wandb.Table(columns=list(predictions), data=[list(row) for row in rows])})
         for file in files:
             if file.suffix == ".html":
-                self.wandb.log({"report": wandb.Html(file.read_text(), inject=False)})
+                self.wandb.log({"report": wandb.Html(file.read_text(encoding="utf-8"), inject=False)})
             self.wandb.save(str(file), base_path=str(file.parent), policy="now")
 
     def finish(self, failed: bool) -> None:

@@ -1,4 +1,4 @@
-"""Measures of label logits against gold classes, and the performance gap recovered, with bootstrap intervals.
+"""Measures of label logits against gold classes, with bootstrap intervals.
 
 Shapes: N examples, C classes (2 for pairs, the first reply in front), R bootstrap samples.
 """
@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RESAMPLES = 2000
+from w2sg.statistics import Bootstrap, interval
+
+BINS = 15  # of confidence, for the calibration error, reliability curves and histograms
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -45,7 +47,7 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
         "auroc": _auroc(logits, labels),
         "nll": float(-log_p.gather(1, labels[:, None]).mean()),
         "brier": float(squared.mean()),
-        "ece": float(multiclass_calibration_error(p, labels, num_classes=classes, n_bins=15, norm="l1")),
+        "ece": float(multiclass_calibration_error(p, labels, num_classes=classes, n_bins=BINS, norm="l1")),
         "overconfidence": float(confidence.mean() - hit.mean()),
     }
 
@@ -70,50 +72,81 @@ def _ranks(score: Tensor) -> Tensor:
     return (place.double() + 1.0) / (place.max().double() + 1.0)
 
 
-def bootstrap_weights(n: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """[R, N] how often each example is drawn in each bootstrap sample, divided by N: ``weights @ x`` are the means."""
-    random = np.random.default_rng(seed)
-    return random.multinomial(n, np.full(n, 1.0 / n), size=resamples).astype(np.float32) / n
+def confidence(logits: Tensor) -> Tensor:
+    """[N] probability of the class that is chosen."""
+    return F.softmax(logits.double(), -1).amax(-1)
 
 
-def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of bootstrap samples."""
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def performance_gap_recovered(
-    weak: Tensor, student: Tensor, ceiling: Tensor, weights: np.ndarray | None = None
-) -> dict[str, float | bool | None]:
-    """PGR = (student - weak) / (ceiling - weak) on accuracy (Burns et al. 2023), with a paired bootstrap interval.
-
-    Args:
-        weak, student, ceiling: [N] whether each was right, on the same examples.
-        weights: from `bootstrap_weights`.
-
-    Returns:
-        ``value`` (None where the ceiling is no better than the weak model), the 95 % interval ``low``, ``high``,
-        ``resolved``: whether the 95 % interval of the gap itself lies above 0, and ``gap`` with its interval. Where
-        the gap is not resolved, low and high are None: a ratio over noise has no interval worth printing.
-    """
-    hits = torch.stack([weak, student, ceiling]).double().numpy()
-    means = hits.mean(1)
-    weights = bootstrap_weights(hits.shape[1]) if weights is None else weights
-    w, s, c = (weights @ hits.T.astype(np.float32)).T
-    gap = means[2] - means[0]
-    gap_low, gap_high = interval(c - w)
-    resolved = gap_low > 0
-    low = high = None
-    if resolved:
-        # the few samples without a gap say nothing about the ratio's size: they widen it without limit, on their side
-        ratio = np.where(c > w, (s - w) / np.where(c > w, c - w, 1.0), np.where(s > w, np.inf, -np.inf))
-        low, high = (x if np.isfinite(x) else None for x in interval(ratio))
-    return {
-        "value": float((means[1] - means[0]) / gap) if gap > 0 else None,
-        "low": low,
-        "high": high,
-        "resolved": bool(resolved),
-        "gap": float(gap),
-        "gap_low": gap_low,
-        "gap_high": gap_high,
+def intervals(logits: Tensor, labels: Tensor, bootstrap: Bootstrap) -> dict[str, list[float] | None]:
+    """The 95 % bootstrap interval, over test rows, of every number of `measure`."""
+    logits = logits.double()
+    log_p = F.log_softmax(logits, -1)
+    p = log_p.exp()
+    truth = F.one_hot(labels, logits.shape[-1])
+    hit, sure = correct(logits, labels).double(), p.amax(-1)
+    columns = {
+        "accuracy": hit,
+        "nll": -log_p.gather(1, labels[:, None])[:, 0],
+        "brier": (p - truth).square().sum(-1) / (2.0 if logits.shape[-1] == 2 else 1.0),
+        "overconfidence": sure - hit,
     }
+    bins = torch.zeros(len(hit), BINS, dtype=torch.float64)
+    bins[torch.arange(len(hit)), bin_of(sure)] = sure - hit
+    samples = bootstrap.means(torch.cat([torch.stack(list(columns.values()), 1), bins], 1).numpy())
+    found = dict(zip(columns, samples.T, strict=False)) | {"ece": np.abs(samples[:, len(columns) :]).sum(1)}
+    out: dict[str, list[float] | None] = {name: list(interval(values)) for name, values in found.items()}
+    score, positive = _one_against_rest(logits, labels)
+    out["auroc"] = None
+    if (positive.any(0) & ~positive.all(0)).all():
+        areas = [weighted_auroc(score[:, k].numpy(), positive[:, k].numpy(), bootstrap) for k in range(score.shape[1])]
+        out["auroc"] = list(interval(np.mean(areas, 0)))
+    return out
+
+
+def bin_of(sure: Tensor) -> Tensor:
+    """[N] the bin of each confidence: (0, 1/15], (1/15, 2/15], ..., as torchmetrics cuts them."""
+    bounds = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
+    return (torch.bucketize(sure.double(), bounds) - 1).clamp(0, BINS - 1)
+
+
+def reliability(logits: Tensor, labels: Tensor) -> list[dict[str, float | int]]:
+    """Per bin of confidence that holds a row: its bounds, rows, mean confidence and accuracy."""
+    sure, hit = confidence(logits), correct(logits, labels).double()
+    place = bin_of(sure)
+    return [
+        {
+            "low": k / BINS,
+            "high": (k + 1) / BINS,
+            "rows": int((place == k).sum()),
+            "confidence": float(sure[place == k].mean()),
+            "accuracy": float(hit[place == k].mean()),
+        }
+        for k in place.unique().tolist()
+    ]
+
+
+def _one_against_rest(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores [N, M] and whether each is of its class [N, M]: one column for two classes, else one per class."""
+    if logits.shape[-1] == 2:
+        return (logits[:, :1] - logits[:, 1:]), (labels == 0)[:, None]
+    return F.log_softmax(logits, -1), F.one_hot(labels, logits.shape[-1]).bool()
+
+
+def weighted_auroc(score: np.ndarray, positive: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
+    """[R] areas under the ROC curve of resampled rows, ties counted as one half; nan for a sample without a class.
+
+    The sum over tied groups, in rising order, of ``positives in it * (negatives below + half of those in it)``.
+    """
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
+    kind = positive[order].astype(np.float32)
+
+    def area(weights: np.ndarray) -> np.ndarray:
+        drawn = weights[:, order]
+        above = np.add.reduceat(drawn * kind, starts, axis=1, dtype=np.float64)
+        below = np.add.reduceat(drawn * (1 - kind), starts, axis=1, dtype=np.float64)
+        pairs = above.sum(1) * below.sum(1)
+        won = (above * (below.cumsum(1) - below / 2)).sum(1)
+        return won / np.where(pairs > 0, pairs, np.nan)
+
+    return bootstrap.samples(area)

@@ -68,7 +68,7 @@ class Source:
         from transformers import AutoTokenizer
 
         where = {"gguf_file": self.gguf} if self.gguf else {"revision": self.identity.get("revision")}
-        with _quiet_loading(gguf=self.gguf is not None):
+        with quiet_loading(gguf=self.gguf is not None):
             tokenizer = AutoTokenizer.from_pretrained(
                 self.folder, trust_remote_code=self.spec.trust_remote_code, **where
             )
@@ -128,7 +128,7 @@ def _read_gguf(path: Path, _size: int, _mtime: int) -> tuple[str, PretrainedConf
     from transformers import AutoConfig
 
     try:
-        with _quiet_loading(gguf=True):
+        with quiet_loading(gguf=True):
             return hash_file(path), AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
     except (ValueError, OSError, KeyError, NotImplementedError) as error:
         raise UserError(f"the GGUF file {path} cannot be read ({str(error).splitlines()[0]})") from error
@@ -260,7 +260,7 @@ class LanguageScorer(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write an ordinary ``save_pretrained`` folder (an adapter folder for LoRA)."""
-        with _quiet_loading():
+        with quiet_loading():
             self.model.save_pretrained(folder)
 
 
@@ -295,7 +295,7 @@ def load_language_model(
         "trust_remote_code": spec.trust_remote_code,
     }
     lora = spec.train == "lora"
-    with _quiet_loading(gguf=source.gguf is not None):
+    with quiet_loading(gguf=source.gguf is not None):
         if saved is not None and not lora:
             model = Auto.from_pretrained(saved, **options)
         elif spec.random_init:
@@ -364,7 +364,7 @@ def _set_dropout(config: PretrainedConfig, p: float) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_loading(gguf: bool = False) -> Iterator[None]:
+def quiet_loading(gguf: bool = False) -> Iterator[None]:
     """Keep transformers' loading reports off the terminal: a new head is meant, and cut layers are asked for.
 
     Args:

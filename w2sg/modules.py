@@ -17,10 +17,12 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from w2sg.config import FitOptions
 from w2sg.data.loading import Batch
+from w2sg.devices import shard
 from w2sg.errors import TrainingError
 from w2sg.losses import cross_entropy, hard_logits, needs_whole_batch
 
@@ -92,6 +94,10 @@ class SoftLabelModule(L.LightningModule):
 
     # -- optimizer ----------------------------------------------------------------------------------------------------
 
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard(self.scorer, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> dict[str, Any]:
         options = self.options
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -109,7 +115,7 @@ class SoftLabelModule(L.LightningModule):
         optimizer = self.optimizers()
         progress = self.global_step / max(1, self.total_steps)
         micro = batch.micro
-        sizes = [len(next(iter(m.values()))) for m in micro]
+        sizes = [len(m["features" if "features" in m else "ends"]) for m in micro]  # a text may have a row of its own
         parts = torch.arange(len(batch.ids), device=self.device).split(sizes)
         if len(micro) > 1 and needs_whole_batch(self.loss):
             loss = self._two_passes(batch, parts, progress)
@@ -119,6 +125,8 @@ class SoftLabelModule(L.LightningModule):
         if self.options.clip is not None:
             trained = [p for p in self.parameters() if p.grad is not None]
             torch.nn.utils.clip_grads_with_norm_(trained, self.options.clip, norm)
+        if isinstance(norm, DTensor):  # of all parts together
+            norm = norm.full_tensor()
         self._check_finite(batch, loss)
         optimizer.step()
         optimizer.zero_grad()
@@ -289,6 +297,10 @@ class ReadingModule(L.LightningModule):
         super().__init__()
         self.model = model
         self._read = read
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def predict_step(self, batch: Batch, _index: int) -> dict[str, Any]:
         real = batch.weight > 0

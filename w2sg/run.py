@@ -20,6 +20,7 @@ from w2sg.data import noise, splits
 from w2sg.data.loading import Examples, Features
 from w2sg.data.table import Table
 from w2sg.devices import Devices
+from w2sg.diagnostics import GAMMA
 from w2sg.errors import ConfigError, TrainingError
 from w2sg.heads import LinearHead, MixtureHead, load_head
 from w2sg.inputs import VERSION, InputMaker, content_key
@@ -29,6 +30,7 @@ from w2sg.modules import oriented
 from w2sg.report import Report, make_report
 from w2sg.stages import FitJob, ReadJob, Stages, load_values
 from w2sg.store import Store
+from w2sg.zero_shot import load_zero_shot, questioned, why_not
 
 log = logging.getLogger(__name__)
 NOISE_OPTIONS = {
@@ -281,16 +283,46 @@ class Run:
         """The model's label logits for every row of a table."""
         key = {"version": VERSION, "model": model.folder.name, "data": content_key(table)}
         folder = self.stages.read(f"{model.name}-on-{table.name}", key, lambda: self._read_job(model, table))
+        return self._labels(folder, model.name, table)
+
+    @staticmethod
+    def _labels(folder: Path, name: str, table: Table) -> Labels:
+        """The scores of a finished reading, joined by id, the first reply in front."""
         ids, values = load_values(folder)
         place = {i: row for row, i in enumerate(ids)}
         scores = values[[place[i] for i in table.ids]]
         bad = [i for i, ok in zip(table.ids, torch.isfinite(scores).all(-1).tolist(), strict=True) if not ok]
         if bad:
             raise TrainingError(
-                f"{model.name}: the scores of {len(bad)} examples are not finite, first that of {bad[0]}; train it "
+                f"{name}: the scores of {len(bad)} examples are not finite, first that of {bad[0]}; train it "
                 "with a lower learning rate, clipping, or in float32"
             )
         return Labels(table, oriented(scores, torch.as_tensor(table.first)), {"stage": folder.name})
+
+    def zero_shot(self, source: Source, table: Table) -> Labels | None:
+        """What the untrained model answers to ``dataset.zero_shot``; None where it has none (the notes say why)."""
+        asked = self.config.dataset.zero_shot
+        if reason := why_not(source, table, asked):
+            self.notes["zero_shot"] = f"none: {reason}"
+            return None
+        self.notes["zero_shot"] = f"{asked.question!r}, {' or '.join(map(repr, asked.answers))}"
+        asking, spec = questioned(table, asked.question), source.spec
+        key = {
+            "version": VERSION,
+            "model": {**source.identity, "max_length": spec.max_length, "dtype": spec.dtype},
+            "answers": asked.answers,
+            "question": asked.question,
+            "data": content_key(asking),
+            "precision": self.config.trainer.precision,
+        }
+
+        def make() -> ReadJob:
+            scorer = load_zero_shot(source, self.pairs, asked.answers)
+            inputs = self.inputs.tokens(source, asking, scorer)
+            examples = Examples(inputs, table.ids, torch.zeros(len(table), dtype=torch.long))
+            return ReadJob(scorer, scorer, examples, {"truncated_texts": inputs.truncated})
+
+        return self._labels(self.stages.read(f"zero-shot-on-{table.name}", key, make), "zero-shot", table)
 
     def _read_job(self, model: Model, table: Table) -> ReadJob:
         notes: dict[str, Any] = {}
@@ -306,23 +338,35 @@ class Run:
 
     # -- report -------------------------------------------------------------------------------------------------------
 
-    def report(self, notes: dict[str, Any] | None = None, **predictions: Labels) -> Report:
+    def report(
+        self, notes: dict[str, Any] | None = None, taught: tuple[Labels, Labels] | None = None, **predictions: Labels
+    ) -> Report:
         """Measure predictions on the test split and write the report.
 
         Args:
-            predictions: by name, all on the same table; ``weak``, ``student`` and ``ceiling`` give a PGR.
+            predictions: by name, all on the same table; ``weak``, ``student`` and ``ceiling`` give a PGR. The strong
+                model's zero-shot score joins them where it has one.
+            taught: the labels that the student was trained on, and its own predictions for the same rows.
             notes: facts of the method, for the report.
         """
+        if (untrained := self.zero_shot(self.strong, self.data.test)) is not None:
+            predictions["zero_shot"] = untrained
+        transfer = None
+        if taught is not None:
+            labels, student = taught
+            seen, _ = self._targets(labels, self.loss)
+            transfer = (labels.table, losses.clamp_hard(seen, GAMMA)[0], student.logits)
         report = make_report(
             self.config,
             self.typed,
             self.data,
             {name: labels.logits for name, labels in predictions.items()},
+            transfer,
             self.stages,
             {**self.notes, **(notes or {})},
         )
         if self.devices.main:
-            self.loggers.summarise(report.content, report.write(self.out))
+            self.loggers.summarise(report.content, report.predictions, report.write(self.out))
         self.devices.wait()
         return report
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from w2sg.config import FitOptions
 from w2sg.data.loading import Examples, StageData
-from w2sg.devices import Devices
+from w2sg.devices import Devices, load_weights, unshard
 from w2sg.errors import UserError
+from w2sg.models import LanguageScorer
 from w2sg.modules import ReadingModule, SoftLabelModule
 from w2sg.store import REFERENCE, SCRATCH, Store, read_json, write_json
 
@@ -120,7 +121,11 @@ class Stages:
         steps = -(-len(job.train) // options.batch_size) * options.epochs
         module = SoftLabelModule(job.scorer, job.loss, options, steps, job.select_on_gold, self.curve_every)
         resume, best, callbacks = self._checkpoints(part, job)
+        large = isinstance(job.scorer, LanguageScorer)
+        if self.devices.shards and not large:
+            log.info("%s: too small to be cut over the devices; each holds all of it", name)
         trainer = self.devices.trainer(
+            large,
             max_epochs=options.epochs,
             callbacks=callbacks,
             logger=self.logger(name) or False,
@@ -135,9 +140,11 @@ class Stages:
         module._check_now()
         chosen = None
         if best is not None and best.best_model_path:
-            state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-            module.load_state_dict(state["state_dict"], strict=False)
+            state = torch.load(best.best_model_path, map_location="cpu", mmap=True, weights_only=True)
+            load_weights(module, state["state_dict"])
             chosen = state["epoch"] + 1
+        if self.devices.shards and large:
+            unshard(job.scorer)
         tokens, padded, examples = (self.devices.total(module.counts[k]) for k in ("useful", "padded", "examples"))
         if self.devices.main:
             job.scorer.save(part / "model")
@@ -199,7 +206,8 @@ class Stages:
         if len(todo):
             module = ReadingModule(job.model, job.read)
             writer = _Shards(scratch, self.devices.rank, todo)
-            trainer = self.devices.trainer(callbacks=[writer], logger=False, enable_checkpointing=False)
+            large = isinstance(job.model, LanguageScorer)
+            trainer = self.devices.trainer(large, callbacks=[writer], logger=False, enable_checkpointing=False)
             data = StageData(score=job.examples.take(todo), eval_tokens=self.devices.eval_tokens)
             trainer.predict(module, data, return_predictions=False)
         self.devices.wait()

@@ -14,16 +14,21 @@ if TYPE_CHECKING:
 
 
 def length_only(ground_truth: Table, test: Table) -> dict[str, Any]:
-    """Test accuracy of choosing by length, in the direction that is right more often on the ground-truth split.
+    """Test accuracy of choosing by length, in the direction that is right more often on the ground-truth split."""
+    rule, credit = length_rule(ground_truth, test)
+    return {"rule": rule, "accuracy": float(credit.mean())}
+
+
+def length_rule(ground_truth: Table, test: Table) -> tuple[str, np.ndarray]:
+    """What choosing by length says, and [N] whether it is right on test.
 
     Pairs: the longer (or shorter) reply, ties count one half. Classes: the best of 19 thresholds on
     length (every 5 %), with the best class on either side.
     """
     if test.kind == "pairs":
-        longer = _longer_is_first(ground_truth)
-        rule = "longer" if np.mean(_agrees(longer, ground_truth.labels)) >= 0.5 else "shorter"
-        accuracy = float(np.mean(_agrees(_longer_is_first(test), test.labels)))
-        return {"rule": rule + " is preferred", "accuracy": accuracy if rule == "longer" else 1.0 - accuracy}
+        longer = np.mean(_agrees(_longer_is_first(ground_truth), ground_truth.labels)) >= 0.5
+        credit = _agrees(_longer_is_first(test), test.labels)
+        return f"{'longer' if longer else 'shorter'} is preferred", credit if longer else 1.0 - credit
     lengths = np.array([len(t[0]) for t in ground_truth.texts])
     labels = ground_truth.labels
     best = (-1.0, 0.0, 0, 0)
@@ -35,8 +40,7 @@ def length_only(ground_truth: Table, test: Table) -> dict[str, Any]:
             best = (right, float(threshold), int(sides[0].argmax()), int(sides[1].argmax()))
     _, threshold, below, above = best
     guess = np.where(np.array([len(t[0]) for t in test.texts]) < threshold, below, above)
-    rule = f"class {below} below {threshold:.0f} characters, else {above}"
-    return {"rule": rule, "accuracy": float((guess == test.labels).mean())}
+    return f"class {below} below {threshold:.0f} characters, else {above}", (guess == test.labels).astype(float)
 
 
 def _longer_is_first(table: Table) -> np.ndarray:

@@ -65,7 +65,7 @@ def load_tables(options: dict[str, Any], seed: int) -> Tables:
     Raises:
         UserError: nothing to read, too few rows, or (``strict``) a bad row; names it and the remedy.
     """
-    reading = {k: v for k, v in options.items() if k not in {"name", "sizes", "split_seed", "noise"}}
+    reading = {k: v for k, v in options.items() if k not in {"name", "sizes", "split_seed", "zero_shot", "noise"}}
     pools, kind, classes, notes = _read(json.dumps(reading, sort_keys=True))
     report = dict(notes)
     split_seed, sizes = options["split_seed"], options["sizes"]

@@ -27,5 +27,6 @@ def finetune(run: Run, ceiling_split: Literal["transfer", "ground_truth"] = "tra
         weak=run.predict(weak, data.test),
         student=run.predict(student, data.test),
         ceiling=run.predict(ceiling, data.test),
+        taught=(labels, run.predict(student, data.transfer)),
         notes={"ceiling_split": ceiling_split},
     )

@@ -1,0 +1,369 @@
+"""Many finished runs as one result: settings side by side, means over seeds, and which differences are there."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from w2sg import statistics
+from w2sg.errors import UserError
+from w2sg.store import flatten
+
+# Neither changes what a run finds; seeds are what is averaged over, and losses are what is compared.
+APART = ("seed", "dataset.split_seed", "out", "store", "logger", "trainer", "dataset.path", "dataset.zero_shot")
+ANCHORS = ("method._target_", "dataset.name", "weak.name", "strong.name")
+BASELINES = ("cross_entropy", "forward_kl")
+
+
+@dataclass
+class Finished:
+    """One run that left a report.
+
+    Attributes:
+        folder: where it lies.
+        content: its report.json.
+    """
+
+    folder: Path
+    content: dict[str, Any]
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The configuration, flat, without what does not change a result."""
+        flat = flatten(self.content["config"])
+        kept = {k: v for k, v in flat.items() if not any(k == a or k.startswith(a + ".") for a in APART)}
+        return kept | {"trainer.precision": flat.get("trainer.precision")}
+
+    @property
+    def replicate(self) -> tuple[int, int]:
+        """Seed of the split and of the run: what runs of one setting may differ in."""
+        config = self.content["config"]
+        return config["dataset"]["split_seed"], config["seed"]
+
+    @cached_property
+    def right(self) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+        """Test ids in order, and per model [N] whether it was right on each."""
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(self.folder / "predictions.parquet")
+        ids = np.array(table["id"].to_pylist())
+        order = np.argsort(ids)
+        labels = np.array(table["label"].to_pylist())
+        found = {}
+        for name in table.column_names:
+            if name not in ("id", "label"):
+                logits = np.array(table[name].to_pylist(), np.float64)
+                choice = np.where(logits >= 0, 0, 1) if logits.ndim == 1 else logits.argmax(1)
+                found[name] = (choice == labels)[order]
+        return tuple(ids[order].tolist()), found
+
+
+@dataclass
+class Cell:
+    """Runs of one setting and one loss, by seed.
+
+    Attributes:
+        setting: what sets it apart from the other settings, in words.
+        values: the same as keys and values.
+        loss: the loss in words.
+        runs: (split seed, seed) -> run.
+    """
+
+    setting: str
+    values: dict[str, Any]
+    loss: str
+    runs: dict[tuple[int, int], Finished] = field(default_factory=dict)
+
+    def shared_rows(self) -> bool:
+        """Whether all seeds were tested on the same rows."""
+        return len({run.right[0] for run in self.runs.values()}) == 1
+
+    def hits(self, model: str, replicates: Iterable[tuple[int, int]] | None = None) -> list[np.ndarray]:
+        """Per seed, [N] whether a model was right."""
+        return [self.runs[r].right[1][model] for r in (replicates or self.runs)]
+
+    def accuracy(self, model: str) -> dict[str, float | int | None]:
+        """Mean and standard deviation over seeds; sd is None for one seed."""
+        values = [hits.mean() for hits in self.hits(model)]
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return {"mean": float(np.mean(values)), "sd": sd, "seeds": len(values)}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What many runs say together.
+
+    Attributes:
+        cells: in the order of settings, then losses.
+        content: what summary.json holds.
+        left_out: folders that could not be used, and why.
+    """
+
+    cells: list[Cell]
+    content: dict[str, Any]
+    left_out: list[str]
+
+
+def collect(root: Path) -> Collection:
+    """Gather every finished run below a folder.
+
+    Raises:
+        UserError: no folder, or no finished run in it.
+    """
+    if not root.is_dir():
+        raise UserError(f"runs: there is no folder {root}; name the one that runs were written to, as runs=outputs")
+    runs, left_out = _read(root)
+    if not runs:
+        more = "".join(f"\n  {line}" for line in left_out)
+        raise UserError(f"runs: no finished run below {root}; a finished run leaves a report.json{more}")
+    cells, repeated = _cells(runs)
+    if repeated:
+        left_out.append(f"{repeated} older runs of the same configuration")
+    rows = [_row(cell) for cell in cells]
+    shared = {k: v for k, v in _common(runs[0]).items() if k not in cells[0].values}
+    comparisons = _comparisons(cells)
+    teachers = _against(cells, "weak")
+    for family in (comparisons, teachers):
+        for entry, p in zip(family, statistics.holm([e["p"] for e in family]), strict=True):
+            entry["p_holm"] = p
+    content = {
+        "common": shared,
+        "runs": sum(len(cell.runs) for cell in cells),
+        "cells": rows,
+        "student_against_teacher": teachers,
+        "between_losses": comparisons,
+        "ahead": _ahead(comparisons),
+        "left_out": left_out,
+        "seconds": _seconds(runs),
+    }
+    return Collection(cells, content, left_out)
+
+
+def _read(root: Path) -> tuple[list[Finished], list[str]]:
+    runs, left_out = [], []
+    for file in sorted(root.rglob("report.json")):
+        where = file.parent.relative_to(root)
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            run = Finished(file.parent, content)
+            if not {"metrics", "config", "diagnostics", "stages"} <= content.keys():
+                left_out.append(f"{where}: its report is of an earlier version; run its command again")
+                continue
+            if not {"weak", "student", "ceiling"} <= run.right[1].keys():
+                left_out.append(f"{where}: it has no weak model, student and ceiling to compare")
+                continue
+            run.settings, run.replicate  # noqa: B018 (a damaged report shows itself here)
+        except Exception as error:  # a file of any content may lie here; the others still count
+            left_out.append(f"{where}: cannot be read ({type(error).__name__}: {error})")
+            continue
+        runs.append(run)
+    return runs, left_out
+
+
+def _cells(runs: list[Finished]) -> tuple[list[Cell], int]:
+    """Group by setting and loss; of two runs with the same seed the newer counts."""
+    varying, loss_options = _varying(runs)
+    cells: dict[tuple[str, str], Cell] = {}
+    repeated = 0
+    newest = sorted(runs, key=lambda run: (run.folder / "report.json").stat().st_mtime)
+    for run in newest:
+        values = {k: run.settings.get(k) for k in varying}
+        setting, loss = _words(values), _loss(run, loss_options)
+        cell = cells.setdefault((json.dumps(values, sort_keys=True, default=str), loss), Cell(setting, values, loss))
+        repeated += run.replicate in cell.runs
+        cell.runs[run.replicate] = run
+    for cell in cells.values():
+        cell.runs = dict(sorted(cell.runs.items()))
+    return sorted(cells.values(), key=_order), repeated
+
+
+def _order(cell: Cell) -> tuple:
+    values = [(0, v, "") if isinstance(v, int | float) else (1, 0, str(v)) for v in cell.values.values()]
+    known = ["cross_entropy", "forward_kl", "reverse_cross_entropy", "reverse_kl", "confidence", "reverse_confidence"]
+    name = cell.loss.split("(")[0]
+    return (values, known.index(name) if name in known else len(known), cell.loss)
+
+
+def _varying(runs: list[Finished]) -> tuple[list[str], list[str]]:
+    """Settings in which runs differ; what belongs to another model or dataset counts only among runs of that one."""
+
+    def differ(group: Sequence[Finished], prefix: str) -> set[str]:
+        keys = {k for run in group for k in run.settings if k.startswith(prefix)}
+        return {k for k in keys if len({json.dumps(run.settings.get(k), default=str) for run in group}) > 1}
+
+    found: set[str] = set()
+    sections = {anchor.split(".")[0]: anchor for anchor in ANCHORS}
+    for section, anchor in sections.items():
+        groups = defaultdict(list)
+        for run in runs:
+            groups[run.settings.get(anchor)].append(run)
+        if len(groups) > 1:
+            found.add(anchor)
+        for group in groups.values():
+            found |= differ(group, section + ".")
+    by_loss = defaultdict(list)
+    for run in runs:
+        by_loss[run.settings["loss._target_"]].append(run)
+    options = sorted({k for group in by_loss.values() for k in differ(group, "loss.")})
+    rest = {k for k in differ(runs, "") if k.split(".")[0] not in {*sections, "loss"}}
+    ordered = [a for a in ("weak.name", "strong.name", "dataset.name", "method._target_") if a in found | rest]
+    return ordered + sorted((found | rest) - set(ordered)), options
+
+
+def _short(value: Any) -> str:
+    return str(value).rstrip("/").rpartition("/")[2]
+
+
+def _common(run: Finished) -> dict[str, str]:
+    """What a run was, for what all runs share."""
+    settings = run.settings
+    return {
+        "weak.name": _short(settings["weak.name"]),
+        "strong.name": _short(settings["strong.name"]),
+        "dataset.name": settings["dataset.name"],
+        "method._target_": settings["method._target_"].rpartition(".")[2],
+    }
+
+
+def _words(values: dict[str, Any]) -> str:
+    """What sets a setting apart: the pair where one of its models varies, then every other setting that does."""
+    parts = []
+    if "weak.name" in values or "strong.name" in values:
+        parts.append(" → ".join(_short(values[k]) for k in ("weak.name", "strong.name") if k in values))
+    for key, value in values.items():
+        if key == "dataset.name":
+            parts.append(str(value))
+        elif key == "method._target_":
+            parts.append(str(value).rpartition(".")[2])
+        elif key not in ("weak.name", "strong.name") and value is not None:
+            name = key.removeprefix("dataset.").removeprefix("training.")
+            parts.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+    return ", ".join(parts) or "all runs"
+
+
+def _loss(run: Finished, options: list[str]) -> str:
+    name = run.settings["loss._target_"].rpartition(".")[2]
+    own = [f"{k.removeprefix('loss.')}={run.settings[k]}" for k in options if k in run.settings]
+    return f"{name}({', '.join(own)})" if own else name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    """A line of the table: means over seeds with their spread, PGR with its interval."""
+    models = set.intersection(*(set(run.right[1]) for run in cell.runs.values()))
+    reports = [run.content for run in cell.runs.values()]
+    row: dict[str, Any] = {
+        "setting": cell.setting,
+        "values": cell.values,
+        "loss": cell.loss,
+        "seeds": [seed for _, seed in cell.runs],
+        "accuracy": {model: cell.accuracy(model) for model in sorted(models)},
+        "length_only": float(np.mean([r["data"]["length_only"]["accuracy"] for r in reports])),
+    }
+    for measure in ("auroc", "nll", "ece", "overconfidence"):
+        values = [r["metrics"]["student"][measure] for r in reports]
+        row[measure] = None if None in values else float(np.mean(values))
+    for part in ("gain", "misfit", "remainder"):
+        row[part] = float(np.mean([r["diagnostics"]["test"][part]["value"] for r in reports]))
+    if len(cell.runs) == 1:
+        row["pgr"] = reports[0]["pgr"] | {"seeds": 1}
+    else:
+        hits = [cell.hits(model) for model in ("weak", "student", "ceiling")]
+        if not cell.shared_rows():
+            hits = [[h.mean() for h in model] for model in hits]
+        row["pgr"] = statistics.gap_recovered_over_seeds(*(np.stack(model) for model in hits))
+        alone = statistics.gap_recovered_over_seeds(
+            *(np.array([h.mean() for h in cell.hits(model)]) for model in ("weak", "student", "ceiling"))
+        )
+        row["pgr_over_seeds_alone"] = alone
+    return row
+
+
+def _difference(a: list[np.ndarray], b: list[np.ndarray], shared: bool) -> dict[str, Any]:
+    """Over seeds and rows where the rows are the same ones; over seeds alone where every seed has rows of its own."""
+    if shared or len(a) == 1:
+        return statistics.paired_difference(np.stack(a), np.stack(b))
+    exact = [statistics.mcnemar(x, y)["p"] for x, y in zip(a, b, strict=True)]
+    means = np.array([x.mean() - y.mean() for x, y in zip(a, b, strict=True)])
+    return statistics.difference_over_seeds(means) | {"mcnemar_p": exact}
+
+
+def _against(cells: list[Cell], other: str) -> list[dict[str, Any]]:
+    """Each student against another model of its own runs."""
+    return [
+        {
+            "setting": cell.setting,
+            "loss": cell.loss,
+            "seeds": len(cell.runs),
+            **_difference(cell.hits("student"), cell.hits(other), cell.shared_rows()),
+        }
+        for cell in cells
+    ]
+
+
+def _comparisons(cells: list[Cell]) -> list[dict[str, Any]]:
+    """Every two losses of a setting, on the seeds that both have; cross entropy and forward KL count once."""
+    found = []
+    by_setting = defaultdict(list)
+    for cell in cells:
+        by_setting[cell.setting].append(cell)
+    for setting, group in by_setting.items():
+        for first, second in combinations(group, 2):
+            common = [r for r in second.runs if r in first.runs]
+            same = common and all(
+                np.array_equal(first.runs[r].right[1]["student"], second.runs[r].right[1]["student"]) for r in common
+            )
+            if not common or any(first.runs[r].right[0] != second.runs[r].right[0] for r in common):
+                continue
+            a, b = second.hits("student", common), first.hits("student", common)
+            shared = len({first.runs[r].right[0] for r in common}) == 1
+            found.append(
+                {
+                    "setting": setting,
+                    "a": second.loss,
+                    "b": first.loss,
+                    "seeds": len(common),
+                    "identical": bool(same),
+                    **_difference(a, b, shared),
+                }
+            )
+    return found
+
+
+def _ahead(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For every two losses that meet in several settings: in how many the first is ahead, with the exact sign test."""
+    from scipy.stats import binomtest
+
+    wins: Counter = Counter()
+    losses: Counter = Counter()
+    for entry in comparisons:
+        pair = entry["a"], entry["b"]
+        wins[pair] += entry["difference"] > 0
+        losses[pair] += entry["difference"] < 0
+    found = []
+    for (a, b), ahead in wins.items():
+        behind = losses[a, b]
+        settings = sum(e["a"] == a and e["b"] == b for e in comparisons)
+        if settings > 1:
+            p = binomtest(ahead, ahead + behind).pvalue if ahead + behind else 1.0
+            found.append({"a": a, "b": b, "settings": settings, "ahead": ahead, "behind": behind, "p": float(p)})
+    return found
+
+
+def _seconds(runs: list[Finished]) -> dict[str, float]:
+    """What the stages of all runs took, each counted once, and what they would have taken without a store."""
+    once = {s["key"]: s["seconds"] for run in runs for s in run.content["stages"]}
+    every = sum(s["seconds"] for run in runs for s in run.content["stages"])
+    return {"computed": sum(once.values()), "without_store": every}

@@ -1,0 +1,75 @@
+"""What a pretrained model says before anybody trained it: the baseline that needs no supervisor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from w2sg.data.table import Table
+from w2sg.errors import UserError
+from w2sg.models import DTYPES, LanguageScorer, Source, quiet_loading
+
+if TYPE_CHECKING:
+    from w2sg.config import ZeroShotConfig
+
+
+def why_not(source: Source, table: Table, asked: ZeroShotConfig | None) -> str | None:
+    """Why a model has no zero-shot score on a table; None where it has one."""
+    if asked is None:
+        return "dataset.zero_shot asks nothing"
+    if source.spec.arch != "hf":
+        return f"{source.spec.name} was never pretrained"
+    if source.spec.random_init:
+        return "its weights are drawn at random"
+    if source.spec.layers is not None:
+        return f"only {source.spec.layers} of its blocks are kept, which cannot answer"
+    if table.kind == "classes" and len(asked.answers) != table.classes:
+        return f"dataset.zero_shot.answers names {len(asked.answers)} answers for {table.classes} classes"
+    return None
+
+
+def questioned(table: Table, question: str) -> Table:
+    """The table with a question after each text; long texts lose their start, never the question."""
+    return replace(table, texts=[tuple(text + question for text in texts) for texts in table.texts])
+
+
+def load_zero_shot(source: Source, pairs: bool, answers: list[str]) -> LanguageScorer:
+    """The untouched language model as a scorer: its own output rows for the answers are the head.
+
+    The score of a pair's text is the logit of the last answer minus that of the first; a class's logit is that of its
+    answer. Of an answer with several tokens the first one counts.
+
+    Raises:
+        UserError: two answers begin with the same token, or the model has no language head.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = source.spec
+    where = {"gguf_file": source.gguf} if source.gguf else {"revision": source.identity.get("revision")}
+    remote = {"trust_remote_code": spec.trust_remote_code}
+    with quiet_loading(gguf=source.gguf is not None):
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, **where, **remote)
+        options: dict[str, Any] = {"dtype": DTYPES[spec.dtype], "attn_implementation": spec.attention}
+        model = AutoModelForCausalLM.from_pretrained(source.folder, **where, **remote, **options)
+    first = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
+    if len(set(first)) < len(first):
+        raise UserError(
+            f"dataset.zero_shot.answers: {answers} begin with the same token for {spec.name}; choose others, or set "
+            "dataset.zero_shot=null"
+        )
+    output = model.get_output_embeddings()
+    if output is None:
+        raise UserError(f"{spec.name} has no language head to ask; set dataset.zero_shot=null")
+    weight, bias = output.weight.detach()[first].float(), getattr(output, "bias", None)
+    bias = torch.zeros(len(first)) if bias is None else bias.detach()[first].float()
+    if pairs:
+        weight, bias = weight[-1:] - weight[:1], bias[-1:] - bias[:1]
+    head = nn.Linear(weight.shape[1], len(weight))
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    model.score = head
+    return LanguageScorer(model, pairs, source.config.num_hidden_layers).eval()
