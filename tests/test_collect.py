@@ -99,6 +99,9 @@ def test_differences_between_losses_are_paired_and_equal_losses_are_called_ident
     assert better["p_holm"] < 0.05
     assert len(better["mcnemar_p"]) == 3
     assert better["wins"] == 3
+    # two settings, and in each one test that is not of equals: reverse KL against cross entropy and its twin
+    assert better["p_holm"] == pytest.approx(min(1.0, 2 * better["p"]))
+    assert pairs["reverse_kl", "forward_kl"]["p_holm"] == better["p_holm"]
     ahead = {(e["a"], e["b"]): e for e in found["ahead"]}
     assert ahead["reverse_kl", "cross_entropy"]["ahead"] == 2
     assert ahead["reverse_kl", "cross_entropy"]["p"] == 0.5

@@ -17,7 +17,7 @@ EVALUATE = [line.partition("evaluate.py")[2] for line in LINES if "evaluate.py" 
 
 def jobs(command: str) -> list[str]:
     """The overrides of a command; of a multirun, its last job's."""
-    words = shlex.split(command)
+    words = [w for w in shlex.split(command) if not w.startswith("hydra")]
     if "-m" not in words:
         return words
     return [
@@ -27,7 +27,7 @@ def jobs(command: str) -> list[str]:
 
 def test_the_readme_has_commands():
     assert len(TRAIN) >= 6
-    assert len(EVALUATE) == 3
+    assert len(EVALUATE) == 5
 
 
 @pytest.mark.parametrize("command", TRAIN)
@@ -72,6 +72,7 @@ def test_every_evaluation_command_of_the_readme_runs(pairs_folder, tiny_gpt2, tm
     run_method(check(compose(*stand_ins)), tmp_path / "run", [])
     for command in EVALUATE:
         words = [w.replace("key=student", "key=weak-on-test") for w in shlex.split(command)]
+        words = [f"runs={tmp_path}" if w.startswith("runs=") else w for w in words]
         assert run_script("evaluate.py", *words, f"out={tmp_path}").stdout.strip()
 
 
@@ -80,3 +81,9 @@ def test_the_table_of_choices_is_complete(group):
     row = next(line for line in README.splitlines() if line.startswith(f"| `{group}`"))
     listed = set(re.findall(r"[a-z_0-9]+", row.split("|")[2].split("(")[0]))
     assert listed == {p.stem for p in (ROOT / "conf" / group).glob("*.yaml")}
+
+
+def test_every_experiment_is_in_the_readme():
+    table = README.partition("## A paper's figure")[2].partition("##")[0]
+    for file in (ROOT / "conf" / "experiment").glob("*.yaml"):
+        assert f"`{file.stem}`" in table

@@ -127,8 +127,8 @@ class FakeRun:
     def log(self, values):
         self.logged.update(values)
 
-    def save(self, file, **kwargs):
-        self.saved.append(file)
+    def log_artifact(self, artifact):
+        self.saved += artifact.manifest.entries
 
     def finish(self, exit_code):
         self.ended = exit_code
@@ -159,7 +159,7 @@ def test_the_dashboard_gets_curves_summary_page_and_table(dashboard, pairs_folde
     assert told.summary["student/accuracy"] == found["metrics"]["student"]["accuracy"]
     assert told.summary["test/gain"] == found["diagnostics"]["test"]["gain"]["value"]
     assert told.ended == 0
-    assert len(told.saved) == 3
+    assert sorted(told.saved) == ["predictions.parquet", "report.html", "report.json"]
 
 
 def test_the_dashboard_of_a_failed_run_is_marked_as_failed(dashboard, pairs_folder, tiny_gpt2, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -131,9 +131,9 @@ def collect(root: Path) -> Collection:
     shared = {k: v for k, v in _common(runs[0]).items() if k not in cells[0].values}
     comparisons = _comparisons(cells)
     teachers = _against(cells, "weak")
-    for family in (comparisons, teachers):
-        for entry, p in zip(family, statistics.holm([e["p"] for e in family]), strict=True):
-            entry["p_holm"] = p
+    twins = {(e["setting"], e["a"]): e["b"] for e in reversed(comparisons) if e["identical"]}
+    _correct(comparisons, lambda e: {twins.get((e["setting"], e[k]), e[k]) for k in ("a", "b")})
+    _correct(teachers, lambda e: {twins.get((e["setting"], e["loss"]), e["loss"])})
     content = {
         "common": shared,
         "runs": sum(len(cell.runs) for cell in cells),
@@ -313,8 +313,16 @@ def _against(cells: list[Cell], other: str) -> list[dict[str, Any]]:
     ]
 
 
+def _correct(family: list[dict[str, Any]], losses: Callable[[dict[str, Any]], set[str]]) -> None:
+    """Add p values corrected for the number of tests (Holm). A loss that predicts what another does counts once."""
+    tests = {(e["setting"], *sorted(losses(e))): e["p"] for e in family if not e.get("identical")}
+    corrected = dict(zip(tests, statistics.holm(list(tests.values())), strict=True))
+    for entry in family:
+        entry["p_holm"] = 1.0 if entry.get("identical") else corrected[entry["setting"], *sorted(losses(entry))]
+
+
 def _comparisons(cells: list[Cell]) -> list[dict[str, Any]]:
-    """Every two losses of a setting, on the seeds that both have; cross entropy and forward KL count once."""
+    """Every two losses of a setting, on the seeds that both have."""
     found = []
     by_setting = defaultdict(list)
     for cell in cells:

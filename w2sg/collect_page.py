@@ -16,6 +16,7 @@ from w2sg.figures import COLOURS, PALETTE, Raw, estimate, new_figure, number, p_
 from w2sg.store import write_json
 
 LEVEL = 0.05
+BASELINES = {"weak": "weak", "ceiling": "ceiling", "zero_shot": "untrained"}
 
 
 def write(collection: Collection, root: Path) -> list[Path]:
@@ -39,22 +40,24 @@ def write(collection: Collection, root: Path) -> list[Path]:
 
 
 def show(collection: Collection, console: Any) -> None:
-    """Print a line per setting and loss, then what is resolved."""
+    """Print a line per setting and loss, with the corrected p of student against teacher; then what is resolved."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as Grid
 
     console.print(f"[bold]{heading(collection.content)}[/]")
+    teachers = {(e["setting"], e["loss"]): e for e in collection.content["student_against_teacher"]}
     for setting in _settings(collection.content):
         rows = [row for row in collection.content["cells"] if row["setting"] == setting]
-        grid = Grid(title=setting, title_justify="left")
-        for column in ("loss", "seeds", "weak", "student", "ceiling", "untrained", "PGR"):
-            grid.add_column(column, justify="left" if column == "loss" else "right", no_wrap=column != "PGR")
+        shared = {m: row["accuracy"][m] for row in rows for m in BASELINES if m in row["accuracy"]}
+        names = [f"{words} {_mean(shared[m])}" for m, words in BASELINES.items() if m in shared]
+        words = f"[bold]{setting}[/]: " + ", ".join(names)
+        grid = Grid(title=words, title_justify="left", title_style="", box=SIMPLE_HEAD)
+        for column in ("loss", "seeds", "student", "PGR", "p"):
+            grid.add_column(column, justify="left" if column == "loss" else "right", no_wrap=True)
         for row in rows:
-            grid.add_row(
-                row["loss"],
-                str(len(row["seeds"])),
-                *(_mean(row["accuracy"].get(m)) for m in ("weak", "student", "ceiling", "zero_shot")),
-                _pgr(row["pgr"]),
-            )
+            p = p_value(teachers[setting, row["loss"]]["p_holm"])
+            student = _mean(row["accuracy"]["student"])
+            grid.add_row(row["loss"].replace("_", " "), str(len(row["seeds"])), student, _pgr(row["pgr"]), p)
         console.print(grid)
     for line in findings(collection.content):
         console.print(f"- {line}")
@@ -81,6 +84,7 @@ def findings(content: dict[str, Any]) -> list[str]:
     if unresolved:
         lines.append(f"the gap itself is not resolved in {len(unresolved)} of {len(content['cells'])} cells: no PGR")
     compared = content["between_losses"]
+    compared = [e for e in compared if not e["identical"]]
     resolved = [e for e in compared if e["p_holm"] < LEVEL]
     if compared:
         lines.append(f"{len(resolved)} of {len(compared)} differences between losses are resolved (corrected p < .05)")
@@ -180,7 +184,7 @@ def summary_page(content: dict[str, Any], root: str) -> str:
         "it is the bootstrap over test rows. Where the gap between ceiling and weak model cannot be told from 0, no "
         "PGR is given. Differences are paired by seed and row: Student's t over both, or the exact McNemar test for "
         "one seed; the exact test of each seed is in summary.json. Corrected p: Holm, over all tests of the table's "
-        "kind on this page.</p>",
+        "kind on this page; losses with identical predictions count once.</p>",
         f"<p>The stages of these runs took {seconds['computed']:,.0f} s once; without the store they would have taken "
         f"{seconds['without_store']:,.0f} s.</p>",
     ]

@@ -244,6 +244,8 @@ def _gather(fabric: Fabric) -> None:
     environment, count = fabric.strategy.cluster_environment, fabric.strategy.num_processes
     if environment.creates_processes_externally:  # torchrun, SLURM
         return
+    if not HydraConfig.initialized():  # a script of the user's own: Lightning repeats it, and its ranks stay in step
+        return
     ranks = (environment.main_address, environment.main_port, environment.node_rank(), 0, fabric.world_size)
     _before.update({name: os.environ.get(name) for name in RANKS})
     os.environ.update({name: str(value) for name, value in zip(RANKS, ranks, strict=True)})
@@ -259,8 +261,6 @@ def _gather(fabric: Fabric) -> None:
 
 def _command() -> tuple[list[str], str]:
     """What runs this job again, and where."""
-    if not HydraConfig.initialized():
-        return [sys.executable, *sys.orig_argv[1:]], os.getcwd()
     hydra = HydraConfig.get()
     script = Path(sys.argv[0]).absolute()
     if script.stem != hydra.job.name:  # a launcher's own program

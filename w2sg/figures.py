@@ -101,11 +101,11 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #1e293b;
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1e293b;
   background: #fff }}
 h1 {{ font-size: 1.4rem }} h2 {{ font-size: 1.1rem; margin-top: 2.2rem }} h3 {{ font-size: 1rem }}
 table {{ border-collapse: collapse; margin: .5rem 0 }} .wide {{ overflow-x: auto }}
-td, th {{ padding: .2rem .7rem; text-align: right; font-size: .85rem; white-space: nowrap }}
+td, th {{ padding: .2rem .55rem; text-align: right; font-size: .83rem; white-space: nowrap }}
 .left td:nth-child(2), .left th:nth-child(2) {{ text-align: left }}
 td:first-child, th:first-child, .facts td {{ text-align: left }} tr {{ border-bottom: 1px solid #e2e8f0 }}
 .facts td {{ vertical-align: top; overflow-wrap: anywhere; white-space: normal }}

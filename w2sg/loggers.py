@@ -108,10 +108,12 @@ class Loggers:
                     self.wandb.summary[f"{split}/{part}"] = report["diagnostics"][split][part]["value"]
         rows = list(zip(*predictions.values(), strict=True))
         self.wandb.log({"predictions": wandb.Table(columns=list(predictions), data=[list(row) for row in rows])})
+        kept = wandb.Artifact(f"report-{self.wandb.id}", type="report")
         for file in files:
             if file.suffix == ".html":
                 self.wandb.log({"report": wandb.Html(file.read_text(encoding="utf-8"), inject=False)})
-            self.wandb.save(str(file), base_path=str(file.parent), policy="now")
+            kept.add_file(str(file))
+        self.wandb.log_artifact(kept)
 
     def finish(self, failed: bool) -> None:
         """Close the dashboards; a failed run is marked as failed."""

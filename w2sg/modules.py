@@ -257,17 +257,21 @@ class SoftLabelModule(L.LightningModule):
         self._check_now()  # never keep weights that a bad step has touched
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         frozen = {name for name, p in self.named_parameters()} - trained
+        counts = torch.tensor(list(self.counts.values()), device=self.device)
+        counts = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         checkpoint["w2sg"] = {
             "curve": self.curve,
-            "counts": self.counts,
+            "counts": dict(zip(self.counts, counts, strict=True)),
             "seconds": self.seconds_so_far,
             "random": _random_state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = checkpoint["w2sg"]
-        self.curve, self.counts, self.seconds = kept["curve"], kept["counts"], kept["seconds"]
+        self.curve, self.seconds = kept["curve"], kept["seconds"]
+        if self.global_rank == 0:  # they are of all devices, which may have been more or fewer
+            self.counts = kept["counts"]
         _set_random_state(kept["random"])
 
     @property

@@ -27,7 +27,7 @@ MEASURES = {
 
 def run_page(content: dict[str, Any], curves: dict[str, list[dict[str, float]]]) -> str:
     """The whole page, from what report.json holds and the loss curves."""
-    import yaml
+    from omegaconf import OmegaConf
 
     found = content["diagnostics"]
     return page(
@@ -60,7 +60,7 @@ def run_page(content: dict[str, Any], curves: dict[str, list[dict[str, float]]])
             "<h2>Versions</h2>",
             facts(content["versions"]),
             "<details><summary>Configuration</summary><pre>"
-            + html.escape(yaml.safe_dump(content["config"], sort_keys=False, allow_unicode=True))
+            + html.escape(OmegaConf.to_yaml(OmegaConf.create(content["config"])))
             + "</pre></details>",
         ],
     )
@@ -102,7 +102,7 @@ def verdict(content: dict[str, Any]) -> str:
     weak = tests["student - weak"]
     how = "better than" if weak["low"] > 0 else "worse than" if weak["high"] < 0 else "not told apart from"
     pgr = content["pgr"]
-    share = f"It recovers {estimate(pgr, 2)} of the gap to the ceiling."
+    share = f"The performance gap recovered is {estimate(pgr, 2)}."
     if not pgr["resolved"]:
         share = "The gap to the ceiling is not resolved, so no share of it is claimed."
     return (

@@ -187,8 +187,9 @@ def _diagnose(
     if transfer is not None:
         table, teacher, own = transfer
         gold = torch.as_tensor(table.labels)
-        found["transfer"] = diagnostics.identity(own, teacher, gold, Bootstrap(len(table)))
-        found["transfer"] |= diagnostics.agreement(own, teacher, gold, Bootstrap(len(table)))
+        resampled = Bootstrap(len(table))
+        found["transfer"] = diagnostics.identity(own, teacher, gold, resampled)
+        found["transfer"] |= diagnostics.agreement(own, teacher, gold, resampled)
         noiseless = config.dataset.noise.kind == "none"  # noise hits the labels of transfer alone
         on = [metrics.correct(x, y).numpy() for x, y in ((teacher, gold), (weak, labels))]
         found["teacher_transfer_minus_test"] = diagnostics.leak(*on) if noiseless else None
