@@ -28,7 +28,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from w2sg import devices
+from w2sg import processes, sharding
 from w2sg.config import CONF, check, register
 from w2sg.errors import ConfigError
 from w2sg.models import find, load_language_model
@@ -224,7 +224,7 @@ def test_each_block_is_cut_by_itself_and_the_saved_model_is_whole(kind, alone, t
     config = check(compose("strong=hf", f"strong.name={folder}"))
     scorer, plain = (load_language_model(find(config.strong, "strong"), True, 2) for _ in range(2))
     plain.load_state_dict(scorer.state_dict())
-    devices.shard(scorer, alone)
+    sharding.shard(scorer, alone)
     assert sum(isinstance(module, FSDPModule) for module in scorer.modules()) == 2 + 2  # blocks; body and head
     assert all(isinstance(p, DTensor) for p in scorer.parameters())
     with torch.no_grad():  # without a backward the body stays gathered
@@ -232,8 +232,8 @@ def test_each_block_is_cut_by_itself_and_the_saved_model_is_whole(kind, alone, t
         batch = {"input_ids": tokens, "position_ids": tokens, "segments": torch.ones(1, 6).long()}
         scores = [m(batch | {"ends": torch.tensor([[5]])}) for m in (scorer, plain)]
     assert torch.equal(*scores)
-    devices.load_weights(scorer, {name: w + 1 for name, w in plain.state_dict().items()})
-    devices.unshard(scorer)
+    sharding.load_weights(scorer, {name: w + 1 for name, w in plain.state_dict().items()})
+    sharding.unshard(scorer)
     for name, weight in plain.state_dict().items():
         assert torch.equal(scorer.state_dict()[name], weight + 1)
     for name, model in (("sharded", scorer), ("plain", plain)):
@@ -279,7 +279,7 @@ def test_the_other_processes_of_a_job_run_that_job_alone(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     monkeypatch.setattr(sys, "argv", ["/somewhere/launcher.py", "-m", "loss=ce,rkl"])
-    command, folder = devices._command()
+    command, folder = processes._command()
     assert folder == str(tmp_path)
     assert command[1:4] == [str(ROOT / "train.py"), "--config-name", "train"]
     assert command[4:8] == ["--config-path", str(CONF), "--config-dir", "/mine"]

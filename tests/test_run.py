@@ -229,7 +229,7 @@ def test_wandb_offline_is_one_run_with_stage_curves_and_a_summary(pairs_folder, 
     runs = list(tmp_path.glob("*/wandb/offline-run-*"))
     assert len(runs) == 1
     log = next(runs[0].glob("*.wandb")).read_bytes()
-    for word in (b"student/loss", b"weak/loss", b"student/step", b"pgr/value", b"student/accuracy"):
+    for word in (b"student/loss", b"weak/loss", b"student/step", b"pgr/gap", b"student/accuracy"):
         assert word in log
 
 
@@ -266,39 +266,6 @@ def test_killed_runs_end_with_the_numbers_of_an_unbroken_one(pairs_folder, tiny_
     reports = [json.loads(next((tmp_path / d).glob("*/report.json")).read_text()) for d in ("whole", "broken")]
     assert reports[0]["metrics"] == reports[1]["metrics"]
     assert reports[0]["pgr"] == reports[1]["pgr"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "more",
-    [
-        ("loss=rkl",),
-        ("loss=conf_ce", "strong.micro_batch=3"),
-        ("strong.train=head", "strong.layer=1", "training.head.epochs=3", "training.head.validation=0.1"),
-    ],
-    ids=["rkl", "confidence in micro-batches", "head"],
-)
-def test_two_processes_learn_and_measure_what_one_does(more, pairs_folder, tiny_gpt2, tmp_path):
-    one = run(pairs_folder, tiny_gpt2, tmp_path / "one", *more)
-    run_script(
-        "train.py",
-        *arguments(pairs_folder, tiny_gpt2, tmp_path / "two", *more, "trainer.devices=2", "trainer.strategy=ddp"),
-    )
-    two = json.loads(next((tmp_path / "two").glob("*/report.json")).read_text())
-    tables = [
-        pq.read_table(p)
-        for p in (
-            tmp_path / "one" / "run" / "predictions.parquet",
-            next((tmp_path / "two").glob("*/predictions.parquet")),
-        )
-    ]
-    assert tables[0]["id"] == tables[1]["id"]
-    for column in ("weak", "student", "ceiling"):
-        a, b = (t[column].to_pylist() for t in tables)
-        assert max(abs(x - y) for x, y in zip(a, b, strict=True)) < 2e-4
-    assert {s["name"]: s["key"] for s in one["stages"]} == {s["name"]: s["key"] for s in two["stages"]}
-    for name in ("weak", "student"):
-        assert stages_of(one)[name]["tokens"] == stages_of(two)[name]["tokens"]
 
 
 @pytest.mark.slow

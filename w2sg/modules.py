@@ -22,9 +22,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from w2sg.config import FitOptions
 from w2sg.data.loading import Batch
-from w2sg.devices import shard
 from w2sg.errors import TrainingError
 from w2sg.losses import cross_entropy, hard_logits, needs_whole_batch
+from w2sg.sharding import shard
 
 
 def oriented(scores: Tensor, first: Tensor) -> Tensor:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from w2sg.config import FitOptions
 from w2sg.data.loading import Examples, StageData
-from w2sg.devices import Devices, load_weights, unshard
+from w2sg.devices import Devices
 from w2sg.errors import UserError
 from w2sg.models import LanguageScorer
 from w2sg.modules import ReadingModule, SoftLabelModule
+from w2sg.sharding import load_weights, unshard
 from w2sg.store import REFERENCE, SCRATCH, Store, read_json, write_json
 
 log = logging.getLogger(__name__)
