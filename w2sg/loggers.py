@@ -40,6 +40,19 @@ class StageLogger(Logger):
         """The run's configuration is logged once, by `Loggers`."""
 
 
+def _names(config: TrainConfig) -> tuple[str, str, str]:
+    """Method, dataset and loss: a run's tags."""
+    functions = (config.method["_target_"], config.loss["_target_"])
+    method, loss = (target.rpartition(".")[2] for target in functions)
+    return method, config.dataset.name, loss
+
+
+def _group(config: TrainConfig) -> str:
+    """What losses and seeds of one comparison share; W&B takes 128 characters."""
+    weak, strong = (role.name.rstrip("/").rpartition("/")[2] for role in (config.weak, config.strong))
+    return f"{config.dataset.name}: {weak} -> {strong}"[:128]
+
+
 class Loggers:
     """Gives every stage its logger, and closes the run's dashboards with what came out.
 
@@ -62,8 +75,8 @@ class Loggers:
                 project=options.project,
                 entity=options.entity,
                 mode=options.mode,
-                group=options.group,
-                tags=options.tags,
+                group=options.group or _group(config),
+                tags=list(dict.fromkeys([*(name[:64] for name in _names(config)), *options.tags])),
                 name=self.out.name,
                 id=hashlib.sha256(str(self.out.resolve()).encode()).hexdigest()[:16],  # a resumed run goes on
                 resume="allow" if options.mode == "online" else None,
