@@ -71,5 +71,8 @@ def load_zero_shot(source: Source, pairs: bool, answers: list[str]) -> LanguageS
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
+    for name, child in list(model.named_children()):
+        if child is output:
+            delattr(model, name)  # the rows of the answers are all that is read of it
     model.score = head
     return LanguageScorer(model, pairs, source.config.num_hidden_layers).eval()
