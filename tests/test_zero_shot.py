@@ -66,6 +66,16 @@ def test_answers_that_begin_alike_are_refused(tiny_gpt2):
         zero_shot.load_zero_shot(source(tiny_gpt2), True, ["good", "good"])
 
 
+def test_a_classifier_has_no_answers_and_is_not_given_random_ones(tiny_llama, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tmp_path / "classifier"
+    AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder)
+    with pytest.raises(UserError, match=r"no weights for lm_head.*dataset\.zero_shot=null"):
+        zero_shot.load_zero_shot(source(folder), True, ASKED.answers)
+
+
 def test_a_run_has_the_row_once_per_model_and_question(pairs_folder, tiny_gpt2, tmp_path):
     first = run(pairs_folder, tiny_gpt2, tmp_path, ASK)
     assert set(first["metrics"]) == {"weak", "student", "ceiling", "zero_shot"}

@@ -53,7 +53,14 @@ def load_zero_shot(source: Source, pairs: bool, answers: list[str]) -> LanguageS
     with quiet_loading(gguf=source.gguf is not None):
         tokenizer = AutoTokenizer.from_pretrained(source.folder, **where, **remote)
         options: dict[str, Any] = {"dtype": DTYPES[spec.dtype], "attn_implementation": spec.attention}
-        model = AutoModelForCausalLM.from_pretrained(source.folder, **where, **remote, **options)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            source.folder, **where, **remote, **options, output_loading_info=True
+        )
+    if drawn := sorted(loaded["missing_keys"]):  # a saved classifier, say: its answers would be random
+        raise UserError(
+            f"{spec.name} has no weights for {drawn[0]}, so it cannot answer; set dataset.zero_shot=null (finished "
+            "stages are kept)"
+        )
     first = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
     if len(set(first)) < len(first):
         raise UserError(
