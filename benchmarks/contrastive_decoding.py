@@ -249,7 +249,7 @@ Decoder = Callable[[list[np.ndarray], list[str], float, int], tuple[list[np.ndar
 
 def cases(batches: list[int]) -> list[tuple[str, int]]:
     """Method and batch size; the loop knows no batches."""
-    return [(name, batch) for batch in sorted(batches) for name in METHODS if batch == 1 or name != "loop"]
+    return [(name, batch) for batch in sorted({1, *batches}) for name in METHODS if batch == 1 or name != "loop"]
 
 
 def run(decoder: Decoder, task: Task, batch: int, single: int, temperature: float, seed: int = 0) -> Written:

@@ -9,11 +9,14 @@ import pytest
 import torch
 from conftest import save_tiny_model
 from scipy.stats import chisquare
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from w2sg.data.completions import Completions
 from w2sg.decoding import engine as engine_module
 from w2sg.decoding.contrastive import ReplyRows, decode, stream
 from w2sg.decoding.engine import Several, TransformersEngine
+from w2sg.decoding.packed import pack
 from w2sg.decoding.scores import (
     Settings,
     alpha_of_gamma,
@@ -686,3 +689,71 @@ def test_models_that_pad_their_vocabulary_are_cut_to_the_smaller():
     engine = Several(Tabular(TABLES[:1]), Tabular(wide))
     assert engine.start([np.array([0])]).shape == (2, 1, 4)
     assert engine.extend(torch.tensor([1])).shape == (2, 1, 4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights as the processor likes them
+# ---------------------------------------------------------------------------------------------------------------------
+
+packs = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is not part of this torch")
+
+
+def two_layers() -> nn.Sequential:
+    """A linear layer and one of GPT-2's, both large enough to be worth it."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(192, 256), Conv1D(192, 256)).requires_grad_(False)
+
+
+def laid_out(model: nn.Module) -> int:
+    return sum("forward" in vars(module) for module in model.modules())
+
+
+@packs
+def test_laid_out_weights_give_the_same_and_change_nothing_else():
+    """The same numbers for any count of rows, from the same state dict."""
+    model, plain = two_layers(), two_layers()
+    pack(model)
+    assert laid_out(model) == 2
+    for rows in (1, 7, 33):
+        inputs = torch.randn(rows, 3, 192)
+        torch.testing.assert_close(model(inputs), plain(inputs), rtol=1e-5, atol=1e-5)
+    assert set(model.state_dict()) == set(plain.state_dict())
+
+
+@packs
+def test_weights_that_changed_are_laid_out_again():
+    """A stale copy would answer with the old weights."""
+    model, inputs = two_layers(), torch.randn(2, 192)
+    pack(model)
+    before = model(inputs)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    pack(model)
+    assert (model(inputs) - before).abs().max() > 0.1
+    torch.testing.assert_close(model(inputs), two_layers()[1](inputs @ model[0].weight.T + model[0].bias))
+
+
+@packs
+def test_a_copy_of_a_laid_out_model_answers_with_its_own_weights():
+    """A deep copy that went on using the original's weights would be wrong once either is trained."""
+    model, inputs = two_layers(), torch.randn(2, 192)
+    pack(model)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin[1].weight.zero_()
+    torch.testing.assert_close(twin(inputs), twin[1].bias.expand(2, -1))
+    assert model(inputs).abs().max() > 0.1
+
+
+@packs
+def test_gradients_and_other_types_take_the_ordinary_way():
+    """oneDNN's call has no gradient, and small or 16-bit layers are left as they are."""
+    model, plain = two_layers(), two_layers()
+    pack(model)
+    found, wanted = (torch.ones(1, 192, requires_grad=True) for _ in range(2))
+    model(found).sum().backward()
+    plain(wanted).sum().backward()
+    torch.testing.assert_close(found.grad, wanted.grad)
+    others = nn.Sequential(nn.Linear(8, 8), nn.Linear(256, 256, dtype=torch.bfloat16))
+    pack(others)
+    assert laid_out(others) == 0

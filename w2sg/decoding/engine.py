@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from w2sg.decoding.packed import pack
 from w2sg.errors import UserError
 from w2sg.language import Policy
 
@@ -87,6 +88,7 @@ class TransformersEngine:
         if base_too and not policy.adapted:
             raise ValueError("base_too needs a model with adapters")
         self.policy, self.base_too = policy, base_too
+        pack(policy)
         self.device = next(policy.parameters()).device
         self.limit = getattr(policy.plain.config, "max_position_embeddings", None)
 
