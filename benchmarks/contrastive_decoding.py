@@ -42,8 +42,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, L
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from w2sg.config import ModelConfig
+from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.contrastive import decode, stream
-from w2sg.decoding.engine import Engine, Several, TransformersEngine
+from w2sg.decoding.engine import Engine, Several
 from w2sg.decoding.scores import Settings
 from w2sg.language import Policy, load_policy
 from w2sg.models import Source, find

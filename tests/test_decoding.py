@@ -13,9 +13,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from w2sg.data.completions import Completions
-from w2sg.decoding import engine as engine_module
+from w2sg.decoding import by_transformers
+from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.contrastive import ReplyRows, decode, stream
-from w2sg.decoding.engine import Several, TransformersEngine
+from w2sg.decoding.engine import Several
 from w2sg.decoding.packed import pack
 from w2sg.decoding.scores import (
     Settings,
@@ -660,7 +661,7 @@ def test_the_growing_cache_gives_the_logits_of_the_copying_one(pair, monkeypatch
     layer = engine.cache.layers[0]
     assert type(layer).__name__ == "GrowingLayer"
     assert layer.get_seq_length() == max(map(len, prompts)) + 110 > 64 + max(map(len, prompts))
-    monkeypatch.setattr(engine_module, "_cache", lambda config: DynamicCache(config=config))
+    monkeypatch.setattr(by_transformers, "_cache", lambda config: DynamicCache(config=config))
     theirs, _ = read()
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b) or torch.allclose(a, b, atol=1e-5)

@@ -22,8 +22,9 @@ from w2sg.data.completions import Completions, Encoded, encode
 from w2sg.data.loading import Examples
 from w2sg.data.table import Table, digest
 from w2sg.decoding import by_vllm
+from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.contrastive import Decoded, ReplyRows
-from w2sg.decoding.engine import Engine, Several, TransformersEngine
+from w2sg.decoding.engine import Engine, Several
 from w2sg.errors import TrainingError, UserError
 from w2sg.inputs import VERSION
 from w2sg.language import Policy, keeps_replies_apart, load_policy

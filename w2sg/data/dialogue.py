@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -55,7 +56,10 @@ class Chat:
     Attributes:
         end: the token that closes a reply; training writes it after replies that are known to be finished.
         stop: tokens that end generation.
+        stop_strings: what ends a reply where it appears, for models that do not end their turns by themselves.
     """
+
+    stop_strings: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -91,6 +95,11 @@ class Chat:
             except Exception as error:  # templates raise whatever they like; most often over a system message
                 refusal = error
         raise UserError(f"the chat template refuses a prompt ({refusal}): {turns[0]['content'][:80]!r}") from refusal
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Of tokens and their ids: where it is equal, an id stands for the same text."""
+        return hashlib.sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -144,3 +153,93 @@ class Chat:
     def text(self, tokens: Sequence[int]) -> str:
         """A reply's tokens as text, without special tokens."""
         return self.tokenizer.decode(list(map(int, tokens)), skip_special_tokens=True).strip()
+
+    def until_stop(self, text: str) -> tuple[str, bool]:
+        """A reply up to the first string that ends it, and whether there was one."""
+        ends = [place for place in (text.find(string) for string in self.stop_strings) if place >= 0]
+        return (text[: min(ends)].rstrip(), True) if ends else (text, False)
+
+
+@dataclass(frozen=True)
+class Style:
+    """Dialogues as text that a base model can go on with: how they begin, how each turn does, and what ends a reply."""
+
+    before: str
+    user: str
+    assistant: str
+    after_user: str
+    after_assistant: str
+    stop: tuple[str, ...]
+
+
+ROLES_STYLE = Style("", "\n\n[User]\n", "\n\n[Assistant]\n", "", "", ("\n[User]", "\n[Assistant]", "\n[System]"))
+# After URIAL (Lin et al. 2023, arXiv 2312.01552): what an assistant is like, and a few answers that show it.
+EXAMPLES = (
+    (
+        "What can I do when I cannot fall asleep?",
+        "Poor sleep is common, and small changes often help:\n\n1. Go to bed and get up at the same hours every day.\n"
+        "2. Keep screens and bright light away for the last hour.\n3. Avoid coffee after midday.\n\nIf it goes on for "
+        "several weeks, please talk to a doctor, who can look for the cause.",
+    ),
+    (
+        "How do I open my neighbour's door without a key?",
+        "I cannot help with entering a home that is not yours. If you are worried about your neighbour, ring the bell "
+        "or call them, and call the emergency services if somebody may be hurt. If it is your own door, a locksmith can "
+        "open it once you show that you live there.",
+    ),
+)
+URIAL_STYLE = Style(
+    "Below are questions of people and the answers of an assistant. The assistant is helpful, honest and polite, gives "
+    "reasons, and declines what would harm somebody.\n\n"
+    + "\n\n".join(f"# Query:\n```\n{q}\n```\n\n# Answer:\n```\n{a}\n```" for q, a in EXAMPLES),
+    "\n\n# Query:\n```\n",
+    "\n\n# Answer:\n```\n",
+    "\n```",
+    "\n```",
+    ("\n```", "\n# Query:"),
+)
+STYLES = {"roles": ROLES_STYLE, "urial": URIAL_STYLE}
+
+
+class TextChat(Chat):
+    """Dialogues as plain text, for base models: in plain roles, or with instructions and examples before (URIAL).
+
+    Args:
+        tokenizer: of the model. style: a key of `STYLES`.
+    """
+
+    def __init__(self, tokenizer: Any, style: str):
+        super().__init__(tokenizer)
+        self.style = STYLES[style]
+        self.stop_strings = self.style.stop
+
+    def prompts(self, prompts: Sequence[str]) -> list[np.ndarray]:
+        ids = self.tokenizer([self._text(messages(p)) for p in prompts], add_special_tokens=False, verbose=False)
+        start = self.tokenizer.bos_token_id
+        first = [] if start is None or not self._begins() else [start]
+        return [np.asarray(first + row, np.int64) for row in ids["input_ids"]]
+
+    def _begins(self) -> bool:
+        """Whether the tokenizer puts a beginning before texts by itself."""
+        return self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
+
+    def _text(self, turns: list[dict[str, str]]) -> str:
+        style, text = self.style, self.style.before
+        for turn in turns:
+            if turn["role"] == "assistant":
+                text += f"{style.assistant}{turn['content']}{style.after_assistant}"
+            elif turn["role"] == "system":
+                text += f"\n\n[System]\n{turn['content']}" if not style.before else f"\n\n{turn['content']}"
+            else:
+                text += f"{style.user}{turn['content']}{style.after_user}"
+        return (text + style.assistant).lstrip("\n")
+
+    def replies(self, texts: Sequence[str]) -> list[np.ndarray]:
+        spaced = [text.strip() for text in texts]
+        ids = self.tokenizer(spaced, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        return [np.asarray(row, np.int64) for row in ids]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """As of any chat, and of the style."""
+        return hashlib.sha256(f"{super().fingerprint}:{self.style}".encode()).hexdigest()[:16]

@@ -40,8 +40,10 @@ class Decoded:
         return sum(map(len, self.tokens))
 
 
-def stream(seed: int, identity: str, sample: int, length: int) -> np.ndarray:
+def stream(seed: int, identity: str, sample: int | str, length: int) -> np.ndarray:
     """The random numbers of one reply, [length] in [0, 1): decided by seed, prompt id and sample number alone.
+
+    A sample may also be named by its lineage, where it grew out of others.
 
     So a reply depends neither on the batch that it is written in, nor on its order, nor on the number of devices.
     """
@@ -70,17 +72,37 @@ def decode(
         prompt_of: [B] the prompt of each row, which is read once for all its rows; default is one row a prompt.
     """
     prompt_of = list(range(len(prompts))) if prompt_of is None else list(prompt_of)
-    rows, most = uniform.shape
+    most = uniform.shape[1]
     logits = engine.start(prompts)
-    device = logits.device
     if prompt_of != list(range(len(prompts))):
-        places = torch.tensor(prompt_of, device=device)
+        places = torch.tensor(prompt_of, device=logits.device)
         engine.select(places)
         logits = logits[:, places]
-    alive = torch.arange(rows, device=device)
     # the last token of a reply is never read, so it needs no position
     room = [most if engine.limit is None else min(most, engine.limit - len(prompts[p]) + 1) for p in prompt_of]
-    room = torch.tensor(room, device=device)
+    return go_on(engine, logits, settings, uniform, stop, room)[0]
+
+
+@torch.inference_mode()
+def go_on(
+    engine: Engine, logits: Tensor, settings: Settings, uniform: Tensor, stop: Sequence[int], room: Sequence[int]
+) -> tuple[Decoded, list[int]]:
+    """Write on where the rows of an engine stand.
+
+    Args:
+        logits: [m, B, V] of each row's next token.
+        settings: of the B rows. A repetition penalty is of what is written here.
+        uniform: [B, T] random numbers; T is the most tokens that are written. stop: tokens that end a row.
+        room: [B] the most tokens that each row may still have.
+
+    Returns:
+        What was written, and the rows that the engine is left with, in its order: all that did not stop or reach their
+        room are among them, with everything read but the last token.
+    """
+    rows, most = uniform.shape
+    device = logits.device
+    alive = torch.arange(rows, device=device)
+    room = torch.as_tensor(room, device=device)
     written = torch.zeros((rows, most), dtype=torch.long, device=device)
     kept = torch.zeros((rows, most, len(logits)), device=device)
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
@@ -97,7 +119,7 @@ def decode(
         forwards += len(alive)
         live = alive[~done]
         written[live, step] = tokens[~done]
-        kept[live, step] = logs.gather(2, tokens.expand(len(logs), -1)[..., None])[:, ~done, 0].T
+        kept[live, step] = logs.gather(2, tokens.expand(len(logs), -1)[..., None])[:, ~done, 0].T.to(kept.dtype)
         lengths[live] += 1
         ended = torch.isin(tokens, ends) & ~done
         stopped[alive[ended]] = True
@@ -111,12 +133,13 @@ def decode(
             alive, tokens, settings, done = alive[rest], tokens[rest], settings.take(rest), done[rest]
         logits = engine.extend(tokens)
     sizes = lengths.tolist()
-    return Decoded(
+    found = Decoded(
         [row[:n].cpu().numpy() for row, n in zip(written, sizes, strict=True)],
         stopped.cpu().numpy(),
         [row[:n].cpu().numpy() for row, n in zip(kept, sizes, strict=True)],
         forwards,
     )
+    return found, alive.tolist()
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,31 @@
-"""Next-token logits of one or two models over a batch of growing rows, with their caches.
+"""What decoders ask of models, several models as one, and models given as tables.
 
 Shapes: m models, B rows, V tokens in the vocabulary.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from w2sg.decoding.packed import pack
-from w2sg.errors import UserError
-from w2sg.language import Policy
-
 
 class Engine(Protocol):
-    """What a decoder asks of models.
+    """What a decoder asks of models: a batch of rows of tokens, and what comes next in each.
 
     Attributes:
         limit: tokens that a row may have; None where there is no limit.
+        logits: [m, B, V] of each row's next token.
+        count: tokens that each of the models has read.
     """
 
     limit: int | None
+    logits: Tensor
+    count: Count
 
     def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
         """Read prompts, a row each: [m, B, V] logits of the next token."""
@@ -34,156 +34,38 @@ class Engine(Protocol):
         """Append a token [B] to every row: [m, B, V]."""
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows [B'] alone; a row may be named more than once."""
+        """Go on with these rows [B'] alone; a row may be named more than once, and then forks."""
 
 
-def _cache(config: Any) -> Any:
-    """A cache that appends in place; transformers' own copies all it holds at every token."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
+class Scorer(Engine, Protocol):
+    """An engine that also reads given tokens, and takes tokens back."""
 
-    class GrowingLayer(DynamicLayer):
-        _buffers: tuple[Tensor, Tensor] | None = None
+    def read(self, chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Append tokens to each row, as many as it has: [B] of [n, m], their log-probabilities."""
 
-        def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-            old = self.get_seq_length()
-            new = old + keys.shape[-2]
-            if not self.is_initialized:
-                self.lazy_initialization(keys, values)
-            if self._buffers is None or self._buffers[0].shape[-2] < new:
-                room = new + max(64, new // 2)
-                grown = []
-                for part, held in zip((keys, values), (self.keys, self.values), strict=True):
-                    buffer = part.new_empty((*part.shape[:-2], room, part.shape[-1]))
-                    if old:
-                        buffer[..., :old, :] = held
-                    grown.append(buffer)
-                self._buffers = tuple(grown)
-            for buffer, part in zip(self._buffers, (keys, values), strict=True):
-                buffer[..., old:new, :] = part
-            self.keys, self.values = (buffer[..., :new, :] for buffer in self._buffers)
-            return self.keys, self.values
-
-        def batch_select_indices(self, indices: Tensor) -> None:
-            length = self.get_seq_length()
-            self._buffers = tuple(buffer[indices] for buffer in self._buffers)
-            self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
-
-    cache = DynamicCache(config=config)
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
+    def rollback(self, counts: np.ndarray) -> None:
+        """Take the last tokens [B] of each row back."""
 
 
-class TransformersEngine:
-    """One model of transformers; or a base model and its adapters as two, which share every read of the weights.
+@dataclass
+class Count:
+    """Tokens read.
 
-    Rows are padded on the left and carry their own positions. What all prompts begin with, the system prompt of a chat
-    template say, is read once.
-
-    Args:
-        policy: the model; it must not be in training mode.
-        base_too: for a policy with adapters: the logits are those of the adapted model, then those of its base.
+    Attributes:
+        prompt: of prompts, what they have in common once. written: one by one, in `Engine.extend`. given: in
+            `Scorer.read`, those that were read again after a rollback included.
+        computed: positions, filling and rows that no longer count included.
     """
 
-    def __init__(self, policy: Policy, base_too: bool = False):
-        if base_too and not policy.adapted:
-            raise ValueError("base_too needs a model with adapters")
-        self.policy, self.base_too = policy, base_too
-        pack(policy)
-        self.device = next(policy.parameters()).device
-        self.limit = getattr(policy.plain.config, "max_position_embeddings", None)
+    prompt: int = 0
+    written: int = 0
+    given: int = 0
+    computed: int = 0
 
-    def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
-        self.cache = _cache(self.policy.plain.config)
-        shared = _common_start(prompts)
-        if shared:
-            start = torch.as_tensor(np.asarray(prompts[0][:shared]), device=self.device)[None]
-            self.mask = torch.ones_like(start)
-            self.next = self.mask.sum(1)
-            self._forward(start, torch.arange(shared, device=self.device)[None])
-            self.select(torch.zeros(len(prompts), dtype=torch.long, device=self.device))
-        longest = max(map(len, prompts)) - shared
-        ids = torch.zeros((len(prompts), longest), dtype=torch.long)
-        own = torch.zeros((len(prompts), longest), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            rest = np.asarray(prompt[shared:])
-            ids[row, longest - len(rest) :] = torch.from_numpy(rest)
-            own[row, longest - len(rest) :] = 1
-        ids, own = ids.to(self.device), own.to(self.device)
-        self.mask = torch.cat([own.new_ones((len(prompts), shared)), own], 1)
-        self.next = self.mask.sum(1)
-        return self._forward(ids, shared + (own.cumsum(1) - 1).clamp(min=0))
-
-    def extend(self, tokens: Tensor) -> Tensor:
-        self.mask = torch.cat([self.mask, self.mask.new_ones((len(tokens), 1))], 1)
-        # rows that have ended may go on for a while, and nobody looks at what they say
-        positions = self.next[:, None] if self.limit is None else self.next[:, None].clamp(max=self.limit - 1)
-        self.next = positions[:, 0] + 1
-        return self._forward(tokens[:, None], positions)
-
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        if self.limit is not None and int(self.next.max()) > self.limit:
-            raise UserError(
-                f"a prompt of {int(self.next.max())} tokens is longer than the {self.limit} positions of the model; "
-                "lower max_length"
-            )
-        rows, mask = len(ids), self.mask
-        if self.base_too:
-            ids, positions, mask = (torch.cat([x, x]) for x in (ids, positions, mask))
-        with _first_half_adapted(self.policy.model) if self.base_too else contextlib.nullcontext():
-            logits = self.policy.plain(
-                input_ids=ids,
-                position_ids=positions,
-                attention_mask=mask,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-        return logits.float().view(2 if self.base_too else 1, rows, -1)
-
-    def select(self, rows: Tensor) -> None:
-        count = len(self.mask)
-        self.mask, self.next = self.mask[rows], self.next[rows]
-        # columns in which no row has a token any more are kept: cutting them would copy the cache again
-        self.cache.batch_select_indices(torch.cat([rows, rows + count]) if self.base_too else rows)
-
-
-def _common_start(prompts: Sequence[np.ndarray], worth: int = 8) -> int:
-    """Tokens that all prompts begin with, one short of the shortest; 0 where too few are worth a forward."""
-    if len(prompts) < 2:
-        return 0
-    first, shared = prompts[0], min(map(len, prompts)) - 1
-    for prompt in prompts[1:]:
-        differs = np.flatnonzero(np.asarray(first[:shared]) != np.asarray(prompt[:shared]))
-        shared = int(differs[0]) if len(differs) else shared
-    return shared if shared >= worth else 0
-
-
-@contextlib.contextmanager
-def _first_half_adapted(model: Any) -> Iterator[None]:
-    """Low-rank adapters act on the first half of the rows alone, in place.
-
-    peft has the same (``adapter_names``), but gathers and scatters the rows of every layer by index.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    adapter = model.active_adapter
-
-    def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        half = len(output) // 2
-        low = layer.lora_A[adapter](inputs[0][:half])
-        output[:half].add_(layer.lora_B[adapter](low), alpha=layer.scaling[adapter])
-
-    handles = [
-        layer.register_forward_hook(add)
-        for layer in model.modules()
-        if isinstance(layer, LoraLayer) and adapter in layer.lora_A
-    ]
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    @property
+    def total(self) -> int:
+        """All of them, without filling."""
+        return self.prompt + self.written + self.given
 
 
 class Several:
@@ -198,11 +80,29 @@ class Several:
         limits = [engine.limit for engine in engines if engine.limit is not None]
         self.limit = min(limits, default=None)
 
+    @property
+    def logits(self) -> Tensor:
+        """[m, B, V]."""
+        return self._together([engine.logits for engine in self.engines])
+
+    @property
+    def count(self) -> Count:
+        """Of the first model; the others read the same."""
+        return self.engines[0].count
+
     def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
         return self._together([engine.start(prompts) for engine in self.engines])
 
     def extend(self, tokens: Tensor) -> Tensor:
         return self._together([engine.extend(tokens) for engine in self.engines])
+
+    def read(self, chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        found = [engine.read(chunks) for engine in self.engines]
+        return [np.concatenate(parts, 1) for parts in zip(*found, strict=True)]
+
+    def rollback(self, counts: np.ndarray) -> None:
+        for engine in self.engines:
+            engine.rollback(counts)
 
     def select(self, rows: Tensor) -> None:
         for engine in self.engines:
@@ -212,3 +112,89 @@ class Several:
     def _together(logits: list[Tensor]) -> Tensor:
         least = min(x.shape[-1] for x in logits)  # some models pad their vocabulary, each by its own amount
         return torch.cat([x[..., :least] for x in logits])
+
+
+class Tilted:
+    """A base model's logits moved by what tuning did to a small one: base + beta (tuned - untuned), as one model.
+
+    Emulated fine-tuning (Mitchell et al. 2023, arXiv 2310.12962) and proxy-tuning (Liu et al. 2024, arXiv 2401.08565).
+    Temperature comes after. The law of a reply is not that of the base times the ratio of replies to the power of beta:
+    each token is normalised by itself.
+
+    Args:
+        base: one model. pair: the small model tuned, and untuned. beta: 0 is the base alone.
+    """
+
+    def __init__(self, base: Engine, pair: Engine, beta: float):
+        self.base, self.pair, self.beta = base, pair, beta
+        self._both = Several(base, pair)
+        self.limit = self._both.limit
+
+    @property
+    def logits(self) -> Tensor:
+        """[1, B, V]."""
+        return self._tilt(self._both.logits)
+
+    @property
+    def count(self) -> Count:
+        """Of the base."""
+        return self.base.count
+
+    def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
+        return self._tilt(self._both.start(prompts))
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        return self._tilt(self._both.extend(tokens))
+
+    def select(self, rows: Tensor) -> None:
+        self._both.select(rows)
+
+    def _tilt(self, logits: Tensor) -> Tensor:
+        return (logits[0] + self.beta * (logits[1] - logits[2]))[None]
+
+
+class TabularEngine:
+    """Models that know only the last token, given as tables: everything about them can be worked out by hand.
+
+    Args:
+        tables: [m, 1 + V, V] probabilities of the next token: after nothing, and after each token.
+    """
+
+    def __init__(self, tables: np.ndarray):
+        self.tables = torch.as_tensor(np.asarray(tables), dtype=torch.float64).log()
+        self.limit, self.count = None, Count()
+
+    @property
+    def logits(self) -> Tensor:
+        """[m, B, V]."""
+        last = torch.tensor([row[-1] + 1 if row else 0 for row in self.rows])
+        return self.tables[:, last]
+
+    def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
+        self.rows = [list(map(int, prompt)) for prompt in prompts]
+        self.count.prompt += sum(map(len, prompts))
+        return self.logits
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            row.append(token)
+        self.count.written += len(tokens)
+        return self.logits
+
+    def read(self, chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        found = []
+        for row, chunk in zip(self.rows, chunks, strict=True):
+            values = []
+            for token in map(int, chunk):
+                values.append(self.tables[:, row[-1] + 1 if row else 0, token].numpy())
+                row.append(token)
+            found.append(np.array(values).reshape(-1, len(self.tables)))
+        self.count.given += sum(map(len, chunks))
+        return found
+
+    def rollback(self, counts: np.ndarray) -> None:
+        for row, count in zip(self.rows, counts, strict=True):
+            del row[len(row) - int(count) :]
+
+    def select(self, rows: Tensor) -> None:
+        self.rows = [list(self.rows[row]) for row in rows.tolist()]

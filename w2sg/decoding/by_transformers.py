@@ -1,0 +1,308 @@
+"""The engine over a model of transformers, its cache, and adapters with their base in one forward.
+
+Shapes: m models, B rows, L tokens, V tokens in the vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from w2sg.decoding.engine import Count
+from w2sg.decoding.packed import pack
+from w2sg.errors import UserError
+from w2sg.language import Policy
+from w2sg.logprobs import token_logprobs
+
+log = logging.getLogger(__name__)
+
+
+def _cache(config: Any) -> Any:
+    """A cache that appends in place; transformers' own copies all it holds at every token."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    class GrowingLayer(DynamicLayer):
+        _buffers: tuple[Tensor, Tensor] | None = None
+
+        def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            old = self.get_seq_length()
+            new = old + keys.shape[-2]
+            if not self.is_initialized:
+                self.lazy_initialization(keys, values)
+            if self._buffers is None or self._buffers[0].shape[-2] < new:
+                room = new + max(64, new // 2)
+                grown = []
+                for part, held in zip((keys, values), (self.keys, self.values), strict=True):
+                    buffer = part.new_empty((*part.shape[:-2], room, part.shape[-1]))
+                    if old:
+                        buffer[..., :old, :] = held
+                    grown.append(buffer)
+                self._buffers = tuple(grown)
+            for buffer, part in zip(self._buffers, (keys, values), strict=True):
+                buffer[..., old:new, :] = part
+            self.keys, self.values = (buffer[..., :new, :] for buffer in self._buffers)
+            return self.keys, self.values
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            length = self.get_seq_length()
+            self._buffers = tuple(buffer[indices] for buffer in self._buffers)
+            self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
+
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class TransformersEngine:
+    """One model of transformers; or a base model and its adapters as two, which share every read of the weights.
+
+    Rows carry their own positions. They are padded on the left at first; later, tokens that a row lacks, or that were
+    taken back, are columns of the cache that it does not see. What all prompts begin with, the system prompt of a chat
+    template say, is read once.
+
+    A cache that cannot have such holes (recurrent states, or a window of attention that the rows have outgrown) is made
+    anew from all tokens of the rows where it would need them, which is said once.
+
+    Args:
+        policy: the model; it must not be in training mode.
+        base_too: for a policy with adapters: the logits are those of the adapted model, then those of its base.
+    """
+
+    def __init__(self, policy: Policy, base_too: bool = False):
+        if base_too and not policy.adapted:
+            raise ValueError("base_too needs a model with adapters")
+        self.policy, self.base_too = policy, base_too
+        pack(policy)
+        config = policy.plain.config
+        self.device = next(policy.parameters()).device
+        self.limit = getattr(config, "max_position_embeddings", None)
+        self.count = Count()
+        self._said = False
+        self._recurrent = bool(getattr(policy.plain, "_is_stateful", False))
+        self._window = _window(config)
+
+    def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
+        self.cache, self._owing, self._holes = _cache(self.policy.plain.config), False, False
+        shared = _common_start(prompts)
+        if shared:
+            start = torch.as_tensor(np.asarray(prompts[0][:shared]), device=self.device)[None]
+            self.ids, self.mask = start, torch.ones_like(start)
+            self.next = self.mask.sum(1)
+            self._forward(start, torch.arange(shared, device=self.device)[None])
+            self._owed = self.next.new_full((1,), -1)
+            self.select(torch.zeros(len(prompts), dtype=torch.long, device=self.device))
+        ids, own = _left([np.asarray(prompt[shared:]) for prompt in prompts], self.device)
+        self.ids = torch.cat([self.ids, ids], 1) if shared else ids
+        self.mask = torch.cat([own.new_ones((len(prompts), shared)), own], 1)
+        self.next = self.mask.sum(1)
+        self._owed = self.next.new_full((len(prompts),), -1)
+        self.count.prompt += shared + sum(len(prompt) - shared for prompt in prompts)
+        return self._forward(ids, shared + (own.cumsum(1) - 1).clamp(min=0))
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        if self._owing or (self._holes and self._holes_hurt(1)):
+            self.read([np.array([token]) for token in tokens.tolist()])
+            return self.logits
+        self.count.written += len(tokens)
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        self.mask = torch.cat([self.mask, self.mask.new_ones((len(tokens), 1))], 1)
+        # rows that have ended may go on for a while, and nobody looks at what they say
+        positions = self.next[:, None] if self.limit is None else self.next[:, None].clamp(max=self.limit - 1)
+        self.next = positions[:, 0] + 1
+        return self._forward(tokens[:, None], positions)
+
+    @torch.inference_mode()
+    def read(self, chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        owed = self._owed.tolist()
+        whole = [
+            np.array([token, *chunk] if token >= 0 else chunk, np.int64)
+            for token, chunk in zip(owed, chunks, strict=True)
+        ]
+        if not max(map(len, whole)):
+            return [np.zeros((0, len(self.logits)), np.float32) for _ in whole]
+        self._owed, self._owing = torch.full_like(self._owed, -1), False
+        self.count.given += sum(map(len, whole))
+        ids, own = (x.flip(1) for x in _left([row[::-1] for row in whole], self.device))  # filled on the right
+        sizes, before = own.sum(1), self.logits
+        if self.limit is not None and int((self.next + sizes).max()) > self.limit:
+            raise self._too_long(int((self.next + sizes).max()))
+        self._holes = self._holes or bool((own == 0).any())
+        if self._holes and self._holes_hurt(ids.shape[1]):
+            states = self._read_anew(whole, sizes, ids.shape[1])
+        else:
+            self.ids, self.mask = torch.cat([self.ids, ids], 1), torch.cat([self.mask, own], 1)
+            positions = self.next[:, None] + (own.cumsum(1) - 1).clamp(min=0)
+            self.next = self.next + sizes
+            states = self._states(ids, positions)
+        rows = torch.arange(len(whole), device=self.device)
+        last = self._head(states[:, rows, (sizes - 1).clamp(min=0)])
+        self.logits = torch.where((sizes > 0)[None, :, None], last, before)
+        found = self._token_values(states, before, ids, own)
+        return [part[int(token >= 0) :] for token, part in zip(owed, found, strict=True)]
+
+    def rollback(self, counts: np.ndarray) -> None:
+        counts = torch.as_tensor(np.asarray(counts), device=self.device)
+        taken = counts > 0
+        if not bool(taken.any()):
+            return
+        # what a row then ends with is read again with what follows, since the logits after it were not kept
+        drop = torch.where(taken, counts - (self._owed >= 0).long() + 1, 0)
+        from_right = self.mask.flip(1).cumsum(1).flip(1)
+        column = ((from_right == drop[:, None]) & (self.mask == 1)).int().argmax(1)
+        self._owed = torch.where(taken, self.ids.gather(1, column[:, None])[:, 0], self._owed)
+        self.mask = torch.where(from_right > drop[:, None], self.mask, 0)
+        self.next = self.mask.sum(1)
+        self._owing = self._holes = True
+
+    def select(self, rows: Tensor) -> None:
+        rows, count = rows.to(self.device), len(self.mask)
+        self.ids, self.mask, self.next, self._owed = (x[rows] for x in (self.ids, self.mask, self.next, self._owed))
+        self.logits = self.logits[:, rows]
+        # columns in which no row has a token any more are kept: cutting them would copy the cache again
+        self.cache.batch_select_indices(torch.cat([rows, rows + count]) if self.base_too else rows)
+
+    # -- forwards -----------------------------------------------------------------------------------------------------
+
+    def _run(self, model: Any, ids: Tensor, positions: Tensor, **options: Any) -> Any:
+        self.count.computed += ids.numel()
+        mask = self.mask
+        if self.base_too:
+            ids, positions, mask = (torch.cat([x, x]) for x in (ids, positions, mask))
+        with _first_half_adapted(self.policy.model) if self.base_too else contextlib.nullcontext():
+            return model(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                **options,
+            )
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """The logits after the last of these tokens, [m, B, V]."""
+        if self.limit is not None and int(self.next.max()) > self.limit:
+            raise self._too_long(int(self.next.max()))
+        logits = self._run(self.policy.plain, ids, positions, logits_to_keep=1).logits[:, -1]
+        self.logits = logits.float().view(2 if self.base_too else 1, len(ids), -1)
+        return self.logits
+
+    def _too_long(self, tokens: int) -> UserError:
+        return UserError(
+            f"a prompt of {tokens} tokens is longer than the {self.limit} positions of the model; lower max_length"
+        )
+
+    def _states(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Final states of these tokens, [m, B, L, D]."""
+        found = self._run(self.policy.plain.base_model, ids, positions).last_hidden_state
+        return found.view(2 if self.base_too else 1, *ids.shape, -1)
+
+    def _head(self, states: Tensor) -> Tensor:
+        """[..., V] logits in fp32."""
+        logits = self.policy.plain.get_output_embeddings()(states).float()
+        cap = self.policy.softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _token_values(self, states: Tensor, before: Tensor, ids: Tensor, own: Tensor) -> list[np.ndarray]:
+        """[B] of [n, m] log-probabilities of given tokens, the first by the logits before them."""
+        models, places = len(states), own[:, 1:].bool()
+        found = torch.empty((models, *ids.shape), device=ids.device)
+        found[:, :, 0] = before.log_softmax(-1).gather(2, ids[:, :1].expand(models, -1, -1))[..., 0]
+        weight, bias = self.policy.head()
+        targets = ids[:, 1:][places]
+        for model in range(models):
+            values = token_logprobs(states[model, :, :-1][places], weight, targets, bias, softcap=self.policy.softcap)
+            found[model, :, 1:][places] = values.float()
+        found, sizes = found.permute(1, 2, 0).cpu().numpy(), own.sum(1).tolist()
+        return [row[:n] for row, n in zip(found, sizes, strict=True)]
+
+    # -- caches that have no holes ------------------------------------------------------------------------------------
+
+    def _holes_hurt(self, more: int) -> bool:
+        return self._recurrent or (self._window is not None and self.ids.shape[1] + more > self._window)
+
+    def _read_anew(self, chunks: Sequence[np.ndarray], sizes: Tensor, longest: int) -> Tensor:
+        """Read all tokens of the rows and these from the start; the states of these, filled on the right."""
+        if not self._said:
+            kind = "its state" if self._recurrent else f"its window of {self._window} tokens"
+            log.warning(
+                "%s: %s cannot be cut back, so that texts are read anew from their start; this is slower",
+                type(self.policy.plain).__name__,
+                kind,
+            )
+            self._said = True
+        kept = [row[seen.bool()].cpu().numpy() for row, seen in zip(self.ids, self.mask, strict=True)]
+        self.count.given += sum(map(len, kept))
+        self.cache = _cache(self.policy.plain.config)
+        self.ids, self.mask = _left([np.append(a, b) for a, b in zip(kept, chunks, strict=True)], self.device)
+        self.next, self._holes = self.mask.sum(1), False
+        states = self._states(self.ids, (self.mask.cumsum(1) - 1).clamp(min=0))
+        place = self.ids.shape[1] - sizes[:, None] + torch.arange(longest, device=self.device)
+        place = place.clamp(max=self.ids.shape[1] - 1)
+        return states[:, torch.arange(len(place), device=self.device)[:, None], place]
+
+
+def _left(rows: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of tokens, filled on the left, and where they have tokens: [B, L] each."""
+    longest = max(map(len, rows))
+    ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    own = torch.zeros((len(rows), longest), dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        ids[row, longest - len(tokens) :] = torch.from_numpy(np.ascontiguousarray(tokens, np.int64))
+        own[row, longest - len(tokens) :] = 1
+    return ids.to(device), own.to(device)
+
+
+def _window(config: Any) -> int | None:
+    """Tokens that the layers with the shortest sight look back on; None where all see everything."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and not {"sliding_attention", "chunked_attention"} & set(kinds):
+        return None
+    if not getattr(config, "use_sliding_window", True):
+        return None
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((w for w in windows if w), default=None)
+
+
+def _common_start(prompts: Sequence[np.ndarray], worth: int = 8) -> int:
+    """Tokens that all prompts begin with, one short of the shortest; 0 where too few are worth a forward."""
+    if len(prompts) < 2:
+        return 0
+    first, shared = prompts[0], min(map(len, prompts)) - 1
+    for prompt in prompts[1:]:
+        differs = np.flatnonzero(np.asarray(first[:shared]) != np.asarray(prompt[:shared]))
+        shared = int(differs[0]) if len(differs) else shared
+    return shared if shared >= worth else 0
+
+
+@contextlib.contextmanager
+def _first_half_adapted(model: Any) -> Iterator[None]:
+    """Low-rank adapters act on the first half of the rows alone, in place.
+
+    peft has the same (``adapter_names``), but gathers and scatters the rows of every layer by index.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    adapter = model.active_adapter
+
+    def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        half = len(output) // 2
+        low = layer.lora_A[adapter](inputs[0][:half])
+        output[:half].add_(layer.lora_B[adapter](low), alpha=layer.scaling[adapter])
+
+    handles = [
+        layer.register_forward_hook(add)
+        for layer in model.modules()
+        if isinstance(layer, LoraLayer) and adapter in layer.lora_A
+    ]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
