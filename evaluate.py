@@ -1,4 +1,7 @@
-"""Look at what runs left behind, and use it: ``python evaluate.py runs=outputs``, ``store=list``, ``export=RUN``."""
+"""Measure a decoder, ``python evaluate.py decoder=search strong=... weak=...``, or look at what runs left behind.
+
+``runs=outputs`` gathers finished runs, ``store=list`` looks at their store, ``export=RUN`` writes a model of theirs.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from w2sg.cli import readable_errors
-from w2sg.config import CONF, EvaluateConfig, check_evaluate, register
+from w2sg.config import CONF, EvaluateConfig, check, check_evaluate, register
 from w2sg.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ def used_stages(out: Path) -> set[str]:
 
 def gather(runs: Path, console: Console) -> None:
     """One table and one page over all finished runs below a folder."""
-    from w2sg import collect_page, collect_text
+    from w2sg import collect_decode, collect_page, collect_text
     from w2sg.collect import collect
 
     files = []
@@ -50,6 +53,9 @@ def gather(runs: Path, console: Console) -> None:
     if written := collect_text.collect(runs):
         collect_text.show(written, console)
         files += collect_text.write(written, runs)
+    if decoded := collect_decode.collect(runs):
+        collect_decode.show(decoded, console)
+        files += collect_decode.write(decoded, runs)
     console.print("written: " + ", ".join(map(str, files)), soft_wrap=True)
 
 
@@ -87,6 +93,29 @@ def quoted(override: str) -> str:
     return override if plain else f'{name}="{value}"'
 
 
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="decode")
+def decode(cfg: DictConfig) -> float | None:
+    """Answer test prompts in one way, beside plain samples; returns the win rate over them, for sweepers."""
+    with readable_errors():
+        hydra_config = HydraConfig.get()
+        config = check(cfg, hydra_config.runtime.choices)
+        from w2sg.run import run_method  # nothing is read or fetched before the configuration holds
+
+        report = run_method(config, hydra_config.runtime.output_dir, list(hydra_config.overrides.task))
+        found = report.content["decoding"]
+        own = found["systems"].get(found["decoder"]["kind"], {})
+        return own.get("against", {}).get("plain", {}).get("win_rate", {}).get("value")
+
+
+def decodes(arguments: list[str]) -> bool:
+    """Whether a decoder is to be measured.
+
+    >>> decodes(["-m", "decoder=search,eft"]), decodes(["runs=outputs"])
+    (True, False)
+    """
+    return any(argument.partition("=")[0].lstrip("+") in ("decoder", "experiment") for argument in arguments)
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Gather finished runs; list a store, explain one of its stages, prune it; export a model, or evaluate one."""
@@ -120,4 +149,4 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     sys.argv[1:] = map(quoted, sys.argv[1:])
-    main()
+    decode() if decodes(sys.argv[1:]) else main()

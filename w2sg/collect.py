@@ -126,7 +126,7 @@ def collect(root: Path) -> Collection | None:
     if not root.is_dir():
         raise UserError(f"runs: there is no folder {root}; name the one that runs were written to, as runs=outputs")
     everything, left_out = read(root)
-    runs = [run for run in everything if not run.writes]
+    runs = [run for run in everything if not run.writes and "decoding" not in run.content]
     if not runs and everything:
         return None
     if not runs:

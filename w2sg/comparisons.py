@@ -13,7 +13,8 @@ Every function raises ValueError for arrays that are empty, of different lengths
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -228,6 +229,48 @@ def min_max_per_prompt(rewards: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     low, width = table.min(0), np.ptp(table, 0)
     scaled = np.where(width > 0, (table - low) / np.where(width > 0, width, 1), 0.5)
     return dict(zip(rewards, scaled, strict=True))
+
+
+def best_of_n(
+    proxy: np.ndarray, gold: np.ndarray, bootstrap: Bootstrap, sizes: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """What the best of n samples by a proxy is worth, for every n, from N samples to each prompt.
+
+    The mean over all ways to draw n of the N, worked out and not sampled (as the unbiased estimate of Nakano et al.
+    2021, arXiv 2112.09332, appendix I): sample of rank i from below is the best of n with probability
+    C(i - 1, n - 1) / C(N, n). Equal proxies share their ranks.
+
+    Args:
+        proxy, gold: [P, N] rewards of the guide and of the judge. sizes: the n; default is 1, 2, 4, ... and N.
+
+    Returns:
+        For each n: ``n``, ``proxy``, ``gold`` (estimates over prompts) and ``kl``: log n - (n - 1) / n, which the
+        divergence from one sample does not exceed (Beirami et al. 2024, arXiv 2401.01879).
+    """
+    count = proxy.shape[1]
+    if sizes is None:
+        sizes = sorted({count, *(2**k for k in range(count.bit_length()) if 2**k <= count)})
+    order = np.argsort(proxy, 1, kind="stable")
+    by_rank = {"proxy": np.take_along_axis(proxy, order, 1), "gold": np.take_along_axis(gold, order, 1)}
+    # among equal proxies every order is as likely: each gets the mean of what they are worth
+    for row, values in enumerate(by_rank["proxy"]):
+        _, group, sizes_of = np.unique(values, return_inverse=True, return_counts=True)
+        by_rank["gold"][row] = (np.bincount(group, by_rank["gold"][row]) / sizes_of)[group]
+    found = []
+    for n in sizes:
+        weights = np.array([math.comb(i, n - 1) for i in range(count)], np.float64) / math.comb(count, n)
+        worth = {name: bootstrap.mean(values @ weights).as_dict() for name, values in by_rank.items()}
+        found.append({"n": int(n), **worth, "kl": math.log(n) - (n - 1) / n})
+    return found
+
+
+def distinctness(texts: Sequence[str], sizes: Sequence[int] = (1, 2)) -> dict[str, float]:
+    """Different n-grams of words among all of them, as a share (distinct-n; Li et al. 2016, arXiv 1510.03055)."""
+    found = {}
+    for n in sizes:
+        grams = [tuple(words[k : k + n]) for words in (t.split() for t in texts) for k in range(len(words) - n + 1)]
+        found[f"distinct_{n}"] = len(set(grams)) / max(len(grams), 1)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------

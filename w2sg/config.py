@@ -215,9 +215,10 @@ class LoggerConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """A whole training run, as composed from conf/train.yaml."""
+    """A whole run, as composed from conf/train.yaml, or from conf/decode.yaml where a decoder is measured."""
 
     method: dict[str, Any]
+    decoder: dict[str, Any] | None = None
     loss: dict[str, Any]
     weak: ModelConfig
     strong: ModelConfig
@@ -579,8 +580,8 @@ def build(node: dict[str, Any]) -> partial:
     function = pkgutil.resolve_name(node["_target_"])
     options = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
     for name, value in options.items():
-        if isinstance(value, dict) and inspect.isclass(hint := _hint(function, name)) and issubclass(hint, BaseModel):
-            options[name] = hint.model_validate(value)
+        if isinstance(value, dict):
+            options[name] = TypeAdapter(_hint(function, name)).validate_python(value)
     return partial(function, **options)
 
 

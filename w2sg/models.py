@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from w2sg.data.dialogue import Chat
+from w2sg.data.dialogue import Chat, TextChat
 from w2sg.data.rows import attention_mask, pack
 from w2sg.errors import UserError
 from w2sg.heads import BagOfWords, HashedWords
@@ -54,6 +54,7 @@ class Source:
         gguf: file name inside ``folder`` when the weights are a GGUF file.
         config: the backbone's configuration; None for a bag of words.
         templated: whether texts bring their special tokens with them.
+        style: how dialogues are written: ``chat``, or a key of `w2sg.data.dialogue.STYLES`.
     """
 
     spec: ModelConfig
@@ -62,6 +63,7 @@ class Source:
     gguf: str | None = None
     config: PretrainedConfig | None = field(default=None, repr=False)
     templated: bool = False
+    style: str = "chat"
 
     @cached_property
     def tokenizer(self):
@@ -84,7 +86,7 @@ class Source:
     @cached_property
     def chat(self) -> Chat:
         """How the model writes dialogues."""
-        return Chat(self.tokenizer)
+        return Chat(self.tokenizer) if self.style == "chat" else TextChat(self.tokenizer, self.style)
 
     @property
     def depth(self) -> int:

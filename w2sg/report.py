@@ -38,6 +38,7 @@ class Report:
         curves: points of each fit's loss curve.
         page: makes report.html of content and curves. title: says in one line what was run.
         replies: rows of samples.parquet, where models wrote; None where none did.
+        table: of content, for the terminal; None is that of accuracies.
     """
 
     content: dict[str, Any]
@@ -46,6 +47,7 @@ class Report:
     page: Callable[[dict[str, Any], dict[str, list[dict[str, float]]]], str] = run_page
     title: Callable[[dict[str, Any]], str] = title
     replies: list[dict[str, Any]] | None = None
+    table: Callable[[dict[str, Any]], Any] | None = None
 
     def write(self, out: Path) -> list[Path]:
         """Write the three files into a folder, each whole or not at all, and print the table.
@@ -88,10 +90,19 @@ class Report:
     def show(self, out: Path) -> None:
         """Print what was found."""
         from rich.console import Console
+
+        content, console = self.content, Console()
+        console.print(self._accuracies() if self.table is None else self.table(content))
+        if "pgr" in content:
+            console.print(pgr_sentence(content["pgr"]))
+        for line in content["warnings"]:
+            console.print(f"[yellow]note[/]: {line}")
+        console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+    def _accuracies(self) -> Any:
         from rich.table import Table as Grid
 
         content = self.content
-        console = Console()
         grid = Grid(title=self.title(content), title_justify="left")
         for column in ("", "accuracy", "95 % interval", "AUROC", "NLL"):
             grid.add_column(column, justify="left" if not column else "right")
@@ -102,12 +113,7 @@ class Report:
             grid.add_row(ROLES.get(name, name), *row)
         length = content["data"]["length_only"]
         grid.add_row("length alone", f"{length['accuracy']:.3f}", f"{length['low']:.3f} to {length['high']:.3f}")
-        console.print(grid)
-        if "pgr" in content:
-            console.print(pgr_sentence(content["pgr"]))
-        for line in content["warnings"]:
-            console.print(f"[yellow]note[/]: {line}")
-        console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+        return grid
 
 
 def make_report(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from w2sg import comparisons
 from w2sg.config import ModelConfig
 from w2sg.data.dialogue import messages
+from w2sg.data.rows import pack
 from w2sg.errors import UserError
-from w2sg.models import Source, find
+from w2sg.heads import load_head
+from w2sg.models import Source, find, load_language_model, load_scorer
 from w2sg.replies import Prompts, Replies, gold_pairs, prompts_of
 from w2sg.run import Model
 from w2sg.statistics import Bootstrap
@@ -47,10 +49,20 @@ class Bench:
 
     Args:
         judge: the reward model, trained here or given.
+        name: of its stages. split: whose pairs it is trained on.
+        asked_for: the option that names it.
     """
 
-    def __init__(self, text: TextRun, judge: Judge):
+    def __init__(
+        self,
+        text: TextRun,
+        judge: Judge,
+        name: str = "judge",
+        split: Literal["transfer", "ground_truth"] = "transfer",
+        asked_for: str = "method.judge",
+    ):
         self.text, self.run, self.judge = text, text.run, judge
+        self.name, self.split, self.asked_for = name, split, asked_for
         self._reward_model: Model | None = None
         self._as_it_is = judge.model not in (None, "strong", "weak")
         self._source = self._find() if judge.model is not None else None
@@ -62,7 +74,7 @@ class Bench:
         shared = {"max_length": self.judge.max_length, "lr": None, "epochs": None, "head": "linear"}
         if self._as_it_is:
             own = {"name": self.judge.model, "revision": None, "layers": None, "random_init": False, "train": "full"}
-            found = find(spec.model_copy(update={**shared, **own}), "method.judge")
+            found = find(spec.model_copy(update={**shared, **own}), self.asked_for)
             return replace(found, templated=found.chat.template)
         own = {"train": "head", "layer": self.judge.layer, "candidates": self.judge.candidates}
         return find(spec.model_copy(update={**shared, **own}), role)
@@ -77,23 +89,58 @@ class Bench:
         """
         if self._source is None:
             raise UserError("method.judge.model: rewards are needed here; name a judge")
-        pairs = zip(replies.prompts, replies.texts, strict=True)
-        if self._as_it_is:
-            texts = [self._source.chat.dialogue(messages(prompt), reply) for prompt, reply in pairs]
-        else:
-            texts = [f"{prompt} {reply}" for prompt, reply in pairs]
+        texts = self._texts(replies.prompts, replies.texts)
         ids = [f"{i}:{s}:{g}" for i, s, g in zip(replies.ids, replies.sample, replies.group, strict=True)]
         labels = self.run.predict(self._model(), single_texts(name, texts, ids))
         return labels.logits[:, 0].double().numpy(), labels.key
 
+    def _texts(self, prompts: Sequence[str], replies: Sequence[str]) -> list[str]:
+        """Whole dialogues as the judge reads them."""
+        pairs = zip(prompts, replies, strict=True)
+        if self._as_it_is:
+            return [self._source.chat.dialogue(messages(prompt), reply) for prompt, reply in pairs]
+        return [f"{prompt} {reply}" for prompt, reply in pairs]
+
     def _model(self) -> Model:
         if self._reward_model is None:
             if self._as_it_is:
-                self._reward_model = Model("judge", None, self._source, None)
+                self._reward_model = Model(self.name, None, self._source, None)
             else:
-                table = self.run.data.transfer
-                self._reward_model = self.run.fit("judge", self._source, table, self.run.gold(table))
+                table = getattr(self.run.data, self.split)
+                self._reward_model = self.run.fit(self.name, self._source, table, self.run.gold(table))
         return self._reward_model
+
+    def key(self) -> dict[str, Any]:
+        """The judge as part of a cache key."""
+        model = self._model()
+        if model.folder is not None:
+            return {"stage": model.folder.name}
+        return {**self._source.identity, "max_length": self._source.spec.max_length, "dtype": self._source.spec.dtype}
+
+    def scorer(self) -> tuple[nn.Module, Callable[[Sequence[str], Sequence[str]], np.ndarray]]:
+        """The judge held in memory, for decoders that ask it again and again: its module, and the rewards [B] of
+        prompts and replies wherever that module is.
+        """
+        model, source = self._model(), self._source
+        saved = None if model.folder is None else model.folder / "model"
+        if model.layer is None:
+            module = load_scorer(source, True, 2, saved, as_it_is=saved is None)
+            score = module
+        else:
+            body = load_language_model(source, True, 2, depth=model.layer)
+            module = nn.ModuleList([body, load_head(saved)])
+
+            def score(batch: dict[str, Tensor]) -> Tensor:
+                return module[1]({"features": body.features(batch, [model.layer])[:, :, 0]})
+
+        @torch.inference_mode()
+        def rewards(prompts: Sequence[str], replies: Sequence[str]) -> np.ndarray:
+            rows = pack([(text,) for text in self._texts(prompts, replies)], source.encode, source.spec.max_length)
+            device = next(module.parameters()).device
+            batch = {k: v.to(device) for k, v in rows.collate(np.arange(len(prompts))).items()}
+            return score(batch)[:, 0].double().cpu().numpy()
+
+        return module.requires_grad_(False), rewards
 
     # -- the sweep over alpha -----------------------------------------------------------------------------------------
 
@@ -130,7 +177,7 @@ class Bench:
         per_token = {n: implicit[n] / lengths[n] for n in sweep.names}
         measures = {"implicit": implicit, "implicit_per_token": per_token}
         if self._source is not None:
-            whole = _concatenate(sweep.replies)
+            whole = concatenate(sweep.replies)
             rewards, _ = self.rewards("alphas", whole)
             measures["explicit"] = dict(zip(sweep.names, np.split(rewards, len(sweep.names)), strict=True))
         plain = sweep.names[0]
@@ -245,7 +292,7 @@ class Bench:
                     measured["base"]["perplexity"] = _perplexity(of_base)
         content: dict[str, Any] = {"systems": measured, "dropped": self.text.dropped, "pairs": len(pairs)}
         if self._source is not None:
-            content["judge"] = self._judge()
+            content["judge"] = self.accuracy()
         if sweep is not None:
             content["alphas"], more = self.measure_sweep(sweep)
             rows = more + rows
@@ -261,7 +308,7 @@ class Bench:
         rewards: dict[str, np.ndarray] = {}
         if self._source is not None:
             # all at once: states of frozen judges are read batch by batch
-            everything, _ = self.rewards("replies-on-test", _concatenate(list(replies.values())))
+            everything, _ = self.rewards("replies-on-test", concatenate(list(replies.values())))
             ends = np.cumsum([len(r) for r in replies.values()])
             rewards = dict(zip(replies, np.split(everything, ends[:-1]), strict=True))
         found: dict[str, dict[str, Any]] = {}
@@ -309,10 +356,15 @@ class Bench:
             "p": comparisons.paired_test(a, b),
         }
 
-    def _judge(self) -> dict[str, Any]:
+    @property
+    def judges(self) -> bool:
+        """Whether there is a judge."""
+        return self._source is not None
+
+    def accuracy(self) -> dict[str, Any]:
         """How often the judge prefers what people preferred, on the test split."""
         pairs = gold_pairs(self.run.data.test)
-        both = _concatenate([pairs.chosen, pairs.rejected])
+        both = concatenate([pairs.chosen, pairs.rejected])
         sides = np.repeat([0, 1], len(pairs))
         rows = np.tile(np.arange(len(pairs)), 2)  # a prompt may have several pairs
         rewards, _ = self.rewards("test-pairs", replace(both, sample=rows, group=sides))
@@ -336,7 +388,7 @@ def _perplexity(chosen: dict[str, np.ndarray]) -> dict[str, float | None]:
     return {k: None if v is None else float(np.exp(v)) for k, v in ratio.as_dict().items()}
 
 
-def _concatenate(parts: Sequence[Replies]) -> Replies:
+def concatenate(parts: Sequence[Replies]) -> Replies:
     """Replies one after another, the part as their group."""
     joined = {name: [x for part in parts for x in getattr(part, name)] for name in ("ids", "prompts", "texts")}
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("finished", "sample")}
@@ -359,4 +411,4 @@ def _sample_rows(system: str, replies: Replies, columns: dict[str, np.ndarray]) 
     ]
 
 
-__all__ = ["Bench", "Prompts", "Sweep"]
+__all__ = ["Bench", "Prompts", "Sweep", "concatenate"]

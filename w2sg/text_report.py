@@ -40,7 +40,7 @@ def write_report(
     labels, bootstrap = torch.as_tensor(data.test.labels), Bootstrap(len(data.test))
     content = report.heading(config, run.typed, config.method["dpo"]["loss"])
     content |= report.measured(predictions, labels, bootstrap)
-    content["text"] = text | {"examples": _examples(rows, prompts), "training": _training(stages)}
+    content["text"] = text | {"examples": _examples(rows, prompts), "training": training_of(stages)}
     rule, credit = audit.length_rule(data.ground_truth, data.test)
     length = bootstrap.mean(credit)
     content["data"] = {
@@ -76,7 +76,7 @@ def _examples(rows: list[dict[str, Any]], prompts: Prompts) -> list[dict[str, An
     return shown
 
 
-def _training(stages: Any) -> dict[str, dict[str, Any]]:
+def training_of(stages: Any) -> dict[str, dict[str, Any]]:
     """Of each fit: the last point of its curve, and what was dropped on the way."""
     found = {}
     for record in stages.records:

@@ -87,10 +87,10 @@ class TextRun:
             "random_init": self.seed if spec.random_init else None,
         }
 
-    def _stage_seed(self, name: str) -> int:
+    def stage_seed(self, name: str) -> int:
         return int.from_bytes(hashlib.sha256(f"{self.seed}:{name}".encode()).digest()[:4], "big")
 
-    def _load(self, writer: Writer, trainable: bool = False) -> Policy:
+    def load(self, writer: Writer, trainable: bool = False) -> Policy:
         spec = writer.source.spec
         if spec.random_init and (
             writer.folder is None or spec.train == "lora"
@@ -174,9 +174,9 @@ class TextRun:
         }
 
         def make() -> FitJob:
-            seed = self._stage_seed(name)
+            seed = self.stage_seed(name)
             L.seed_everything(seed, workers=True, verbose=False)  # adapters are drawn from the stage's own seed
-            policy = self._load(start, trainable=True)
+            policy = self.load(start, trainable=True)
             completions = self._packed(source, rows.completions, policy)
             completions = Completions(completions.prompts, completions.replies, columns, completions.packed)
             examples = Examples(completions, ids, torch.zeros(len(ids), dtype=torch.long), targets)
@@ -233,7 +233,7 @@ class TextRun:
             )
         parts, stages = [], []
         for writer in (start, *weak):
-            values, sizes, stage = self._token_values(f"{name}-{writer.name}", writer, replies, name)
+            values, sizes, stage = self.token_values(f"{name}-{writer.name}", writer, replies, name)
             parts.append(values)
             stages.append(stage)
         columns = list(torch.stack(parts, 1).split(sizes.tolist()))
@@ -243,7 +243,7 @@ class TextRun:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def _token_values(
+    def token_values(
         self, stage: str, writer: Writer, data: Replies | ReplyPairs, name: str
     ) -> tuple[Tensor, Tensor, str]:
         """Log-probabilities of all reply tokens, [T], how many each example has, [N], and the stage's folder name."""
@@ -258,7 +258,7 @@ class TextRun:
         }
 
         def make() -> ReadJob:
-            policy = self._load(writer)
+            policy = self.load(writer)
             completions = self._packed(source, rows.completions, policy)
 
             def read(batch: dict[str, Tensor]) -> Found:
@@ -280,7 +280,7 @@ class TextRun:
 
     def read_replies(self, stage: str, writer: Writer, data: Replies | ReplyPairs, name: str) -> tuple[Tensor, str]:
         """Summed log-probabilities of each example's replies, [N, n] in the order of its encoded rows."""
-        values, _, folder = self._token_values(stage, writer, data, name)
+        values, _, folder = self.token_values(stage, writer, data, name)
         sizes = torch.from_numpy(self.encode(writer.source, data, name).completions.sizes)
         owner = torch.repeat_interleave(torch.arange(sizes.numel()), sizes.flatten())
         sums = torch.zeros(sizes.numel(), dtype=torch.float64).index_add(0, owner, values.double())
@@ -304,7 +304,7 @@ class TextRun:
         }
 
         def make() -> ReadJob:
-            policies = nn.ModuleList([self._load(writer), self._load(base)])
+            policies = nn.ModuleList([self.load(writer), self.load(base)])
             completions = self._packed(source, rows.completions, policies[0])
 
             def read(batch: dict[str, Tensor]) -> Tensor:
@@ -364,7 +364,7 @@ class TextRun:
             sample=np.tile(np.repeat(np.arange(samples), len(columns)), len(fits)),
             settings=np.tile(np.array(columns, np.float64), (len(fits) * samples, 1)),
             max_new_tokens=sampling.max_new_tokens,
-            seed=self._stage_seed(name),
+            seed=self.stage_seed(name),
         )
         group = np.tile(np.arange(len(columns)), len(fits) * samples)
         key = {
@@ -438,10 +438,10 @@ class TextRun:
     def _engine(self, writer: Writer, reference: Writer | None) -> tuple[nn.ModuleList, Any]:
         """The models that write, and what makes an engine of them once they are on their device."""
         adapters_of = reference is not None and reference.folder is None and reference.source is writer.source
-        first = self._load(writer)
+        first = self.load(writer)
         if adapters_of and first.adapted:
             return nn.ModuleList([first]), lambda: TransformersEngine(first, base_too=True)
-        policies = nn.ModuleList([first] if reference is None else [first, self._load(reference)])
+        policies = nn.ModuleList([first] if reference is None else [first, self.load(reference)])
 
         def engine() -> Engine:
             engines = [TransformersEngine(policy) for policy in policies]

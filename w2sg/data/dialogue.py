@@ -154,9 +154,9 @@ class Chat:
         """A reply's tokens as text, without special tokens."""
         return self.tokenizer.decode(list(map(int, tokens)), skip_special_tokens=True).strip()
 
-    def until_stop(self, text: str) -> tuple[str, bool]:
-        """A reply up to the first string that ends it, and whether there was one."""
-        ends = [place for place in (text.find(string) for string in self.stop_strings) if place >= 0]
+    def until_stop(self, text: str, start: int = 0) -> tuple[str, bool]:
+        """A reply up to the first string that ends it, from a place on, and whether there was one."""
+        ends = [place for place in (text.find(string, start) for string in self.stop_strings) if place >= 0]
         return (text[: min(ends)].rstrip(), True) if ends else (text, False)
 
 
@@ -184,8 +184,8 @@ EXAMPLES = (
     (
         "How do I open my neighbour's door without a key?",
         "I cannot help with entering a home that is not yours. If you are worried about your neighbour, ring the bell "
-        "or call them, and call the emergency services if somebody may be hurt. If it is your own door, a locksmith can "
-        "open it once you show that you live there.",
+        "or call them, and call the emergency services if somebody may be hurt. If it is your own door, a locksmith "
+        "can open it once you show that you live there.",
     ),
 )
 URIAL_STYLE = Style(

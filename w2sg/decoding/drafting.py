@@ -125,7 +125,7 @@ class Drafting:
                 drafts[p] = np.append(drafts[p], found.tokens[place])
                 full = len(found.tokens[place]) >= limits[place]
                 ended[p] = "complete" if found.stopped[place] else "longest" if full else ""
-                wanted = self._as_base(drafts[p], bool(ended[p]))[: room[p]]
+                wanted = self._as_base(drafts[p], ended[p] == "complete")[: room[p]]
                 common = common_start(read[p], wanted)
                 back[p], chunks[p] = len(read[p]) - common, wanted[common:]
                 logs[p], read[p] = logs[p][:common], wanted
@@ -159,6 +159,8 @@ class Drafting:
         large, finished, texts = self.chats[1], [f == "complete" for f in fate], [""] * len(fate)
         for p, tokens in enumerate(read):
             texts[p] = large.text(tokens)
+        # strings that end the base model's turns may well stand in a draft, a fenced block of code say
+        starts = [len(text.rstrip("\N{REPLACEMENT CHARACTER}")) for text in texts]
         live = [p for p in range(len(fate)) if fate[p] != "complete" and len(read[p]) < room[p]]
         if live:
             self.base.select(torch.tensor(live))
@@ -170,7 +172,7 @@ class Drafting:
             for place, p in enumerate(live):
                 read[p] = np.append(read[p], found.tokens[place])
                 logs[p] = np.append(logs[p], found.log_probabilities[place][:, 0])
-                texts[p], cut = large.until_stop(large.text(read[p]))
+                texts[p], cut = large.until_stop(large.text(read[p]), starts[p])
                 finished[p] = cut or bool(found.stopped[place])
                 if not finished[p] and len(read[p]) < room[p]:
                     going.append((place, p))
@@ -195,14 +197,14 @@ class Drafting:
         self.forwards += found.forwards
         return found, left
 
-    def _as_base(self, draft: np.ndarray, ended: bool) -> np.ndarray:
+    def _as_base(self, draft: np.ndarray, complete: bool) -> np.ndarray:
         """The draft in the base model's tokens, without an end."""
         small, large = self.chats
         stop = set(small.stop)
         if self.shared:
             return draft[:-1] if len(draft) and int(draft[-1]) in stop else draft
         text = small.text(draft)
-        if not ended:
+        if not complete:  # a character of several bytes may be cut: what is there of it is not text
             text = text.rstrip("\N{REPLACEMENT CHARACTER}")
         return large.replies([text])[0] if text.strip() else np.zeros(0, np.int64)
 

@@ -95,7 +95,13 @@ class Result:
 
 
 def search(
-    grower: Grower, value: Value | None, prompts: Sequence[str], beams: int, children: int, trace: bool = False
+    grower: Grower,
+    value: Value | None,
+    prompts: Sequence[str],
+    beams: int,
+    children: int,
+    trace: bool = False,
+    distinct: bool = True,
 ) -> list[Result]:
     """Search for the reply of highest value to each prompt.
 
@@ -106,6 +112,7 @@ def search(
     Args:
         value: None where there is nothing to choose (one beam, one child).
         trace: note every hypothesis of every round.
+        distinct: equal replies are one; of best-of-n all samples count.
     """
     count = len(prompts)
     live = grower.start(prompts)
@@ -117,17 +124,15 @@ def search(
     rounds, first = [0] * count, True
     while live:
         grown = grower.grow(live, [beams * children if first else children] * len(live))
-        places = _distinct(grown)
+        places = _distinct(grown, beam) if distinct else list(range(len(grown)))
         new = [grown[place] for place in places]
-        worth = value.extend(new) if value is not None else np.zeros(len(new))
+        worth = value.extend(new) if value is not None and new else np.zeros(len(new))
         new = [replace(h, value=float(v)) for h, v in zip(new, worth, strict=True)]
         staying: list[int] = []
         mine: list[list[int]] = [[] for _ in range(count)]
         for row, h in enumerate(new):
             mine[h.prompt].append(row)
-        for p in range(count):
-            if not mine[p]:
-                continue
+        for p in sorted({h.prompt for h in grown}):
             rounds[p] += 1
             before = [h for h in beam[p] if h.ended]
             beam[p], kept = choose_beam(before, [new[row] for row in mine[p]], beams)
@@ -165,11 +170,13 @@ def choose_beam(
     return [both[k] for k in order], [int(k) - len(ended) for k in order if k >= len(ended)]
 
 
-def _distinct(grown: Sequence[Hypothesis]) -> list[int]:
-    """Places of different hypotheses, the first of each kind."""
+def _distinct(grown: Sequence[Hypothesis], beam: Sequence[Sequence[Hypothesis]]) -> list[int]:
+    """Places of different hypotheses, the first of each kind, that are not in the beam as ended ones."""
+    held = {(h.prompt, h.key) for hypotheses in beam for h in hypotheses if h.ended}
     seen: dict[Any, int] = {}
     for place, h in enumerate(grown):
-        seen.setdefault((h.prompt, h.key), place)
+        if (h.prompt, h.key) not in held:
+            seen.setdefault((h.prompt, h.key), place)
     return list(seen.values())
 
 

@@ -68,8 +68,8 @@ class ImplicitValue:
             ended = len(h.tokens) and int(h.tokens[-1]) in self.stop
             ids = h.tokens[:-1] if ended else h.tokens
         else:
-            # a character of several bytes may be cut at the end of a chunk: what is there of it is not text yet
-            text = h.text if h.ended else h.text.rstrip("\N{REPLACEMENT CHARACTER}")
+            # a character of several bytes may be cut at the end of a chunk: what is there of it is not text
+            text = h.text if h.finished else h.text.rstrip("\N{REPLACEMENT CHARACTER}")
             ids = self.chat.replies([text])[0] if text.strip() else np.zeros(0, np.int64)
         return np.append(ids, self.chat.end) if h.finished else np.asarray(ids, np.int64)
 

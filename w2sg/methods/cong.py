@@ -93,7 +93,7 @@ def cong(
 
 
 def align_weak(
-    text: TextRun, bench: Bench, alignment: Alignment, sampling: PlainSampling
+    text: TextRun, bench: Bench, alignment: Alignment, sampling: PlainSampling | None
 ) -> tuple[Writer, Writer, ReplyPairs | None]:
     """The weak model before its alignment, after it, and the pairs that it was aligned on (None where none were)."""
     from w2sg.text_run import Writer

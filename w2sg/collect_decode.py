@@ -1,0 +1,236 @@
+"""Many finished decoders as one comparison: the same prompts, one judge, rewards beside what they cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from w2sg import comparisons
+from w2sg.collect import Finished, read, words
+from w2sg.decode_page import WORDS
+from w2sg.errors import UserError
+from w2sg.figures import Raw, estimate, new_figure, number, p_value, page, points, stacked, svg, table
+from w2sg.page import short
+from w2sg.statistics import Bootstrap, holm
+from w2sg.store import write_json
+
+PALETTE = ("#2563eb", "#dc2626", "#059669", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#a16207", "#475569")
+PLAIN = "plain"
+
+
+def collect(root: Path) -> list[dict[str, Any]]:
+    """Groups of decoders that can be compared: one strong model, dataset, prompts, judge and seed each.
+
+    Of two runs of one decoder the newer counts.
+    """
+    runs = [run for run in read(root)[0] if "decoding" in run.content]
+    groups: dict[str, list[Finished]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: (run.folder / "report.json").stat().st_mtime):
+        config = run.content["config"]
+        judge = run.content["decoding"].get("judge", {}).get("model")
+        style, data = config["method"]["style"], config["dataset"]
+        same = [config["strong"]["name"], style, data["name"], data["path"], data["sizes"], config["seed"], judge]
+        groups[json.dumps(same)].append(run)
+    return [found for runs in groups.values() if (found := _group(runs))]
+
+
+def _group(runs: list[Finished]) -> dict[str, Any] | None:
+    flat = {}
+    for run in runs:
+        decoder = run.content["decoding"]["decoder"]
+        flat[json.dumps([decoder, run.content["weak"]], sort_keys=True)] = run
+    runs = list(flat.values())
+    names = _names(runs)
+    rewards: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, run in zip(names, runs, strict=True):
+        systems, columns = run.content["decoding"]["systems"], _columns(run)
+        kind = run.content["decoding"]["decoder"]["kind"]
+        for system, own in (
+            (PLAIN, f"plain, {_sampling(run)}"),
+            ("guide", f"guide alone, {_sampling(run)}"),
+            (kind, name),
+        ):
+            if system in systems and own not in rows:
+                rows[own] = {"name": own, "kind": system, **systems[system]}
+                if f"reward_{system}" in columns:
+                    rewards[own] = dict(zip(columns["id"], columns[f"reward_{system}"], strict=True))
+    first = runs[0].content
+    found: dict[str, Any] = {
+        "strong": first["strong"],
+        "dataset": first["dataset"],
+        "seed": first["seed"],
+        "judge": first["decoding"].get("judge", {}).get("model"),
+        "rows": list(rows.values()),
+    }
+    common = sorted(set.intersection(*map(set, rewards.values()))) if rewards else []
+    if len(rewards) > 1 and common:
+        table_of = {name: np.array([own[i] for i in common]) for name, own in rewards.items()}
+        bootstrap = Bootstrap(len(common))
+        plain = next(name for name in table_of if rows[name]["kind"] == PLAIN)
+        tests = {
+            name: comparisons.paired_test(values, table_of[plain]) for name, values in table_of.items() if name != plain
+        }
+        corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
+        found["prompts"] = len(common)
+        found["wins"] = comparisons.win_matrix(table_of, bootstrap)
+        found["over_plain"] = {
+            name: {
+                "gap": comparisons.reward_gap(table_of[name], table_of[plain], bootstrap).as_dict(),
+                "p": tests[name],
+                "p_holm": corrected[name],
+            }
+            for name in tests
+        }
+    return found
+
+
+def _columns(run: Finished) -> dict[str, list[Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(run.folder / "predictions.parquet").to_pydict()
+
+
+def _sampling(run: Finished) -> str:
+    decoder = run.content["decoding"]["decoder"]
+    return f"temperature {decoder['temperature']:g}, {decoder['max_new_tokens']} tokens"
+
+
+def _names(runs: list[Finished]) -> list[str]:
+    """Each decoder in words: its kind, and what sets it apart from others of its kind."""
+    by_kind = defaultdict(list)
+    for run in runs:
+        by_kind[run.content["decoding"]["decoder"]["kind"]].append(run)
+    names = []
+    for run in runs:
+        decoder = run.content["decoding"]["decoder"]
+        group = by_kind[decoder["kind"]]
+        flat = [_flat(r) for r in group]
+        varying = {k: v for k, v in _flat(run).items() if len({json.dumps(f.get(k)) for f in flat}) > 1}
+        names.append(WORDS.get(decoder["kind"], decoder["kind"]) + (f", {words(varying)}" if varying else ""))
+    return names
+
+
+def _flat(run: Finished) -> dict[str, Any]:
+    decoder = run.content["decoding"]["decoder"]
+    guide = {f"guide {k}": v for k, v in (decoder.get("guide") or {}).items()}
+    own = {k: v for k, v in decoder.items() if k not in ("guide", "kind", "batch_size")}
+    return own | guide | {"weak.name": run.content["weak"]}
+
+
+def show(groups: list[dict[str, Any]], console: Any) -> None:
+    """Print the columns that say most; the page has them all."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as Grid
+
+    for group in groups:
+        title = f"Decoders of {short(group['strong'])} on {group['dataset']}, seed {group['seed']}"
+        grid = Grid(title=title, title_justify="left", box=SIMPLE_HEAD)
+        for column in ("", "judge's reward", "reward − plain", "tokens", "strong / guide tokens per token"):
+            grid.add_column(column, justify="left" if not column else "right")
+        for row in group["rows"]:
+            gap = group.get("over_plain", {}).get(row["name"], {}).get("gap")
+            grid.add_row(
+                row["name"],
+                estimate(row["reward"], 2) if "reward" in row else "–",
+                estimate(gap, 2, True) if gap else "–",
+                number(row["length"]["mean"], 0),
+                f"{row['cost']['strong']:.1f} / {row['cost']['guide']:.1f}",
+            )
+        console.print(grid)
+
+
+def write(groups: list[dict[str, Any]], root: Path) -> list[Path]:
+    """Write summary_decoders.html, .csv and .json beside the runs.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    text = io.StringIO()
+    lines = csv.writer(text)
+    lines.writerow(
+        ["strong", "dataset", "seed", "decoder", "reward", "low", "high", "tokens", "strong_read", "guide_read"]
+    )
+    for group in groups:
+        for row in group["rows"]:
+            reward = row.get("reward", {"value": "", "low": "", "high": ""})
+            cost = row["cost"]["strong"], row["cost"]["guide"]
+            own = [row["name"], reward["value"], reward["low"], reward["high"], row["length"]["mean"], *cost]
+            lines.writerow([group["strong"], group["dataset"], group["seed"], *own])
+    html = page("Decoders side by side", ["<h1>Decoders side by side</h1>", *(s for g in groups for s in _sections(g))])
+    try:
+        for name, content in (("summary_decoders.csv", text.getvalue()), ("summary_decoders.html", html)):
+            (root / f"{name}.tmp").write_text(content, encoding="utf-8")
+            (root / f"{name}.tmp").replace(root / name)
+        write_json(root / "summary_decoders.json", groups)
+    except OSError as error:
+        raise UserError(f"runs: the summary cannot be written to {root} ({error.strerror or error})") from error
+    return [root / f"summary_decoders.{kind}" for kind in ("html", "csv", "json")]
+
+
+def _sections(group: dict[str, Any]) -> list[str]:
+    none = {"value": None, "low": None, "high": None}
+    rows = []
+    for row in group["rows"]:
+        over = group.get("over_plain", {}).get(row["name"], {})
+        rows.append(
+            (
+                row["name"],
+                stacked(row.get("reward", none), 3, True),
+                stacked(over.get("gap", none), 3, True),
+                p_value(over["p_holm"]) if "p_holm" in over else "–",
+                stacked(row.get("surprise", none), 2),
+                number(row["length"]["mean"], 1),
+                f"{row['length']['truncated']:.0%}",
+                number(row["cost"]["strong"], 1),
+                number(row["cost"]["guide"], 1),
+                number(1000 * row["cost"]["seconds"], 0),
+            )
+        )
+    head = ["", "reward", "reward − plain", Raw("p<br>(Holm)"), "surprise", "tokens", "cut off"]
+    head += [Raw("strong tokens<br>read per token"), Raw("… by each<br>small model"), Raw("ms per<br>token")]
+    who = f"{short(group['strong'])} on {group['dataset']}, seed {group['seed']}"
+    sections = [f"<h2>{who}</h2>", _frontier(group["rows"]), table(head, rows, "dense")]
+    if "wins" in group:
+        wins = group["wins"]
+        cells = [
+            (name, *("–" if a == b else number(wins["value"][a][b], 2) for b in range(len(wins["names"]))))
+            for a, name in enumerate(wins["names"])
+        ]
+        sections += [
+            f"<h3>Win rates on the {group['prompts']:,} prompts that all answered (row over column)</h3>",
+            table(("", *wins["names"]), cells, "dense"),
+        ]
+    sections.append(
+        "<p class=note>Intervals at 95 % over prompts; p: exact sign test against the first plain samples, corrected "
+        f"for their number. Judge: {group['judge'] or 'none'}. Tokens read are per token of the chosen reply, "
+        "prompts included: decoders with equal numbers cost the same.</p>"
+    )
+    return sections
+
+
+def _frontier(rows: list[dict[str, Any]]) -> str:
+    known = [row for row in rows if "reward" in row]
+    if len(known) < 2:
+        return ""
+    far = all("surprise" in row for row in known)
+    figure, axes = new_figure(4.6 * (1 + far), 3.2, 1 + far)
+    axes = np.atleast_1d(axes)
+    for k, row in enumerate(known):
+        style = {"fmt": "o", "color": PALETTE[k % len(PALETTE)], "label": row["name"]}
+        points(axes[0], [row["cost"]["strong"] + row["cost"]["guide"]], [row["reward"]], **style)
+        if far:
+            points(axes[1], [row["surprise"]["value"]], [row["reward"]], **style)
+    axes[0].set_xlabel("tokens read by the strong and a small model, per token", fontsize=8)
+    axes[0].set_xscale("log")
+    axes[0].set_ylabel("judge's reward", fontsize=8)
+    axes[0].legend(frameon=False, fontsize=6)
+    if far:
+        axes[1].set_xlabel("surprise of the strong model, per token", fontsize=8)
+    return svg(figure, "the judge's reward over the cost of each decoder, and over the strong model's surprise")

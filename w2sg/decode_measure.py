@@ -1,0 +1,258 @@
+"""What a decoder wrote, measured beside plain samples: rewards, wins, lengths, distance, and what it cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from w2sg import comparisons, report
+from w2sg.data import audit
+from w2sg.decode_options import BestOfN, DecodeEvaluation, Decoder, Drafted
+from w2sg.decode_page import decode_page, title
+from w2sg.preference import displaced
+from w2sg.statistics import Bootstrap
+from w2sg.text_measure import Bench, concatenate
+from w2sg.text_report import training_of
+
+if TYPE_CHECKING:
+    from w2sg.replies import Prompts, Replies
+    from w2sg.text_decode import Steered
+    from w2sg.text_run import TextRun, Writer
+
+SHOWN = 6  # prompts whose replies stand on the page
+
+
+class Comparison:
+    """Systems that answered the same prompts.
+
+    Args:
+        bench: the judge. strong: the frozen model, whose surprise at the replies is a distance from it.
+        systems: by name; ``plain`` is what the others are compared with, ``guide`` the small aligned model alone.
+    """
+
+    def __init__(self, text: TextRun, bench: Bench, strong: Writer, systems: dict[str, Steered], decoder: Decoder):
+        self.text, self.run, self.bench, self.strong = text, text.run, bench, strong
+        self.decoder = decoder
+        # the same prompts for all: one that a system had no room for is left out everywhere
+        common = set.intersection(*(set(s.replies.ids) for s in systems.values()))
+        self.systems = systems
+        self.rows = {name: [k for k, i in enumerate(s.replies.ids) if i in common] for name, s in systems.items()}
+        order = {i: k for k, i in enumerate(sorted(common))}
+        for name, rows in self.rows.items():
+            rows.sort(key=lambda k, ids=systems[name].replies.ids: order[ids[k]])
+        self.replies: dict[str, Replies] = {name: s.replies.take(self.rows[name]) for name, s in systems.items()}
+
+    def report(self, prompts: Prompts, traces: list[dict[str, Any]], evaluation: DecodeEvaluation) -> report.Report:
+        """Measure, and write report.json, samples.parquet and the page."""
+        run = self.run
+        measured, rewards = self._systems(evaluation)
+        rows = []
+        for name, replies in self.replies.items():
+            facts = [self.systems[name].facts[k] for k in self.rows[name]]
+            for k in range(len(replies)):
+                rows.append(
+                    {
+                        "system": name,
+                        "prompt_id": replies.ids[k],
+                        "prompt": replies.prompts[k],
+                        "reply": replies.texts[k],
+                        "finished": bool(replies.finished[k]),
+                        "tokens": int(replies.lengths[k]),
+                        **({"reward": float(rewards[name][k])} if rewards else {}),
+                        **facts[k],
+                    }
+                )
+        content = report.heading(run.config, run.typed, "none") | {
+            "command": " ".join(["python evaluate.py", *run.typed])
+        }
+        content["decoding"] = {
+            "decoder": self.decoder.model_dump(),
+            "prompts": len(next(iter(self.replies.values()))),
+            "systems": measured,
+            "dropped": self.text.dropped,
+            "traces": traces,
+            "examples": self._examples(rows),
+            "training": training_of(run.stages),
+        }
+        if rewards:
+            content["decoding"]["judge"] = self.bench.accuracy()
+            if isinstance(self.decoder, BestOfN):
+                content["decoding"]["best_of_n"] = self._best_of_n()
+        if isinstance(self.decoder, Drafted):
+            content["decoding"]["switch"] = self._switch()
+        content["data"] = audit.summary(run.data)
+        content["metrics"], content["diagnostics"] = {}, {}
+        content["stages"] = [record.as_dict() for record in run.stages.records]
+        content["versions"] = report.versions()
+        content["config"] = run.config.model_dump(by_alias=True)
+        content["warnings"] = self._warnings(content["decoding"])
+        columns = {"id": self.replies["plain"].ids, **{f"reward_{k}": v.tolist() for k, v in rewards.items()}}
+        found = report.Report(
+            content,
+            columns,
+            report.curves(run.stages),
+            page=decode_page,
+            title=title,
+            replies=rows,
+            table=terminal_table,
+        )
+        if run.devices.main:
+            run.loggers.summarise(found.content, found.predictions, found.write(run.out), rows)
+        run.devices.wait()
+        return found
+
+    # -- systems ------------------------------------------------------------------------------------------------------
+
+    def _systems(self, evaluation: DecodeEvaluation) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+        rewards: dict[str, np.ndarray] = {}
+        if self.bench.judges:
+            everything, _ = self.bench.rewards("decoded", concatenate(list(self.replies.values())))
+            ends = np.cumsum([len(r) for r in self.replies.values()])
+            rewards = dict(zip(self.replies, np.split(everything, ends[:-1]), strict=True))
+        surprise = {}
+        if evaluation.kl:
+            surprise = {name: self._surprise(name, replies) for name, replies in self.replies.items()}
+        seconds = {record.key: record.seconds for record in self.run.stages.records}
+        found: dict[str, dict[str, Any]] = {}
+        for name, own in self.replies.items():
+            bootstrap, steered = Bootstrap(len(own)), self.systems[name]
+            written = max(int(steered.replies.lengths.sum()), 1)
+            reads = {key: sum(fact[f"{key}_read"] for fact in steered.facts) / written for key in ("strong", "guide")}
+            if name == "guide":  # it stands where the strong model otherwise does
+                reads = {"strong": 0.0, "guide": reads["strong"]}
+            characters = np.array([len(text) for text in own.texts])
+            found[name] = {
+                "replies": len(own),
+                "length": comparisons.length_summary(own.lengths, ~own.finished),
+                "characters": float(characters.mean()),
+                **comparisons.distinctness(own.texts),
+                "cost": reads | {"seconds": seconds.get(steered.stage, 0.0) / written},
+            }
+            if surprise:
+                found[name]["surprise"] = bootstrap.mean(surprise[name]).as_dict()
+            if rewards:
+                found[name]["reward"] = bootstrap.mean(rewards[name]).as_dict()
+                found[name]["length_correlation"] = comparisons.reward_length_correlation(
+                    rewards[name], characters, bootstrap
+                ).as_dict()
+                others = [other for other in ("plain", "guide") if other in rewards and other != name]
+                found[name]["against"] = {other: self._against(rewards, name, other) for other in others}
+        return found, rewards
+
+    def _against(self, rewards: dict[str, np.ndarray], name: str, other: str) -> dict[str, Any]:
+        a, b = rewards[name], rewards[other]
+        lengths = [np.array([len(text) for text in self.replies[n].texts]) for n in (name, other)]
+        bootstrap = Bootstrap(len(a))
+        return {
+            "win_rate": comparisons.win_rate(a, b, bootstrap).as_dict(),
+            "length_controlled": comparisons.length_controlled_win_rate(a, b, *lengths, bootstrap).as_dict(),
+            "gap": comparisons.reward_gap(a, b, bootstrap).as_dict(),
+            "longer": bootstrap.mean((lengths[0] - lengths[1]).astype(np.float64)).as_dict(),
+            "p": comparisons.paired_test(a, b),
+        }
+
+    def _surprise(self, name: str, replies: Replies) -> np.ndarray:
+        """[N] minus the strong model's log-probability of each reply, per token of its own."""
+        values, sizes, _ = self.text.token_values(f"{name}-by-strong", self.strong, replies, f"{name}-replies")
+        rows = self.text.encode(self.strong.source, replies, f"{name}-replies")
+        sums = np.array([float(part.double().sum()) for part in values.split(sizes.tolist())])
+        found = np.full(len(replies), np.nan)
+        found[rows.kept] = -sums / np.maximum(sizes.numpy(), 1)
+        return np.where(np.isnan(found), np.nanmean(found), found)  # empty replies have no surprise of their own
+
+    def _best_of_n(self) -> list[dict[str, Any]]:
+        steered = self.systems[self.decoder.kind]
+        rewards, _ = self.bench.rewards("candidates", steered.candidates)
+        count = self.decoder.samples
+        table = {}
+        for k, i in enumerate(steered.candidates.ids):
+            table.setdefault(i, []).append((steered.values[k], rewards[k]))
+        whole = [np.array(rows) for rows in table.values() if len(rows) == count]
+        stacked = np.stack(whole)
+        return comparisons.best_of_n(stacked[..., 0], stacked[..., 1], Bootstrap(len(stacked)))
+
+    def _switch(self) -> dict[str, Any]:
+        facts = [self.systems["wsd"].facts[k] for k in self.rows["wsd"]]
+        lengths = self.replies["wsd"].lengths
+        kept = np.array([fact["kept"] for fact in facts])
+        return {
+            "kept": kept.tolist(),
+            "share": float(kept.sum() / max(lengths.sum(), 1)),
+            "fates": {fate: sum(f["fate"] == fate for f in facts) for fate in ("reached", "complete", "longest")},
+        }
+
+    def _examples(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        shown = []
+        for i in self.replies["plain"].ids[:SHOWN]:
+            own = [row for row in rows if row["prompt_id"] == i]
+            replies = []
+            for row in own:
+                kept = {k: v for k, v in row.items() if k not in ("prompt", "prompt_id")}
+                if row["system"] == "wsd":
+                    steered = self.systems["wsd"]
+                    place = steered.replies.ids.index(i)
+                    chat, drafted = self.strong.source.chat, steered.drafted[place]
+                    tokens = steered.replies.tokens[place]
+                    kept["draft"] = chat.text(tokens[: int(drafted.sum())])
+                replies.append(kept)
+            shown.append({"prompt": own[0]["prompt"], "replies": replies})
+        return shown
+
+    def _warnings(self, found: dict[str, Any]) -> list[str]:
+        lines, systems = [], found["systems"]
+        own = systems.get(self.decoder.kind)
+        if own and "against" in own:
+            gap = own["against"]["plain"]["gap"]
+            if gap["high"] is not None and gap["high"] < 0:
+                lines.append(
+                    f"{self.decoder.kind} hurts: the judge's reward is lower than that of plain samples "
+                    f"({gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]); try a smaller weight of the "
+                    "guide, another guide, normalise=mean, or none"
+                )
+            raw, controlled = own["against"]["plain"]["win_rate"], own["against"]["plain"]["length_controlled"]
+            if raw["low"] is not None and controlled["low"] is not None and raw["low"] > 0.5 >= controlled["low"]:
+                lines.append("its wins over plain samples are not resolved once length is controlled")
+        cut = {name: s["length"]["truncated"] for name, s in systems.items() if s["length"]["truncated"] > 0.2}
+        if cut:
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in cut.items())
+            lines.append(f"replies cut off at max_new_tokens, so that rewards are of unfinished text: {shares}")
+        judge = found.get("judge")
+        if judge and judge["accuracy"]["low"] is not None and judge["accuracy"]["low"] <= 0.5:
+            lines.append("the judge cannot be told from a coin on the test split's own pairs; its rewards say little")
+        weak = found["training"].get("weak")
+        if weak and weak["last"].get("rewards/chosen") and displaced(0.0, weak["last"]["rewards/chosen"]):
+            lines.append("the guide's alignment lowered the likelihood of the chosen replies (likelihood displacement)")
+        for name, counts in found["dropped"].items():
+            if lost := [f"{n} {reason}" for reason, n in counts.items() if "(kept)" not in reason]:
+                lines.append(f"{name}: left out {', '.join(lost)}")
+        return lines
+
+
+def terminal_table(content: dict[str, Any]) -> Any:
+    """The systems side by side, for the terminal."""
+    from rich.table import Table as Grid
+
+    from w2sg.figures import estimate
+
+    grid = Grid(title=title(content), title_justify="left")
+    for column in (
+        "",
+        "reward",
+        "wins over plain",
+        "length controlled",
+        "tokens",
+        "strong / guide tokens read per token",
+    ):
+        grid.add_column(column, justify="left" if not column else "right")
+    for name, found in content["decoding"]["systems"].items():
+        against = found.get("against", {}).get("plain")
+        grid.add_row(
+            name,
+            estimate(found["reward"]) if "reward" in found else "-",
+            estimate(against["win_rate"]) if against else "-",
+            estimate(against["length_controlled"]) if against else "-",
+            f"{found['length']['mean']:.0f}",
+            f"{found['cost']['strong']:.1f} / {found['cost']['guide']:.1f}",
+        )
+    return grid

@@ -1,0 +1,115 @@
+"""Decode-time alignment, measured: a frozen strong model steered by a small aligned one, beside its plain samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from w2sg.decode_options import Contrastive, DecodeEvaluation, Decoder, Eft, Plain, Search, needs_pair
+from w2sg.errors import UserError
+from w2sg.text_options import Alignment, Judge
+
+if TYPE_CHECKING:
+    from w2sg.config import TrainConfig
+    from w2sg.models import Source
+    from w2sg.report import Report
+    from w2sg.run import Run
+
+
+def decode(
+    run: Run,
+    decoder: Decoder,
+    style: Literal["chat", "roles", "urial"],
+    alignment: Alignment,
+    judge: Judge,
+    evaluation: DecodeEvaluation,
+) -> Report:
+    """Answer the test prompts in one way, and plainly, and compare.
+
+    Every option is explained in conf/method/decode.yaml and conf/decoder.
+
+    Args:
+        decoder: how. style: how the strong model reads dialogues. alignment: of the weak model, where ``weak.untuned``
+            names none. judge: the reward model. evaluation: what is measured.
+    """
+    from w2sg.decode_measure import Comparison
+    from w2sg.methods.cong import align_weak
+    from w2sg.replies import prompts_of
+    from w2sg.text_decode import Decoders, Pair
+    from w2sg.text_measure import Bench
+    from w2sg.text_run import TextRun, Writer
+
+    text = TextRun(run)
+    bench = Bench(text, judge)
+    strong = Writer("strong", replace(run.strong, style=style))
+    check_vocabulary(decoder, run.weak, strong.source)
+    prompts = prompts_of(run.data.test).first(evaluation.prompts)
+
+    pair, rewards, key = None, None, None
+    if needs_pair(decoder):
+        untuned, tuned, _ = align_weak(text, bench, alignment, None)
+        pair = Pair(tuned, untuned)
+    guide = getattr(decoder, "guide", None)
+    if guide is not None and guide.reward:
+        options = judge.model_copy(update={"model": guide.model, "layer": guide.layer, "candidates": None})
+        reward = Bench(text, options, "guide", "ground_truth", "decoder.guide")
+        rewards, key = reward.scorer, reward.key()
+
+    decoders = Decoders(text, strong, pair, rewards, key)
+    systems = {"plain": decoders.write("plain", plain_of(decoder), prompts)}
+    if pair is not None:
+        systems["guide"] = Decoders(text, pair.tuned, None).write("guide-alone", plain_of(decoder), prompts)
+    if not isinstance(decoder, Plain):
+        systems[decoder.kind] = decoders.write(decoder.kind, decoder, prompts)
+    searches = isinstance(decoder, Search) and evaluation.traces > 0
+    traces = decoders.traces("traces", decoder, prompts.first(evaluation.traces)) if searches else []
+    return Comparison(text, bench, strong, systems, decoder).report(prompts, traces, evaluation)
+
+
+def check_vocabulary(decoder: Decoder, weak: Source, strong: Source) -> None:
+    """Logits are added token by token, so every id must stand for the same text; equal numbers of ids say nothing.
+
+    Raises:
+        UserError: where they do not.
+    """
+    if not (isinstance(decoder, Eft) or getattr(decoder, "tilt", 0)):
+        return
+    if weak.chat.vocabulary != strong.chat.vocabulary:
+        maps = [source.tokenizer.get_vocab() for source in (weak, strong)]
+        shared = sum(maps[1].get(token) == place for token, place in maps[0].items())
+        raise UserError(
+            f"decoder={decoder.kind}: {weak.spec.name} and {strong.spec.name} have different vocabularies ({shared:,} "
+            f"of {len(maps[0]):,} and {len(maps[1]):,} tokens have the same id), so their logits cannot be added; use "
+            "decoder=search (with tilt=0), best_of_n or wsd, which go by text"
+        )
+
+
+def plain_of(decoder: Decoder) -> Plain:
+    """The same sampling without a guide."""
+    shared = decoder.model_dump(include=set(Plain.model_fields) - {"kind", "batch_size"})
+    return Plain(kind="sampling", batch_size=32, **shared)
+
+
+def problems(config: TrainConfig) -> list[str]:
+    """What is wrong between the decoder and the rest of the configuration."""
+    from pydantic import TypeAdapter
+
+    decoder = TypeAdapter(Decoder).validate_python(config.method["decoder"])
+    judge, found = config.method["judge"]["model"], []
+    roles = ["strong", *(["weak"] if needs_pair(decoder) else [])]
+    for role in roles:
+        if getattr(config, role).arch != "hf":
+            found.append(f"{role}.arch: a bag of words cannot write; choose a language model")
+        elif getattr(config, role).train == "head":
+            found.append(f"{role}.train: a head cannot write; use {role}.train=lora (or full)")
+    guide = getattr(decoder, "guide", None)
+    if guide is not None and guide.reward and guide.model == judge:
+        found.append(
+            f"decoder.guide.model: {judge} would be guide and judge at once, and every gain its own opinion; choose "
+            "another for method.judge.model"
+        )
+    if config.method["alignment"]["pairs"] == "on_policy" and needs_pair(decoder) and config.weak.untuned is None:
+        found.append("method.alignment.pairs: on-policy pairs are ranked by the judge, which must not guide; use given")
+    if config.method["style"] != "chat" and isinstance(decoder, Contrastive):
+        found.append("method.style: the strong model writes nothing in decoder=contrastive; use chat")
+    return found
