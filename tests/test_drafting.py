@@ -348,7 +348,7 @@ def test_a_string_that_ends_a_turn_cuts_the_text_and_finishes_it():
     assert small.vocabulary == large.vocabulary
     good, warm = (int(small.replies([word])[0][0]) for word in ("good", "warm"))
     turn = [int(token) for token in tokenizer("\n[User]")["input_ids"]]
-    assert len(set(turn)) == len(turn) == 7
+    assert len(set(turn)) == len(turn)  # so that each of them knows what comes next
     prompts = ["\n\nHuman: Hi\n\nAssistant:"]
     first, newline = int(small.prompts(prompts)[0][-1]), turn[0]
     assert int(large.prompts(prompts)[0][-1]) == newline
@@ -358,13 +358,13 @@ def test_a_string_that_ends_a_turn_cuts_the_text_and_finishes_it():
     d = drafted((chain(small, [first, good, warm]), base), (small, large), rule, prompts, (GREEDY, GREEDY))[0]
     assert (d.text, d.finished, d.kept, d.switch) == ("good", True, 1, "reached")
     assert len(d.tokens) == 1 + SCAN
-    assert d.tokens[1:9].tolist() == [*turn, newline]
+    assert d.tokens[1 : len(turn) + 2].tolist() == [*turn, newline]
     # what stands in the draft is the small model's, who ends its turns by itself
     base = chain(large, [good, *turn, warm, large.end], [newline, good])
-    rule = Rule(window=9, threshold=0.2, check=4, draft=30, most=100)
+    rule = Rule(window=len(turn) + 2, threshold=0.2, check=3, draft=30, most=100)
     drafter = chain(small, [first, good, *turn, warm])
     d = drafted((drafter, base), (small, large), rule, prompts, (GREEDY, GREEDY))[0]
-    assert (d.text, d.finished, d.kept, d.switch) == ("good\n[User] warm", True, 9, "reached")
+    assert (d.text, d.finished, d.kept, d.switch) == ("good\n[User] warm", True, len(turn) + 2, "reached")
     assert int(d.tokens[-1]) == large.end
 
 

@@ -40,6 +40,11 @@ class Finished:
         """Whether its models wrote, so that `w2sg.collect_text` gathers it."""
         return "text" in self.content
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it measured a decoder, so that `w2sg.collect_decode` gathers it."""
+        return "decoding" in self.content
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The configuration, flat, without what does not change a result."""
@@ -126,7 +131,7 @@ def collect(root: Path) -> Collection | None:
     if not root.is_dir():
         raise UserError(f"runs: there is no folder {root}; name the one that runs were written to, as runs=outputs")
     everything, left_out = read(root)
-    runs = [run for run in everything if not run.writes and "decoding" not in run.content]
+    runs = [run for run in everything if not run.writes and not run.decodes]
     if not runs and everything:
         return None
     if not runs:
@@ -166,7 +171,8 @@ def read(root: Path) -> tuple[list[Finished], list[str]]:
             if not {"metrics", "config", "diagnostics", "stages"} <= content.keys():
                 left_out.append(f"{where}: its report is of an earlier version; run its command again")
                 continue
-            if not run.writes and not {"weak", "student", "ceiling"} <= run.right[1].keys():
+            predicts = not run.writes and not run.decodes
+            if predicts and not {"weak", "student", "ceiling"} <= run.right[1].keys():
                 left_out.append(f"{where}: it has no weak model, student and ceiling to compare")
                 continue
             run.settings, run.replicate  # noqa: B018 (a damaged report shows itself here)

@@ -29,7 +29,7 @@ def collect(root: Path) -> list[dict[str, Any]]:
 
     Of two runs of one decoder the newer counts.
     """
-    runs = [run for run in read(root)[0] if "decoding" in run.content]
+    runs = [run for run in read(root)[0] if run.decodes]
     groups: dict[str, list[Finished]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: (run.folder / "report.json").stat().st_mtime):
         config = run.content["config"]
