@@ -346,25 +346,25 @@ def test_a_string_that_ends_a_turn_cuts_the_text_and_finishes_it():
     tokenizer = tokenizer_of()
     small, large = Chat(tokenizer), TextChat(tokenizer, "roles")
     assert small.vocabulary == large.vocabulary
-    good, warm = (int(small.replies([word])[0][0]) for word in ("good", "warm"))
+    calm, warm = (int(small.replies([word])[0][0]) for word in ("calm", "warm"))
     turn = [int(token) for token in tokenizer("\n[User]")["input_ids"]]
     assert len(set(turn)) == len(turn)  # so that each of them knows what comes next
     prompts = ["\n\nHuman: Hi\n\nAssistant:"]
     first, newline = int(small.prompts(prompts)[0][-1]), turn[0]
     assert int(large.prompts(prompts)[0][-1]) == newline
-    # the base model goes on with "good" by the beginning of a turn, and that for ever
-    base = chain(large, [good, *turn, newline], [newline, good])
+    # the base model goes on with "calm" by the beginning of a turn, and that for ever
+    base = chain(large, [calm, *turn, newline], [newline, calm])
     rule = Rule(window=1, threshold=0.2, check=1, draft=9, most=100)
-    d = drafted((chain(small, [first, good, warm]), base), (small, large), rule, prompts, (GREEDY, GREEDY))[0]
-    assert (d.text, d.finished, d.kept, d.switch) == ("good", True, 1, "reached")
+    d = drafted((chain(small, [first, calm, warm]), base), (small, large), rule, prompts, (GREEDY, GREEDY))[0]
+    assert (d.text, d.finished, d.kept, d.switch) == ("calm", True, 1, "reached")
     assert len(d.tokens) == 1 + SCAN
     assert d.tokens[1 : len(turn) + 2].tolist() == [*turn, newline]
     # what stands in the draft is the small model's, who ends its turns by itself
-    base = chain(large, [good, *turn, warm, large.end], [newline, good])
+    base = chain(large, [calm, *turn, warm, large.end], [newline, calm])
     rule = Rule(window=len(turn) + 2, threshold=0.2, check=3, draft=30, most=100)
-    drafter = chain(small, [first, good, *turn, warm])
+    drafter = chain(small, [first, calm, *turn, warm])
     d = drafted((drafter, base), (small, large), rule, prompts, (GREEDY, GREEDY))[0]
-    assert (d.text, d.finished, d.kept, d.switch) == ("good\n[User] warm", True, len(turn) + 2, "reached")
+    assert (d.text, d.finished, d.kept, d.switch) == ("calm\n[User] warm", True, len(turn) + 2, "reached")
     assert int(d.tokens[-1]) == large.end
 
 
@@ -377,6 +377,7 @@ def test_a_string_that_ends_a_turn_cuts_the_text_and_finishes_it():
         ("roles", "Hello.\n\n[User]\nBye", "Hello."),
         ("roles", "Hello.\n[Assistant]\nBye\n[User]", "Hello."),
         ("roles", "Hello.\n\n[System]", "Hello."),
+        ("roles", "[User]\nBye", ""),
         ("urial", "The ``` fence and # Query: are marks", None),
         ("urial", "Hello.\n```\n\n# Query:\n```\nBye", "Hello."),
         ("urial", "Hello.\n# Query:\nBye", "Hello."),
@@ -386,6 +387,7 @@ def test_strings_end_a_reply_at_the_start_of_a_line_alone(style, text, wanted):
     chat = TextChat(tokenizer_of(), style)
     assert chat.until_stop(text) == ((text, False) if wanted is None else (wanted, True))
     assert chat.until_stop(text, len(text)) == (text, False)
+    assert chat.until_stop(f"So {text}", 3)[1] == (bool(wanted))  # where a part begins is no start of a line
     assert Chat(tokenizer_of()).until_stop(text) == (text, False)
 
 

@@ -156,8 +156,10 @@ class Chat:
 
     def until_stop(self, text: str, start: int = 0) -> tuple[str, bool]:
         """A reply up to the first string that ends it, from a place on, and whether there was one."""
-        ends = [place for place in (text.find(string, start) for string in self.stop_strings) if place >= 0]
-        return (text[: min(ends)].rstrip(), True) if ends else (text, False)
+        lines = f"\n{text}"  # a reply begins a line
+        places = (lines.find(string, start + 1 if start else 0) for string in self.stop_strings)
+        ends = [place for place in places if place >= 0]
+        return (lines[1 : min(ends)].rstrip(), True) if ends else (text, False)
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,8 @@ def _distinct(grown: Sequence[Hypothesis], beam: Sequence[Sequence[Hypothesis]])
 
 def _note(h: Hypothesis, fresh: bool, kept: bool, live: Sequence[Hypothesis]) -> dict[str, Any]:
     before = live[h.parent].text if fresh else ""
+    if not h.text.startswith(before):  # ended replies have lost the space that they began with
+        before = before.lstrip()
     new = h.text[len(before) :] if h.text.startswith(before) else h.text
     return {
         "before": before if fresh else h.text,

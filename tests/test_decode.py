@@ -1,0 +1,279 @@
+"""Decoders as a whole on tiny models: what each writes and costs, sharing, devices, refusals, the page over many."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import compose, run_script, save_tiny_model
+
+from w2sg import collect_decode, comparisons
+from w2sg.collect import collect
+from w2sg.config import check
+from w2sg.errors import ConfigError, UserError
+from w2sg.run import run_method
+from w2sg.statistics import Bootstrap
+
+KINDS = ("sampling", "contrastive", "eft", "search", "best_of_n", "wsd")
+SMALL = {
+    "search": ["decoder.beams=2", "decoder.children=2", "decoder.chunk=4"],
+    "best_of_n": ["decoder.samples=3"],
+    "wsd": ["decoder.draft=6", "decoder.check=2", "decoder.window=2", "decoder.threshold=0.02"],
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("decode-models")
+    return {
+        "weak": save_tiny_model(folder / "weak", width=16),
+        "strong": save_tiny_model(folder / "strong", "llama", seed=1),
+        "untuned": save_tiny_model(folder / "untuned", width=16, seed=7),
+    }
+
+
+@pytest.fixture(scope="module")
+def arguments(pairs_folder, models):
+    def make(out: Path, kind: str, *more: str) -> list[str]:
+        return [
+            f"decoder={kind}",
+            "decoder.max_new_tokens=10",
+            *SMALL.get(kind, ()),
+            "dataset=local",
+            f"dataset.path={pairs_folder}",
+            "dataset.sizes.ground_truth=16",
+            "dataset.sizes.transfer=16",
+            "dataset.sizes.test=8",
+            "weak=hf",
+            f"weak.name={models['weak']}",
+            f"weak.untuned={models['untuned']}",
+            "strong=hf",
+            f"strong.name={models['strong']}",
+            *(f"{role}.{key}" for role in ("weak", "strong") for key in ("train=full", "max_length=96")),
+            "method.judge.max_length=96",
+            "training.head.epochs=2",
+            "trainer=cpu",
+            "logger=none",
+            f"out={out}",
+            *more,
+        ]
+
+    return make
+
+
+def run(arguments, out: Path, kind: str, *more: str, name: str = "") -> dict:
+    config = check(compose(*arguments(out, kind, *more), name="decode"))
+    return run_method(config, out / (name or kind), list(more)).content
+
+
+def said(out: Path, name: str, system: str) -> dict[str, str]:
+    rows = pq.read_table(out / name / "samples.parquet").to_pylist()
+    return {row["prompt_id"]: row["reply"] for row in rows if row["system"] == system}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, arguments):
+    """Each decoder once, on one store."""
+    out = tmp_path_factory.mktemp("decode-runs")
+    return out, {kind: run(arguments, out, kind) for kind in KINDS}
+
+
+# -- one run each -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_decoder_answers_every_prompt_and_is_measured(runs, kind):
+    out, contents = runs
+    found = contents[kind]["decoding"]
+    assert found["prompts"] == 8
+    system = found["systems"]["plain" if kind == "sampling" else kind]
+    assert system["replies"] == 8
+    assert system["reward"]["low"] <= system["reward"]["value"] <= system["reward"]["high"]
+    assert "against" in system
+    assert set(system["against"]) == set() if kind == "sampling" else "plain" in system["against"]
+    page = (out / kind / "report.html").read_text()
+    assert "Systems" in page
+    assert len(said(out, kind, "plain" if kind == "sampling" else kind)) == 8
+    rows = pq.read_table(out / kind / "predictions.parquet").to_pydict()
+    rewards = np.array(rows["reward_plain" if kind == "sampling" else f"reward_{kind}"])
+    assert np.isclose(rewards.mean(), system["reward"]["value"])
+
+
+def test_what_a_decoder_costs_is_counted(runs):
+    """Of greedy drafts and plain samples it can be said beforehand."""
+    _, contents = runs
+    systems = contents["search"]["decoding"]["systems"]
+    assert systems["plain"]["cost"]["guide"] == 0
+    assert systems["guide"]["cost"]["strong"] == 0
+    # two beams with two children each write four times as much as is kept, and the guide reads all of it
+    assert 2 < systems["search"]["cost"]["strong"] < systems["plain"]["cost"]["strong"] * 4
+    assert systems["search"]["cost"]["guide"] > 2
+    drafts = contents["wsd"]["decoding"]["switch"]
+    assert sum(drafts["fates"].values()) == 8
+    assert max(drafts["kept"]) <= 6
+
+
+def test_stages_are_shared_and_a_second_run_writes_nothing(runs, arguments):
+    out, contents = runs
+    again = run(arguments, out, "search")
+    assert all(stage["cached"] for stage in again["stages"])
+    keys = [{s["name"]: s["key"] for s in contents[kind]["stages"]} for kind in ("search", "best_of_n", "eft")]
+    for name in ("plain", "guide-alone", "judge"):  # the same sampling, guide and judge for all
+        assert len({key[name] for key in keys}) == 1
+
+
+@pytest.mark.parametrize("kind", ["search", "best_of_n", "eft", "wsd"])
+def test_replies_do_not_depend_on_how_many_prompts_are_in_flight(runs, arguments, tmp_path, kind):
+    out, _ = runs
+    run(arguments, tmp_path, kind, "decoder.batch_size=3")
+    assert said(tmp_path, kind, kind) == said(out, kind, kind)
+
+
+def test_the_trace_is_that_of_the_search(runs):
+    out, contents = runs
+    traces = contents["search"]["decoding"]["traces"]
+    replies = {
+        row["prompt"]: row
+        for row in pq.read_table(out / "search" / "samples.parquet").to_pylist()
+        if row["system"] == "search"
+    }
+    assert len(traces) == 4
+    for trace in traces:
+        row = replies[trace["prompt"]]
+        assert trace["best"] == row["reply"]
+        assert trace["value"] == pytest.approx(row["value"], abs=1e-4)
+        first, last = trace["rounds"][0], trace["rounds"][-1]
+        assert len(first) <= 4
+        assert sum(h["kept"] for h in first) <= 2
+        assert trace["rule"] != "beam" or trace["value"] == pytest.approx(max(h["value"] for h in last), abs=1e-6)
+
+
+def test_a_tilted_search_and_a_reward_guide_run(runs, arguments, tmp_path):
+    tilted = run(arguments, tmp_path, "search", "decoder.tilt=1.0", name="tilted")
+    assert (
+        tilted["decoding"]["systems"]["search"]["cost"]["guide"]
+        > runs[1]["search"]["decoding"]["systems"]["search"]["cost"]["guide"]
+    )
+    by_reward = ["decoder.guide.reward=1.0", "decoder.guide.model=weak"]
+    rewarded = run(arguments, tmp_path, "best_of_n", "decoder.guide.implicit=0.0", *by_reward, name="rewarded")
+    names = [stage["name"] for stage in rewarded["stages"]]
+    assert "guide" in names
+    assert "untuned" not in names
+    assert "guide-alone" not in names
+    mixed = run(arguments, tmp_path, "search", *by_reward, name="mixed")
+    assert mixed["decoding"]["systems"]["search"]["replies"] == 8
+
+
+def test_a_guide_is_aligned_where_none_is_given(arguments, tmp_path):
+    content = run(arguments, tmp_path, "eft", "weak.untuned=null", "method.alignment.lr.full=0.002")
+    assert "weak" in {stage["name"] for stage in content["stages"]}
+    assert content["decoding"]["training"]["weak"]["steps"] > 0
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "typed", "said"),
+    [
+        ("eft", "decoder.beta=-1.0", "decoder.negative=true"),
+        ("search", "decoder.temperature=0.0", "all candidates are the same"),
+        ("search", "decoder.guide.implicit=0.0", "nothing is left to choose by"),
+        ("search", "decoder.guide.model=weak", "go together"),
+        ("search", "decoder.guide.length_alpha=0.5", "read only by normalise=length_alpha"),
+        ("best_of_n", "decoder.samples=0", "decoder.samples"),
+        ("wsd", "decoder.draft=99", "cannot be longer than a reply"),
+        ("search", "decoder.width=3", "width"),
+        ("search", "weak=bow", "cannot write"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(arguments, tmp_path, kind, typed, said):
+    with pytest.raises(ConfigError, match=said):
+        check(compose(*arguments(tmp_path, kind, *([f"+{typed}"] if "width" in typed else [typed])), name="decode"))
+
+
+def test_the_judge_is_never_the_guide(arguments, tmp_path):
+    more = ["decoder.guide.reward=1.0", "decoder.guide.model=weak", "method.judge.model=weak"]
+    config = compose(*arguments(tmp_path, "search", *more), name="decode")
+    with pytest.raises(ConfigError, match="guide and judge at once"):
+        check(config)
+
+
+def test_logits_of_different_vocabularies_are_not_added(arguments, tmp_path):
+    """Equal numbers of tokens are not equal tokens."""
+    other = save_tiny_model(tmp_path / "other", "llama", seed=3)
+    file = other / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    first, second = sorted(vocabulary, key=vocabulary.get)[40:42]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="different vocabularies"):
+        run(arguments, tmp_path, "eft", f"strong.name={other}")
+    searched = run(arguments, tmp_path, "search", f"strong.name={other}")  # goes by text
+    assert searched["decoding"]["systems"]["search"]["replies"] == 8
+
+
+# -- many runs --------------------------------------------------------------------------------------------------------
+
+
+def test_decoders_are_gathered_on_the_prompts_that_all_answered(runs, tmp_path):
+    out, contents = runs
+    assert collect(out) is None
+    (group,) = collect_decode.collect(out)
+    names = [row["name"] for row in group["rows"]]
+    assert group["prompts"] == 8
+    assert any("search" in name for name in names)
+    own = next(row["name"] for row in group["rows"] if row["kind"] == "search")
+    plain = next(row["name"] for row in group["rows"] if row["kind"] == "plain" and "0.7" in row["name"])
+    rate = group["wins"]["value"][names.index(own)][names.index(plain)]
+    assert rate == pytest.approx(
+        contents["search"]["decoding"]["systems"]["search"]["against"]["plain"]["win_rate"]["value"]
+    )
+    files = collect_decode.write([group], tmp_path)
+    assert all(file.stat().st_size for file in files)
+    assert files[0].read_text().count("<img") == 1
+
+
+@pytest.mark.slow
+def test_from_the_command_line_as_a_sweep_and_on_two_processes(runs, arguments, tmp_path):
+    out, _ = runs
+    typed = [a for a in arguments(tmp_path / "m", "search") if not a.startswith("decoder")]
+    result = run_script("evaluate.py", "-m", "decoder=search,eft", "decoder.max_new_tokens=10", *typed)
+    assert result.stdout.count("report:") == 2
+    result = run_script("evaluate.py", f"runs={tmp_path / 'm'}")
+    assert "summary_decoders.html" in result.stdout
+    two = arguments(tmp_path / "two", "search", "trainer.devices=2", "trainer.strategy=ddp")
+    run_script("evaluate.py", *two)
+    (folder,) = [f.parent for f in (tmp_path / "two").glob("*/report.json")]
+    rows = pq.read_table(folder / "samples.parquet").to_pylist()
+    assert {r["prompt_id"]: r["reply"] for r in rows if r["system"] == "search"} == said(out, "search", "search")
+
+
+# -- the best of n ----------------------------------------------------------------------------------------------------
+
+
+def test_the_curve_of_best_of_n_is_the_mean_over_all_draws():
+    """Against every subset, looked at one by one; equal proxies share."""
+    from itertools import combinations
+
+    proxy = np.array([[0.3, 1.2, -0.5, 0.7], [0.0, 0.0, 1.0, -1.0], [2.0, 1.0, 3.0, 0.5]])
+    gold = np.array([[1.0, 0.2, 0.4, 0.9], [0.3, 0.7, 0.1, 0.5], [0.0, 1.0, 0.5, 0.25]])
+    curve = comparisons.best_of_n(proxy, gold, Bootstrap(3), [1, 2, 3, 4])
+    for point in curve:
+        worth = []
+        for p, g in zip(proxy, gold, strict=True):
+            draws = []
+            for chosen in combinations(range(4), point["n"]):
+                best = max(p[k] for k in chosen)
+                draws.append(np.mean([g[k] for k in range(4) if p[k] == best and k in chosen]))
+            worth.append(np.mean(draws))
+        assert point["gold"]["value"] == pytest.approx(np.mean(worth))
+    assert curve[0]["kl"] == 0
+    assert curve[1]["kl"] == pytest.approx(np.log(2) - 0.5)
+
+
+def test_distinctness_counts_different_words():
+    found = comparisons.distinctness(["a b a", "a b"])
+    assert found == {"distinct_1": 2 / 5, "distinct_2": 2 / 3}
