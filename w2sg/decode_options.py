@@ -67,14 +67,11 @@ class Search(Sampling):
     children: PositiveInt
     chunk: PositiveInt
     tilt: float = Field(ge=0.0)
-    server: str | None
     guide: Guide
 
     def rules(self) -> list[str]:
         if self.temperature == 0 and self.beams * self.children > 1:
             return ["temperature: at 0 all candidates are the same; raise it"]
-        if self.server is not None and self.tilt:
-            return ["tilt: the logits of a model behind a server cannot be moved; use tilt=0"]
         return []
 
 
@@ -83,7 +80,6 @@ class BestOfN(Sampling):
 
     kind: Literal["best_of_n"]
     samples: PositiveInt
-    server: str | None
     guide: Guide
 
     def rules(self) -> list[str]:
