@@ -95,7 +95,8 @@ def test_a_pair_and_another_model_are_a_contradiction():
 
 @pytest.mark.parametrize("name", names("experiment"))
 def test_every_experiment_composes(name):
-    check(compose(f"experiment={name}"))
+    decodes = name.startswith(("search_", "wsd_"))
+    check(compose(f"experiment={name}", name="decode" if decodes else "train"))
 
 
 def test_evaluate_composes():
@@ -123,10 +124,13 @@ def test_every_default_stands_in_a_file():
                 assert field.is_required(), f"{section.__name__}.{name}"
 
 
+GROUPS = ("loss", "method", "measure", "alignment", "judge", "training", "decoder", "dataset")
+
+
 @pytest.mark.parametrize(
     "file",
-    ["train", "evaluate", "model/_base", "trainer/auto", *(f"logger/{n}" for n in names("logger"))]
-    + [f"{group}/{name}" for group in ("loss", "method", "dataset") for name in names(group)],
+    ["train", "decode", "evaluate", "model/_base", "trainer/auto", *(f"logger/{n}" for n in names("logger"))]
+    + [f"{group}/{name}" for group in GROUPS for name in names(group)],
 )
 def test_every_key_has_a_comment(file):
     """On its line, on the line above, or where the same key stands first in the file."""

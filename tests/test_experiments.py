@@ -19,6 +19,7 @@ from w2sg.config import CONF, check, fit_options, register, run_name
 
 NAMES = sorted(f.stem for f in (CONF / "experiment").glob("rkl_*.yaml"))
 CONG = sorted(f.stem for f in (CONF / "experiment").glob("cong_*.yaml"))
+DECODE = sorted(f.stem for f in (CONF / "experiment").glob("[sw]*.yaml"))
 PAIRS = sorted(f.stem for f in (CONF / "pair").glob("*.yaml") if f.stem != "none")
 
 
@@ -128,7 +129,7 @@ def test_a_figure_is_swept_over_what_it_shows(name, count, varied):
 
 def test_every_experiment_is_tested_here():
     there = {f.stem for f in (CONF / "experiment").glob("*.yaml") if not f.stem.startswith("_")}
-    assert there == {*NAMES, *CONG}
+    assert there == {*NAMES, *CONG, *DECODE}
     assert set(CONG) == {"cong_llama3", "cong_qwen2.5", "cong_self", "cong_offline"}
 
 
@@ -163,6 +164,35 @@ def test_contrastive_experiments_hold_together_and_keep_the_authors_settings(nam
         assert {config.weak.max_length, config.strong.max_length, method["decoding"]["max_new_tokens"]} == {2048}
         # a step of 6e-7 would be lost in weights of bfloat16
         assert (config.weak.dtype, config.trainer.precision) == ("float32", "bf16-mixed")
+
+
+@pytest.mark.usefixtures("hydra")
+@pytest.mark.parametrize("name", DECODE)
+def test_decoding_experiments_hold_together_and_keep_the_papers_settings(name):
+    cfg = hydra_compose("decode", [f"experiment={name}"], return_hydra_config=True)
+    OmegaConf.set_struct(cfg, False)
+    cfg.pop("hydra")
+    config = check(cfg)
+    assert config.out == f"outputs/{name}"
+    assert f"python evaluate.py experiment={name}" in (CONF / f"experiment/{name}.yaml").read_text()
+    decoder = config.decoder
+    if name.startswith("wsd"):
+        assert (decoder["window"], decoder["threshold"], decoder["draft"], decoder["max_new_tokens"]) == (
+            6,
+            0.8,
+            512,
+            2048,
+        )
+        assert (decoder["temperature"], config.method["style"]) == (0.0, "roles")
+        assert (config.weak.untuned is None) == (name == "wsd_pilot")
+        return
+    tokens = {"search_sentiment": (4, 4, 5, 50), "search_summary": (4, 4, 5, 128), "search_instruct": (2, 2, 30, 2048)}
+    found = tuple(decoder[key] for key in ("beams", "children", "chunk", "max_new_tokens"))
+    assert found == tokens[name]
+    assert decoder["temperature"] == 0.7
+    if name != "search_instruct":
+        alignment = config.method["alignment"]
+        assert (alignment["lr"]["full"], alignment["epochs"], alignment["batch_size"]) == (5e-4, 3, 32)
 
 
 # -- what is typed ----------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def jobs(command: str) -> list[str]:
 
 def test_the_readme_has_commands():
     assert len(TRAIN) >= 6
-    assert len(EVALUATE) == 7
+    assert len(EVALUATE) == 10
 
 
 @pytest.mark.parametrize("command", TRAIN)
@@ -99,9 +99,36 @@ def test_every_evaluation_command_of_the_readme_runs(pairs_folder, tiny_gpt2, tm
     for command in EVALUATE:
         if "export=" in command or "harness=" in command:
             continue  # of a run whose models write: the next test
+        if "decoder=" in command:
+            continue  # the test after it
         words = [w.replace("key=student", "key=weak-on-test") for w in shlex.split(command)]
         words = [f"runs={tmp_path}" if w.startswith("runs=") else w for w in words]
         assert run_script("evaluate.py", *words, f"out={tmp_path}").stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in EVALUATE if "decoder=" in c])
+def test_every_decoding_command_of_the_readme_runs(command, pairs_folder, tiny_gpt2, tmp_path):
+    from w2sg.run import run_method
+
+    overrides = jobs(command)
+    check(compose(*overrides, name="decode"))
+    stand_ins = [
+        *(f"{role}={value}" for role in ("weak", "strong") for value in ["hf"]),
+        *(f"{role}.{setting}" for role in ("weak", "strong") for setting in (f"name={tiny_gpt2}", "max_length=64")),
+        *(["weak.untuned=null"] if "weak.untuned" in command else []),
+        "dataset=local",
+        f"dataset.path={pairs_folder}",
+        "dataset.sizes={ground_truth: 16, transfer: 16, test: 8}",
+        "decoder.max_new_tokens=6",
+        "method.judge.max_length=64",
+        "training.head.epochs=1",
+        f"out={tmp_path}",
+        "trainer=cpu",
+    ]
+    kept = [o for o in overrides if not o.startswith(("weak=", "strong=", "dataset=", "weak.untuned="))]
+    content = run_method(check(compose(*kept, *stand_ins, name="decode")), tmp_path / "run", kept).content
+    assert content["decoding"]["prompts"] == 8
 
 
 @pytest.mark.slow

@@ -218,7 +218,7 @@ class TrainConfig(Strict):
     """A whole run, as composed from conf/train.yaml, or from conf/decode.yaml where a decoder is measured."""
 
     method: dict[str, Any]
-    decoder: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None
     loss: dict[str, Any]
     weak: ModelConfig
     strong: ModelConfig

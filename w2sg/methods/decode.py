@@ -26,7 +26,7 @@ def decode(
 ) -> Report:
     """Answer the test prompts in one way, and plainly, and compare.
 
-    Every option is explained in conf/method/decode.yaml and conf/decoder.
+    Every option is explained in conf/measure/decode.yaml and conf/decoder.
 
     Args:
         decoder: how. style: how the strong model reads dialogues. alignment: of the weak model, where ``weak.untuned``
