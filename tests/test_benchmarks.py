@@ -63,6 +63,25 @@ def test_dpo_step_runs_small():
     assert "w2sg, reading charged" in found
 
 
+def test_search_runs_small_and_chooses_what_the_plain_one_does():
+    small = (
+        "--settings",
+        "0",
+        "--layers",
+        "1",
+        "--width",
+        "32",
+        "--in-flight",
+        "2",
+        "--repeats",
+        "1",
+        "--threads",
+        "1",
+    )
+    found = output("search.py", *small)
+    assert "each small model read 6,320 and 812 tokens; the same reply" in found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),

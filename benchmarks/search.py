@@ -1,0 +1,156 @@
+"""Seconds of weak-to-strong search against a straightforward implementation of the public algorithm.
+
+    python benchmarks/search.py --threads 2
+
+Three randomly initialised Llamas of 6 layers and width 256 (strong, tuned, untuned), no end of text. The plain one
+keeps the strong model's cache and reorders it, as the public code does, and after every chunk has both small models
+read prompt and reply of every candidate again, with logits at all positions; one prompt at a time. Both draw the
+same random numbers, so they must choose the same replies; printed are the seconds of each, their ratio, the tokens
+that each small model read, and the seconds for each of 16 prompts in flight. Runs are interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from reward_training import matrix_product_rate
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
+
+from w2sg.decoding.by_transformers import TransformersEngine
+from w2sg.decoding.contrastive import stream
+from w2sg.decoding.engine import Several
+from w2sg.decoding.scores import Settings, choose
+from w2sg.decoding.search import EngineGrower, search
+from w2sg.decoding.values import ImplicitValue
+from w2sg.language import Policy
+
+SETTINGS = ((12, 50, 5, 4, 4), (100, 256, 16, 4, 4), (100, 512, 30, 2, 2), (400, 128, 5, 4, 4))
+COLUMNS = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0]  # temperature 1, nothing cut off
+
+
+def main() -> None:
+    """Run the comparison and print it."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--layers", type=int, default=6)
+    options.add_argument("--width", type=int, default=256)
+    options.add_argument("--vocabulary", type=int, default=4096)
+    options.add_argument("--settings", type=int, nargs="+", default=[0, 1, 2, 3], help="which of the four, from 0")
+    options.add_argument("--in-flight", type=int, default=16)
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--threads", type=int)
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = options.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    models = [make(args, seed) for seed in range(3)]
+    rate = matrix_product_rate(args.device)
+    print(
+        f"{args.layers} layers of width {args.width}; {args.device}, {torch.get_num_threads()} threads; "
+        f"this machine's fp32 matrix product: {rate / 1e9:.0f} GFLOP/s"
+    )
+    for setting in (SETTINGS[k] for k in args.settings):
+        prompt, length, chunk, beams, children = setting
+        draw = np.random.default_rng(0)
+        prompts = [draw.integers(1, args.vocabulary, prompt) for _ in range(args.in_flight)]
+        seconds: dict[str, list[float]] = {"plain": [], "one": [], "many": []}
+        for _ in range(args.repeats):
+            begun = time.perf_counter()
+            theirs, read = straightforward(models, prompts[0], length, chunk, beams, children)
+            seconds["plain"].append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+            ours, ours_read = cached(models, prompts[:1], length, chunk, beams, children)
+            seconds["one"].append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+            many, _ = cached(models, prompts, length, chunk, beams, children)
+            seconds["many"].append((time.perf_counter() - begun) / len(prompts))
+        plain, one, each = (statistics.median(seconds[k]) for k in ("plain", "one", "many"))
+        same = np.array_equal(theirs, ours[0]) and np.array_equal(ours[0], many[0])
+        print(
+            f"P {prompt:3d} T {length:3d} L {chunk:2d} W {beams} K {children}: {plain:7.2f} s, ours {one:6.2f} s "
+            f"x{plain / one:5.2f}; {args.in_flight} in flight {each:6.2f} s a prompt x{one / each:5.2f} more; each "
+            f"small model read {read:,} and {ours_read:,} tokens; {'the same reply' if same else 'ANOTHER REPLY'}",
+            flush=True,
+        )
+
+
+def make(args: argparse.Namespace, seed: int) -> Policy:
+    """One of the three models."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=args.vocabulary,
+        hidden_size=args.width,
+        intermediate_size=4 * args.width,
+        num_hidden_layers=args.layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=4096,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    return Policy(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().to(args.device)).requires_grad_(
+        False
+    )
+
+
+class Ids:
+    """In place of a chat: prompts are token ids already, and nothing ends a reply."""
+
+    end = 0
+
+    @staticmethod
+    def prompts(prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return list(prompts)
+
+
+def cached(models: list[Policy], prompts: list[np.ndarray], length: int, chunk: int, beams: int, children: int):
+    """What `w2sg.decoding` does: the best reply to each prompt, and tokens that each small model read."""
+    strong, tuned, untuned = (TransformersEngine(model) for model in models)
+    guide = Several(tuned, untuned)
+    value = ImplicitValue(guide, Ids, True, [])
+    ids = [str(k) for k in range(len(prompts))]
+    grower = EngineGrower(strong, Ids.prompts, lambda _: "", ids, COLUMNS, [], chunk, length, 0)
+    return [result.best.tokens for result in search(grower, value, prompts, beams, children)], guide.count.total
+
+
+@torch.inference_mode()
+def straightforward(models: list[Policy], prompt: np.ndarray, length: int, chunk: int, beams: int, children: int):
+    """The public algorithm: the same for one prompt."""
+    strong, tuned, untuned = (model.plain for model in models)
+    device = next(strong.parameters()).device
+    rows = beams * children
+    settings = Settings.from_columns(torch.tensor([COLUMNS]).expand(rows, -1).to(device))
+    ids = torch.from_numpy(prompt).to(device)[None].expand(rows, -1)
+    cache = DynamicCache(config=strong.config)
+    logits = strong(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    lineage, read = [str(k) for k in range(rows)], 0
+    for begin in range(0, length, chunk):
+        steps = min(chunk, length - begin)
+        uniform = np.stack([stream(0, "0", name, begin + steps)[begin:] for name in lineage])
+        uniform = torch.from_numpy(uniform).to(device)
+        for step in range(steps):
+            tokens = choose(logits.log_softmax(-1), settings, uniform[:, step])
+            ids = torch.cat([ids, tokens[:, None]], 1)
+            if begin + step + 1 < length:
+                logits = strong(input_ids=tokens[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
+        values = []
+        for model in (tuned, untuned):
+            logs = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+            replies = ids[:, len(prompt) :]
+            values.append(logs[:, len(prompt) - 1 : -1].gather(2, replies[..., None])[..., 0].double().sum(1))
+        read += ids.numel()
+        best = (values[0] - values[1]).topk(beams).indices
+        parents = best.repeat_interleave(children)
+        cache.reorder_cache(parents)
+        ids, logits = ids[parents], logits[parents]
+        kept = [lineage[k] for k in best.tolist()]
+        lineage = [name if k == 0 else f"{name}/{begin + steps}.{k}" for name in kept for k in range(children)]
+    return ids[0, len(prompt) :].cpu().numpy(), read
+
+
+if __name__ == "__main__":
+    main()
