@@ -1,7 +1,9 @@
 """ConG as a whole on tiny models: stages, sharing, kills, variants, what the report holds, many processes."""
 
 import json
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +12,21 @@ import pytest
 import torch
 from conftest import compose, run_script, save_tiny_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from w2sg import collect_text
 from w2sg.collect import collect
 from w2sg.config import check
+from w2sg.data.splits import load_tables
 from w2sg.errors import ConfigError, TrainingError, UserError
+from w2sg.models import find
 from w2sg.modules import FitModule
-from w2sg.run import run_method
+from w2sg.replies import ReplyPairs, gold_pairs
+from w2sg.run import Run, run_method
 from w2sg.shards import Shards
 from w2sg.stages import load_found
 from w2sg.store import read_json
+from w2sg.text_run import TextRun
 
 SIZES = {"ground_truth": 16, "transfer": 16, "test": 10}
 
@@ -252,6 +259,9 @@ def test_wspo_across_tokenizers_is_refused(arguments, tmp_path, models, pairs_fo
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
     with pytest.raises(UserError, match="wspo compares the models token by token"):
         run(arguments, tmp_path, f"strong.name={folder}", "method.baselines=[wspo]")
+    with pytest.raises(UserError, match="must read the same length"):
+        run(arguments, tmp_path, f"strong.name={models['other']}", "method.baselines=[wspo]", "weak.max_length=90")
+    assert not list((tmp_path / "store").glob("*/manifest.json"))  # before anything is computed
 
 
 def test_self_alignment_trains_the_model_as_it_was(arguments, tmp_path, models):
@@ -287,10 +297,75 @@ def test_a_given_pair_is_not_aligned_again(arguments, tmp_path, models):
     assert key["model"] != key["reference"]
 
 
+def templated(folder: Path, source: Path) -> Path:
+    """The same model with a chat template."""
+    shutil.copytree(source, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    return folder
+
+
+def test_implicit_rewards_are_those_of_plain_transformers_whatever_template_the_untuned_model_has(
+    arguments, tmp_path, models, pairs_folder
+):
+    """Both read what the aligned model writes, joined by id; the untuned one has no template and another max_length."""
+    weak = templated(tmp_path / "chat", models["weak"])
+    more = [f"weak.name={weak}", f"weak.untuned={models['other']}", "strong.max_length=70", *SMALL]
+    content = run(arguments, tmp_path, *more)
+    found = columns(tmp_path)
+    config = check(compose(*arguments(tmp_path, *more)))
+    table = load_tables(config.dataset.model_dump(by_alias=True), config.seed).test
+    chat = find(config.weak, "weak").chat
+    assert chat.template
+    logs = [AutoModelForCausalLM.from_pretrained(name).eval() for name in (weak, models["other"])]
+    pairs = gold_pairs(table)
+    for row, (i, label) in enumerate(zip(table.ids, table.labels, strict=True)):
+        rewards = []
+        for side in (pairs.chosen, pairs.rejected):
+            prompt = chat.prompts([side.prompts[row]])[0]
+            whole = torch.from_numpy(np.concatenate([prompt, chat.replies([side.texts[row]])[0], [chat.end]]))[None]
+            assert whole.shape[1] <= 96
+            with torch.no_grad():
+                each = [model(input_ids=whole).logits[0].log_softmax(-1) for model in logs]
+            own = [x[len(prompt) - 1 : -1].gather(1, whole[0, len(prompt) :, None]).sum() for x in each]
+            rewards.append(config.method["alignment"]["beta"] * float(own[0] - own[1]))
+        margin = (rewards[0] - rewards[1]) * (1 if label == 0 else -1)  # of the reply that is in front
+        assert found["weak"][found["id"].index(i)] == pytest.approx(margin, abs=1e-4)
+    assert content["metrics"]["weak"]["accuracy"] == np.mean(
+        [(x < 0) == y for x, y in zip(found["weak"], found["label"], strict=True)]
+    )
+
+
+def test_a_pair_of_two_vocabularies_is_refused(arguments, tmp_path, models):
+    other = shutil.copytree(models["other"], tmp_path / "other")
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    first, second = sorted(vocabulary, key=vocabulary.get)[40:42]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="another vocabulary"):
+        run(arguments, tmp_path, f"weak.untuned={other}", *SMALL)
+
+
+def test_blank_replies_are_left_out_and_none_at_all_is_said(arguments, tmp_path):
+    text = TextRun(Run(check(compose(*arguments(tmp_path))), tmp_path / "run"))
+    pairs = gold_pairs(text.run.data.test)
+    blank = replace(pairs.chosen, texts=[" \n", *pairs.chosen.texts[1:]])
+    rows = text.encode(text.run.strong, replace(pairs, chosen=blank), "some")
+    assert 0 not in rows.kept
+    assert len(rows.kept) == len(pairs) - 1
+    none = ReplyPairs([], pairs.chosen.take([]), pairs.rejected.take([]), pairs.key, {"identical replies": 7})
+    with pytest.raises(UserError, match="nothing to read or train on; left out were 7 identical replies"):
+        text.encode(text.run.strong, none, "none")
+
+
 def test_on_policy_pairs_are_the_best_and_worst_of_own_samples(arguments, tmp_path):
     content = run(arguments, tmp_path, "method.alignment.pairs=on_policy", "method.alignment.samples=3", *SMALL)
     stages = {s["name"]: s for s in content["stages"]}
-    assert {"untuned-samples", "judge-on-untuned-samples"} <= stages.keys()
+    assert {"untuned-samples", "ranker", "ranker-on-untuned-samples"} <= stages.keys()
+    assert stages["ranker"]["key"] != stages["judge"]["key"]  # what ranks is not what measures
     assert read_json(tmp_path / "store" / stages["untuned-samples"]["key"] / "key.json")["samples"] == 3
 
 
@@ -415,6 +490,8 @@ def test_alpha_and_gamma_name_the_same_law(arguments, tmp_path):
     ("more", "expected"),
     [
         (["weak=bow"], "weak.arch: a bag of words cannot write"),
+        (["loss=rkl"], "loss: not read by method=cong"),
+        (["strong.micro_batch=9"], "strong.micro_batch: 9 is more than the batch of 8 it is a part of"),
         (["strong.train=head"], "strong.train: a language model is trained whole or by adapters"),
         (["method.dpo.loss=dpo"], "method.dpo.loss: there is no 'dpo'; choose"),
         (

@@ -507,7 +507,10 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
                 sections[name] = field.annotation.model_validate(container[name])
     problems = []
     training, dataset = sections.get("training"), sections.get("dataset")
-    for role in ("weak", "strong"):
+    method = container.get("method")
+    # methods whose models write have options of their own for that
+    predicts = not isinstance(method, dict) or str(method.get("_target_", "")).endswith("finetune")
+    for role in ("weak", "strong") if predicts else ():
         model = sections.get(role)
         if training and model and model.micro_batch is not None:
             batch = getattr(training, model.train).batch_size

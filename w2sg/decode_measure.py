@@ -50,6 +50,8 @@ class Comparison:
         rows = []
         for name, replies in self.replies.items():
             facts = [self.systems[name].facts[k] for k in self.rows[name]]
+            if name == "guide":  # it stands where the strong model otherwise does
+                facts = [{"strong_read": 0.0, "guide_read": fact["strong_read"]} for fact in facts]
             for k in range(len(replies)):
                 rows.append(
                     {

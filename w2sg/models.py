@@ -86,7 +86,21 @@ class Source:
     @cached_property
     def chat(self) -> Chat:
         """How the model writes dialogues."""
-        return Chat(self.tokenizer) if self.style == "chat" else TextChat(self.tokenizer, self.style)
+        chat = Chat(self.tokenizer) if self.style == "chat" else TextChat(self.tokenizer, self.style)
+        chat.stop = sorted({*chat.stop, *self._ends()})
+        return chat
+
+    def _ends(self) -> list[int]:
+        """Tokens that the model's own settings of generation end a reply at."""
+        from transformers import GenerationConfig
+
+        if self.gguf is not None or self.folder is None:
+            return []
+        try:
+            found = GenerationConfig.from_pretrained(self.folder, revision=self.identity.get("revision")).eos_token_id
+        except (OSError, ValueError):  # it has none
+            return []
+        return [found] if isinstance(found, int) else list(found or [])
 
     @property
     def depth(self) -> int:

@@ -153,8 +153,8 @@ class FitModule(L.LightningModule):
                 shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
                 raise TrainingError(
                     f"the loss is not finite at step {step + 1} of {self.total_steps}, on examples {shown}. Lower the "
-                    "learning rate (strong.lr=, weak.lr=), clip gradients (training.<mode>.clip=1.0) or train in "
-                    "float32. Finished stages are kept."
+                    "learning rate (strong.lr=, weak.lr=, or method.<stage>.lr.<mode>=), clip gradients "
+                    "(training.<mode>.clip=1.0) or train in float32. Finished stages are kept."
                 )
         self._unchecked.clear()
 

@@ -128,7 +128,9 @@ class Decoders:
     def _key(self, name: str, decoder: Decoder, prompts: Prompts) -> dict[str, Any]:
         models = {"strong": self.text.key_of(self.strong)}
         if needs_pair(decoder):
-            models |= {"tuned": self.text.key_of(self.pair.tuned), "untuned": self.text.key_of(self.pair.untuned)}
+            models["tuned"] = self.text.key_of(self.pair.tuned)
+        if needs_pair(decoder) and not isinstance(decoder, Drafted):  # drafts are of the aligned model alone
+            models["untuned"] = self.text.key_of(self.pair.untuned)
         chats = [source.chat for source in self._sources(decoder)]
         return {
             "version": VERSION,
@@ -182,7 +184,7 @@ class Decoders:
         policies = nn.ModuleList([self.text.load(self.strong)])
         reward = None
         if needs_pair(decoder):
-            policies.extend(self._small())
+            policies.extend([self.text.load(self.pair.tuned)] if isinstance(decoder, Drafted) else self._small())
         if getattr(decoder, "guide", None) is not None and decoder.guide.reward:
             module, reward = self.rewards()
             policies.append(module)
@@ -209,9 +211,10 @@ class Decoders:
             chosen.append(len(values))
             starts = np.flatnonzero(np.diff(table[:, CANDIDATE], prepend=-1.0))
             for number, part in enumerate(np.split(table, starts[1:]) if len(table) else [np.zeros((0, COLUMNS))]):
-                tokens = part[:, TOKEN].astype(np.int64)
                 first = part[0] if len(part) else np.zeros(COLUMNS)
-                row = (i, prompt, chat.until_stop(chat.text(tokens))[0], bool(first[FINISHED]) or not len(part), tokens)
+                tokens, _ = chat.cut(part[:, TOKEN].astype(np.int64), int(part[:, DRAFTED].sum()))
+                part = part[: len(tokens)]
+                row = (i, prompt, chat.text(tokens), bool(first[FINISHED]) or not len(part), tokens)
                 for key, value in zip(columns, (*row, part[:, [LOG_P]], number), strict=True):
                     columns[key].append(value)
                 values.append(first[VALUE])
@@ -265,9 +268,9 @@ class Work:
         self.strong = TransformersEngine(policies[0])
         small = [p for p in policies[1:] if hasattr(p, "adapted")]
         self.small: Engine | None = None
-        if len(small) == 1:
+        if len(small) == 1 and not isinstance(decoder, Drafted):
             self.small = TransformersEngine(small[0], base_too=True)
-        elif small:
+        elif len(small) > 1:
             self.small = Several(*(TransformersEngine(policy) for policy in small))
         self.tuned = TransformersEngine(small[0]) if small else None
 
@@ -327,9 +330,17 @@ class Work:
         if isinstance(decoder, Search | BestOfN):
             value = self._value(decoder.guide)
         chat = source.chat
-        most = min(decoder.max_new_tokens, source.spec.max_length)
         grower = EngineGrower(
-            engine, chat.prompts, chat.text, ids, decoder.columns(), chat.stop, chunk, most, self.seed
+            engine,
+            chat.prompts,
+            chat.text,
+            ids,
+            decoder.columns(),
+            chat.stop,
+            chunk,
+            decoder.max_new_tokens,
+            self.seed,
+            chat.cut,
         )
         return search(grower, value, prompts, beams, children, trace, not isinstance(decoder, BestOfN)), grower
 

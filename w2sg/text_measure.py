@@ -229,19 +229,19 @@ class Bench:
     def preferences(self, name: str, writer: Writer, base: Writer, beta: float) -> tuple[Tensor, dict[str, np.ndarray]]:
         """A model's implicit rewards of the test split's pairs: logits [N, 2], the first reply in front.
 
-        The implicit reward is beta log(model / base), in which both read the pair in their own chat template. Rows
-        that do not fit into ``max_length`` have logits of 0, which is a tie.
+        The implicit reward is beta log(model / base), in which both read the pair as the model writes it, template and
+        length, as they do in decoding. Rows that do not fit into ``max_length`` have logits of 0, which is a tie.
 
         Returns:
             The logits, and sums of log-probabilities and tokens of the preferred replies, [N], NaN where dropped.
         """
         table = self.run.data.test
-        pairs = gold_pairs(table)
+        pairs, rows = gold_pairs(table), f"{name}-on-test-pairs"
         sums = []
-        for role, model in ((name, writer), (base.name, base)):
-            values, _ = self.text.read_replies(f"{role}-on-test-pairs", model, pairs, "test-pairs")
+        for role, model in ((name, writer), (base.name, reading_as(base, writer))):
+            values, _ = self.text.read_replies(f"{role}-on-test-pairs", model, pairs, rows)
             sums.append(values.double())
-        rows = self.text.encode(writer.source, pairs, "test-pairs")
+        rows = self.text.encode(writer.source, pairs, rows)
         rewards = torch.zeros(len(table), 2, dtype=torch.float64)
         rewards[torch.from_numpy(rows.kept)] = beta * (sums[0] - sums[1])
         labels = torch.as_tensor(table.labels)
@@ -266,7 +266,7 @@ class Bench:
         Args:
             systems: by name; ``base`` is the strong model as it was found, ``weak`` the aligned weak one.
             untuned: the weak model before its alignment.
-            betas: of the weak model's implicit rewards (``weak``) and of the others' (``cong``).
+            betas: of implicit rewards, by system; those of ``cong`` hold for all others.
             sweep: over alpha.
             pairs: what the last stage was trained on.
         """
@@ -283,8 +283,8 @@ class Bench:
         for name, writer in systems.items():
             if name == "base":
                 continue
-            own, before = ("weak", untuned) if name == "weak" else ("cong", base)
-            logits[name], chosen = self.preferences(writer.name, writer, before, betas[own])
+            before = untuned if name == "weak" else base
+            logits[name], chosen = self.preferences(writer.name, writer, before, betas.get(name, betas["cong"]))
             if evaluation.perplexity:
                 measured[name]["perplexity"] = _perplexity(chosen)
                 if "perplexity" not in measured["base"]:
@@ -378,6 +378,16 @@ class Bench:
                 chosen, np.array([len(t) for t in pairs.chosen.texts]), Bootstrap(len(chosen))
             ).as_dict(),
         }
+
+
+def reading_as(base: Writer, writer: Writer) -> Writer:
+    """A model that reads with another's template and length; of one vocabulary."""
+    own, other = base.source, writer.source
+    if own.chat.fingerprint == other.chat.fingerprint and own.spec.max_length == other.spec.max_length:
+        return base
+    source = replace(own, spec=own.spec.model_copy(update={"max_length": other.spec.max_length}))
+    source.chat = other.chat
+    return replace(base, source=source)
 
 
 def _perplexity(chosen: dict[str, np.ndarray]) -> dict[str, float | None]:

@@ -101,16 +101,13 @@ def _warnings(content: dict[str, Any]) -> list[str]:
         last = fit["last"]
         if not last.get("rewards/chosen"):
             continue
-        # without a reference a reward is of the log-probability itself: then the first step says what it was
-        free = (
-            content["config"]["method"]["alignment" if name in ("weak", "ceiling") else "dpo"]["loss"] in REFERENCE_FREE
-        )
-        before = fit["first"]["rewards/chosen"] if free else 0.0
-        if displaced(before, last["rewards/chosen"]):
+        # without a reference a reward is of the log-probability itself, and those of two batches cannot be compared
+        tuning = content["config"]["method"]["alignment" if name in ("weak", "ceiling") else "dpo"]
+        if tuning["loss"] not in REFERENCE_FREE and displaced(0.0, last["rewards/chosen"]):
             how = "as the rejected ones did, further" if last["rewards/margins"] > 0 else "and no margin came of it"
             lines.append(
-                f"{name}: likelihood displacement: the chosen replies became less likely in training (reward "
-                f"{last['rewards/chosen'] - before:+.3f}), {how}"
+                f"{name}: likelihood displacement: the chosen replies of the last logged batch are less likely than "
+                f"before training (reward {last['rewards/chosen']:+.3f}), {how}"
             )
     cut_off = {name: s["length"]["truncated"] for name, s in text["systems"].items() if s["length"]["truncated"] > 0.2}
     if cut_off:
@@ -129,6 +126,8 @@ def _warnings(content: dict[str, Any]) -> list[str]:
             "little"
         )
     for name, counts in text["dropped"].items():
+        if cut := counts.get("cut to max_length (kept)"):
+            lines.append(f"{name}: {cut} examples are longer than max_length and were cut, ends of replies included")
         if lost := [f"{n} {reason}" for reason, n in counts.items() if "(kept)" not in reason]:
             lines.append(f"{name}: left out {', '.join(lost)}")
     student = text["systems"].get(STUDENT, {}).get("against", {}).get("base")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from w2sg import preference
 from w2sg.data import noise
 from w2sg.data.completions import Completions, Encoded, encode
+from w2sg.data.dialogue import Chat
 from w2sg.data.loading import Examples
 from w2sg.data.table import Table, digest
 from w2sg.decoding import by_vllm
@@ -106,8 +107,14 @@ class TextRun:
         content = digest(*data.ids, *(text for side in sides for text in (*side.prompts, *side.texts)))
         memory = (source.chat.fingerprint, str(source.spec.max_length), content, name)
         if memory not in self._encoded:
+            earlier = data.dropped if isinstance(data, ReplyPairs) else {}
+            if not len(data):
+                raise UserError(
+                    f"{name}: there is nothing to read or train on; left out were "
+                    f"{', '.join(f'{n} {reason}' for reason, n in earlier.items()) or 'none'}"
+                )
             prompts = source.chat.prompts(sides[0].prompts)
-            replies = list(zip(*(side.encode(source.chat) for side in sides), strict=True))
+            replies = list(zip(*(_unless_blank(side, source.chat) for side in sides), strict=True))
             finished = list(zip(*(side.finished.tolist() for side in sides), strict=True))
             found = encode(data.ids, prompts, replies, finished, source.chat.end, source.spec.max_length)
             if not len(found.kept):
@@ -117,8 +124,7 @@ class TextRun:
                     "the data"
                 )
             counts = {reason: len(rows) for reason, rows in found.dropped.items()}
-            if isinstance(data, ReplyPairs):
-                counts = {**data.dropped, **counts}
+            counts = {**earlier, **counts}
             if found.truncated:
                 counts["cut to max_length (kept)"] = found.truncated
             self.dropped[name] = counts
@@ -226,11 +232,7 @@ class TextRun:
         Raises:
             UserError: the tokenizers differ, so that there are no common tokens.
         """
-        if len({writer.source.chat.fingerprint for writer in (start, *weak)}) > 1:
-            raise UserError(
-                "method.baselines: wspo compares the models token by token, which needs one tokenizer and chat "
-                "template for weak and strong; leave wspo out"
-            )
+        one_tokenizer([writer.source for writer in (start, *weak)])
         parts, stages = [], []
         for writer in (start, *weak):
             values, sizes, stage = self.token_values(f"{name}-{writer.name}", writer, replies, name)
@@ -289,8 +291,8 @@ class TextRun:
     def divergence(self, name: str, writer: Writer, base: Writer, replies: Replies) -> np.ndarray:
         """Exact KL(writer || base) of the next token at every position of replies, averaged over each reply: [N].
 
-        Both models must have one tokenizer; over a model's own samples this is an unbiased estimate of its divergence
-        per token.
+        Both models must have one tokenizer. Over a model's own replies the mean estimates its divergence per token, of
+        texts as they were sampled: a temperature or nucleus shifts it.
         """
         source = writer.source
         rows = self.encode(source, replies, name)
@@ -383,18 +385,21 @@ class TextRun:
         row_ids = [f"{rows.prompt_ids[p]}:{s}:{g}" for p, s, g in zip(rows.prompt_of, rows.sample, group, strict=True)]
 
         if engine == "vllm":
-            folder = self.stages.compute(name, {**key, "engine": engine}, partial(self._by_vllm, writer, rows, row_ids))
+            key = {**key, "engine": engine, "max_length": room}
+            folder = self.stages.compute(name, key, partial(self._by_vllm, writer, rows, row_ids))
         else:
             folder = self.stages.read(name, key, partial(self._writing, writer, reference, rows, row_ids, sampling))
         _, found = load_found(folder)
         table = found["values"].numpy()
         parts = np.split(table, np.cumsum(found["sizes"].numpy())[:-1])
-        tokens = [part[:, 0].astype(np.int64) for part in parts]
+        cut = [source.chat.cut(part[:, 0].astype(np.int64)) for part in parts]
+        tokens = [row for row, _ in cut]
+        parts = [part[: len(row)] for part, row in zip(parts, tokens, strict=True)]
         return Replies(
             ids=[rows.prompt_ids[p] for p in rows.prompt_of],
             prompts=[prompts.texts[fits[p]] for p in rows.prompt_of],
             texts=[source.chat.text(row) for row in tokens],
-            finished=found["flags"].numpy().astype(bool),
+            finished=found["flags"].numpy().astype(bool) | np.array([ended for _, ended in cut], bool),
             sample=rows.sample,
             group=group,
             key={"stage": folder.name},
@@ -450,6 +455,43 @@ class TextRun:
         return policies, engine
 
 
+def one_tokenizer(sources: Sequence[Source]) -> None:
+    """What WSPO needs.
+
+    Raises:
+        UserError: tokenizers, templates or lengths differ, so that there are no common tokens.
+    """
+    if len({source.chat.fingerprint for source in sources}) > 1:
+        raise UserError(
+            "method.baselines: wspo compares the models token by token, which needs one tokenizer and chat template "
+            "for weak and strong; leave wspo out"
+        )
+    if len({source.spec.max_length for source in sources}) > 1:
+        raise UserError(
+            "method.baselines: wspo compares the models token by token, so they must read the same length; set "
+            "weak.max_length and strong.max_length to one number, or leave wspo out"
+        )
+
+
+def one_vocabulary(tuned: Source, untuned: Source) -> None:
+    """What every log-ratio of a model after and before its alignment needs.
+
+    Raises:
+        UserError: a token id stands for different texts in the two.
+    """
+    if tuned.chat.vocabulary != untuned.chat.vocabulary:
+        raise UserError(
+            f"weak.untuned: {untuned.spec.name} has another vocabulary than {tuned.spec.name}, so it is not that model "
+            "before its alignment; name the one that it was tuned from"
+        )
+
+
+def _unless_blank(replies: Replies, chat: Chat) -> list[np.ndarray]:
+    """Token ids of replies; none for one without a visible character, whatever its tokens are."""
+    ids = replies.encode(chat)
+    return [row if text.strip() else row[:0] for row, text in zip(ids, replies.texts, strict=True)]
+
+
 def _tensors(found: Decoded) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids and log-probabilities as one [T, 1 + m] table, tokens of each reply, and whether it was finished."""
     values = [
@@ -467,4 +509,4 @@ def single_texts(name: str, texts: Sequence[str], ids: Sequence[str]) -> Table:
     return Table(name, "pairs", 2, list(ids), [""] * len(texts), [(text,) for text in texts], zeros, zeros)
 
 
-__all__ = ["ReplyModule", "TextRun", "Writer", "single_texts"]
+__all__ = ["ReplyModule", "TextRun", "Writer", "one_tokenizer", "one_vocabulary", "single_texts"]

@@ -161,6 +161,22 @@ class Chat:
         ends = [place for place in places if place >= 0]
         return (lines[1 : min(ends)].rstrip(), True) if ends else (text, False)
 
+    def cut(self, tokens: np.ndarray, kept: int = 0) -> tuple[np.ndarray, bool]:
+        """A reply's tokens before the first string that ends it, and whether there was one.
+
+        Args:
+            kept: tokens at the beginning that are not looked through.
+        """
+        if not self.stop_strings:
+            return tokens, False
+        whole, found = self.until_stop(self.text(tokens), len(self.text(tokens[:kept])))
+        if not found:
+            return tokens, False
+        size = len(tokens)
+        while size > kept and len(self.text(tokens[: size - 1])) >= len(whole):
+            size -= 1
+        return tokens[:size], True
+
 
 @dataclass(frozen=True)
 class Style:

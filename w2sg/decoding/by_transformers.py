@@ -204,7 +204,7 @@ class TransformersEngine:
 
     # -- forwards -----------------------------------------------------------------------------------------------------
 
-    def _run(self, model: Any, ids: Tensor, positions: Tensor, **options: Any) -> Any:
+    def _run(self, model: Any, ids: Tensor, positions: Tensor) -> Any:
         self.count.computed += ids.numel()
         mask = self.mask
         if self._cache_argument == "cache_params":  # models without attention ask for the mask of the new tokens alone
@@ -218,15 +218,14 @@ class TransformersEngine:
                 attention_mask=mask,
                 use_cache=True,
                 **{self._cache_argument: self.cache},
-                **options,
             )
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """The logits after the last of these tokens, [m, B, V]."""
         if self.limit is not None and int(self.next.max()) > self.limit:
             raise self._too_long(int(self.next.max()))
-        logits = self._run(self.policy.plain, ids, positions, logits_to_keep=1).logits[:, -1]
-        self.logits = logits.float().view(2 if self.base_too else 1, len(ids), -1)
+        last = self._run(self.policy.plain.base_model, ids, positions).last_hidden_state[:, -1]
+        self.logits = self._head(last).view(2 if self.base_too else 1, len(ids), -1)
         return self.logits
 
     def _within(self, positions: Tensor) -> Tensor:
@@ -243,8 +242,10 @@ class TransformersEngine:
         return found.view(2 if self.base_too else 1, *ids.shape, -1)
 
     def _head(self, states: Tensor) -> Tensor:
-        """[..., V] logits in fp32."""
-        logits = self.policy.plain.get_output_embeddings()(states).float()
+        """[..., V] logits in the dtype of the weights, whatever autocast says: a contrast is of small differences."""
+        layer = self.policy.plain.get_output_embeddings()
+        with torch.autocast(states.device.type, enabled=False):
+            logits = layer(states.to(layer.weight.dtype)).float()
         cap = self.policy.softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

@@ -204,6 +204,7 @@ class EngineGrower:
             the batch nor its order, nor what was pruned, changes a reply.
         columns: one row of `w2sg.decoding.scores.Settings`. stop: tokens that end a reply.
         chunk: tokens written between choices. most: tokens that a reply may have.
+        cut: a reply's tokens before what ends it in its text, and whether that is there; None where only tokens end it.
     """
 
     def __init__(
@@ -217,7 +218,9 @@ class EngineGrower:
         chunk: int,
         most: int,
         seed: int,
+        cut: Callable[[np.ndarray], tuple[np.ndarray, bool]] | None = None,
     ):
+        self.cut = cut
         self.engine, self.encode, self.text_of, self.identities = engine, encode, text_of, identities
         self.columns, self.stop, self.chunk, self.most, self.seed = columns, stop, chunk, most, seed
         self.forwards = 0
@@ -255,6 +258,9 @@ class EngineGrower:
             tokens = np.append(parent.tokens, found.tokens[place])
             stopped = bool(found.stopped[place])
             logs = np.concatenate([parent.log_probabilities, found.log_probabilities[place]])
+            if self.cut is not None:
+                tokens, ended = self.cut(tokens)
+                logs, stopped = logs[: len(tokens)], stopped or ended
             cut = not stopped and len(tokens) >= self.room[parent.prompt]
             text = self.text_of(tokens)
             grown.append(Hypothesis(parent.prompt, int(row), text, tokens, logs, stopped, cut, lineages[place]))

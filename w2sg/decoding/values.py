@@ -64,7 +64,7 @@ class ImplicitValue:
 
     def encode(self, h: Hypothesis) -> np.ndarray:
         """The reply as the guide's tokens."""
-        if self.shared:
+        if self.shared and h.tokens is not None:
             ended = len(h.tokens) and int(h.tokens[-1]) in self.stop
             ids = h.tokens[:-1] if ended else h.tokens
         else:
@@ -110,7 +110,9 @@ class RewardValue:
         self.prompts = list(prompts)
 
     def extend(self, grown: Sequence[Hypothesis]) -> np.ndarray:
-        return np.asarray(self.rewards([self.prompts[h.prompt] for h in grown], [h.text for h in grown]), np.float64)
+        return np.asarray(
+            self.rewards([self.prompts[h.prompt] for h in grown], [h.text.strip() for h in grown]), np.float64
+        )
 
     def select(self, rows: Sequence[int]) -> None:
         pass

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from w2sg.replies import ReplyPairs
     from w2sg.report import Report
     from w2sg.run import Run
-    from w2sg.text_measure import Bench
     from w2sg.text_run import TextRun, Writer
 
 
@@ -56,13 +55,16 @@ def cong(
         judge: the reward model. analysis: the sweep over alpha. evaluation: what is measured.
     """
     from w2sg.text_measure import Bench
-    from w2sg.text_run import TextRun, Writer
+    from w2sg.text_run import TextRun, Writer, one_tokenizer
 
     text = TextRun(run)
     bench = Bench(text, judge)
     transfer = prompts_of(run.data.transfer).first(prompts)
 
-    untuned, weak, aligned_on = align_weak(text, bench, alignment, sampling)
+    if "wspo" in baselines:
+        one_tokenizer([source for source in (run.strong, run.weak, run.untuned) if source is not None])
+
+    untuned, weak, aligned_on = align_weak(text, alignment, sampling, judge)
     strong = Writer("strong", run.strong)
     samples = text.write("contrastive", weak, transfer, decoding, [decoding.columns()], reference=untuned)
     cong_s = text.supervise("cong-s", strong, samples, sft)
@@ -88,25 +90,38 @@ def cong(
 
     sweep = bench.alphas(weak, untuned, decoding, sampling, analysis)
     return bench.report(
-        systems, untuned, {"weak": alignment.beta, "cong": dpo.beta}, sweep, pairs, sampling, evaluation
+        systems,
+        untuned,
+        {"weak": alignment.beta, "ceiling": alignment.beta, "cong": dpo.beta},
+        sweep,
+        pairs,
+        sampling,
+        evaluation,
     )
 
 
 def align_weak(
-    text: TextRun, bench: Bench, alignment: Alignment, sampling: PlainSampling | None
+    text: TextRun, alignment: Alignment, sampling: PlainSampling | None, judge: Judge
 ) -> tuple[Writer, Writer, ReplyPairs | None]:
-    """The weak model before its alignment, after it, and the pairs that it was aligned on (None where none were)."""
-    from w2sg.text_run import Writer
+    """The weak model before its alignment, after it, and the pairs that it was aligned on (None where none were).
+
+    On-policy samples are ranked by a reward model like the judge, but trained on the ground-truth split's pairs: those
+    that measure later take no part.
+    """
+    from w2sg.text_measure import Bench
+    from w2sg.text_run import Writer, one_vocabulary
 
     run = text.run
     if run.untuned is not None:
+        one_vocabulary(run.weak, run.untuned)
         return Writer("untuned", run.untuned), Writer("weak", run.weak), None
     untuned = Writer("untuned", run.weak)
     pairs = gold_pairs(run.data.ground_truth)
     if alignment.pairs == "on_policy":
         prompts = prompts_of(run.data.ground_truth)
         replies = text.sample("untuned-samples", untuned, prompts, sampling, samples=alignment.samples)
-        rewards, key = bench.rewards("untuned-samples", replies)
+        ranker = Bench(text, judge, "ranker", "ground_truth")
+        rewards, key = ranker.rewards("untuned-samples", replies)
         pairs = best_and_worst(replies, rewards, {"replies": replies.key, "rewards": key})
     return untuned, text.prefer("weak", untuned, pairs, alignment), pairs
 
@@ -134,6 +149,7 @@ def problems(config: TrainConfig) -> list[str]:
         found.append("method.judge.model: on-policy samples are ranked by the judge; name one")
     if strong.untuned is not None:
         found.append("strong.untuned: only the weak model has an alignment to undo; set weak.untuned")
+    found += _trained_as_asked(config)
     if config.dataset.noise.kind != "none":
         found.append("dataset.noise.kind: method=cong trains on no labels of the transfer split; use none")
     for role in ("weak", "strong"):
@@ -141,4 +157,26 @@ def problems(config: TrainConfig) -> list[str]:
             if getattr(getattr(config, role), key) is not None:
                 stage = "alignment" if role == "weak" else "sft"
                 found.append(f"{role}.{key}: not read by method=cong; set method.{stage}.{key}")
+    return found
+
+
+def _trained_as_asked(config: TrainConfig) -> list[str]:
+    """Settings of the main job that its models' training here does not read, and parts larger than their whole."""
+    method, found = config.method, []
+    if config.loss["_target_"] != "w2sg.losses.cross_entropy":
+        found.append("loss: not read by method=cong; its losses are method.alignment.loss and method.dpo.loss")
+    stages = {"weak": ("alignment",), "strong": ("sft", "dpo")}
+    for role, names in stages.items():
+        part = getattr(config, role).micro_batch
+        for name in names:
+            whole = method[name]["batch_size"]
+            if part is not None and part > whole:
+                found.append(
+                    f"{role}.micro_batch: {part} is more than the batch of {whole} it is a part of; lower it, or raise "
+                    f"method.{name}.batch_size"
+                )
+            if config.trainer.strategy == "fsdp" and method[name]["optimizer"] == "adafactor":
+                found.append(
+                    f"method.{name}.optimizer: torch's adafactor cannot train weights cut over devices; use adamw"
+                )
     return found

@@ -47,7 +47,7 @@ def decode(
 
     pair, rewards, key = None, None, None
     if needs_pair(decoder):
-        untuned, tuned, _ = align_weak(text, bench, alignment, None)
+        untuned, tuned, _ = align_weak(text, alignment, None, judge)
         pair = Pair(tuned, untuned)
     guide = getattr(decoder, "guide", None)
     if guide is not None and guide.reward:
