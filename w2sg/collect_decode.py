@@ -33,32 +33,26 @@ def collect(root: Path) -> list[dict[str, Any]]:
     groups: dict[str, list[Finished]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: (run.folder / "report.json").stat().st_mtime):
         config = run.content["config"]
-        judge = run.content["decoding"].get("judge", {}).get("model")
-        style, data = config["method"]["style"], config["dataset"]
-        same = [config["strong"]["name"], style, data["name"], data["path"], data["sizes"], config["seed"], judge]
-        groups[json.dumps(same)].append(run)
-    return [found for runs in groups.values() if (found := _group(runs))]
+        data, method = config["dataset"], config["method"]
+        same = [config["strong"], method["style"], method["judge"], data["name"], data["path"], data["sizes"]]
+        groups[json.dumps([*same, config["seed"]], sort_keys=True)].append(run)
+    return [_group(runs) for runs in groups.values()]
 
 
-def _group(runs: list[Finished]) -> dict[str, Any] | None:
-    flat = {}
-    for run in runs:
-        decoder = run.content["decoding"]["decoder"]
-        flat[json.dumps([decoder, run.content["weak"]], sort_keys=True)] = run
-    runs = list(flat.values())
+def _group(runs: list[Finished]) -> dict[str, Any]:
+    runs = list({json.dumps(run.settings, sort_keys=True, default=str): run for run in runs}.values())
     names = _names(runs)
     rewards: dict[str, dict[str, float]] = {}
+    plain_of: dict[str, str] = {}
     rows: dict[str, dict[str, Any]] = {}
     for name, run in zip(names, runs, strict=True):
         systems, columns = run.content["decoding"]["systems"], _columns(run)
         kind = run.content["decoding"]["decoder"]["kind"]
-        for system, own in (
-            (PLAIN, f"plain, {_sampling(run)}"),
-            ("guide", f"guide alone, {_sampling(run)}"),
-            (kind, name),
-        ):
+        plain = f"plain, {_sampling(run)}"
+        guide = f"guide alone, {_guide(run)}{_sampling(run)}"
+        for system, own in ((PLAIN, plain), ("guide", guide), (kind, name)):
             if system in systems and own not in rows:
-                rows[own] = {"name": own, "kind": system, **systems[system]}
+                rows[own], plain_of[own] = {"name": own, "kind": system, **systems[system]}, plain
                 if f"reward_{system}" in columns:
                     rewards[own] = dict(zip(columns["id"], columns[f"reward_{system}"], strict=True))
     first = runs[0].content
@@ -73,20 +67,18 @@ def _group(runs: list[Finished]) -> dict[str, Any] | None:
     if len(rewards) > 1 and common:
         table_of = {name: np.array([own[i] for i in common]) for name, own in rewards.items()}
         bootstrap = Bootstrap(len(common))
-        plain = next(name for name in table_of if rows[name]["kind"] == PLAIN)
-        tests = {
-            name: comparisons.paired_test(values, table_of[plain]) for name, values in table_of.items() if name != plain
-        }
+        against = {name: table_of[plain_of[name]] for name in table_of if plain_of[name] != name}
+        tests = {name: comparisons.paired_test(table_of[name], other) for name, other in against.items()}
         corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
         found["prompts"] = len(common)
         found["wins"] = comparisons.win_matrix(table_of, bootstrap)
         found["over_plain"] = {
             name: {
-                "gap": comparisons.reward_gap(table_of[name], table_of[plain], bootstrap).as_dict(),
+                "gap": comparisons.reward_gap(table_of[name], other, bootstrap).as_dict(),
                 "p": tests[name],
                 "p_holm": corrected[name],
             }
-            for name in tests
+            for name, other in against.items()
         }
     return found
 
@@ -99,7 +91,17 @@ def _columns(run: Finished) -> dict[str, list[Any]]:
 
 def _sampling(run: Finished) -> str:
     decoder = run.content["decoding"]["decoder"]
-    return f"temperature {decoder['temperature']:g}, {decoder['max_new_tokens']} tokens"
+    cut = f", top-k {decoder['top_k']}" * (decoder["top_k"] > 0) + f", top-p {decoder['top_p']:g}" * (
+        decoder["top_p"] < 1
+    )
+    return f"temperature {decoder['temperature']:g}{cut}, {decoder['max_new_tokens']} tokens"
+
+
+def _guide(run: Finished) -> str:
+    """The small model, where it is not the strong one itself, and the stage or model that aligned it."""
+    stage = next((s["key"] for s in run.content["stages"] if s["name"] == "weak"), None)
+    own = stage.rpartition("-")[2][:6] if stage else short(run.content["weak"])
+    return f"{own}, "
 
 
 def _names(runs: list[Finished]) -> list[str]:
@@ -121,7 +123,7 @@ def _flat(run: Finished) -> dict[str, Any]:
     decoder = run.content["decoding"]["decoder"]
     guide = {f"guide {k}": v for k, v in (decoder.get("guide") or {}).items()}
     own = {k: v for k, v in decoder.items() if k not in ("guide", "kind", "batch_size")}
-    return own | guide | {"weak.name": run.content["weak"]}
+    return own | guide | {"aligned as": _guide(run).rstrip(", "), "untuned": run.content["config"]["weak"]["untuned"]}
 
 
 def show(groups: list[dict[str, Any]], console: Any) -> None:
@@ -208,9 +210,9 @@ def _sections(group: dict[str, Any]) -> list[str]:
             table(("", *wins["names"]), cells, "dense"),
         ]
     sections.append(
-        "<p class=note>Intervals at 95 % over prompts; p: exact sign test against the first plain samples, corrected "
-        f"for their number. Judge: {group['judge'] or 'none'}. Tokens read are per token of the chosen reply, "
-        "prompts included: decoders with equal numbers cost the same.</p>"
+        "<p class=note>Intervals at 95 % over prompts; p: exact sign test against the same run's plain samples, "
+        f"corrected for their number. Judge: {group['judge'] or 'none'}. Tokens read are per token of the chosen reply, "
+        "prompts included; what the prompts of a batch begin with is charged once.</p>"
     )
     return sections
 

@@ -160,16 +160,18 @@ class Decoders:
         return ReadJob(policies, read, examples, rows=decoder.batch_size, whole=True)
 
     def traces(self, name: str, decoder: Search, prompts: Prompts) -> list[dict[str, Any]]:
-        """The searches for a few prompts again, round by round; they come out the same."""
-        prompts = self._fitting(name, decoder, prompts)
+        """The searches for a few prompts, which all models have room for, again and round by round; in fp32 they come
+        out the same.
+        """
         key = self._key(name, decoder, prompts) | {"traces": True}
 
         def work(part: Path) -> dict[str, Any]:
             policies, reward = self._models(decoder)
             policies.to(self.text.run.devices.fabric.device)
-            results = Work(self, decoder, policies, reward, self.text.stage_seed("decode")).trace(
-                prompts.texts, prompts.ids
-            )
+            device, mixed = self.text.run.devices.fabric.device, self.text.precision == "bf16-mixed"
+            with torch.autocast(device.type, torch.bfloat16, enabled=mixed):  # as in the stages that Lightning runs
+                work = Work(self, decoder, policies, reward, self.text.stage_seed("decode"))
+                results = work.trace(prompts.texts, prompts.ids)
             found = [
                 {"prompt": text, "rule": r.rule, "best": r.best.text, "value": r.best.value, "rounds": r.trace}
                 for text, r in zip(prompts.texts, results, strict=True)
@@ -296,6 +298,9 @@ class Work:
         strong = self.strong.count.total / len(prompts)
         small = grower.engine.pair if isinstance(grower.engine, Tilted) else self.small
         guide = small.count.total / len(prompts) if small is not None else 0.0
+        if self.reward is not None:
+            guide += self.reward.read / len(prompts)
+            self.reward.read = 0
         if small is not self.small and value:  # a search over tilted logits asks the pair twice
             guide += self.small.count.total / len(prompts)
         tables = []
@@ -329,7 +334,11 @@ class Work:
             engine = Tilted(self.strong, pair, beta)
         if isinstance(decoder, Search | BestOfN):
             value = self._value(decoder.guide)
-        chat = source.chat
+        chat, room = source.chat, None
+        if value is not None and decoder.guide.implicit and self.small.limit is not None:
+            guide = self.decoders.pair.tuned.source.chat
+            if guide.vocabulary == chat.vocabulary:  # the guide must have positions for what it is to read
+                room = [self.small.limit - len(row) for row in guide.prompts(prompts)]
         grower = EngineGrower(
             engine,
             chat.prompts,
@@ -341,6 +350,7 @@ class Work:
             decoder.max_new_tokens,
             self.seed,
             chat.cut,
+            room,
         )
         return search(grower, value, prompts, beams, children, trace, not isinstance(decoder, BestOfN)), grower
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from w2sg import comparisons
 from w2sg.config import ModelConfig
 from w2sg.data.dialogue import messages
-from w2sg.data.rows import pack
+from w2sg.data.rows import pack, token_plan
 from w2sg.errors import UserError
 from w2sg.heads import load_head
 from w2sg.models import Source, find, load_language_model, load_scorer
@@ -65,7 +65,7 @@ class Bench:
         self.name, self.split, self.asked_for = name, split, asked_for
         self._reward_model: Model | None = None
         self._as_it_is = judge.model not in (None, "strong", "weak")
-        self._source = self._find() if judge.model is not None else None
+        self.source = self._find() if judge.model is not None else None
 
     def _find(self) -> Source:
         """Looked for before any work is done."""
@@ -87,27 +87,27 @@ class Bench:
         Raises:
             UserError: there is no judge.
         """
-        if self._source is None:
+        if self.source is None:
             raise UserError("method.judge.model: rewards are needed here; name a judge")
-        texts = self._texts(replies.prompts, replies.texts)
+        texts = self.texts(replies.prompts, replies.texts)
         ids = [f"{i}:{s}:{g}" for i, s, g in zip(replies.ids, replies.sample, replies.group, strict=True)]
         labels = self.run.predict(self._model(), single_texts(name, texts, ids))
         return labels.logits[:, 0].double().numpy(), labels.key
 
-    def _texts(self, prompts: Sequence[str], replies: Sequence[str]) -> list[str]:
+    def texts(self, prompts: Sequence[str], replies: Sequence[str]) -> list[str]:
         """Whole dialogues as the judge reads them."""
         pairs = zip(prompts, replies, strict=True)
         if self._as_it_is:
-            return [self._source.chat.dialogue(messages(prompt), reply) for prompt, reply in pairs]
+            return [self.source.chat.dialogue(messages(prompt), reply) for prompt, reply in pairs]
         return [f"{prompt} {reply}" for prompt, reply in pairs]
 
     def _model(self) -> Model:
         if self._reward_model is None:
             if self._as_it_is:
-                self._reward_model = Model(self.name, None, self._source, None)
+                self._reward_model = Model(self.name, None, self.source, None)
             else:
                 table = getattr(self.run.data, self.split)
-                self._reward_model = self.run.fit(self.name, self._source, table, self.run.gold(table))
+                self._reward_model = self.run.fit(self.name, self.source, table, self.run.gold(table))
         return self._reward_model
 
     def key(self) -> dict[str, Any]:
@@ -115,13 +115,13 @@ class Bench:
         model = self._model()
         if model.folder is not None:
             return {"stage": model.folder.name}
-        return {**self._source.identity, "max_length": self._source.spec.max_length, "dtype": self._source.spec.dtype}
+        return {**self.source.identity, "max_length": self.source.spec.max_length, "dtype": self.source.spec.dtype}
 
-    def scorer(self) -> tuple[nn.Module, Callable[[Sequence[str], Sequence[str]], np.ndarray]]:
-        """The judge held in memory, for decoders that ask it again and again: its module, and the rewards [B] of
-        prompts and replies wherever that module is.
+    def scorer(self) -> tuple[nn.Module, Rewards]:
+        """The judge held in memory, for decoders that ask it again and again: its module, and what reads with it
+        wherever that module is. It reads what there is of a reply as if it were whole.
         """
-        model, source = self._model(), self._source
+        model, source = self._model(), self.source
         saved = None if model.folder is None else model.folder / "model"
         if model.layer is None:
             module = load_scorer(source, True, 2, saved, as_it_is=saved is None)
@@ -133,14 +133,7 @@ class Bench:
             def score(batch: dict[str, Tensor]) -> Tensor:
                 return module[1]({"features": body.features(batch, [model.layer])[:, :, 0]})
 
-        @torch.inference_mode()
-        def rewards(prompts: Sequence[str], replies: Sequence[str]) -> np.ndarray:
-            rows = pack([(text,) for text in self._texts(prompts, replies)], source.encode, source.spec.max_length)
-            device = next(module.parameters()).device
-            batch = {k: v.to(device) for k, v in rows.collate(np.arange(len(prompts))).items()}
-            return score(batch)[:, 0].double().cpu().numpy()
-
-        return module.requires_grad_(False), rewards
+        return module.requires_grad_(False), Rewards(self, module, score)
 
     # -- the sweep over alpha -----------------------------------------------------------------------------------------
 
@@ -176,7 +169,7 @@ class Bench:
         lengths = {n: r.lengths for n, r in zip(sweep.names, sweep.replies, strict=True)}
         per_token = {n: implicit[n] / lengths[n] for n in sweep.names}
         measures = {"implicit": implicit, "implicit_per_token": per_token}
-        if self._source is not None:
+        if self.source is not None:
             whole = concatenate(sweep.replies)
             rewards, _ = self.rewards("alphas", whole)
             measures["explicit"] = dict(zip(sweep.names, np.split(rewards, len(sweep.names)), strict=True))
@@ -291,7 +284,7 @@ class Bench:
                     _, of_base = self.preferences(base.name, base, base, 1.0)
                     measured["base"]["perplexity"] = _perplexity(of_base)
         content: dict[str, Any] = {"systems": measured, "dropped": self.text.dropped, "pairs": len(pairs)}
-        if self._source is not None:
+        if self.source is not None:
             content["judge"] = self.accuracy()
         if sweep is not None:
             content["alphas"], more = self.measure_sweep(sweep)
@@ -306,7 +299,7 @@ class Bench:
         evaluation: Evaluation,
     ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
         rewards: dict[str, np.ndarray] = {}
-        if self._source is not None:
+        if self.source is not None:
             # all at once: states of frozen judges are read batch by batch
             everything, _ = self.rewards("replies-on-test", concatenate(list(replies.values())))
             ends = np.cumsum([len(r) for r in replies.values()])
@@ -359,7 +352,7 @@ class Bench:
     @property
     def judges(self) -> bool:
         """Whether there is a judge."""
-        return self._source is not None
+        return self.source is not None
 
     def accuracy(self) -> dict[str, Any]:
         """How often the judge prefers what people preferred, on the test split."""
@@ -371,13 +364,38 @@ class Bench:
         chosen, rejected = np.split(rewards, 2)
         right = (chosen > rejected) + 0.5 * (chosen == rejected)
         return {
-            "model": self._source.spec.name,
+            "model": self.source.spec.name,
             "trained": not self._as_it_is,
             "accuracy": Bootstrap(len(right)).mean(right).as_dict(),
             "length_correlation": comparisons.reward_length_correlation(
                 chosen, np.array([len(t) for t in pairs.chosen.texts]), Bootstrap(len(chosen))
             ).as_dict(),
         }
+
+
+class Rewards:
+    """Rewards of prompts and replies, a few at a time.
+
+    Attributes:
+        read: tokens read so far.
+    """
+
+    def __init__(self, bench: Bench, module: nn.Module, score: Callable[[dict[str, Tensor]], Tensor]):
+        self.bench, self.module, self.score = bench, module, score
+        self.read = 0
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[str], replies: Sequence[str]) -> np.ndarray:
+        """[B]."""
+        bench = self.bench
+        spec = bench.source.spec
+        rows = pack([(text,) for text in bench.texts(prompts, replies)], bench.source.encode, spec.max_length)
+        device, found = next(self.module.parameters()).device, np.zeros(len(prompts))
+        for part in token_plan(rows.lengths, bench.run.devices.eval_tokens):
+            batch = {k: v.to(device) for k, v in rows.collate(part).items()}
+            found[part] = self.score(batch)[:, 0].double().cpu().numpy()
+        self.read += int(rows.lengths.sum())
+        return found
 
 
 def reading_as(base: Writer, writer: Writer) -> Writer:

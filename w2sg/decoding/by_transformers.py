@@ -233,7 +233,8 @@ class TransformersEngine:
 
     def _too_long(self, tokens: int) -> UserError:
         return UserError(
-            f"a prompt of {tokens} tokens is longer than the {self.limit} positions of the model; lower max_length"
+            f"a prompt of {tokens} tokens is longer than the {self.limit} positions of the model; lower max_length, or "
+            f"max_new_tokens if its reply is read with it ({type(self.policy.plain).__name__})"
         )
 
     def _states(self, ids: Tensor, positions: Tensor) -> Tensor:

@@ -205,6 +205,7 @@ class EngineGrower:
         columns: one row of `w2sg.decoding.scores.Settings`. stop: tokens that end a reply.
         chunk: tokens written between choices. most: tokens that a reply may have.
         cut: a reply's tokens before what ends it in its text, and whether that is there; None where only tokens end it.
+        room: [P] tokens that a reply to each prompt may have at most, for the guide's sake.
     """
 
     def __init__(
@@ -219,8 +220,9 @@ class EngineGrower:
         most: int,
         seed: int,
         cut: Callable[[np.ndarray], tuple[np.ndarray, bool]] | None = None,
+        room: Sequence[int] | None = None,
     ):
-        self.cut = cut
+        self.cut, self.bound = cut, room
         self.engine, self.encode, self.text_of, self.identities = engine, encode, text_of, identities
         self.columns, self.stop, self.chunk, self.most, self.seed = columns, stop, chunk, most, seed
         self.forwards = 0
@@ -231,6 +233,8 @@ class EngineGrower:
         self.engine.start(ids)
         limit = self.engine.limit
         self.room = [self.most if limit is None else min(self.most, limit - len(row) + 1) for row in ids]
+        if self.bound is not None:
+            self.room = [min(own, bound) for own, bound in zip(self.room, self.bound, strict=True)]
         nothing = np.zeros(0, np.int64), np.zeros((0, len(self.engine.logits)), np.float32)
         return [Hypothesis(p, -1, "", *nothing, False, False, "") for p in range(len(prompts))]
 

@@ -34,7 +34,7 @@ def decode(
     """
     from w2sg.decode_measure import Comparison
     from w2sg.methods.cong import align_weak
-    from w2sg.replies import prompts_of
+    from w2sg.replies import Prompts, prompts_of
     from w2sg.text_decode import Decoders, Pair
     from w2sg.text_measure import Bench
     from w2sg.text_run import TextRun, Writer
@@ -62,7 +62,11 @@ def decode(
     if not isinstance(decoder, Plain):
         systems[decoder.kind] = decoders.write(decoder.kind, decoder, prompts)
     searches = isinstance(decoder, Search) and evaluation.traces > 0
-    traces = decoders.traces("traces", decoder, prompts.first(evaluation.traces)) if searches else []
+    traces = []
+    if searches:
+        found = systems[decoder.kind].replies
+        shown = Prompts(prompts.name, found.ids, found.prompts).first(evaluation.traces)
+        traces = decoders.traces("traces", decoder, shown)
     return Comparison(text, bench, strong, systems, decoder).report(prompts, traces, evaluation)
 
 
