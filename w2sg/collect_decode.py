@@ -211,8 +211,8 @@ def _sections(group: dict[str, Any]) -> list[str]:
         ]
     sections.append(
         "<p class=note>Intervals at 95 % over prompts; p: exact sign test against the same run's plain samples, "
-        f"corrected for their number. Judge: {group['judge'] or 'none'}. Tokens read are per token of the chosen reply, "
-        "prompts included; what the prompts of a batch begin with is charged once.</p>"
+        f"corrected for their number. Judge: {group['judge'] or 'none'}. Tokens read are per token of the chosen "
+        "reply, prompts included; what the prompts of a batch begin with is charged once.</p>"
     )
     return sections
 
