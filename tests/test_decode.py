@@ -23,6 +23,9 @@ SMALL = {
 }
 
 
+BARE = ["method.judge.model=null", "method.evaluation.kl=false"]  # what is written, and no more
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("decode-models")
@@ -126,7 +129,7 @@ def test_stages_are_shared_and_a_second_run_writes_nothing(runs, arguments):
 @pytest.mark.parametrize("kind", ["search", "best_of_n", "eft", "wsd"])
 def test_replies_do_not_depend_on_how_many_prompts_are_in_flight(runs, arguments, tmp_path, kind):
     out, _ = runs
-    run(arguments, tmp_path, kind, "decoder.batch_size=3")
+    run(arguments, tmp_path, kind, "decoder.batch_size=3", *BARE)
     assert said(tmp_path, kind, kind) == said(out, kind, kind)
 
 
@@ -150,7 +153,7 @@ def test_the_trace_is_that_of_the_search(runs):
 
 
 def test_a_tilted_search_and_a_reward_guide_run(runs, arguments, tmp_path):
-    tilted = run(arguments, tmp_path, "search", "decoder.tilt=1.0", name="tilted")
+    tilted = run(arguments, tmp_path, "search", "decoder.tilt=1.0", *BARE, name="tilted")
     assert (
         tilted["decoding"]["systems"]["search"]["cost"]["guide"]
         > runs[1]["search"]["decoding"]["systems"]["search"]["cost"]["guide"]
@@ -161,12 +164,12 @@ def test_a_tilted_search_and_a_reward_guide_run(runs, arguments, tmp_path):
     assert "guide" in names
     assert "untuned" not in names
     assert "guide-alone" not in names
-    mixed = run(arguments, tmp_path, "search", *by_reward, name="mixed")
+    mixed = run(arguments, tmp_path, "search", *by_reward, *BARE, name="mixed")
     assert mixed["decoding"]["systems"]["search"]["replies"] == 8
 
 
 def test_a_guide_is_aligned_where_none_is_given(arguments, tmp_path):
-    content = run(arguments, tmp_path, "eft", "weak.untuned=null", "method.alignment.lr.full=0.002")
+    content = run(arguments, tmp_path, "eft", "weak.untuned=null", "method.alignment.lr.full=0.002", *BARE)
     assert "weak" in {stage["name"] for stage in content["stages"]}
     assert content["decoding"]["training"]["weak"]["steps"] > 0
 
@@ -211,7 +214,7 @@ def test_logits_of_different_vocabularies_are_not_added(arguments, tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="different vocabularies"):
         run(arguments, tmp_path, "eft", f"strong.name={other}")
-    searched = run(arguments, tmp_path, "search", f"strong.name={other}")  # goes by text
+    searched = run(arguments, tmp_path, "search", f"strong.name={other}", *BARE)  # goes by text
     assert searched["decoding"]["systems"]["search"]["replies"] == 8
 
 
