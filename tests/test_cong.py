@@ -21,12 +21,13 @@ from w2sg.data.splits import load_tables
 from w2sg.errors import ConfigError, TrainingError, UserError
 from w2sg.models import find
 from w2sg.modules import FitModule
-from w2sg.replies import ReplyPairs, gold_pairs
+from w2sg.replies import Replies, ReplyPairs, gold_pairs, prompts_of
 from w2sg.run import Run, run_method
 from w2sg.shards import Shards
 from w2sg.stages import load_found
 from w2sg.store import read_json
-from w2sg.text_run import TextRun
+from w2sg.text_options import PlainSampling
+from w2sg.text_run import TextRun, Writer
 
 SIZES = {"ground_truth": 16, "transfer": 16, "test": 10}
 
@@ -336,6 +337,25 @@ def test_implicit_rewards_are_those_of_plain_transformers_whatever_template_the_
     assert content["metrics"]["weak"]["accuracy"] == np.mean(
         [(x < 0) == y for x, y in zip(found["weak"], found["label"], strict=True)]
     )
+
+
+def test_what_was_cut_off_is_never_taught_to_end_there(arguments, tmp_path, models):
+    """From the sampler's flags, over samples.parquet, to the rows that the student is trained on."""
+    text = TextRun(Run(check(compose(*arguments(tmp_path))), tmp_path / "run"))
+    writer, prompts = Writer("weak", text.run.weak), prompts_of(text.run.data.test)
+    # a random model seldom ends by itself: half of the vocabulary are ends here
+    writer.source.chat.stop = list(range(0, 300, 2))
+    replies = text.write("some", writer, prompts, PlainSampling(
+        temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=2, batch_size=4, engine="transformers"
+    ), samples=4)  # fmt: skip
+    ends = [int(row[-1]) % 2 == 0 for row in replies.tokens]
+    assert replies.finished.tolist() == ends
+    assert 0 < sum(ends) < len(ends)
+    taught = Replies(**{**vars(replies), "tokens": None, "texts": [t or "x" for t in replies.texts]})
+    rows = text.encode(text.run.strong, taught, "taught")
+    end = text.run.strong.chat.end
+    for row, k in enumerate(rows.kept):
+        assert (int(rows.completions.replies[row][0][-1]) == end) == ends[k]
 
 
 def test_a_pair_of_two_vocabularies_is_refused(arguments, tmp_path, models):
