@@ -328,9 +328,12 @@ def test_a_figure_runs_from_one_command(pairs_folder, tiny_models, tmp_path):
 
 @pytest.mark.slow
 def test_the_offline_contrastive_experiment_runs_on_its_own_model_and_data(tmp_path, train):
-    """SmolLM2 and real reviews, a handful of each."""
+    """The first blocks of SmolLM2 and a handful of real reviews."""
     train(
         "experiment=cong_offline",
+        "weak.layers=3",
+        "strong.layers=3",
+        "method.judge.layer=3",
         "dataset.sizes={ground_truth: 8, transfer: 16, test: 6}",
         "method.prompts=6",
         "method.decoding.max_new_tokens=6",
