@@ -383,7 +383,7 @@ def load_transformer(
             model = auto.from_config(config, **options)
         elif source.gguf:
             # transformers refuses to save a model that was read from GGUF, so its weights move into a fresh one.
-            read = _dequantised(auto, source.folder, source.gguf, spec.dtype, spec.trust_remote_code)
+            read = _dequantised(source.folder, source.gguf, spec.dtype, spec.trust_remote_code)
             if getattr(config, "quantization_config", None) is not None:
                 del config.quantization_config
             model = auto.from_config(config, **options)
@@ -410,10 +410,14 @@ def save_transformer(model: nn.Module, folder: Path) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _dequantised(auto: Any, folder: str, file: str, dtype: str, trust_remote_code: bool) -> dict[str, Tensor]:
-    """The weights of a GGUF file but for a head that it cannot have; kept, since every stage of a run wants them."""
-    read = auto.from_pretrained(folder, gguf_file=file, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
-    return {k: v for k, v in read.state_dict().items() if k != "score.weight"}
+def _dequantised(folder: str, file: str, dtype: str, trust_remote_code: bool) -> dict[str, Tensor]:
+    """The weights of a GGUF file, which is of a language model whatever head it is to have; kept, since every stage of
+    a run wants them, a judge's as well as a writer's.
+    """
+    from transformers import AutoModelForCausalLM as Auto
+
+    read = Auto.from_pretrained(folder, gguf_file=file, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+    return dict(read.state_dict())
 
 
 def _restore_head(head: nn.Linear, saved: Path) -> None:
