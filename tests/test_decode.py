@@ -23,7 +23,7 @@ SMALL = {
 }
 
 
-BARE = ["method.judge.model=null", "method.evaluation.kl=false"]  # what is written, and no more
+BARE = ["method.judge.model=null", "method.evaluation.surprise=false"]  # what is written, and no more
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,7 @@ def test_a_guide_is_aligned_where_none_is_given(arguments, tmp_path):
         ("search", "decoder.temperature=0.0", "all candidates are the same"),
         ("search", "decoder.guide.implicit=0.0", "nothing is left to choose by"),
         ("search", "decoder.guide.model=weak", "go together"),
+        ("best_of_n", "decoder.guide.layer=3", "read only where model=weak is trained"),
         ("search", "decoder.guide.length_alpha=0.5", "read only by normalise=length_alpha"),
         ("best_of_n", "decoder.samples=0", "decoder.samples"),
         ("wsd", "decoder.draft=99", "cannot be longer than a reply"),

@@ -113,7 +113,7 @@ class Comparison:
             ends = np.cumsum([len(r) for r in self.replies.values()])
             rewards = dict(zip(self.replies, np.split(everything, ends[:-1]), strict=True))
         surprise = {}
-        if evaluation.kl:
+        if evaluation.surprise:
             surprise = {name: self._surprise(name, replies) for name, replies in self.replies.items()}
         seconds = {record.key: record.seconds for record in self.run.stages.records}
         found: dict[str, dict[str, Any]] = {}
@@ -132,7 +132,8 @@ class Comparison:
                 "cost": reads | {"seconds": seconds.get(steered.stage, 0.0) / written},
             }
             if surprise:
-                found[name]["surprise"] = bootstrap.mean(surprise[name]).as_dict()
+                known = surprise[name][~np.isnan(surprise[name])]
+                found[name]["surprise"] = Bootstrap(len(known)).mean(known).as_dict()
             if rewards:
                 found[name]["reward"] = bootstrap.mean(rewards[name]).as_dict()
                 found[name]["length_correlation"] = comparisons.reward_length_correlation(
@@ -155,13 +156,13 @@ class Comparison:
         }
 
     def _surprise(self, name: str, replies: Replies) -> np.ndarray:
-        """[N] minus the strong model's log-probability of each reply, per token of its own."""
+        """[N] minus the strong model's log-probability of each reply, per token; NaN where it has none."""
         values, sizes, _ = self.text.token_values(f"{name}-by-strong", self.strong, replies, f"{name}-replies")
         rows = self.text.encode(self.strong.source, replies, f"{name}-replies")
         sums = np.array([float(part.double().sum()) for part in values.split(sizes.tolist())])
         found = np.full(len(replies), np.nan)
         found[rows.kept] = -sums / np.maximum(sizes.numpy(), 1)
-        return np.where(np.isnan(found), np.nanmean(found), found)  # empty replies have no surprise of their own
+        return found
 
     def _best_of_n(self) -> list[dict[str, Any]]:
         steered = self.systems[self.decoder.kind]

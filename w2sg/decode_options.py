@@ -26,6 +26,12 @@ class Guide(Strict):
             return ["implicit: nothing is left to choose by; give implicit or reward a weight"]
         if bool(self.reward) != (self.model is not None):
             return ["model: a reward model and its weight go together; set both, or reward=0 and model=null"]
+        if not self.implicit and (self.beta != 1.0 or self.normalise != "sum"):
+            return [
+                "beta: it and normalise are of the implicit value alone, which has no weight; leave them as they are"
+            ]
+        if self.layer is not None and self.model != "weak":
+            return ["layer: read only where model=weak is trained; set it to null"]
         if self.normalise != "length_alpha" and self.length_alpha != 1.0:
             return ["length_alpha: read only by normalise=length_alpha; set it to 1.0"]
         return []
@@ -112,7 +118,7 @@ class DecodeEvaluation(Strict):
 
     prompts: PositiveInt
     traces: int = Field(ge=0)
-    kl: bool
+    surprise: bool
 
 
 def needs_pair(decoder: Decoder) -> bool:

@@ -86,9 +86,7 @@ class Decoders:
         if isinstance(decoder, Plain | Contrastive):
             return self._sampled(name, decoder, prompts)
         prompts = self._fitting(name, decoder, prompts)
-        folder = self.text.stages.read(
-            name, self._key(name, decoder, prompts), lambda: self._job(name, decoder, prompts)
-        )
+        folder = self.text.stages.read(name, self._key(decoder, prompts), lambda: self._job(decoder, prompts))
         return self._steered(folder, decoder, prompts)
 
     # -- one model, or a contrast: as methods that train do it --------------------------------------------------------
@@ -125,7 +123,7 @@ class Decoders:
         keep = np.flatnonzero(fits)
         return Prompts(prompts.name, [prompts.ids[k] for k in keep], [prompts.texts[k] for k in keep])
 
-    def _key(self, name: str, decoder: Decoder, prompts: Prompts) -> dict[str, Any]:
+    def _key(self, decoder: Decoder, prompts: Prompts) -> dict[str, Any]:
         models = {"strong": self.text.key_of(self.strong)}
         if needs_pair(decoder):
             models["tuned"] = self.text.key_of(self.pair.tuned)
@@ -145,7 +143,7 @@ class Decoders:
             "seed": self.text.stage_seed("decode"),
         }
 
-    def _job(self, name: str, decoder: Decoder, prompts: Prompts) -> ReadJob:
+    def _job(self, decoder: Decoder, prompts: Prompts) -> ReadJob:
         policies, reward = self._models(decoder)
         seed = self.text.stage_seed("decode")
 
@@ -163,7 +161,7 @@ class Decoders:
         """The searches for a few prompts, which all models have room for, again and round by round; in fp32 they come
         out the same.
         """
-        key = self._key(name, decoder, prompts) | {"traces": True}
+        key = self._key(decoder, prompts) | {"traces": True}
 
         def work(part: Path) -> dict[str, Any]:
             policies, reward = self._models(decoder)

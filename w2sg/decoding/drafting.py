@@ -110,7 +110,7 @@ class Drafting:
         ids = small.prompts(prompts), large.prompts(prompts)
         self.drafter.start(ids[0])
         self.base.start(ids[1])
-        room = [_room(engine, row, rule.most) for engine, row in zip((self.base,) * count, ids[1], strict=True)]
+        room = [_room(self.base, row, rule.most) for row in ids[1]]
         drafts: list[np.ndarray] = [np.zeros(0, np.int64)] * count  # in the small model's tokens
         read: list[np.ndarray] = [np.zeros(0, np.int64)] * count  # in the large one's
         logs: list[np.ndarray] = [np.zeros(0)] * count
