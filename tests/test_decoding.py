@@ -646,8 +646,10 @@ def test_the_growing_cache_gives_the_logits_of_the_copying_one(pair, monkeypatch
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 280, (110, 6)))
     keep = {30: [3, 0, 4, 1, 4, 2], 75: [0, 3, 5], 100: [2, 1]}
 
-    def read():
+    def read(shares=False):
         engine, rows, found = TransformersEngine(pair[0]), 5, []
+        assert engine._shares
+        engine._shares = shares
         with torch.inference_mode():
             found.append(engine.start(prompts))
             for step, line in enumerate(tokens):
@@ -665,12 +667,75 @@ def test_the_growing_cache_gives_the_logits_of_the_copying_one(pair, monkeypatch
     theirs, _ = read()
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b) or torch.allclose(a, b, atol=1e-5)
-    # and both are right: the row that is left last, read at once, without any cache or padding
+    monkeypatch.undo()
+    shared, engine = read(shares=True)
+    assert engine.cache.layers[0].get_seq_length() == 110 - 30
+    assert [len(prefix) for prefix in engine._prefixes] == [max(map(len, prompts)) + 30]
+    for a, b in zip(shared, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    # and all are right: the row that is left last, read at once, without any cache or padding
     came = [prompts[1], tokens[:30, 1], tokens[30:75, 3], tokens[75:100, 1], tokens[100:, 1]]
     came = torch.cat([torch.as_tensor(part) for part in came])
     with torch.no_grad():
         plain = pair[0].plain(input_ids=came[None]).logits[0, -1]
     assert torch.allclose(plain, ours[-1][0, 1], atol=1e-3)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_rows_that_share_their_prompts_say_what_they_say_alone(pair, adapters):
+    """A tree of forks, uneven prunings, orders turned round, reads of several tokens, and tokens taken back."""
+    if adapters:
+        peft = pytest.importorskip("peft")
+        targets = {"gpt2": ["c_attn"], "neox": ["query_key_value"]}.get(pair[0].plain.config.model_type[:4])
+        targets = targets or (
+            ["query_key_value"] if "neox" in pair[0].plain.config.model_type else ["q_proj", "v_proj"]
+        )
+        model = peft.get_peft_model(
+            copy.deepcopy(pair[0].plain),
+            peft.LoraConfig(target_modules=targets, r=2, fan_in_fan_out=targets == ["c_attn"]),
+        )
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.3)
+        policy = Policy(model).eval()
+    else:
+        policy = pair[0]
+    prompts = draw_prompts(4, seed=3, longest=20)
+
+    def play(shares):
+        draw = np.random.default_rng(1)
+        engine = TransformersEngine(policy, base_too=adapters)
+        engine._shares = shares
+        texts, found = [list(p) for p in prompts], []
+        with torch.inference_mode():
+            engine.start(prompts)
+            for round_ in range(6):
+                for kind in ("fork", "prune"):
+                    rows = draw.integers(0, len(texts), 9) if kind == "fork" else draw.permutation(len(texts))[:4]
+                    engine.select(torch.from_numpy(rows))
+                    texts = [list(texts[r]) for r in rows]
+                    for _ in range(3):
+                        tokens = draw.integers(1, 280, len(texts))
+                        found.append(engine.extend(torch.from_numpy(tokens)).clone())
+                        texts = [[*text, t] for text, t in zip(texts, tokens.tolist(), strict=True)]
+                    if round_ % 2:
+                        back = draw.integers(0, 6, len(texts))
+                        engine.rollback(back)
+                        texts = [text[: len(text) - n] for text, n in zip(texts, back, strict=True)]
+                    chunks = [draw.integers(1, 280, draw.integers(1, 5)) for _ in texts]
+                    found += [torch.from_numpy(logs.copy()) for logs in engine.read(chunks)]
+                    texts = [[*text, *chunk.tolist()] for text, chunk in zip(texts, chunks, strict=True)]
+        return texts, found, engine
+
+    texts, shared, engine = play(True)
+    again, alone, other = play(False)
+    assert texts == again
+    assert (len(engine._prefixes), other._prefixes) == (2, [])
+    for a, b in zip(shared, alone, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    with torch.no_grad():
+        plain = policy.model(input_ids=torch.tensor([texts[2]])).logits[0, -1]
+    assert torch.allclose(plain, engine.logits[0, 2], atol=1e-3)
 
 
 def test_left_padding_has_positions_of_its_own(pair):

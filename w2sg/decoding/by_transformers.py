@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,11 +18,15 @@ from torch import Tensor
 
 from w2sg.decoding.engine import Count
 from w2sg.decoding.packed import pack
+from w2sg.decoding.prefix import Levels, Prefix, attending
 from w2sg.errors import UserError
 from w2sg.language import Policy
 from w2sg.logprobs import token_logprobs
 
 log = logging.getLogger(__name__)
+
+# of models that have been asked: whether their rows may share their prompts' keys
+_SHARES: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
 def _cache(config: Any) -> Any:
@@ -52,7 +57,7 @@ def _cache(config: Any) -> Any:
 
         def batch_select_indices(self, indices: Tensor) -> None:
             length = self.get_seq_length()
-            self._buffers = tuple(buffer[indices] for buffer in self._buffers)
+            self._buffers = tuple(buffer.index_select(0, indices) for buffer in self._buffers)
             self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
 
     cache = DynamicCache(config=config)
@@ -116,10 +121,16 @@ class TransformersEngine:
         self._restarts = False
         if self._recurrent:
             self._restarts = not self._goes_on()
-            self.count = Count()
+        self._shares = False
+        if not self._recurrent and self._window is None:
+            if policy.plain not in _SHARES:
+                _SHARES[policy.plain] = self._sharing_works()
+            self._shares = _SHARES[policy.plain]
+        self.count = Count()
 
     def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
         self.cache, self._owing, self._holes = _cache(self.policy.plain.config), False, False
+        self._prefixes, self._gaps = [], False
         # what fills up shorter prompts comes between their start and their end where the start is read once
         seen = self._window is None or max(map(len, prompts)) <= self._window
         shared = _common_start(prompts) if seen and not self._recurrent else 0
@@ -129,7 +140,7 @@ class TransformersEngine:
             self.next = self.mask.sum(1)
             self._forward(start, torch.arange(shared, device=self.device)[None])
             self._owed = self.next.new_full((1,), -1)
-            self.select(torch.zeros(len(prompts), dtype=torch.long, device=self.device))
+            self._take(torch.zeros(len(prompts), dtype=torch.long, device=self.device))
         ids, own = _left([np.asarray(prompt[shared:]) for prompt in prompts], self.device)
         self.ids = torch.cat([self.ids, ids], 1) if shared else ids
         self.mask = torch.cat([own.new_ones((len(prompts), shared)), own], 1)
@@ -167,7 +178,8 @@ class TransformersEngine:
         # what comes after the last token of a full reply is nobody's business, so it may stand one past the end
         if self.limit is not None and int((self.next + sizes).max()) > self.limit + 1:
             raise self._too_long(int((self.next + sizes).max()))
-        self._holes = self._holes or bool((own == 0).any()) or (self._restarts and ids.shape[1] > 1)
+        self._gaps = self._gaps or bool((own == 0).any())
+        self._holes = self._holes or self._gaps or (self._restarts and ids.shape[1] > 1)
         if self._holes and self._holes_hurt(ids.shape[1]):
             states = self._read_anew(whole, sizes, ids.shape[1])
         else:
@@ -193,14 +205,42 @@ class TransformersEngine:
         self._owed = torch.where(taken, self.ids.gather(1, column[:, None])[:, 0], self._owed)
         self.mask = torch.where(from_right > drop[:, None], self.mask, 0)
         self.next = self.mask.sum(1)
-        self._owing = self._holes = True
+        self._owing = self._holes = self._gaps = True
+        end = 0
+        for prefix in self._prefixes:
+            begin, end = end, end + len(prefix)
+            prefix.padded = prefix.padded or bool((self.mask[:, begin:end] == 0).any())
 
     def select(self, rows: Tensor) -> None:
-        rows, count = rows.to(self.device), len(self.mask)
+        # a fork; of a few tokens there is nothing to gain
+        if self._shares and len(rows) > len(self.mask) and self.mask.shape[1] >= 8:
+            self._share()
+        self._take(rows.to(self.device))
+
+    def _take(self, rows: Tensor) -> None:
+        count = len(self.mask)
         self.ids, self.mask, self.next, self._owed = (x[rows] for x in (self.ids, self.mask, self.next, self._owed))
         self.logits = self.logits[:, rows]
         # columns in which no row has a token any more are kept: cutting them would copy the cache again
-        _select(self.cache, torch.cat([rows, rows + count]) if self.base_too else rows)
+        rows = torch.cat([rows, rows + count]) if self.base_too else rows
+        for prefix in self._prefixes:
+            prefix.select(rows)
+        if not self._prefixes or self.cache.get_seq_length():  # else nothing was read since the fork
+            _select(self.cache, rows)
+
+    def _share(self) -> None:
+        """What has been read so far becomes what rows share: first the prompts, then what came after them."""
+        held = [(layer.keys, layer.values) for layer in self.cache.layers] if self.cache.get_seq_length() else []
+        if len(self._prefixes) == 2 and held:
+            before = self._prefixes.pop().rows()
+            held = [
+                tuple(torch.cat(pair, 2) for pair in zip(*both, strict=True)) for both in zip(before, held, strict=True)
+            ]
+        if not held:
+            return
+        rows, begin = torch.arange(len(held[0][0]), device=self.device), sum(map(len, self._prefixes))
+        self._prefixes.append(Prefix(held, rows, bool((self.mask[:, begin:] == 0).any())))
+        self.cache, self._gaps = _cache(self.policy.plain.config), False
 
     # -- forwards -----------------------------------------------------------------------------------------------------
 
@@ -211,7 +251,12 @@ class TransformersEngine:
             mask = mask[:, -ids.shape[1] :]
         if self.base_too:
             ids, positions, mask = (torch.cat([x, x]) for x in (ids, positions, mask))
-        with _first_half_adapted(self.policy.model) if self.base_too else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if self.base_too:
+                stack.enter_context(_first_half_adapted(self.policy.model))
+            if self._prefixes:
+                levels = Levels(self._prefixes, mask, ids.shape[1], self._gaps)
+                stack.enter_context(attending(self.policy.plain.config, levels))
             return model(
                 input_ids=ids,
                 position_ids=positions,
@@ -277,6 +322,27 @@ class TransformersEngine:
             self.read([tokens[9:]])
         # a state that was lost shows in the first digit, an order of summation in the third even in bf16
         return bool((self.logits - whole).norm() <= 2e-2 * whole.norm())
+
+    def _sharing_works(self) -> bool:
+        """Whether the model says the same with a shared prefix as without."""
+        if not getattr(self.policy.plain, "_supports_attention_backend", False):
+            return False
+        prompts, more = [np.arange(1, 13), np.arange(1, 6)], [np.arange(5, 8), np.arange(1, 2), np.arange(2, 4)]
+        found = []
+        for self._shares in (False, True):
+            try:
+                with torch.inference_mode():
+                    self.start(prompts)
+                    self.select(torch.tensor([0, 0, 1]))
+                    self.read(more)
+                    self.extend(torch.tensor([3, 4, 5], device=self.device))
+                    self.select(torch.tensor([1, 0, 2, 2]))
+                    self.extend(torch.tensor([3, 4, 5, 6], device=self.device))
+            except (NotImplementedError, AttributeError, KeyError, TypeError) as error:
+                log.debug("%s: prompts are not shared between rows: %s", type(self.policy.plain).__name__, error)
+                return False
+            found.append(self.logits)
+        return bool((found[1] - found[0]).norm() <= 2e-2 * found[0].norm())
 
     def _read_anew(self, chunks: Sequence[np.ndarray], sizes: Tensor, longest: int) -> Tensor:
         """Read all tokens of the rows and these from the start; the states of these, filled on the right."""

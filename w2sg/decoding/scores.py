@@ -138,6 +138,12 @@ def choose(scores: Tensor, settings: Settings, uniform: Tensor) -> Tensor:
     greedy = settings.temperature == 0
     if bool(greedy.all()):
         return scores.argmax(-1)
+    if not bool(((settings.top_k > 0) | (settings.top_p < 1)).any()):  # nothing is cut off, so nothing need be sorted
+        mass = (scores / settings.temperature.clamp(min=1e-6)[:, None]).softmax(-1).cumsum(-1, dtype=torch.float64)
+        drawn = torch.searchsorted(mass, uniform.double()[:, None] * mass[:, -1:], right=True)[:, 0]
+        # rounding may bring a u close to 1 to the end
+        drawn = torch.minimum(drawn, torch.searchsorted(mass, mass[:, -1:].contiguous())[:, 0])
+        return torch.where(greedy, scores.argmax(-1), drawn)
     ids, probabilities = candidates(scores, settings.temperature, settings.top_k, settings.top_p)
     passed = probabilities.cumsum(-1) > uniform.double()[:, None]
     # rounding may leave the last sum a little below a u close to 1

@@ -1,0 +1,170 @@
+"""Attention to what many rows share: its keys and values are kept, and read, once for all of them.
+
+Known as bifurcated (arXiv 2403.08845) or shared-prefix attention (Hydragen, 2402.05099): the replies of a prompt are
+many questions to the same keys, so their scores are one matrix product. In a beam search there are two levels, the
+prompt and what a beam has written before its last fork. The softmax goes over all levels together, so nothing changes
+but the order of summation.
+
+Shapes: G groups of rows that share, R the most rows of a group, B rows, H heads of keys, N queries of each such head
+and row, L new tokens, P columns that are shared, Q columns after them, D width of a head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NAME = "w2sg_shared_prefix"
+_now: contextvars.ContextVar[Levels] = contextvars.ContextVar("levels")
+
+
+class Prefix:
+    """Keys and values that rows share, and the rows that go on from them.
+
+    Args:
+        layers: keys and values of each layer, [G, H, P, D] each.
+        rows: [B] the group of each row.
+        padded: whether rows may have columns among these P that they do not see.
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], rows: Tensor, padded: bool):
+        self.layers = [(keys.contiguous(), values.contiguous()) for keys, values in layers]
+        self.padded = padded
+        self._assign(rows)
+
+    def __len__(self) -> int:
+        """P."""
+        return self.layers[0][0].shape[2]
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        self._assign(self.of[rows])
+
+    def rows(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each row, [B, H, P, D]: no longer shared."""
+        return [(keys.index_select(0, self.of), values.index_select(0, self.of)) for keys, values in self.layers]
+
+    def _assign(self, of: Tensor) -> None:
+        used, at, counts = torch.unique(of, return_inverse=True, return_counts=True)
+        if 2 * len(used) <= len(self.layers[0][0]):  # what no row goes on from is dropped, not one by one
+            self.layers = [(keys[used], values[used]) for keys, values in self.layers]
+            of = at
+            used = torch.arange(len(used), device=of.device)
+        self.of, groups, most = of, len(self.layers[0][0]), int(counts.max()) if len(of) else 0
+        order = torch.argsort(of, stable=True)
+        ends = torch.zeros(groups, dtype=torch.long, device=of.device)
+        ends[used] = counts
+        first = ends.cumsum(0) - ends
+        self.slot = torch.empty_like(of)
+        self.slot[order] = torch.arange(len(of), device=of.device) - first[of[order]]
+        self.table = torch.zeros((groups, most), dtype=torch.long, device=of.device)
+        self.table[of, self.slot] = torch.arange(len(of), device=of.device)
+        # in order and as many of each: then a view does instead of an index
+        self.even = bool((self.table.flatten() == torch.arange(self.table.numel(), device=of.device)).all())
+        self.even = self.even and self.table.numel() == len(of)
+
+    def scores(self, layer: int, query: Tensor) -> Tensor:
+        """[B, H, N L, P] of queries [B, H, N L, D]."""
+        return self._rows(self._groups(query) @ self.layers[layer][0].transpose(2, 3))
+
+    def mean(self, layer: int, shares: Tensor) -> Tensor:
+        """[B, H, N L, D] of shares [B, H, N L, P]."""
+        return self._rows(self._groups(shares) @ self.layers[layer][1])
+
+    def _groups(self, x: Tensor) -> Tensor:
+        """[B, H, N L, _] as [G, H, R N L, _]."""
+        groups, most = self.table.shape
+        x = (
+            x.view(groups, most, *x.shape[1:])
+            if self.even
+            else x.index_select(0, self.table.flatten()).view(groups, most, *x.shape[1:])
+        )
+        return x.transpose(1, 2).reshape(groups, x.shape[2], -1, x.shape[-1])
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """[G, H, R N L, _] as [B, H, N L, _]."""
+        groups, most = self.table.shape
+        x = x.view(groups, x.shape[1], most, -1, x.shape[-1]).transpose(1, 2)
+        return x.flatten(0, 1) if self.even else x[self.of, self.slot]
+
+
+class Levels:
+    """What a forward sees before what its cache holds.
+
+    Args:
+        prefixes: in the order of their columns.
+        mask: [B, P + Q] columns that each row has, the ``new`` ones (L) included, which see what is before them.
+        holes: whether rows may lack columns after the first P.
+    """
+
+    def __init__(self, prefixes: Sequence[Prefix], mask: Tensor, new: int, holes: bool):
+        self.prefixes = prefixes
+        ends = np.cumsum([0, *map(len, prefixes)]).tolist()
+        self.parts = [slice(a, b) for a, b in itertools.pairwise(ends)]
+        self.after = slice(ends[-1], mask.shape[1])
+        self.hidden: list[tuple[slice, Tensor]] = []  # columns, and [B, 1, 1, 1, columns] or [L, columns] of them
+        for part, needed in zip((*self.parts, self.after), (*(p.padded for p in prefixes), holes), strict=True):
+            if needed:
+                self.hidden.append((part, ~mask[:, None, None, None, part].bool()))
+        if new > 1:
+            later = mask.shape[1] - ends[-1]
+            self.hidden.append((self.after, mask.new_ones((new, later), dtype=torch.bool).triu(later - new + 1)))
+
+    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """[B, heads, L, D] of queries [B, heads, L, D], over the prefixes and keys and values [B, H, Q, D]."""
+        rows, heads, new, width = query.shape
+        shared = keys.shape[1]
+        query = (query * scale).reshape(
+            rows, shared, -1, width
+        )  # [B, H, N L, D]: heads that share a key are rows to it
+        found = [prefix.scores(layer, query) for prefix in self.prefixes]
+        scores = torch.cat([*found, query @ keys.transpose(2, 3)], -1).view(rows, shared, heads // shared, new, -1)
+        lowest = torch.finfo(scores.dtype).min
+        for part, hidden in self.hidden:
+            scores[..., part].masked_fill_(hidden, lowest)
+        shares = scores.softmax(-1, dtype=torch.float32).to(query.dtype).view(rows, shared, -1, scores.shape[-1])
+        mean = shares[..., self.after] @ values
+        for prefix, part in zip(self.prefixes, self.parts, strict=True):
+            mean = mean + prefix.mean(layer, shares[..., part])
+        return mean.view(rows, heads, new, width)
+
+
+@contextlib.contextmanager
+def attending(config: Any, levels: Levels) -> Iterator[None]:
+    """The models of this configuration see these levels before what their caches hold."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)  # without a mask function of that name none is made, or needed
+    usual, token = config._attn_implementation, _now.set(levels)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual
+        _now.reset(token)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """The interface of attention functions in transformers: [B, L, heads, D]."""
+    for name in ("softcap", "s_aux", "position_bias", "sliding_window"):
+        if rest.get(name) is not None:
+            raise NotImplementedError(f"{name} in attention to a shared prefix")
+    if mask is not None:
+        raise NotImplementedError("a mask of the model's own in attention to a shared prefix")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _now.get().attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None
