@@ -649,7 +649,7 @@ def test_the_growing_cache_gives_the_logits_of_the_copying_one(pair, monkeypatch
     def read(shares=False):
         engine, rows, found = TransformersEngine(pair[0]), 5, []
         assert engine._shares
-        engine._shares = shares
+        engine._shares, engine.worth = shares, 8
         with torch.inference_mode():
             found.append(engine.start(prompts))
             for step, line in enumerate(tokens):
@@ -705,7 +705,7 @@ def test_rows_that_share_their_prompts_say_what_they_say_alone(pair, adapters):
     def play(shares):
         draw = np.random.default_rng(1)
         engine = TransformersEngine(policy, base_too=adapters)
-        engine._shares = shares
+        engine._shares, engine.worth = shares, 1
         texts, found = [list(p) for p in prompts], []
         with torch.inference_mode():
             engine.start(prompts)

@@ -1,20 +1,24 @@
 """One optimizer step is one global batch, however it is cut; NaN stops; a stage goes on where it was killed."""
 
+import os
+import signal
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from w2sg import losses
+from w2sg.cli import readable_errors
 from w2sg.config import CONF, FitOptions, TrainerConfig
 from w2sg.data.loading import Examples, Features, StageData
 from w2sg.data.rows import pack
 from w2sg.devices import Devices
 from w2sg.errors import TrainingError
 from w2sg.heads import BagOfWords, HashedWords, LinearHead
-from w2sg.modules import SoftLabelModule, learning_rate_factor, oriented
+from w2sg.modules import ReadingModule, SoftLabelModule, learning_rate_factor, oriented
 from w2sg.shards import Shards
 from w2sg.stages import FitJob, ReadJob, Stages, load_values
 from w2sg.store import Store, read_json
@@ -224,6 +228,50 @@ def test_a_fit_killed_at_any_step_ends_as_if_it_had_not_been(kill_at, selecting,
     assert read_json(whole / "curve.json") == read_json(resumed / "curve.json")
     a, b = unbroken.records[-1].info, broken.records[-1].info
     assert {k: a[k] for k in a if k != "seconds"} == {k: b[k] for k in b if k != "seconds"}
+
+
+@pytest.mark.parametrize("kind", ["fit", "read"])
+def test_a_stage_that_is_asked_to_end_keeps_what_it_has_done(kind, tmp_path, monkeypatch):
+    """SIGTERM, long before the next checkpoint or file of findings is due."""
+    module, method = {"fit": (SoftLabelModule, "training_step"), "read": (ReadingModule, "predict_step")}[kind]
+    torch.manual_seed(0)
+    data, model, seen = examples(50), BagOfWords(64, True, 2), []
+    step = getattr(module, method)
+
+    def work(folder):
+        if kind == "fit":
+            return weights(stages(tmp_path / folder).fit("m", {"k": 1}, lambda: job(LOSSES["ce"])))["words.weight"]
+        return load_values(stages(tmp_path / folder).read("m", {"k": 1}, lambda: ReadJob(model, model, data)))[1]
+
+    def asked(self, batch, index):
+        seen.append(index)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(module, method, asked)
+    with pytest.raises(SystemExit):
+        work("broken")
+    assert len(seen) == 3
+    broken = work("broken")
+    taken = len(seen)
+    monkeypatch.setattr(module, method, step)
+    whole = work("whole")
+    assert torch.equal(whole, broken)
+    seen.clear()
+    monkeypatch.setattr(module, method, asked)
+    seen += [0] * 3
+    work("again")
+    assert len(seen) - 3 == taken  # all steps, none twice
+
+
+@pytest.mark.parametrize("kind", ["sigterm", "exit"])
+def test_the_command_line_says_that_it_was_asked_to_end(kind, capsys):
+    error = SIGTERMException() if kind == "sigterm" else SystemExit(3)
+    with pytest.raises(SystemExit) as caught, readable_errors():
+        raise error
+    assert caught.value.code == {"sigterm": 143, "exit": 3}[kind]
+    assert ("goes on from here" in capsys.readouterr().err) == (kind == "sigterm")
 
 
 def test_an_unreadable_checkpoint_is_named_and_the_stage_starts_afresh(tmp_path, caplog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -11,7 +12,10 @@ from w2sg.errors import UserError
 
 @contextlib.contextmanager
 def readable_errors() -> Iterator[None]:
-    """Print a `UserError` as its message alone and exit with 1; anything else keeps its traceback."""
+    """Print a `UserError` as its message alone and exit with 1; anything else keeps its traceback.
+
+    A run that was asked to end (SIGTERM, as schedulers send it) ends with 143, whatever it has done being kept.
+    """
     try:
         yield
     except UserError as error:
@@ -21,3 +25,8 @@ def readable_errors() -> Iterator[None]:
         console.print("error:", style="bold red", end=" ")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
+    except SystemExit as end:
+        if type(end).__name__ != "SIGTERMException":  # not imported: an error in a configuration needs no Lightning
+            raise
+        print("ended by SIGTERM; the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -60,8 +61,10 @@ class Shards(L.Callback):
 
     def on_predict_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
         self.pending.append(outputs)
-        if time.perf_counter() - self.flushed > self.seconds:
+        if trainer.received_sigterm or time.perf_counter() - self.flushed > self.seconds:
             self._flush()
+        if trainer.received_sigterm:  # which Lightning's prediction loop does not heed
+            raise SIGTERMException
 
     def on_predict_end(self, *_: Any) -> None:
         self._flush()

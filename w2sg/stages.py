@@ -300,7 +300,7 @@ class _Resume(Checkpoint):
             self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
-        due = time.perf_counter() - self.written >= self.seconds
+        due = trainer.received_sigterm or time.perf_counter() - self.written >= self.seconds
         if trainer.world_size > 1:
             due = trainer.strategy.broadcast(due)
         if due:

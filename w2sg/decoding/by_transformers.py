@@ -105,6 +105,8 @@ class TransformersEngine:
         base_too: for a policy with adapters: the logits are those of the adapted model, then those of its base.
     """
 
+    worth = 48  # columns of the cache, from which on a fork shares them: fewer are sooner copied
+
     def __init__(self, policy: Policy, base_too: bool = False):
         if base_too and not policy.adapted:
             raise ValueError("base_too needs a model with adapters")
@@ -212,8 +214,7 @@ class TransformersEngine:
             prefix.padded = prefix.padded or bool((self.mask[:, begin:end] == 0).any())
 
     def select(self, rows: Tensor) -> None:
-        # a fork; of a few tokens there is nothing to gain
-        if self._shares and len(rows) > len(self.mask) and self.mask.shape[1] >= 8:
+        if self._shares and len(rows) > len(self.mask) and self._columns() >= self.worth:
             self._share()
         self._take(rows.to(self.device))
 
@@ -228,16 +229,18 @@ class TransformersEngine:
         if not self._prefixes or self.cache.get_seq_length():  # else nothing was read since the fork
             _select(self.cache, rows)
 
+    def _columns(self) -> int:
+        """Tokens that the cache holds for each row by itself."""
+        return self.mask.shape[1] - sum(map(len, self._prefixes))
+
     def _share(self) -> None:
         """What has been read so far becomes what rows share: first the prompts, then what came after them."""
-        held = [(layer.keys, layer.values) for layer in self.cache.layers] if self.cache.get_seq_length() else []
-        if len(self._prefixes) == 2 and held:
+        held = [(layer.keys, layer.values) for layer in self.cache.layers]
+        if len(self._prefixes) == 2:
             before = self._prefixes.pop().rows()
             held = [
                 tuple(torch.cat(pair, 2) for pair in zip(*both, strict=True)) for both in zip(before, held, strict=True)
             ]
-        if not held:
-            return
         rows, begin = torch.arange(len(held[0][0]), device=self.device), sum(map(len, self._prefixes))
         self._prefixes.append(Prefix(held, rows, bool((self.mask[:, begin:] == 0).any())))
         self.cache, self._gaps = _cache(self.policy.plain.config), False
@@ -328,8 +331,9 @@ class TransformersEngine:
         if not getattr(self.policy.plain, "_supports_attention_backend", False):
             return False
         prompts, more = [np.arange(1, 13), np.arange(1, 6)], [np.arange(5, 8), np.arange(1, 2), np.arange(2, 4)]
-        found = []
-        for self._shares in (False, True):
+        found, usual = [], self.worth
+        for self.worth in (1, usual):
+            self._shares = self.worth == 1
             try:
                 with torch.inference_mode():
                     self.start(prompts)
