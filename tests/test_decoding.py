@@ -528,10 +528,10 @@ def test_samples_of_one_prompt_share_its_reading(pair, monkeypatch):
     prompts = draw_prompts(3, seed=4)
     prompt_of, sample = [2, 0, 0, 1, 2, 0], [0, 0, 1, 0, 1, 2]
     uniform = torch.from_numpy(np.stack([stream(1, f"{p}", s, 10) for p, s in zip(prompt_of, sample, strict=True)]))
-    settings, read = settings_of(6, **CONG), []
+    settings, read, engine = settings_of(6, **CONG), [], contrast(pair)
     start = TransformersEngine.start
     monkeypatch.setattr(TransformersEngine, "start", lambda self, p: (read.append(len(p)), start(self, p))[1])
-    shared = decode(contrast(pair), prompts, settings, uniform, STOPS, prompt_of)
+    shared = decode(engine, prompts, settings, uniform, STOPS, prompt_of)
     assert read == [3, 3]
     alone = decode(contrast(pair), [prompts[p] for p in prompt_of], settings, uniform, STOPS)
     assert same(shared.tokens, alone.tokens)
@@ -646,9 +646,9 @@ def test_the_growing_cache_gives_the_logits_of_the_copying_one(pair, monkeypatch
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 280, (110, 6)))
     keep = {30: [3, 0, 4, 1, 4, 2], 75: [0, 3, 5], 100: [2, 1]}
 
-    def read(shares=False):
-        engine, rows, found = TransformersEngine(pair[0]), 5, []
-        assert engine._shares
+    def read(shares=False, columns=None):
+        engine, rows, found = TransformersEngine(pair[0], columns=columns), 5, []
+        assert engine._shares == (columns is None)
         engine._shares, engine.worth = shares, 8
         with torch.inference_mode():
             found.append(engine.start(prompts))
@@ -673,6 +673,12 @@ def test_the_growing_cache_gives_the_logits_of_the_copying_one(pair, monkeypatch
     assert [len(prefix) for prefix in engine._prefixes] == [max(map(len, prompts)) + 30]
     for a, b in zip(shared, theirs, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
+    static, engine = read(columns=128)
+    assert type(engine.cache).__name__ == "StaticCache"
+    for a, b in zip(static, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    with pytest.raises(ValueError, match="121 tokens do not fit into a cache of 120"):
+        read(columns=120)
     # and all are right: the row that is left last, read at once, without any cache or padding
     came = [prompts[1], tokens[:30, 1], tokens[30:75, 3], tokens[75:100, 1], tokens[100:, 1]]
     came = torch.cat([torch.as_tensor(part) for part in came])

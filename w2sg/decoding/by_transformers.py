@@ -68,8 +68,8 @@ def _cache(config: Any) -> Any:
 def _select(cache: Any, rows: Tensor) -> None:
     """Go on with these rows of a cache alone."""
     for layer in cache.layers:
-        # layers with a state have no other way to do it, or one that forgets the state
-        if _has_state(layer):
+        # layers with a state have no other way to do it, or one that forgets the state; static ones have no other
+        if _has_state(layer) or not hasattr(layer, "batch_select_indices"):
             layer.reorder_cache(rows)
         else:
             layer.batch_select_indices(rows)
@@ -103,14 +103,17 @@ class TransformersEngine:
     Args:
         policy: the model; it must not be in training mode.
         base_too: for a policy with adapters: the logits are those of the adapted model, then those of its base.
+        columns: tokens that the cache has room for, all at once: the static cache of transformers, whose tensors keep
+            their shape, as compiled models ask for. None lets it grow, which is quicker for all others, and lets forks
+            share what they have in common.
     """
 
     worth = 48  # columns of the cache, from which on a fork shares them: fewer are sooner copied
 
-    def __init__(self, policy: Policy, base_too: bool = False):
+    def __init__(self, policy: Policy, base_too: bool = False, columns: int | None = None):
         if base_too and not policy.adapted:
             raise ValueError("base_too needs a model with adapters")
-        self.policy, self.base_too = policy, base_too
+        self.policy, self.base_too, self.columns = policy, base_too, columns
         pack(policy)
         config = policy.plain.config
         self.device = next(policy.parameters()).device
@@ -118,20 +121,20 @@ class TransformersEngine:
         self.count = Count()
         self._said = False
         self._cache_argument = _cache_argument(policy.plain)
-        self._recurrent = getattr(policy.plain, "_is_stateful", False) or any(map(_has_state, _cache(config).layers))
+        self._recurrent = getattr(policy.plain, "_is_stateful", False) or any(map(_has_state, self._empty().layers))
         self._window = _window(config)
         self._restarts = False
         if self._recurrent:
             self._restarts = not self._goes_on()
         self._shares = False
-        if not self._recurrent and self._window is None:
+        if not self._recurrent and self._window is None and columns is None:
             if policy.plain not in _SHARES:
                 _SHARES[policy.plain] = self._sharing_works()
             self._shares = _SHARES[policy.plain]
         self.count = Count()
 
     def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
-        self.cache, self._owing, self._holes = _cache(self.policy.plain.config), False, False
+        self.cache, self._owing, self._holes = self._empty(), False, False
         self._prefixes, self._gaps = [], False
         # what fills up shorter prompts comes between their start and their end where the start is read once
         seen = self._window is None or max(map(len, prompts)) <= self._window
@@ -243,13 +246,24 @@ class TransformersEngine:
             ]
         rows, begin = torch.arange(len(held[0][0]), device=self.device), sum(map(len, self._prefixes))
         self._prefixes.append(Prefix(held, rows, bool((self.mask[:, begin:] == 0).any())))
-        self.cache, self._gaps = _cache(self.policy.plain.config), False
+        self.cache, self._gaps = self._empty(), False
 
     # -- forwards -----------------------------------------------------------------------------------------------------
+
+    def _empty(self) -> Any:
+        """A cache without tokens."""
+        config = self.policy.plain.config
+        if self.columns is None:
+            return _cache(config)
+        from transformers import StaticCache
+
+        return StaticCache(config=config, max_cache_len=self.columns)
 
     def _run(self, model: Any, ids: Tensor, positions: Tensor) -> Any:
         self.count.computed += ids.numel()
         mask = self.mask
+        if self.columns is not None and mask.shape[1] > self.columns:
+            raise ValueError(f"{mask.shape[1]} tokens do not fit into a cache of {self.columns} columns")
         if self._cache_argument == "cache_params":  # models without attention ask for the mask of the new tokens alone
             mask = mask[:, -ids.shape[1] :]
         if self.base_too:
@@ -360,7 +374,7 @@ class TransformersEngine:
             self._said = True
         kept = [row[seen.bool()].cpu().numpy() for row, seen in zip(self.ids, self.mask, strict=True)]
         self.count.given += sum(map(len, kept))
-        self.cache = _cache(self.policy.plain.config)
+        self.cache = self._empty()
         self.ids, self.mask = _left([np.append(a, b) for a, b in zip(kept, chunks, strict=True)], self.device)
         self.next, self._holes = self.mask.sum(1), False
         states = self._states(self.ids, self._within((self.mask.cumsum(1) - 1).clamp(min=0)))
