@@ -79,7 +79,17 @@ def test_search_runs_small_and_chooses_what_the_plain_one_does():
         "1",
     )
     found = output("search.py", *small)
-    assert "each small model read 6,320 and 812 tokens; the same reply" in found
+    assert "each small model read 6,320 and 812 tokens; first 50 of 50 tokens of the replies equal" in found
+
+
+def test_drafting_runs_small_and_writes_what_the_plain_one_does():
+    sizes = {"layers": 1, "width": 64, "vocabulary": 200, "prompt": 20, "draft": 64, "new-tokens": 64, "within": 40}
+    small = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    found = output("drafting.py", *small, "--prompts", "2", "--repeats", "1", "--threads", "1")
+    assert "differ" not in found
+    drafted = {line.split()[0]: float(line.split()[1].replace(",", "")) for line in found.splitlines()[-2:]}
+    assert drafted["plain"] == 64
+    assert drafted["w2sg"] <= 48  # a look at every 16, and the switch is within 40
 
 
 @pytest.mark.slow
