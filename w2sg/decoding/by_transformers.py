@@ -152,7 +152,7 @@ class TransformersEngine:
         self._holes = bool(shared) and bool((own == 0).any())
         self.next = self.mask.sum(1)
         self._owed = self.next.new_full((len(prompts),), -1)
-        self.count.prompt += shared + sum(len(prompt) - shared for prompt in prompts)
+        self.count.prompt += sum(map(len, prompts))
         return self._forward(ids, shared + (own.cumsum(1) - 1).clamp(min=0))
 
     def extend(self, tokens: Tensor) -> Tensor:

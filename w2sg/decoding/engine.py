@@ -52,9 +52,10 @@ class Count:
     """Tokens read.
 
     Attributes:
-        prompt: of prompts, what they have in common once. written: one by one, in `Engine.extend`. given: in
+        prompt: of prompts, each counted whole whatever is read in one batch with it, though a start that all of a batch
+            have in common is read once. written: one by one, in `Engine.extend`. given: in
             `Scorer.read`, those that were read again after a rollback included.
-        computed: positions, filling and rows that no longer count included.
+        computed: positions that went through the model, filling and rows that no longer count included.
     """
 
     prompt: int = 0
