@@ -1,6 +1,7 @@
 """Measure a decoder, ``python evaluate.py decoder=search strong=... weak=...``, or look at what runs left behind.
 
-``runs=outputs`` gathers finished runs, ``store=list`` looks at their store, ``export=RUN`` writes a model of theirs.
+``runs=outputs`` gathers finished runs, ``store=list`` looks at their store, ``export=RUN`` writes a model of theirs,
+``annotations=FILE`` reads what the alpaca_eval tool judged, ``known_answers=all`` runs experiments with known answers.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def downstream(config: EvaluateConfig, console: Console) -> None:
     run_harness(Path(config.harness), config.system, options, config.baseline, to, out, root, console)
 
 
-FOLDERS = ("runs", "export", "harness", "to", "include", "out", "root")
+FOLDERS = ("runs", "export", "harness", "annotations", "of", "to", "include", "out", "root")
 
 
 def quoted(override: str) -> str:
@@ -118,7 +119,7 @@ def decodes(arguments: list[str]) -> bool:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
-    """Gather finished runs; list a store, explain one of its stages, prune it; export a model, or evaluate one."""
+    """Gather finished runs; look at a store or prune it; export or evaluate a model; read annotations; check theory."""
     with readable_errors():
         config = check_evaluate(cfg)
         from rich.console import Console
@@ -134,6 +135,18 @@ def main(cfg: DictConfig) -> None:
             return
         if config.harness is not None:
             downstream(config, console)
+            return
+        if config.annotations is not None:
+            from w2sg.alpaca import print_annotations
+
+            of, to = (None if name is None else Path(name) for name in (config.of, config.to))
+            print_annotations(Path(config.annotations), of, to, console)
+            return
+        if config.known_answers is not None:
+            from w2sg.known_answers.suite import run_known_answers
+
+            if not run_known_answers(config.known_answers, Path(config.out), console):
+                sys.exit(1)
             return
         from w2sg import inventory
 

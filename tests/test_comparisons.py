@@ -8,10 +8,12 @@ from scipy import optimize, special, stats
 
 from w2sg import comparisons
 from w2sg.comparisons import (
+    length_controlled_preference,
     length_controlled_win_rate,
     length_summary,
     min_max_per_prompt,
     paired_test,
+    preference_rate,
     reward_gap,
     reward_length_correlation,
     standardised_gap,
@@ -416,3 +418,35 @@ def test_prompts_that_do_not_match_are_refused():
         paired_test([], [])
     with pytest.raises(ValueError, match=r"shape is \(3, 1\)"):
         win_matrix({"x": np.ones((3, 1)), "y": np.ones(3)})
+
+
+# -- judges that compare ----------------------------------------------------------------------------------------------
+
+
+def test_preferences_of_0_and_1_are_wins():
+    a, b = np.random.default_rng(0).normal(size=(2, 40))
+    long = lengths(40)
+    bootstrap = Bootstrap(40)
+    sure = (a > b).astype(float)
+    assert preference_rate(sure, bootstrap).value == win_rate(a, b, bootstrap).value
+    assert length_controlled_preference(sure, *long, bootstrap) == length_controlled_win_rate(a, b, *long, bootstrap)
+
+
+def test_the_rate_of_graded_preferences_is_their_mean():
+    found = preference_rate([0.9, 0.2, 0.5], Bootstrap(3))
+    assert found.value == pytest.approx(1.6 / 3)
+    assert 0.2 <= found.low < found.value < found.high <= 0.9
+    assert preference_rate(np.ones(7), Bootstrap(7)) == Estimate(1.0, 1.0, 1.0)
+
+
+def test_graded_preferences_for_length_alone_are_seen_through():
+    longer, other = lengths(400, longer=1.0)
+    preferred = special.expit((longer - other) / 100)
+    bootstrap = Bootstrap(400)
+    assert preference_rate(preferred, bootstrap).low > 0.6
+    assert length_controlled_preference(preferred, longer, other, bootstrap).value == pytest.approx(0.5, abs=0.05)
+
+
+def test_preferences_outside_0_and_1_are_refused():
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        preference_rate([1.2, 0.5], Bootstrap(2))

@@ -55,14 +55,15 @@ def test_every_loss_can_be_called(name):
 
 @pytest.mark.parametrize("name", names("dataset"))
 def test_every_dataset_composes(name):
-    config = check(compose(f"dataset={name}", *(["dataset.path=some.jsonl"] if name == "local" else [])))
+    config = check(compose(f"dataset={name}", *(["dataset.path=some.jsonl"] if name in ("local", "questions") else [])))
     assert config.dataset.name == name
     assert config.dataset.noise.kind == "none"
 
 
 @pytest.mark.parametrize("name", names("method"))
 def test_every_method_composes(name):
-    writers = ["weak=gpt2", "strong=gpt2-medium"] if name == "cong" else []  # a bag of words cannot write
+    writers = ["weak=gpt2", "strong=gpt2-medium"] if name in ("cong", "refine") else []  # a bag of words cannot write
+    writers += ["method.links=[{layers: 6}]"] if name == "chain" else []
     assert callable(build(check(compose(f"method={name}", *writers)).method))
 
 
@@ -124,7 +125,7 @@ def test_every_default_stands_in_a_file():
                 assert field.is_required(), f"{section.__name__}.{name}"
 
 
-GROUPS = ("loss", "method", "measure", "alignment", "judge", "training", "decoder", "dataset")
+GROUPS = ("loss", "method", "refine", "measure", "alignment", "judge", "training", "decoder", "dataset")
 
 
 @pytest.mark.parametrize(

@@ -1045,3 +1045,66 @@ def test_pairs_without_a_prompt_that_share_a_text_stay_together(tmp_path):
     assert not (seen[0] & seen[1])
     assert not (seen[0] & seen[2])
     assert not (seen[1] & seen[2])
+
+
+# -- questions with answers -------------------------------------------------------------------------------------------
+
+
+def asked(folder, rows, loader="questions", **more):
+    file = write_jsonl(folder / "rows.jsonl", rows)
+    options = OmegaConf.to_container(compose(f"dataset={loader}", f"dataset.path={file}").dataset)
+    return load_tables(options | {"sizes": dict.fromkeys(SPLITS)} | more, 0)
+
+
+def test_questions_have_answers_and_no_labels(tmp_path):
+    tables = asked(tmp_path, [{"question": f"what is {k}?", "answer": f" it is {k}\n"} for k in range(30)])
+    prompts = [p for name in SPLITS for p in getattr(tables, name).prompts]
+    assert len(set(prompts)) == 30
+    table = tables.test
+    assert (table.kind, table.labels.any(), table.first.any()) == ("answers", False, False)
+    for prompt, (text,) in zip(table.prompts, table.texts, strict=True):
+        number = prompt.removeprefix("\n\nHuman: what is ").removesuffix("?\n\nAssistant:")
+        assert text == f"{prompt} it is {number}"
+
+
+def test_choices_are_shown_with_letters_and_the_answer_is_one_of_them(tmp_path):
+    choices = ["red", "green", "blue"]
+    for answer in (1, "B", "green"):
+        rows = [{"question": f"which {k}?", "answer": answer, "choices": choices} for k in range(6)]
+        table = asked(tmp_path, rows).transfer
+        assert table.prompts[0].endswith("?\nA. red\nB. green\nC. blue\n\nAssistant:")
+        assert table.texts[0][0] == f"{table.prompts[0]} B. green"
+    for answer, reason in (
+        (3, "none of the 3 choices"),
+        ("D", "none of the 3 choices"),
+        (True, "none of the 3 choices"),
+    ):
+        rows = [{"question": f"which {k}?", "answer": answer, "choices": choices} for k in range(6)]
+        with pytest.raises(UserError, match=f"malformed.*{reason}"):
+            asked(tmp_path, rows, strict=True)
+
+
+def test_columns_of_questions_have_any_names(tmp_path):
+    rows = [{"ask": f"q{k}", "say": f"a{k}"} for k in range(6)]
+    assert asked(tmp_path, rows, question="ask", answer="say").test.texts[0][0].startswith("\n\nHuman: q")
+    with pytest.raises(UserError, match=r"6 of 6 rows .* are malformed.*Expected \{question, answer\}"):
+        asked(tmp_path, rows)
+
+
+def test_word_problems_lose_the_calculators_notes_and_keep_the_final_number(tmp_path):
+    rows = [{"question": f"{k}+1?", "answer": f"{k}+1=<<{k}+1={k + 1}>>{k + 1}\n#### {k + 1}"} for k in range(6)]
+    for (text,), prompt in zip(*(lambda t: (t.texts, t.prompts))(asked(tmp_path, rows, "gsm8k").test), strict=True):
+        number = int(prompt.split("+")[0].rpartition(" ")[2])
+        assert text == f"{prompt} {number}+1={number + 1}\n#### {number + 1}"
+
+
+def test_instructions_stand_before_what_they_are_about(tmp_path):
+    rows = [{"instruction": f"Sum up {k}.", "context": "A text." * (k % 2), "response": "Short."} for k in range(6)]
+    table = asked(tmp_path, rows, "dolly")
+    prompts = {p for name in SPLITS for p in getattr(table, name).prompts}
+    assert "\n\nHuman: Sum up 0.\n\nAssistant:" in prompts
+    assert "\n\nHuman: Sum up 1.\n\nA text.\n\nAssistant:" in prompts
+
+
+def test_preference_pairs_serve_as_questions(tmp_path):
+    assert asked(tmp_path, make_pairs(12)).test.kind == "pairs"

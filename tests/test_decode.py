@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import compose, run_script, save_tiny_model
 
-from w2sg import collect_decode, comparisons
+from w2sg import alpaca, collect_decode, comparisons
 from w2sg.collect import collect
 from w2sg.config import check
 from w2sg.errors import ConfigError, UserError
@@ -103,6 +103,28 @@ def test_every_decoder_answers_every_prompt_and_is_measured(runs, kind):
     assert np.isclose(rewards.mean(), system["reward"]["value"])
 
 
+def test_replies_can_be_taken_to_alpaca_eval_and_back(runs, tmp_path):
+    """An annotator that prefers the longer reply gives the win rates of lengths."""
+    out, _ = runs
+    folder = out / "eft" / "alpaca_eval"
+    assert sorted(file.stem for file in folder.iterdir()) == ["eft", "guide", "plain"]
+    ours, base = (json.loads((folder / f"{name}.json").read_text()) for name in ("eft", "plain"))
+    assert {row["output"] for row in ours} == set(said(out, "eft", "eft").values())
+    assert all(row["instruction"].startswith("question") for row in ours)
+    rows = []
+    for a, b in zip(base, ours, strict=True):
+        assert a["instruction"] == b["instruction"]
+        longer = np.sign(len(b["output"]) - len(a["output"]))
+        sides = {f"{k}_{n}": row[k] for n, row in ((1, a), (2, b)) for k in ("output", "generator")}
+        rows.append({"instruction": a["instruction"], **sides, "preference": 1.5 + longer / 2})
+    file = tmp_path / "annotations.json"
+    file.write_text(json.dumps(rows))
+    found = alpaca.compare(alpaca.read_annotations(file), alpaca.replies_of(out / "eft"))
+    (pair,) = found["pairs"]
+    assert (pair["system"], pair["over"], pair["prompts"]) == ("eft:eft", "eft:plain", 8)
+    assert pair["win_rate"]["value"] == pytest.approx(np.mean([row["preference"] - 1 for row in rows]))
+
+
 def test_what_a_decoder_costs_is_counted(runs):
     """Of greedy drafts and plain samples it can be said beforehand."""
     _, contents = runs
@@ -131,6 +153,18 @@ def test_replies_do_not_depend_on_how_many_prompts_are_in_flight(runs, arguments
     out, _ = runs
     run(arguments, tmp_path, kind, "decoder.batch_size=3", *BARE)
     assert said(tmp_path, kind, kind) == said(out, kind, kind)
+
+
+def test_a_hypothesis_that_is_alone_is_the_plain_sample(runs, arguments, models, tmp_path):
+    """One beam with one child, one sample, the first of several samples, and a tilt of strength 0."""
+    out, _ = runs
+    plain, weak = said(out, "sampling", "plain"), models["weak"]
+    alone = ["decoder.beams=1", "decoder.children=1", "decoder.chunk=3"]
+    run(arguments, tmp_path, "search", *alone, *BARE, name="one")
+    run(arguments, tmp_path, "best_of_n", "decoder.samples=1", *BARE, name="first")
+    run(arguments, tmp_path, "eft", "decoder.beta=0", f"strong.name={weak}", *BARE, name="eft")
+    assert said(tmp_path, "one", "search") == said(tmp_path, "first", "best_of_n") == plain
+    assert said(tmp_path, "eft", "eft") == said(tmp_path, "eft", "plain")
 
 
 def test_the_trace_is_that_of_the_search(runs):
@@ -237,7 +271,7 @@ def test_decoders_are_gathered_on_the_prompts_that_all_answered(runs, tmp_path):
     )
     files = collect_decode.write([group], tmp_path)
     assert all(file.stat().st_size for file in files)
-    assert files[0].read_text().count("<img") == 1
+    assert files[0].read_text().count("<img") == 2  # over cost and surprise, and over the divergence
 
 
 @pytest.mark.slow

@@ -3,17 +3,23 @@
 import itertools
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
-from test_dialogue import END, PROMPT, tokenizer_of
+from conftest import WORDS, compose, save_tiny_model
+from test_dialogue import CHATML, END, PROMPT, tokenizer_of
 from test_search import Ids, next_logs, prompts_of, tiny, token_logs
 
+from w2sg.config import check
 from w2sg.data.dialogue import EXAMPLES, Chat, TextChat
 from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.contrastive import decode, stream
 from w2sg.decoding.drafting import SCAN, Draft, Drafting, Rule, switch_after
 from w2sg.decoding.engine import TabularEngine
+from w2sg.decoding.nudging import Nudged, Nudging, encode
 from w2sg.decoding.scores import Settings
+from w2sg.errors import ConfigError
+from w2sg.run import run_method
 
 # reference 12
 PROBABILITIES = [0.02, 0.4, 0.9, 0.05, 0.97, 0.99, 0.25, 0.97, 0.98, 0.97, 0.96, 0.91, 0.99, 0.97, 0.1, 0.99]
@@ -389,6 +395,299 @@ def test_strings_end_a_reply_at_the_start_of_a_line_alone(style, text, wanted):
     assert chat.until_stop(text, len(text)) == (text, False)
     assert chat.until_stop(f"So {text}", 3)[1] == (bool(wanted))  # where a part begins is no start of a line
     assert Chat(tokenizer_of()).until_stop(text) == (text, False)
+
+
+# -- nudging: both take turns ------------------------------------------------------------------------------------------
+
+TURNS = ["\n\nHuman: good?\n\nAssistant:", "\n\nHuman: is it warm?\n\nAssistant:", "\n\nHuman: cold\n\nAssistant:"]
+
+
+def by_turns(engines, chats, threshold, most, prompts=TURNS, columns=(GREEDY, GREEDY)) -> list[Nudged]:
+    return Nudging(*engines, chats, columns, threshold, most, prompts, seed=9).write(prompts)
+
+
+def top(engine: TabularEngine, ids) -> tuple[int, float]:
+    row = engine.tables[0, int(ids[-1]) + 1].exp().numpy()
+    return int(row.argmax()), float(row.max())
+
+
+def round_by_round(small, base, chats, prompt: str, threshold: float, most: int):
+    """Nudging as its authors tell it, with tables that know the last token: words of the small model up to a place
+    where the base model is sure, then what that is sure of. All with their writers, the number of rounds, and whether
+    the small model ended it. What is handed over is text where the tokenizers differ.
+    """
+    before = [chat.prompts([prompt])[0] for chat in chats]
+    shared = chats[0].vocabulary == chats[1].vocabulary
+
+    def handed(ids: list[int], giver: int, taker: int) -> list[int]:
+        if shared or giver == taker:
+            return ids
+        text = chats[giver].tokenizer.decode(ids).removeprefix(" ")
+        return chats[taker].tokenizer(text if text[0].isspace() else f" {text}")["input_ids"] if text else []
+
+    def sure(ids: list[int]) -> tuple[int, bool]:
+        token, probability = top(base, np.append(before[1], ids))
+        return token, probability >= threshold and token not in chats[1].stop
+
+    said, by, rounds = [], [], 0  # in the base model's tokens
+    while True:
+        rounds += 1
+        ids = handed(said, 1, 0)
+        own, start = list(ids), len(ids)
+        while True:
+            token, _ = top(small, np.append(before[0], own))
+            ended = token in chats[0].stop
+            starts_word = len(own) > start and chats[0].tokenizer.decode([token])[0].isspace()
+            if ended or (starts_word and sure(handed(own, 0, 1))[1]):
+                break
+            own.append(token)
+            if len(handed(own, 0, 1)) >= most:
+                break
+        said = handed(own, 0, 1)[:most]
+        by += [True] * (len(said) - len(by))
+        if ended or len(said) >= most:
+            return said, by, rounds, ended
+        while (found := sure(said))[1]:
+            said, by = [*said, found[0]], [*by, False]
+            if len(said) >= most:
+                return said, by, rounds, False
+
+
+def speaking(chat: Chat, texts, generator, end: float = 0.1) -> TabularEngine:
+    """Likes some tokens of texts after each token, now one and now several; and sometimes an end."""
+    size = len(chat.tokenizer)
+    table = np.full((size + 1, size), 1e-9)
+    tokens = sorted({int(token) for text in texts for token in chat.tokenizer(text)["input_ids"]})
+    table[:, tokens] = generator.dirichlet(np.full(len(tokens), 0.25), size + 1)
+    table[:, chat.end] = generator.uniform(0, 1, size + 1) < end
+    return TabularEngine((table / table.sum(-1, keepdims=True))[None])
+
+
+SPOKEN = [" good bad", " warmly cold", "ly silly", " a wise", " brave\n", "ness true"]
+
+
+def test_turns_are_those_of_the_authors_rounds():
+    chat = Chat(tokenizer_of())
+    endings, rounds, shares = set(), set(), []
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        tables = [speaking(chat, SPOKEN, generator).tables.exp().numpy() for _ in range(2)]
+        threshold = float(generator.choice([0.2, 0.4, 0.6, 0.8]))
+        engines = [TabularEngine(table) for table in tables]
+        found = by_turns(engines, (chat, chat), threshold, 30)
+        for prompt, reply in zip(TURNS, found, strict=True):
+            tokens, by_small, turns, finished = round_by_round(*engines, (chat, chat), prompt, threshold, 30)
+            assert reply.text == chat.text(tokens)
+            assert reply.tokens.tolist() == tokens
+            assert (reply.nudged.tolist(), reply.nudges, reply.finished) == (by_small, turns, finished)
+            after = [chat.prompts([prompt])[0][-1], *tokens]
+            logs = [np.log(tables[1][0, last + 1, token]) for last, token in itertools.pairwise(after)]
+            assert reply.log_probabilities.tolist() == pytest.approx(logs)
+            endings.add(finished)
+            rounds.add(turns)
+            shares += by_small
+        # each model has read each token once, whoever wrote it; the small one may not have read the base's last
+        written = sum(len(reply.tokens) for reply in found)
+        assert engines[1].count.given == written
+        assert engines[0].count.given <= written
+    assert endings == {True, False}
+    assert max(rounds) > 4
+    assert 0.2 < np.mean(shares) < 0.9
+
+
+def test_turns_by_hand():
+    """fine|ly (unsure) bad (sure) -> warm (sure) ... each end that only the base model wants is the other's turn."""
+    chat = Chat(tokenizer_of())
+    fine, ly, bad, warm, cold, end = (
+        int(chat.tokenizer(text)["input_ids"][0]) for text in (" fine", "ly", " bad", " warm", " cold", "<|endoftext|>")
+    )
+    assert end == chat.end
+    first = int(chat.prompts(TURNS[:1])[0][-1])
+    small, base = (np.full((len(chat.tokenizer) + 1, len(chat.tokenizer)), 1e-9) for _ in range(2))
+
+    def after(table, last: int, **shares):
+        names = {"fine": fine, "ly": ly, "bad": bad, "warm": warm, "cold": cold, "end": end}
+        table[last + 1] = (1 - sum(shares.values())) / (len(table[0]) - len(shares))
+        for name, share in shares.items():
+            table[last + 1, names[name]] = share
+
+    after(small, first, fine=0.9)
+    after(small, fine, ly=0.9)
+    after(small, ly, bad=0.9)
+    after(small, bad, warm=0.9)
+    after(small, warm, cold=0.9)
+    after(small, cold, end=0.9)
+    after(base, first, warm=0.99)  # not asked: the small model begins
+    after(base, fine, warm=0.99)  # nor is it asked within a word
+    after(base, ly, cold=0.39, bad=0.3)  # unsure
+    after(base, bad, warm=0.4, cold=0.3)  # just sure enough
+    after(base, warm, end=0.95)  # ends are the small model's
+    after(base, cold, end=0.95)
+    engines = TabularEngine(small[None]), TabularEngine(base[None])
+    (reply,) = by_turns(engines, (chat, chat), 0.4, 20, TURNS[:1])
+    assert reply.tokens.tolist() == [fine, ly, bad, warm, cold]
+    assert reply.nudged.tolist() == [True, True, True, False, True]
+    assert (reply.nudges, reply.finished, reply.text) == (2, True, "finely bad warm cold")
+    (reply,) = by_turns(
+        engines, (chat, chat), 0.39, 20, TURNS[:1]
+    )  # now it says " cold" after "ly", and the other ends
+    assert (reply.text, reply.nudges, reply.finished) == ("finely cold", 2, True)
+    (reply,) = by_turns(engines, (chat, chat), 0.4, 4, TURNS[:1])
+    assert (reply.text, reply.nudges, reply.finished) == ("finely bad warm", 1, False)
+
+
+@pytest.mark.parametrize("columns", [(GREEDY, GREEDY), (SAMPLED, SAMPLED)])
+def test_turns_of_models_are_the_same_alone_and_read_anew(columns):
+    chat = Chat(tokenizer_of())
+    size = len(chat.tokenizer)
+    models = tiny("gpt2", 3, places=128, size=size), tiny("llama", 4, places=128, size=size)
+    prompts = [f"\n\nHuman: {word}?\n\nAssistant:" for word in ("good", "bad", "warm", "so cold", "rude")]
+    threshold = 0.02
+    together = by_turns(list(map(TransformersEngine, models)), (chat, chat), threshold, 16, prompts, columns)
+    assert len({tuple(reply.nudged.tolist()) for reply in together}) > 1
+    for prompt, reply in zip(prompts, together, strict=True):
+        engines = list(map(TransformersEngine, models))
+        (alone,) = by_turns(engines, (chat, chat), threshold, 16, [prompt], columns)
+        assert alone.tokens.tolist() == reply.tokens.tolist()
+        assert (alone.nudged.tolist(), alone.nudges, alone.finished) == (
+            reply.nudged.tolist(),
+            reply.nudges,
+            reply.finished,
+        )
+        ids = chat.prompts([prompt])[0]
+        assert np.allclose(reply.log_probabilities, token_logs(models[1:], ids, reply.tokens)[:, 0], atol=1e-4)
+        logs = next_logs(models[1], np.append(ids, reply.tokens))[len(ids) - 1 :]
+        sure = logs.max(-1) >= np.log(threshold)
+        assert reply.nudged[0]
+        assert sure[np.flatnonzero(~reply.nudged)].all()
+
+
+def test_turns_with_another_tokenizer_go_by_text():
+    chats = Chat(tokenizer_of(words=WORDS[:12])), Chat(tokenizer_of(words=WORDS[6:]))
+    assert chats[0].vocabulary != chats[1].vocabulary
+    found = 0
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        engines = [speaking(chat, SPOKEN, generator) for chat in chats]
+        for prompt, reply in zip(TURNS, by_turns(engines, chats, 0.4, 40), strict=True):
+            tokens, _, turns, finished = round_by_round(*engines, chats, prompt, 0.4, 40)
+            assert (reply.text, reply.finished) == (chats[1].text(tokens), finished)
+            assert reply.nudges == turns
+            assert reply.tokens.tolist() == tokens
+            found += turns > 2
+    assert found > 5
+
+
+def test_a_turn_keeps_the_whitespace_that_it_ends_in():
+    plain, templated = Chat(tokenizer_of()), Chat(tokenizer_of(CHATML))
+    roles = TextChat(tokenizer_of(), "roles")
+    texts = {"good\n\n": "good\n\n", " good bad ": "good bad ", "\n\ngood": "\n\ngood", f"good{HALF}": "good", " ": ""}
+    for chat, begins in ((plain, " "), (templated, ""), (roles, "")):
+        for text, kept in texts.items():
+            begun = kept if not kept or kept[0] == "\n" else begins + kept
+            assert chat.tokenizer.decode(encode(chat, text)) == begun
+
+
+def test_turns_that_say_nothing_come_to_an_end():
+    """A space that begins a reply is no token of the other's, whoever wrote it."""
+    chats = Chat(tokenizer_of(words=WORDS[:12])), Chat(tokenizer_of(words=WORDS[6:]))
+    engines = []
+    for chat in chats:
+        table = np.full((len(chat.tokenizer) + 1, len(chat.tokenizer)), 1e-9)
+        table[:, chat.tokenizer(" ")["input_ids"]] = 1.0
+        engines.append(TabularEngine((table / table.sum(-1, keepdims=True))[None]))
+    for reply in by_turns(engines, chats, 0.4, 10):
+        assert (reply.text, reply.finished) == ("", False)
+
+
+def test_a_string_that_ends_the_base_models_turn_is_cut_off_and_the_other_goes_on():
+    tokenizer = tokenizer_of()
+    small, large = Chat(tokenizer), TextChat(tokenizer, "roles")
+    kind, bad, warm = (int(tokenizer(f" {word}")["input_ids"][0]) for word in ("kind", "bad", "warm"))
+    turn = [int(token) for token in tokenizer("\n[User]")["input_ids"]]
+    first = int(small.prompts(TURNS[:1])[0][-1])
+    drafter = chain(small, [first, kind, bad, warm, small.end])
+    base = chain(large, [kind, bad, *turn, warm])
+    (reply,) = by_turns((drafter, base), (small, large), 0.5, 30, TURNS[:1])
+    assert (reply.text, reply.finished, reply.nudges) == ("kind bad warm", True, 2)
+    assert reply.nudged.tolist() == [True, False, True]
+
+
+def test_turns_end_where_a_model_has_no_position_left():
+    chat = Chat(tokenizer_of())
+    size = len(chat.tokenizer)
+    chat.stop = []
+    longest = max(len(row) for row in chat.prompts(TURNS))
+    for places in ((longest + 4, 128), (128, longest + 4)):
+        models = [tiny(kind, 3, places=n, size=size) for kind, n in zip(("gpt2", "llama"), places, strict=True)]
+        found = by_turns(list(map(TransformersEngine, models)), (chat, chat), 0.01, 40)
+        for row, reply in zip(chat.prompts(TURNS), found, strict=True):
+            assert (len(reply.tokens), reply.finished) == (longest + 4 - len(row) + 1, False)
+
+
+# -- nudging from the configuration ------------------------------------------------------------------------------------
+
+
+def decoding(pairs_folder, folder, *more: str) -> list[str]:
+    return [
+        "decoder=nudging",
+        "decoder.max_new_tokens=10",
+        "dataset=local",
+        f"dataset.path={pairs_folder}",
+        "dataset.sizes={ground_truth: 8, transfer: 8, test: 6}",
+        *(f"{role}=hf" for role in ("weak", "strong")),
+        *(f"{role}.name={folder / role}" for role in ("weak", "strong")),
+        f"weak.untuned={folder / 'weak'}",
+        *(f"{role}.{key}" for role in ("weak", "strong") for key in ("train=full", "max_length=96")),
+        "method.judge.model=null",
+        "method.evaluation.surprise=false",
+        "trainer=cpu",
+        "logger=none",
+        f"out={folder}",
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("style", ["chat", "roles"])
+def test_nudging_as_a_run(pairs_folder, tmp_path, style):
+    save_tiny_model(tmp_path / "weak", width=16)
+    save_tiny_model(tmp_path / "strong", "llama", seed=1)
+    replies = {}
+    for name, more in (("run", []), ("again", ["decoder.batch_size=2"])):
+        typed = decoding(pairs_folder, tmp_path, "decoder.threshold=0.006", f"method.style={style}", *more)
+        typed.append(f"store={tmp_path / name}-store")
+        content = run_method(check(compose(*typed, name="decode")), tmp_path / name, typed).content
+        rows = pq.read_table(tmp_path / name / "samples.parquet").to_pylist()
+        replies[name] = {row["prompt_id"]: row for row in rows if row["system"] == "wsd"}
+    assert {i: row["reply"] for i, row in replies["run"].items()} == {
+        i: r["reply"] for i, r in replies["again"].items()
+    }
+    assert len(replies["run"]) == 6
+    for row in replies["run"].values():
+        assert 1 <= row["nudges"] <= row["kept"] <= row["tokens"] <= 10
+    found = content["decoding"]
+    assert sum(found["switch"]["fates"].values()) == 6
+    assert 0 < found["switch"]["share"] <= 1
+    assert found["systems"]["wsd"]["cost"]["guide"] > 0
+    for example in found["examples"]:
+        (reply,) = [r for r in example["replies"] if r["system"] == "wsd"]
+        assert reply["reply"].startswith(reply["draft"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["decoder.window=6"], "decoder.window: read only by rule=geometric_mean; set it to 1"),
+        (["decoder.check=16"], "decoder.check: read only by rule=geometric_mean; set it to null"),
+        (["decoder.draft=16"], "decoder.draft: read only by rule=geometric_mean; set it to null"),
+        (["decoder.rule=geometric_mean"], "decoder.check: rule=geometric_mean needs a number"),
+        (["decoder=wsd", "decoder.rule=top1"], "decoder.window: .* as decoder=nudging has it"),
+        (["decoder=wsd", "decoder.rule=top_1"], "decoder.rule"),
+    ],
+)
+def test_options_of_the_other_rule_are_refused(pairs_folder, tmp_path, typed, said):
+    with pytest.raises(ConfigError, match=said):
+        check(compose(*decoding(pairs_folder, tmp_path, *typed), name="decode"))
 
 
 # -- prompts as text --------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from w2sg.config import CONF, check, fit_options, register, run_name
 
 NAMES = sorted(f.stem for f in (CONF / "experiment").glob("rkl_*.yaml"))
+REFINE = sorted(f.stem for f in (CONF / "experiment").glob("refine_*.yaml"))
 CONG = sorted(f.stem for f in (CONF / "experiment").glob("cong_*.yaml"))
 DECODE = sorted(f.stem for f in (CONF / "experiment").glob("[sw]*.yaml"))
 PAIRS = sorted(f.stem for f in (CONF / "pair").glob("*.yaml") if f.stem != "none")
@@ -129,7 +130,8 @@ def test_a_figure_is_swept_over_what_it_shows(name, count, varied):
 
 def test_every_experiment_is_tested_here():
     there = {f.stem for f in (CONF / "experiment").glob("*.yaml") if not f.stem.startswith("_")}
-    assert there == {*NAMES, *CONG, *DECODE}
+    assert there == {*NAMES, *CONG, *REFINE, *DECODE}
+    assert set(REFINE) == {"refine_persona", "refine_explain", "refine_gsm8k"}
     assert set(CONG) == {"cong_llama3", "cong_qwen2.5", "cong_self", "cong_offline"}
 
 
@@ -167,6 +169,39 @@ def test_contrastive_experiments_hold_together_and_keep_the_authors_settings(nam
 
 
 @pytest.mark.usefixtures("hydra")
+@pytest.mark.parametrize("name", REFINE)
+def test_refinements_hold_together_and_measure_what_their_task_asks_for(name):
+    typed = [[f"experiment={name}"]] if name == "refine_gsm8k" else jobs(f"experiment={name}")
+    kinds = []
+    for job in typed:
+        cfg = hydra_compose("train", job, return_hydra_config=True)
+        weak, strong = chosen(cfg)
+        assert size(weak) < size(strong)
+        OmegaConf.set_struct(cfg, False)
+        cfg.pop("hydra")
+        config = check(cfg)
+        assert config.out == f"outputs/{name}"
+        method = config.method
+        kinds.append(method["refine"]["kind"])
+        # the published sizes; the weak model alone knows the concept, except where it was trained on right answers
+        assert method["refine"]["batch_size"] == (4 if name == "refine_explain" else 5)
+        assert (method["refine"]["temperature"], method["refine"]["samples"]) == (0.0, 1)
+        assert {"naive", "self", "icl", "shuffled", "ceiling"} <= set(method["baselines"])
+        assert (method["weak_instruction"] is None) == method["train_weak"] == (name == "refine_gsm8k")
+        text = {
+            "refine_persona": ("Arrr, ye be right!", "You are right."),
+            "refine_explain": ("It is like a river.", "It is a flow of charge."),
+        }.get(name)
+        if text is None:
+            assert (method["content"]["kind"], method["concept"]["kind"]) == ("number", "none")
+        else:
+            pattern = re.compile(method["concept"]["pattern"], re.IGNORECASE)
+            assert [bool(pattern.search(t)) for t in text] == [True, False]
+    assert kinds == (["icl"] if name == "refine_gsm8k" else ["icl", "iar"])
+    assert f"python train.py experiment={name}" in (CONF / f"experiment/{name}.yaml").read_text()
+
+
+@pytest.mark.usefixtures("hydra")
 @pytest.mark.parametrize("name", DECODE)
 def test_decoding_experiments_hold_together_and_keep_the_papers_settings(name):
     cfg = hydra_compose("decode", [f"experiment={name}"], return_hydra_config=True)
@@ -190,6 +225,9 @@ def test_decoding_experiments_hold_together_and_keep_the_papers_settings(name):
     found = tuple(decoder[key] for key in ("beams", "children", "chunk", "max_new_tokens"))
     assert found == tokens[name]
     assert decoder["temperature"] == 0.7
+    for other in ("sampling", "contrastive", "eft", "search", "best_of_n", "wsd", "nudging"):  # to be compared
+        cfg = hydra_compose("decode", [f"experiment={name}", f"decoder={other}"])
+        assert check(cfg).decoder["max_new_tokens"] == decoder["max_new_tokens"]
     if name != "search_instruct":
         alignment = config.method["alignment"]
         assert (alignment["lr"]["full"], alignment["epochs"], alignment["batch_size"]) == (5e-4, 3, 32)

@@ -4,9 +4,11 @@ The front is a server as well. What it lets through is written by the real one.
 """
 
 import copy
+import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,20 +19,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import save_tiny_model
+from conftest import WORDS, compose, run_script, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.import_utils import is_serve_available
 
-from w2sg.data.dialogue import Chat
+from w2sg.config import check
+from w2sg.data.dialogue import Chat, TextChat
+from w2sg.decode_options import Server
 from w2sg.decoding.by_server import HALF, ServerGrower
 from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.engine import Several
 from w2sg.decoding.search import search
 from w2sg.decoding.values import ImplicitValue
-from w2sg.errors import UserError
+from w2sg.errors import ConfigError, UserError
 from w2sg.language import Policy
+from w2sg.run import run_method
 
 
 def needs_server(test):
@@ -448,3 +454,269 @@ def test_an_answer_that_does_not_come_is_asked_for_again(served, front, monkeypa
         (result,) = search(strong, None, PROMPTS[:1], 1, 1)
     assert result.best.cut
     assert strong.asked.requests > 3  # chunks
+
+
+# -- from the configuration --------------------------------------------------------------------------------------------
+
+SAYS = ("search", "best_of_n")
+SMALL = {"search": ["decoder.beams=2", "decoder.children=2", "decoder.chunk=2"], "best_of_n": ["decoder.samples=3"]}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """The guide after and before its alignment, and a strong model without weights: no more than a tokenizer."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, seed in (("weak", 0), ("untuned", 7), ("strong", 1)):
+        save_tiny_model(folder / name, "llama" if name == "strong" else "gpt2", width=16, seed=seed)
+    (folder / "strong" / "model.safetensors").unlink()
+    return {name: str(folder / name) for name in ("weak", "untuned", "strong")}
+
+
+@pytest.fixture
+def arguments(pairs_folder, models):
+    def make(out, kind: str, *more: str) -> list[str]:
+        return [
+            f"decoder={kind}",
+            "decoder.max_new_tokens=6",
+            *SMALL.get(kind, ()),
+            "dataset=local",
+            f"dataset.path={pairs_folder}",
+            "dataset.sizes={ground_truth: 8, transfer: 8, test: 4}",
+            *(f"{role}=hf" for role in ("weak", "strong")),
+            *(f"{role}.name={models[role]}" for role in ("weak", "strong")),
+            f"weak.untuned={models['untuned']}",
+            *(f"{role}.{key}" for role in ("weak", "strong") for key in ("train=full", "max_length=96")),
+            "method.judge.model=null",
+            "method.evaluation.surprise=false",
+            "trainer=cpu",
+            "logger=none",
+            f"out={out}",
+            *more,
+        ]
+
+    return make
+
+
+def at(front: Front, model: str = "any") -> list[str]:
+    return [f"decoder.server.url={front.url}", f"decoder.server.model={model}"]
+
+
+def run(typed: list[str], out) -> dict:
+    return run_method(check(compose(*typed, name="decode")), out / "run", typed).content
+
+
+def samples(out, system: str) -> dict[str, dict]:
+    rows = pq.read_table(out / "run" / "samples.parquet").to_pylist()
+    return {row["prompt_id"]: row for row in rows if row["system"] == system}
+
+
+def scripted(front: Front, counts: bool = True) -> None:
+    """Instead of a model behind: a word a token, whichever the text so far and the seed say; some end a reply."""
+
+    def answer(body: dict) -> tuple[int, dict, bytes]:
+        choices = []
+        for k in range(body.get("n", 1)):
+            text, reason = "", "length"
+            for _ in range(body["max_tokens"]):
+                said = f"{body['seed']}:{k}:{body['prompt']}{text}"
+                drawn = hashlib.sha256(said.encode()).digest()[0]
+                if drawn < 30:
+                    reason = "stop"
+                    break
+                text += f" {WORDS[drawn % len(WORDS)]}"
+            choices.append({"text": text, "finish_reason": reason, "index": k})
+        whole = {"choices": choices}
+        if counts:
+            written = sum(len(choice["text"].split()) for choice in choices)
+            whole["usage"] = {"prompt_tokens": len(body["prompt"].split()), "completion_tokens": written}
+        front.bodies.append(body)
+        front.answers.append(whole)
+        return 200, {}, json.dumps(whole).encode()
+
+    front.answer = answer
+
+
+def spelled_out(front: Front, prompts: set[str]) -> dict[str, set[str]]:
+    """All that was ever said to each prompt, by the requests and their answers alone."""
+    said = {prompt: set() for prompt in prompts}
+    for body, answer in zip(front.bodies, front.answers, strict=True):
+        (prompt,) = [p for p in prompts if body["prompt"].startswith(p)]
+        assert body["prompt"] == prompt or body["prompt"][len(prompt) :] in said[prompt]
+        said[prompt] |= {body["prompt"][len(prompt) :] + choice["text"] for choice in answer["choices"]}
+    return {prompt: {text.strip() for text in texts} for prompt, texts in said.items()}
+
+
+@pytest.mark.parametrize("kind", SAYS)
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_server_writes_in_place_of_the_strong_model(front, models, arguments, tmp_path, kind, counts):
+    scripted(front, counts)
+    typed = arguments(tmp_path, kind, *at(front), "method.style=roles")
+    content = run(typed, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(models["strong"])
+    chat, said = TextChat(tokenizer, "roles"), {}
+    assert all(body["model"] == "any" and body["stop"] == list(chat.stop_strings) for body in front.bodies)
+    rows = {name: samples(tmp_path, name) for name in ("plain", kind)}
+    texts = {row["prompt"]: tokenizer.decode(chat.prompts([row["prompt"]])[0]) for row in rows[kind].values()}
+    assert len(set(texts.values())) == 4
+    assert all(text.endswith("[Assistant]\n") for text in texts.values())
+    said = spelled_out(front, set(texts.values()))
+    asked = {"plain": [], kind: []}
+    for body, answer in zip(front.bodies, front.answers, strict=True):
+        plain = (
+            body.get("n", 1) == 1 and len(asked["plain"]) < 4
+        )  # plain samples are written first, by one request each
+        asked["plain" if plain else kind].append((body, answer))
+    for name, own in rows.items():
+        assert set(own) == set(rows["plain"])
+        for row in own.values():
+            assert row["reply"] in said[texts[row["prompt"]]]
+            assert row["tokens"] == len(chat.replies([row["reply"]])[0]) + row["finished"]
+            assert row["counted_by"] == ("server" if counts else "tokenizer")
+        size = (lambda text: len(text.split())) if counts else (lambda text: len(tokenizer(text)["input_ids"]))
+        read = sum(
+            size(body["prompt"]) + sum(size(choice["text"]) for choice in answer["choices"])
+            for body, answer in asked[name]
+        )
+        assert sum(row["strong_read"] for row in own.values()) == pytest.approx(read)
+        written = sum(row["tokens"] for row in own.values())
+        assert content["decoding"]["systems"][name]["cost"]["strong"] == pytest.approx(read / written)
+    tuned, untuned = (AutoModelForCausalLM.from_pretrained(models[name]).eval() for name in ("weak", "untuned"))
+    judge = [Policy(tuned), Policy(untuned)], Chat(AutoTokenizer.from_pretrained(models["weak"]))
+    for row in rows[kind].values():
+        assert row["value"] == pytest.approx(score(judge, row["prompt"], row["reply"], row["finished"]), abs=1e-3)
+    for trace in content["decoding"]["traces"]:
+        assert trace["best"] in {row["reply"] for row in rows[kind].values()}
+        assert trace["rounds"]
+    assert len(content["decoding"]["traces"]) == (4 if kind == "search" else 0)
+    # the same at another address that nobody answers at: all is there, whatever was said of how to ask
+    shutil.copytree(tmp_path / "run", tmp_path / "before")
+    typed[typed.index(f"decoder.server.url={front.url}")] = f"decoder.server.url=http://127.0.0.1:{free_port()}/v1"
+    again = run([*typed, "decoder.server.workers=1", "decoder.batch_size=3"], tmp_path)
+    assert all(stage["cached"] for stage in again["stages"])
+    assert again["decoding"]["traces"] == content["decoding"]["traces"]
+    # another model behind the name would say something else
+    with pytest.raises(UserError, match="there is no server at"):
+        run([*typed, "decoder.server.model=other"], tmp_path)
+
+
+def test_what_was_answered_is_kept_where_the_server_fails(front, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr("w2sg.decoding.by_server.time.sleep", lambda seconds: None)
+    scripted(front)
+    typed = arguments(tmp_path, "search", *at(front), "decoder.batch_size=1", "decoder.server.attempts=2")
+    whole = run(typed, tmp_path / "whole")
+    replies = samples(tmp_path / "whole", "search")
+    asked = [json.dumps(body, sort_keys=True) for body in front.bodies]
+    assert len(set(asked)) == len(asked)
+    shutil.rmtree(tmp_path / "store")
+    front.bodies, front.answers = [], []
+    answer = front.answer
+
+    def failing(body):
+        return answer(body) if len(front.bodies) < 2 * len(asked) // 3 else (500, {}, b"out of order")
+
+    front.answer = failing
+    with pytest.raises(UserError, match=r"failed 2 times .* out of order"):
+        run(typed, tmp_path)
+    first = [json.dumps(body, sort_keys=True) for body in front.bodies]
+    front.bodies, front.answer = [], answer
+    again = run(typed, tmp_path)
+    second = [json.dumps(body, sort_keys=True) for body in front.bodies]
+    assert set(first) | set(second) == set(asked)
+    # asked twice was only what belongs to the prompt that it failed at
+    twice = [json.loads(body)["prompt"] for body in set(first) & set(second)]
+    assert len({text[: text.index("Assistant:")] for text in twice}) <= 1
+    kept = [json.loads(body)["max_tokens"] for body in set(first) - set(second)]
+    assert (kept.count(6), kept.count(2) > 1) == (4, True)  # all plain samples, and whole searches
+    assert {i: row["reply"] for i, row in samples(tmp_path, "search").items()} == {
+        i: row["reply"] for i, row in replies.items()
+    }
+    assert again["decoding"]["traces"] == whole["decoding"]["traces"]
+
+
+def test_a_server_that_is_not_there_fails_before_anything_is_trained(arguments, tmp_path):
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    server = [f"decoder.server.url={url}", "decoder.server.model=any"]
+    with pytest.raises(UserError, match=f"there is no server at {url}"):
+        run(arguments(tmp_path, "search", *server, "weak.untuned=null"), tmp_path)
+    assert [folder.name.partition("-")[0] for folder in (tmp_path / "store").glob("[a-z]*")] == ["plain"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "typed", "said"),
+    [
+        ("search", ["decoder.tilt=1.0"], "decoder.tilt: it moves the strong model's logits"),
+        ("search", ["method.evaluation.surprise=true"], "method.evaluation.surprise: .* set it to false"),
+        ("best_of_n", ["decoder.top_k=50"], "decoder.top_k: .* use top_p"),
+        ("best_of_n", ["decoder.server.model=null"], "decoder.server.model: say what the server calls its model"),
+        ("search", ["decoder.server.url=localhost:8000/v1"], "decoder.server.url: .* is not the address"),
+        ("search", ["decoder.server.url=http://me:secret@here/v1"], "decoder.server.url: reports name it"),
+        ("search", ["decoder.server.url=null"], "decoder.server.model: read only where server.url"),
+        (
+            "search",
+            ["decoder.server.url=null", "decoder.server.model=null", "decoder.server.workers=2"],
+            "workers: read",
+        ),
+        ("eft", [], "decoder.server: the logits of all tokens are needed"),
+        ("wsd", [], "decoder.server: the strong model's probabilities"),
+        ("contrastive", [], "decoder.server: the strong model writes nothing"),
+        ("sampling", [], "decoder.server: plain samples are asked"),
+    ],
+)
+def test_what_no_server_can_do_is_refused_before_any_work(arguments, tmp_path, kind, typed, said):
+    server = ["decoder.server.url=http://localhost:8000/v1", "decoder.server.model=any"]
+    server = [f"+{option}" for option in server] if kind not in SAYS else server
+    with pytest.raises(ConfigError, match=said):
+        check(compose(*arguments(tmp_path, kind, *server, *typed), name="decode"))
+
+
+@pytest.mark.parametrize("kind", SAYS)
+def test_without_a_server_its_options_are_as_they_stand_in_the_file(kind):
+    options = dict(compose(f"decoder={kind}", name="decode").decoder.server)
+    assert Server.model_validate(options).url is None
+    for name, value in {"key_variable": "KEY", "workers": 9, "attempts": 7, "timeout": 601.0}.items():
+        with pytest.raises(ValueError, match=f"{name}: read only where"):
+            Server.model_validate({**options, name: value})
+
+
+def test_a_reply_begins_a_line_and_has_room(front):
+    """Where a prompt ends a line, the beginning of a turn is at once the end of the reply."""
+    said = iter(["[User]\nand", "so\n[User]\n", "x", "y"])
+
+    def answer(body):
+        front.bodies.append(body)
+        content = {"choices": [{"text": next(said), "finish_reason": "length"}]}
+        return 200, {}, json.dumps(content).encode()
+
+    front.answer = answer
+    with grower(front.url, stop=["\n[User]"], workers=1, most=6, room=[5, 2]) as strong:
+        strong.identities = ["a"]
+        for wanted in ("", "so"):
+            (result,) = search(strong, None, PROMPTS[:1], 1, 1)
+            assert (result.best.text, result.best.finished, result.rounds) == (wanted, True, 1)
+        (result,) = search(strong, None, PROMPTS[:1], 1, 1)
+    assert (result.best.text, result.best.cut, result.rounds) == ("xy", True, 2)
+    assert [body["max_tokens"] for body in front.bodies] == [4, 4, 4, 1]
+    assert strong.asked.uncounted == 4
+
+
+@needs_server
+def test_from_the_command_line_over_the_real_server(served, front, arguments, tmp_path):
+    front.behind = served.url
+    result = run_script("evaluate.py", *arguments(tmp_path, "search", *at(front, served.ending)), NO_PROXY="127.0.0.1")
+    assert "report:" in result.stdout
+    (folder,) = [file.parent for file in tmp_path.glob("*/report.json")]
+    rows = pq.read_table(folder / "samples.parquet").to_pylist()
+    assert len([row for row in rows if row["system"] == "search"]) == 4
+    said = set()
+    for body, answer in zip(front.bodies, front.answers, strict=True):
+        assert len(body["prompt"]) > 20
+        for choice in answer["choices"]:
+            whole = f"{body['prompt']}{choice['text']}"
+            said.add(whole if choice["finish_reason"] == "stop" else whole.rstrip(HALF))
+    for row in rows:
+        if row["system"] != "guide":
+            before = row["prompt"].rstrip(" ")
+            assert row["reply"] in {text[len(before) :].strip() for text in said if text.startswith(before)}
+    usage = [answer["usage"] for answer in front.answers]
+    total = sum(u["prompt_tokens"] + u["completion_tokens"] for u in usage)
+    assert sum(row["strong_read"] for row in rows if row["system"] != "guide") == pytest.approx(total)

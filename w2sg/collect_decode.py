@@ -13,7 +13,7 @@ import numpy as np
 
 from w2sg import comparisons
 from w2sg.collect import Finished, read, words
-from w2sg.decode_page import WORDS
+from w2sg.decode_page import WORDS, frontier_figure
 from w2sg.errors import UserError
 from w2sg.figures import Raw, estimate, new_figure, number, p_value, page, points, stacked, svg, table
 from w2sg.page import short
@@ -80,6 +80,12 @@ def _group(runs: list[Finished]) -> dict[str, Any]:
             }
             for name, other in against.items()
         }
+    elif judged := {
+        row["name"]: row["against"]["plain"] for row in rows.values() if row.get("against", {}).get("plain")
+    }:
+        # by a judge that compares: each run's verdicts are of its own plain samples
+        corrected = dict(zip(judged, holm([own["p"] for own in judged.values()]), strict=True))
+        found["over_plain"] = {name: {"p": judged[name]["p"], "p_holm": p} for name, p in corrected.items()}
     return found
 
 
@@ -132,9 +138,17 @@ def show(groups: list[dict[str, Any]], console: Any) -> None:
     from rich.table import Table as Grid
 
     for group in groups:
-        title = f"Decoders of {short(group['strong'])} on {group['dataset']}, seed {group['seed']}"
+        judge = f", judged by {short(group['judge'])}" if group["judge"] else ""
+        title = f"Decoders of {short(group['strong'])} on {group['dataset']}, seed {group['seed']}{judge}"
         grid = Grid(title=title, title_justify="left", box=SIMPLE_HEAD)
-        for column in ("", "judge's reward", "reward − plain", "tokens", "strong / guide tokens per token"):
+        for column in (
+            "",
+            "judge's reward",
+            "reward − plain",
+            "wins over plain",
+            "tokens",
+            "strong / guide tokens per token",
+        ):
             grid.add_column(column, justify="left" if not column else "right")
         for row in group["rows"]:
             gap = group.get("over_plain", {}).get(row["name"], {}).get("gap")
@@ -142,6 +156,7 @@ def show(groups: list[dict[str, Any]], console: Any) -> None:
                 row["name"],
                 estimate(row["reward"], 2) if "reward" in row else "–",
                 estimate(gap, 2, True) if gap else "–",
+                estimate(wins, 2) if (wins := row.get("against", {}).get("plain", {}).get("win_rate")) else "–",
                 number(row["length"]["mean"], 0),
                 f"{row['cost']['strong']:.1f} / {row['cost']['guide']:.1f}",
             )
@@ -186,8 +201,10 @@ def _sections(group: dict[str, Any]) -> list[str]:
                 row["name"],
                 stacked(row.get("reward", none), 3, True),
                 stacked(over.get("gap", none), 3, True),
+                stacked(row.get("against", {}).get("plain", {}).get("win_rate", none)),
                 p_value(over["p_holm"]) if "p_holm" in over else "–",
                 stacked(row.get("surprise", none), 2),
+                stacked(row.get("kl", none), 2),
                 number(row["length"]["mean"], 1),
                 f"{row['length']['truncated']:.0%}",
                 number(row["cost"]["strong"], 1),
@@ -195,10 +212,20 @@ def _sections(group: dict[str, Any]) -> list[str]:
                 number(1000 * row["cost"]["seconds"], 0),
             )
         )
-    head = ["", "reward", "reward − plain", Raw("p<br>(Holm)"), "surprise", "tokens", "cut off"]
+    head = [
+        "",
+        "reward",
+        "reward − plain",
+        "wins over plain",
+        Raw("p<br>(Holm)"),
+        "surprise",
+        Raw("KL, nats<br>per reply"),
+        "tokens",
+        "cut off",
+    ]
     head += [Raw("strong tokens<br>read per token"), Raw("… by each<br>small model"), Raw("ms per<br>token")]
     who = f"{short(group['strong'])} on {group['dataset']}, seed {group['seed']}"
-    sections = [f"<h2>{who}</h2>", _frontier(group["rows"]), table(head, rows, "dense")]
+    sections = [f"<h2>{who}</h2>", _frontier(group["rows"]), _divergence(group["rows"]), table(head, rows, "dense")]
     if "wins" in group:
         wins = group["wins"]
         cells = [
@@ -215,6 +242,20 @@ def _sections(group: dict[str, Any]) -> list[str]:
         "reply, prompts included; what the prompts of a batch begin with is charged once.</p>"
     )
     return sections
+
+
+def _divergence(rows: list[dict[str, Any]]) -> str:
+    """Rewards over the divergence from the strong model, of those that have one."""
+    known = [row for row in rows if "reward" in row and "kl" in row]
+    if len(known) < 2:
+        return ""
+    shown = [(row["name"], PALETTE[k % len(PALETTE)], row) for k, row in enumerate(known)]
+    left = [row["name"] for row in rows if "kl" not in row]
+    note = (
+        "<p class=note>Each decoder's divergence is from the strong model at that decoder's temperature; that of "
+        f"best-of-n is a bound.{' Without one: ' + ', '.join(left) + '.' if left else ''}</p>"
+    )
+    return frontier_figure(shown) + note
 
 
 def _frontier(rows: list[dict[str, Any]]) -> str:

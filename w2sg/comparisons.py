@@ -42,6 +42,18 @@ def win_rate(a: np.ndarray, b: np.ndarray, bootstrap: Bootstrap) -> Estimate:
     return _rates(_wins(a, b)[:, None], bootstrap)[0]
 
 
+def preference_rate(preferred: np.ndarray, bootstrap: Bootstrap) -> Estimate:
+    """The win rate by a judge that compares replies and does not score them: the mean of its preferences.
+
+    Args:
+        preferred: [N] in [0, 1], how far a is preferred; 0.5 is a tie.
+    """
+    (preferred,) = _preferences(bootstrap, preferred=preferred)
+    found = bootstrap.mean(preferred)
+    # float32 weights alone would give rates above 1
+    return Estimate(found.value, *(min(max(end, 0.0), 1.0) for end in (found.low, found.high)))
+
+
 def win_matrix(rewards: dict[str, np.ndarray], bootstrap: Bootstrap | None = None) -> dict[str, Any]:
     """Every system's win rate against every other, all from the same draws of prompts.
 
@@ -124,14 +136,30 @@ def length_controlled_win_rate(
         0 beside sd(d): length then cannot be told from system.
     """
     a, b, length_a, length_b = _columns(bootstrap, a=a, b=b, length_a=length_a, length_b=length_b)
+    if np.array_equal(length_a, length_b):
+        return win_rate(a, b, bootstrap)
+    return length_controlled_preference(_wins(a, b), length_a, length_b, bootstrap)
+
+
+def length_controlled_preference(
+    preferred: np.ndarray, length_a: np.ndarray, length_b: np.ndarray, bootstrap: Bootstrap
+) -> Estimate:
+    """`length_controlled_win_rate` of a judge that compares replies and does not score them.
+
+    Args:
+        preferred: [N] in [0, 1], how far a is preferred; 0.5 is a tie.
+        length_a, length_b: [N] lengths of the replies, in one unit.
+    """
+    (wins,) = _preferences(bootstrap, preferred=preferred)
+    length_a, length_b = _columns(bootstrap, length_a=length_a, length_b=length_b)
     longer = length_a - length_b
     if not longer.any():
-        return win_rate(a, b, bootstrap)
+        return preference_rate(wins, bootstrap)
     if np.ptp(longer) == 0:
         return Estimate(None)
     from scipy.special import expit
 
-    x, wins = np.tanh(longer / longer.std(ddof=1)), _wins(a, b)
+    x = np.tanh(longer / longer.std(ddof=1))
     uniform = np.full((1, len(x)), 1 / len(x))
     if not _told_apart(x, uniform)[0]:
         return Estimate(None)
@@ -244,8 +272,7 @@ def best_of_n(
         proxy, gold: [P, N] rewards of the guide and of the judge. sizes: the n; default is 1, 2, 4, ... and N.
 
     Returns:
-        For each n: ``n``, ``proxy``, ``gold`` (estimates over prompts) and ``kl``: log n - (n - 1) / n, which the
-        divergence from one sample does not exceed (Beirami et al. 2024, arXiv 2401.01879).
+        For each n: ``n``, ``proxy``, ``gold`` (estimates over prompts) and ``kl``: `best_of_n_bound`.
     """
     count = proxy.shape[1]
     if sizes is None:
@@ -260,8 +287,13 @@ def best_of_n(
     for n in sizes:
         weights = np.array([math.comb(i, n - 1) for i in range(count)], np.float64) / math.comb(count, n)
         worth = {name: bootstrap.mean(values @ weights).as_dict() for name, values in by_rank.items()}
-        found.append({"n": int(n), **worth, "kl": math.log(n) - (n - 1) / n})
+        found.append({"n": int(n), **worth, "kl": best_of_n_bound(n)})
     return found
+
+
+def best_of_n_bound(n: int) -> float:
+    """What KL(best of n || one sample) does not exceed, in nats (Beirami et al. 2024, arXiv 2401.01879)."""
+    return math.log(n) - (n - 1) / n
 
 
 def distinctness(texts: Sequence[str], sizes: Sequence[int] = (1, 2)) -> dict[str, float]:
@@ -354,6 +386,15 @@ def _columns(bootstrap: Bootstrap | None, /, **columns: np.ndarray) -> list[np.n
     if bootstrap is not None and set(lengths.values()) != {bootstrap.n}:
         raise ValueError(f"The bootstrap draws from {bootstrap.n} prompts, but there are {lengths}.")
     return list(found.values())
+
+
+def _preferences(bootstrap: Bootstrap, /, **columns: np.ndarray) -> list[np.ndarray]:
+    """The same of preferences, which lie between 0 and 1."""
+    found = _columns(bootstrap, **columns)
+    for name, column in zip(columns, found, strict=True):
+        if column.min() < 0 or column.max() > 1:
+            raise ValueError(f"{name}: preferences lie between 0 and 1, not {column.min():g} to {column.max():g}.")
+    return found
 
 
 def _samples(statistic: Callable[[np.ndarray], np.ndarray], bootstrap: Bootstrap) -> np.ndarray:

@@ -68,6 +68,7 @@ class ModelConfig(Strict):
     layer: PositiveInt | Literal["auto"] | None
     candidates: list[PositiveInt] | None
     layers: PositiveInt | None
+    quantise: int | None = Field(ge=2, le=8)
     max_length: PositiveInt
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["sdpa", "eager", "flash_attention_2"]
@@ -86,6 +87,8 @@ class ModelConfig(Strict):
         found = []
         if self.arch == "bow" and self.train != "full":
             found.append("train: a bag of words is trained whole; use train=full")
+        if self.quantise is not None and (self.arch == "bow" or self.random_init):
+            found.append("quantise: there are no pretrained weights to round; set it to null")
         if self.head == "mixture" and self.train != "head":
             found.append("head: the mixture head stands on frozen features; use train=head with it")
         if self.layer is not None and self.train != "head":
@@ -219,6 +222,7 @@ class TrainConfig(Strict):
 
     method: dict[str, Any]
     decoder: dict[str, Any] | None
+    refine: dict[str, Any] | None
     loss: dict[str, Any]
     weak: ModelConfig
     strong: ModelConfig
@@ -238,6 +242,9 @@ class EvaluateConfig(Strict):
     store: Literal["list", "why", "prune"] | None
     export: str | None
     harness: str | None
+    annotations: str | None
+    of: str | None
+    known_answers: str | None
     key: str | int | float | None  # the beginning of a hash may read as a number
     apply: bool
     system: str | None
@@ -253,11 +260,13 @@ class EvaluateConfig(Strict):
     root: str
 
     def rules(self) -> list[str]:
-        asked = [name for name in ("runs", "store", "export", "harness") if getattr(self, name) is not None]
+        doing = ("runs", "store", "export", "harness", "annotations", "known_answers")
+        asked = [name for name in doing if getattr(self, name) is not None]
         if not asked:
             return [
                 "runs: say what to do: runs=FOLDER gathers finished runs; store=list, =why or =prune looks at a store; "
-                "export=RUN writes one of its models; harness=RUN evaluates one on downstream tasks"
+                "export=RUN writes one of its models; harness=RUN evaluates one on downstream tasks; "
+                "annotations=FILE reads what alpaca_eval judged; known_answers=all checks against theory"
             ]
         if len(asked) > 1:
             return [f"{asked[0]}: one thing at a time; leave out all but one of {', '.join(f'{a}=' for a in asked)}"]
@@ -267,6 +276,8 @@ class EvaluateConfig(Strict):
             return ["to: say which folder the model is to be written to"]
         if self.harness is not None and not self.tasks:
             return ["tasks: name the harness's tasks, as tasks=[arc_easy,gsm8k]"]
+        if self.of is not None and self.annotations is None:
+            return ["of: read only with annotations=FILE; leave it out"]
         return []
 
 
@@ -508,6 +519,8 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
     problems = []
     training, dataset = sections.get("training"), sections.get("dataset")
     method = container.get("method")
+    if container.get("refine") is not None and not (isinstance(method, dict) and "refine" in method):
+        problems.append("refine: read by method=refine alone; add that, or leave refine out")
     # methods whose models write have options of their own for that
     predicts = not isinstance(method, dict) or str(method.get("_target_", "")).endswith("finetune")
     for role in ("weak", "strong") if predicts else ():

@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from w2sg import comparisons, report
+from w2sg import alpaca, comparisons, report
 from w2sg.data import audit
 from w2sg.decode_options import BestOfN, DecodeEvaluation, Decoder, Drafted
 from w2sg.decode_page import decode_page, title
+from w2sg.errors import UserError
 from w2sg.preference import displaced
 from w2sg.statistics import Bootstrap
+from w2sg.tax import lost
 from w2sg.text_measure import Bench, concatenate
 from w2sg.text_report import training_of
 
 if TYPE_CHECKING:
+    from w2sg.judges import LlmBench
     from w2sg.replies import Prompts, Replies
     from w2sg.text_decode import Steered
     from w2sg.text_run import TextRun, Writer
@@ -27,11 +30,19 @@ class Comparison:
     """Systems that answered the same prompts.
 
     Args:
-        bench: the judge. strong: the frozen model, whose surprise at the replies is a distance from it.
+        bench: the judge, which scores replies or compares them.
+        strong: the frozen model, whose surprise at the replies is a distance from it.
         systems: by name; ``plain`` is what the others are compared with, ``guide`` the small aligned model alone.
     """
 
-    def __init__(self, text: TextRun, bench: Bench, strong: Writer, systems: dict[str, Steered], decoder: Decoder):
+    def __init__(
+        self,
+        text: TextRun,
+        bench: Bench | LlmBench,
+        strong: Writer,
+        systems: dict[str, Steered],
+        decoder: Decoder,
+    ):
         self.text, self.run, self.bench, self.strong = text, text.run, bench, strong
         self.decoder = decoder
         # the same prompts for all: one that a system had no room for is left out everywhere
@@ -43,10 +54,21 @@ class Comparison:
             rows.sort(key=lambda k, ids=systems[name].replies.ids: order[ids[k]])
         self.replies: dict[str, Replies] = {name: s.replies.take(self.rows[name]) for name, s in systems.items()}
 
-    def report(self, prompts: Prompts, traces: list[dict[str, Any]], evaluation: DecodeEvaluation) -> report.Report:
-        """Measure, and write report.json, samples.parquet and the page."""
+    def report(
+        self,
+        prompts: Prompts,
+        traces: list[dict[str, Any]],
+        evaluation: DecodeEvaluation,
+        tax: dict[str, Any] | None = None,
+        kl: tuple[dict[str, dict[str, Any]], dict[str, str]] | None = None,
+    ) -> report.Report:
+        """Measure, and write report.json, samples.parquet and the page.
+
+        Args:
+            tax: what `w2sg.tax.alignment_tax` found. kl: what `w2sg.frontier.frontier` did.
+        """
         run = self.run
-        measured, rewards = self._systems(evaluation)
+        measured, rewards, preferred = self._systems(evaluation)
         rows = []
         for name, replies in self.replies.items():
             facts = [self.systems[name].facts[k] for k in self.rows[name]]
@@ -62,6 +84,11 @@ class Comparison:
                         "finished": bool(replies.finished[k]),
                         "tokens": int(replies.lengths[k]),
                         **({"reward": float(rewards[name][k])} if rewards else {}),
+                        **{
+                            f"over_{other}": None if np.isnan(v[k]) else float(v[k])
+                            for (own, other), v in preferred.items()
+                            if own == name
+                        },
                         **facts[k],
                     }
                 )
@@ -77,12 +104,18 @@ class Comparison:
             "examples": self._examples(rows),
             "training": training_of(run.stages),
         }
-        if rewards:
-            content["decoding"]["judge"] = self.bench.accuracy()
-            if isinstance(self.decoder, BestOfN):
-                content["decoding"]["best_of_n"] = self._best_of_n()
+        if self.bench.judges:
+            content["decoding"]["judge"] = self.bench.accuracy() | {"notes": self.bench.notes}
+        if rewards and isinstance(self.decoder, BestOfN):
+            content["decoding"]["best_of_n"] = self._best_of_n()
         if isinstance(self.decoder, Drafted):
             content["decoding"]["switch"] = self._switch()
+        if kl is not None:
+            for name, own in kl[0].items():
+                measured[name]["kl"] = own
+            content["decoding"]["without_kl"] = kl[1]
+        if tax is not None:
+            content["decoding"]["tax"] = tax
         content["data"] = audit.summary(run.data)
         content["metrics"], content["diagnostics"] = {}, {}
         content["stages"] = [record.as_dict() for record in run.stages.records]
@@ -90,6 +123,7 @@ class Comparison:
         content["config"] = run.config.model_dump(by_alias=True)
         content["warnings"] = self._warnings(content["decoding"])
         columns = {"id": self.replies["plain"].ids, **{f"reward_{k}": v.tolist() for k, v in rewards.items()}}
+        columns |= {f"preferred_{own}_over_{other}": v.tolist() for (own, other), v in preferred.items()}
         found = report.Report(
             content,
             columns,
@@ -100,16 +134,28 @@ class Comparison:
             table=terminal_table,
         )
         if run.devices.main:
-            run.loggers.summarise(found.content, found.predictions, found.write(run.out), rows)
+            files = found.write(run.out) + alpaca.export(run.out, self.replies, run.config.dataset.name)
+            run.loggers.summarise(found.content, found.predictions, files, rows)
         run.devices.wait()
         return found
 
     # -- systems ------------------------------------------------------------------------------------------------------
 
-    def _systems(self, evaluation: DecodeEvaluation) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+    def _systems(
+        self, evaluation: DecodeEvaluation
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray], dict[tuple[str, str], np.ndarray]]:
+        """What was measured of each system, its rewards [N], and how far one was preferred to another [N], by a judge
+        that compares.
+        """
         rewards: dict[str, np.ndarray] = {}
-        if self.bench.judges:
+        preferred: dict[tuple[str, str], np.ndarray] = {}
+        if self.bench.scores:
             everything, _ = self.bench.rewards("decoded", concatenate(list(self.replies.values())))
+            if lost := int(np.isnan(everything).sum()):
+                raise UserError(
+                    f"method.judge.max_length: the judge cannot read the prompts of {lost} replies; raise it (all "
+                    "replies are in the store)"
+                )
             ends = np.cumsum([len(r) for r in self.replies.values()])
             rewards = dict(zip(self.replies, np.split(everything, ends[:-1]), strict=True))
         surprise = {}
@@ -139,9 +185,15 @@ class Comparison:
                 found[name]["length_correlation"] = comparisons.reward_length_correlation(
                     rewards[name], characters, bootstrap
                 ).as_dict()
-                others = [other for other in ("plain", "guide") if other in rewards and other != name]
+            others = [other for other in ("plain", "guide") if other in self.replies and other != name]
+            if rewards:
                 found[name]["against"] = {other: self._against(rewards, name, other) for other in others}
-        return found, rewards
+            elif self.bench.judges:
+                found[name]["against"] = {}
+                # of two systems the verdict is asked for once: "plain" over "guide" is the mirror image
+                for other in others if name != "plain" else ():
+                    preferred[name, other], found[name]["against"][other] = self._compared(name, other)
+        return found, rewards, preferred
 
     def _against(self, rewards: dict[str, np.ndarray], name: str, other: str) -> dict[str, Any]:
         a, b = rewards[name], rewards[other]
@@ -153,6 +205,24 @@ class Comparison:
             "gap": comparisons.reward_gap(a, b, bootstrap).as_dict(),
             "longer": bootstrap.mean((lengths[0] - lengths[1]).astype(np.float64)).as_dict(),
             "p": comparisons.paired_test(a, b),
+        }
+
+    def _compared(self, name: str, other: str) -> tuple[np.ndarray, dict[str, Any]]:
+        """The same by a judge that compares, on the prompts on which it came to a verdict; and how far it prefers each
+        reply, [N].
+        """
+        verdicts = self.bench.preferences(f"{name}-over-{other}", self.replies[name], self.replies[other])
+        known = verdicts.known
+        preferred = verdicts.preferred[known]
+        lengths = [np.array([len(text) for text in self.replies[n].texts])[known] for n in (name, other)]
+        bootstrap = Bootstrap(len(preferred))
+        return verdicts.preferred, {
+            "prompts": len(preferred),
+            "win_rate": comparisons.preference_rate(preferred, bootstrap).as_dict(),
+            "length_controlled": comparisons.length_controlled_preference(preferred, *lengths, bootstrap).as_dict(),
+            "longer": bootstrap.mean((lengths[0] - lengths[1]).astype(np.float64)).as_dict(),
+            "p": comparisons.paired_test(preferred, np.full(len(preferred), 0.5)),
+            **verdicts.of_judge(),
         }
 
     def _surprise(self, name: str, replies: Replies) -> np.ndarray:
@@ -206,8 +276,8 @@ class Comparison:
         lines, systems = [], found["systems"]
         own = systems.get(self.decoder.kind)
         if own and "against" in own:
-            gap = own["against"]["plain"]["gap"]
-            if gap["high"] is not None and gap["high"] < 0:
+            gap = own["against"]["plain"].get("gap")
+            if gap and gap["high"] is not None and gap["high"] < 0:
                 lines.append(
                     f"{self.decoder.kind} hurts: the judge's reward is lower than that of plain samples "
                     f"({gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]); try a smaller weight of the "
@@ -221,14 +291,38 @@ class Comparison:
             shares = ", ".join(f"{name} {share:.0%}" for name, share in cut.items())
             lines.append(f"replies cut off at max_new_tokens, so that rewards are of unfinished text: {shares}")
         judge = found.get("judge")
+        lines += judge["notes"] if judge else []
+        if judge and not self.bench.scores:
+            lines += self._about_comparing(judge, own)
         if judge and judge["accuracy"]["low"] is not None and judge["accuracy"]["low"] <= 0.5:
-            lines.append("the judge cannot be told from a coin on the test split's own pairs; its rewards say little")
+            lines.append("the judge cannot be told from a coin on the test split's own pairs; its opinion says little")
         weak = found["training"].get("weak")
         if weak and weak["last"].get("rewards/chosen") and displaced(0.0, weak["last"]["rewards/chosen"]):
             lines.append("the guide's alignment lowered the likelihood of the chosen replies (likelihood displacement)")
+        lines += lost(found["tax"]) if "tax" in found else []
         for name, counts in found["dropped"].items():
-            if lost := [f"{n} {reason}" for reason, n in counts.items() if "(kept)" not in reason]:
-                lines.append(f"{name}: left out {', '.join(lost)}")
+            if out := [f"{n} {reason}" for reason, n in counts.items() if "(kept)" not in reason]:
+                lines.append(f"{name}: left out {', '.join(out)}")
+        return lines
+
+    def _about_comparing(self, judge: dict[str, Any], own: dict[str, Any] | None) -> list[str]:
+        """What to know of a judge that compares."""
+        lines = []
+        if isinstance(self.decoder, BestOfN):
+            lines.append("the judge compares and gives no rewards, so there is no curve of the best of n")
+        seen = judge["on_test_pairs"] if own is None else own["against"]["plain"]
+        bias = seen["position_bias"]
+        if bias["low"] > 0 or bias["high"] < 0:
+            side = "first" if bias["value"] > 0 else "second"
+            lines.append(
+                f"the judge prefers what it is shown {side} (by {abs(bias['value']):.3f}; {seen['flips']:.0%} of its "
+                "verdicts change with the order); both orders are averaged"
+            )
+        if seen["label_mass"] < 0.5:
+            lines.append(
+                f"the judge gives {seen['label_mass']:.1%} of its probability to the two answers that it is asked "
+                "for: it may not understand the question"
+            )
         return lines
 
 

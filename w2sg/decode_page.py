@@ -44,16 +44,14 @@ def decode_page(content: dict[str, Any], curves: dict[str, list[dict[str, float]
             *(_best_of_n(found["best_of_n"]) if "best_of_n" in found else ()),
             *(_switch(found["switch"]) if "switch" in found else ()),
             *(_traces(found["traces"]) if found["traces"] else ()),
+            *_frontier(found),
+            *(_tax(found["tax"], found["decoder"]["kind"]) if "tax" in found else ()),
             "<h2>Replies</h2>",
             *_examples(found["examples"]),
             *(["<h2>Training</h2>", *training_figures(curves)] if curves else []),
             "<h2>Data</h2>",
             facts(content["data"]),
-            facts(
-                {"judge": found["judge"]["model"], "its accuracy": found["judge"]["accuracy"]}
-                if "judge" in found
-                else {}
-            ),
+            _judge(found.get("judge")),
             *provenance(content),
         ],
     )
@@ -96,6 +94,19 @@ def _judged(wins: dict[str, Any]) -> str:
     resolved = wins["low"] is not None and (wins["low"] > 0.5 or wins["high"] < 0.5)
     inside = f"{number(wins['value'])} [{number(wins['low'])}, {number(wins['high'])}]"
     return inside + ("" if resolved else " (not resolved)")
+
+
+def _judge(judge: dict[str, Any] | None) -> str:
+    if judge is None:
+        return ""
+    lines = {"judge": judge["model"], "its accuracy": judge["accuracy"]}
+    if seen := judge.get("on_test_pairs"):
+        lines |= {
+            "prefers what is shown first by": seen["position_bias"],
+            "verdicts that change with the order": f"{seen['flips']:.0%}",
+            "probability of its two answers": f"{seen['label_mass']:.1%}",
+        }
+    return facts(lines)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -195,6 +206,82 @@ def _best_of_n(curve: list[dict[str, Any]]) -> Iterable[str]:
     )
 
 
+def frontier_figure(shown: list[tuple[str, str, dict[str, Any]]], curve: list[dict[str, Any]] | None = None) -> str:
+    """Rewards over the divergence from the strong model.
+
+    Args:
+        shown: name, colour and what was measured of each system. curve: of the best of n.
+    """
+    figure, axis = new_figure(5.6, 3.2)
+    if curve:
+        points(
+            axis,
+            [p["kl"] for p in curve],
+            [p["gold"] for p in curve],
+            fmt=".--",
+            color="#7c3aed",
+            label="the best of 1, 2, 4, …",
+        )
+    for name, colour, found in shown:
+        kl, bound = found["kl"], found["kl"]["how"] == "at most"
+        points(axis, [kl["value"]], [found["reward"]], fmt="<" if bound else "o", color=colour, label=name)
+        if kl["low"] is not None:
+            axis.hlines(found["reward"]["value"], kl["low"], kl["high"], color=colour, lw=1)
+    axis.set_xlabel("KL from the strong model, nats per reply (◂ at most)", fontsize=8)
+    axis.set_ylabel("judge's reward", fontsize=8)
+    axis.legend(frameon=False, fontsize=7)
+    return svg(figure, "the judge's reward over the divergence from the strong model, in nats per reply")
+
+
+def _frontier(found: dict[str, Any]) -> Iterable[str]:
+    systems = found["systems"]
+    known = [(WORDS.get(n, n), INK.get(n, STEERED), s) for n, s in systems.items() if "kl" in s and "reward" in s]
+    if len(known) < 2:
+        return
+    yield "<h2>Reward and divergence</h2>"
+    yield frontier_figure(known, found.get("best_of_n"))
+    ways = {"itself": "itself", "exact": "mean over its replies", "at most": "at most"}
+    rows = [
+        (
+            name,
+            stacked(own["kl"], 2),
+            ways[own["kl"]["how"]],
+            stacked(own["reward"], 3, True),
+            number(own["cost"]["strong"], 2),
+            number(own["cost"]["guide"], 2),
+        )
+        for name, _, own in known
+    ]
+    head = ("", "KL, nats per reply", "how", "reward", "tokens read by the strong model", "by each small one")
+    yield table(head, rows, "dense")
+    left = "".join(f" {WORDS.get(name, name)}: {html.escape(why)}." for name, why in found["without_kl"].items())
+    yield (
+        "<p class=note>Divergence of whole replies from what the strong model writes at the same temperature: the sum "
+        "over a reply of that of each next token, over all the vocabulary. Best of n: log n − (n − 1)/n, a bound."
+        f"{left}</p>"
+    )
+
+
+def _tax(found: dict[str, Any], kind: str) -> Iterable[str]:
+    yield "<h2>Alignment tax</h2>"
+    rows = []
+    for how, words in (("decoded", "replies that are the answer"), ("scored", "the right letter is the likeliest")):
+        if (own := found.get(how)) is None:
+            continue
+        accuracy = own["accuracy"]
+        difference = stacked(own["difference"], 3, True) if "difference" in own else "–"
+        of_decoder = stacked(accuracy[kind]) if kind in accuracy else "–"
+        rows.append(
+            (words, stacked(accuracy["plain"]), of_decoder, difference, p_value(own["p"]) if "p" in own else "–")
+        )
+    yield table(("", "plain", WORDS.get(kind, kind), "difference", "p"), rows, "dense")
+    yield (
+        f"<p class=note>Accuracy on {found['questions']:,} questions ({found['kind']}) with 95 % bootstrap intervals, "
+        "differences in pairs; p: exact McNemar. Replies count where they are the answer and no more, but for case, "
+        "spaces and the marks around words.</p>"
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # How replies came about
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,7 +326,7 @@ def _examples(examples: list[dict[str, Any]]) -> Iterable[str]:
     yield "<p class=note>The first test prompts in the order of their hashes; not chosen by content.</p>"
     for number_of, example in enumerate(examples, 1):
         yield f"<h3>Prompt {number_of}</h3><div class=said>{html.escape(example['prompt'].strip())}</div>"
-        rows = []
+        rows, scores = [], not any("over_plain" in reply for reply in example["replies"])
         for reply in example["replies"]:
             said, draft = reply["reply"], reply.get("draft")
             text = html.escape(said)
@@ -247,8 +334,10 @@ def _examples(examples: list[dict[str, Any]]) -> Iterable[str]:
                 text = f"<span class=draft>{html.escape(draft)}</span>{html.escape(said[len(draft) :])}"
             cut = Raw(f"{reply['tokens']:,}{'' if reply['finished'] else '<br><small>cut off</small>'}")
             name = WORDS.get(reply["system"], reply["system"])
-            rows.append((name, number(reply.get("reward"), 3, True), cut, Raw(f"<div class=said>{text}</div>")))
-        yield table(("", "reward", "tokens", "reply (a draft's part in green)"), rows, "replies")
+            judged = number(reply.get("reward"), 3, True) if scores else number(reply.get("over_plain"))
+            rows.append((name, judged, cut, Raw(f"<div class=said>{text}</div>")))
+        head = "reward" if scores else "preferred to plain"
+        yield table(("", head, "tokens", "reply (a draft's part in green)"), rows, "replies")
 
 
 STYLE = (

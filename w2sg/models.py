@@ -13,7 +13,7 @@ import io
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from w2sg.data.dialogue import Chat, TextChat
 from w2sg.data.rows import attention_mask, pack
 from w2sg.errors import UserError
 from w2sg.heads import BagOfWords, HashedWords
+from w2sg.rounding import round_weights
 from w2sg.store import hash_file
 
 if TYPE_CHECKING:
@@ -147,6 +148,8 @@ def find(spec: ModelConfig, role: str) -> Source:
         limit = there if key == "layers" else source.depth
         if layer is not None and layer > limit:
             raise UserError(f"{role}.{key}: {spec.name} has {limit} layers, {layer} were asked for")
+    if spec.quantise is not None:  # another model to whoever asks what it is
+        source = replace(source, identity={**source.identity, "quantise": spec.quantise})
     return source
 
 
@@ -398,6 +401,8 @@ def load_transformer(
                 **options,
             )
             missing = sorted(loaded["missing_keys"])
+    if spec.quantise is not None and (saved is None or spec.train == "lora"):
+        round_weights(model, spec.quantise)
     return model, missing
 
 

@@ -18,10 +18,10 @@ from w2sg import losses
 from w2sg.config import FitOptions, ModelConfig, TrainConfig, build, fit_options, function_identity
 from w2sg.data import noise, splits
 from w2sg.data.loading import Examples, Features
-from w2sg.data.table import Table
+from w2sg.data.table import Table, digest
 from w2sg.devices import Devices
 from w2sg.diagnostics import GAMMA
-from w2sg.errors import ConfigError, TrainingError
+from w2sg.errors import ConfigError, TrainingError, UserError
 from w2sg.heads import LinearHead, MixtureHead, load_head
 from w2sg.inputs import VERSION, InputMaker, content_key
 from w2sg.loggers import Loggers
@@ -57,6 +57,10 @@ class Labels:
     logits: Tensor
     key: dict[str, Any]
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, rows: np.ndarray) -> Labels:
+        """Of some rows alone."""
+        return Labels(self.table.take(rows), self.logits[torch.from_numpy(rows)], self.key, self.notes)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,12 @@ class Run:
         self.data = splits.load_tables(config.dataset.model_dump(by_alias=True), config.seed)
         if problems := noise.problems(config.dataset.noise.model_dump(), self.data.test.classes):
             raise ConfigError(problems)
+        if self.data.test.kind == "answers" and not _reads_answers(config):
+            raise UserError(
+                f"dataset: {config.dataset.name} has questions with answers and no labels, which "
+                f"{config.method['_target_'].rpartition('.')[2]} needs; use method=refine, or a dataset with preference "
+                "pairs or classes"
+            )
         self.pairs, self.classes = self.data.test.kind == "pairs", self.data.test.classes
         self.loss = build(config.loss)
         self.devices = Devices(config.trainer)
@@ -135,22 +145,38 @@ class Run:
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
-    def fit(self, name: str, source: Source, table: Table, labels: Labels, loss: partial | None = None) -> Model:
+    def fit(
+        self,
+        name: str,
+        source: Source,
+        table: Table,
+        labels: Labels,
+        loss: partial | None = None,
+        rows: np.ndarray | None = None,
+        like: str | None = None,
+    ) -> Model:
         """Train a model on labels.
 
         Args:
             name: the stage. It seeds the stage together with the run's seed, so runs that differ in their loss alone
                 start from the same weights and see the same batches: their differences are paired.
             loss: the run's loss, for the student; None is cross entropy on ground truth.
+            rows: places of the rows that are learned, some of them perhaps more than once; None for all.
+            like: the stage by whose name it is seeded, to be paired with it.
         """
         options = fit_options(self.config, source.spec)
         layer = self.inputs.layer(source) if source.spec.train == "head" else None
         key = self._fit_key(name, source, table, labels, loss, options, layer)
+        if rows is not None:
+            key["rows"] = digest(*(table.ids[row] for row in rows))
         experts: list[Model] = []
         if source.spec.head == "mixture":
-            experts = self._experts(name, source, table, labels, layer)
+            experts = self._experts(name, source, table, labels, layer, rows)
             key["experts"] = [expert.folder.name for expert in experts]
-        folder = self.stages.fit(name, key, lambda: self._fit_job(name, source, labels, loss, options, layer, experts))
+        if like is not None:
+            key["like"] = like
+        make = partial(self._fit_job, like or name, source, labels, loss, options, layer, experts, rows)
+        folder = self.stages.fit(name, key, make)
         return Model(name, folder, source, layer)
 
     def _fit_key(
@@ -253,7 +279,9 @@ class Run:
                 )
         return logits, notes
 
-    def _experts(self, name: str, source: Source, table: Table, labels: Labels, layer: int) -> list[Model]:
+    def _experts(
+        self, name: str, source: Source, table: Table, labels: Labels, layer: int, learned: np.ndarray | None
+    ) -> list[Model]:
         """The fixed experts of a mixture head: linear heads trained by cross entropy on disjoint parts of the rows."""
         linear = Source(
             source.spec.model_copy(update={"head": "linear"}),
@@ -269,7 +297,9 @@ class Run:
         for k in range(count):
             stage = f"{name}-expert{k}"
             key = self._fit_key(stage, linear, table, labels, None, options, layer) | {"fold": [k, count]}
-            rows = np.flatnonzero(fold == k)
+            rows = np.flatnonzero(fold == k) if learned is None else learned[fold[learned] == k]
+            if learned is not None:
+                key["rows"] = digest(*(table.ids[row] for row in rows))
             make = partial(self._fit_job, stage, linear, labels, None, options, layer, [], rows)
             experts.append(Model(stage, self.stages.fit(stage, key, make), linear, layer))
         return experts
@@ -373,6 +403,11 @@ class Run:
             self.loggers.summarise(report.content, report.predictions, report.write(self.out))
         self.devices.wait()
         return report
+
+
+def _reads_answers(config: TrainConfig) -> bool:
+    """Whether the method trains on answers, so that it needs no labels."""
+    return config.method["_target_"] == "w2sg.methods.refine.refine" and config.method["target"] == "answers"
 
 
 def _model_key(spec: ModelConfig, layer: int | None) -> dict[str, Any]:

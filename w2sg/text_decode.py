@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import logging
+import os
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from w2sg.data.dialogue import Chat
 from w2sg.data.loading import Examples
 from w2sg.data.table import digest
-from w2sg.decode_options import BestOfN, Contrastive, Decoder, Drafted, Eft, Guide, Plain, Search, needs_pair
+from w2sg.decode_options import BestOfN, Contrastive, Decoder, Drafted, Eft, Guide, Plain, Search, Server, needs_pair
+from w2sg.decoding.by_server import ServerGrower
 from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.drafting import Drafting, Rule
 from w2sg.decoding.engine import Engine, Several, Tilted
+from w2sg.decoding.nudging import Nudging
 from w2sg.decoding.search import EngineGrower, Result, search
 from w2sg.decoding.values import ImplicitValue, Mixture, RewardValue
 from w2sg.errors import UserError
@@ -24,9 +33,10 @@ from w2sg.inputs import VERSION
 from w2sg.replies import Prompts, Replies
 from w2sg.shards import Found
 from w2sg.stages import ReadJob, load_found
-from w2sg.store import read_json, write_json
+from w2sg.store import SCRATCH, read_json, write_json
 from w2sg.text_run import TextRun, Writer
 
+log = logging.getLogger(__name__)
 FATES = ("", "reached", "complete", "longest")
 # of a row of numbers behind each token: what it is, and facts of its reply, which are the same for all its tokens
 TOKEN, LOG_P, DRAFTED, CANDIDATE, VALUE, FINISHED, FATE, STRONG_READ, GUIDE_READ, ROUNDS, POOLED = range(11)
@@ -49,8 +59,9 @@ class Steered:
         replies: one to each prompt.
         candidates: all that were left, in the order of their values; of best-of-n all samples. values: of them.
         facts: of each reply: ``strong_read``, ``guide_read`` (tokens read by the strong model and by each small one),
-            and what the decoder knows: ``kept``, ``fate`` of a draft, ``rounds`` and ``pooled`` of a search.
-        drafted: [N] of [n] bool, which tokens a draft wrote.
+            and what the decoder knows: ``kept``, ``fate`` of a draft, ``rounds`` and ``pooled`` of a search, and where
+            a server writes ``counted_by``: who counted what it read (each round the prompt anew) and wrote.
+        drafted: [N] of [n] bool, which tokens a draft wrote, up to the strong model's first.
         stage: its name in the store.
     """
 
@@ -68,6 +79,8 @@ class Decoders:
     Args:
         strong: the frozen model. pair: the weak one, where the decoder asks for it.
         rewards: of prompts and replies, for a guide that is a reward model; and its part of the cache key.
+        server: writes in place of the strong model, of which then only the tokenizer is read; replies have the tokens
+            that this one makes of them, and their end.
     """
 
     def __init__(
@@ -77,12 +90,18 @@ class Decoders:
         pair: Pair | None,
         rewards: Callable[[], tuple[nn.Module, Callable[[Sequence[str], Sequence[str]], np.ndarray]]] | None = None,
         reward_key: dict[str, Any] | None = None,
+        server: Server | None = None,
     ):
         self.text, self.strong, self.pair = text, strong, pair
-        self.rewards, self.reward_key = rewards, reward_key
+        self.rewards, self.reward_key, self.server = rewards, reward_key, server
+        self._rounds: dict[str, dict[str, Any]] = {}  # of searches by a server, which would not be the same again
 
     def write(self, name: str, decoder: Decoder, prompts: Prompts) -> Steered:
         """Replies to all prompts that fit."""
+        if self.server is not None:
+            prompts = self._fitting(name, decoder, prompts)
+            work = partial(self._ask, decoder, prompts)
+            return self._answered(self.text.stages.compute(name, self._key(decoder, prompts), work), decoder, prompts)
         if isinstance(decoder, Plain | Contrastive):
             return self._sampled(name, decoder, prompts)
         prompts = self._fitting(name, decoder, prompts)
@@ -124,7 +143,8 @@ class Decoders:
         return Prompts(prompts.name, [prompts.ids[k] for k in keep], [prompts.texts[k] for k in keep])
 
     def _key(self, decoder: Decoder, prompts: Prompts) -> dict[str, Any]:
-        models = {"strong": self.text.key_of(self.strong)}
+        # where the server is does not change what it says, nor do the weights of the model that lends its tokenizer
+        models = {"strong": {"server": self.server.model} if self.server else self.text.key_of(self.strong)}
         if needs_pair(decoder):
             models["tuned"] = self.text.key_of(self.pair.tuned)
         if needs_pair(decoder) and not isinstance(decoder, Drafted):  # drafts are of the aligned model alone
@@ -132,7 +152,7 @@ class Decoders:
         chats = [source.chat for source in self._sources(decoder)]
         return {
             "version": VERSION,
-            "decoder": decoder.model_dump(exclude={"batch_size"}),
+            "decoder": decoder.model_dump(exclude={"batch_size", "server"}),
             "models": models,
             "max_length": [source.spec.max_length for source in self._sources(decoder)],
             **({"reward": self.reward_key} if self.reward_key and decoder.guide.reward else {}),
@@ -140,12 +160,13 @@ class Decoders:
             "ids": digest(*prompts.ids),
             "stop": [[*chat.stop, *chat.stop_strings] for chat in chats],
             "precision": self.text.precision,
-            "seed": self.text.stage_seed("decode"),
+            "seed": self.text.stage_seed("plain"),
+            **(self._served_key(prompts) if self.server else {}),
         }
 
     def _job(self, decoder: Decoder, prompts: Prompts) -> ReadJob:
         policies, reward = self._models(decoder)
-        seed = self.text.stage_seed("decode")
+        seed = self.text.stage_seed("plain")
 
         def read(batch: dict[str, Tensor]) -> Found:
             rows = batch["row"].tolist()
@@ -161,6 +182,8 @@ class Decoders:
         """The searches for a few prompts, which all models have room for, again and round by round; in fp32 they come
         out the same.
         """
+        if self.server is not None:
+            return [{"prompt": text, **self._rounds[i]} for i, text in zip(prompts.ids, prompts.texts, strict=True)]
         key = self._key(decoder, prompts) | {"traces": True}
 
         def work(part: Path) -> dict[str, Any]:
@@ -168,7 +191,7 @@ class Decoders:
             policies.to(self.text.run.devices.fabric.device)
             device, mixed = self.text.run.devices.fabric.device, self.text.precision == "bf16-mixed"
             with torch.autocast(device.type, torch.bfloat16, enabled=mixed):  # as in the stages that Lightning runs
-                work = Work(self, decoder, policies, reward, self.text.stage_seed("decode"))
+                work = Work(self, decoder, policies, reward, self.text.stage_seed("plain"))
                 results = work.trace(prompts.texts, prompts.ids)
             found = [
                 {"prompt": text, "rule": r.rule, "best": r.best.text, "value": r.best.value, "rounds": r.trace}
@@ -181,7 +204,7 @@ class Decoders:
 
     def _models(self, decoder: Decoder) -> tuple[nn.ModuleList, Any]:
         """Everything that a decoder reads with, the strong model first, and a reward guide where it has one."""
-        policies = nn.ModuleList([self.text.load(self.strong)])
+        policies = nn.ModuleList([] if self.server else [self.text.load(self.strong)])
         reward = None
         if needs_pair(decoder):
             policies.extend([self.text.load(self.pair.tuned)] if isinstance(decoder, Drafted) else self._small())
@@ -202,6 +225,7 @@ class Decoders:
         place = {i: row for row, i in enumerate(ids)}
         parts = np.split(found["values"].double().numpy(), np.cumsum(found["sizes"].numpy())[:-1])
         chat = self.strong.source.chat
+        nudged = isinstance(decoder, Drafted) and decoder.nudges  # they were cut where each of them was written
         columns: dict[str, list[Any]] = {
             k: [] for k in ("id", "prompt", "text", "finished", "tokens", "logs", "number")
         }
@@ -212,7 +236,8 @@ class Decoders:
             starts = np.flatnonzero(np.diff(table[:, CANDIDATE], prepend=-1.0))
             for number, part in enumerate(np.split(table, starts[1:]) if len(table) else [np.zeros((0, COLUMNS))]):
                 first = part[0] if len(part) else np.zeros(COLUMNS)
-                tokens, _ = chat.cut(part[:, TOKEN].astype(np.int64), int(part[:, DRAFTED].sum()))
+                given = len(part) if nudged else int(part[:, DRAFTED].sum())
+                tokens, _ = chat.cut(part[:, TOKEN].astype(np.int64), given)
                 part = part[: len(tokens)]
                 row = (i, prompt, chat.text(tokens), bool(first[FINISHED]) or not len(part), tokens)
                 for key, value in zip(columns, (*row, part[:, [LOG_P]], number), strict=True):
@@ -220,7 +245,7 @@ class Decoders:
                 values.append(first[VALUE])
                 if number == 0:
                     facts.append(_facts(decoder, first, part))
-                    drafted.append(part[:, DRAFTED].astype(bool))
+                    drafted.append(np.logical_and.accumulate(part[:, DRAFTED].astype(bool)))
         candidates = Replies(
             ids=columns["id"],
             prompts=columns["prompt"],
@@ -235,11 +260,130 @@ class Decoders:
         )
         return Steered(candidates.take(chosen), candidates, np.array(values), facts, drafted, folder.name)
 
+    # -- a server in place of the strong model ------------------------------------------------------------------------
+
+    def _ask(self, decoder: Plain | Search | BestOfN, prompts: Prompts, part: Path) -> dict[str, Any]:
+        """Have the server write, and keep what came of each batch of prompts as soon as it is there."""
+        scratch = part / SCRATCH
+        scratch.mkdir(parents=True, exist_ok=True)
+        done = {i: row for file in sorted(scratch.glob("*.json.gz")) for i, row in _read_rows(file).items()}
+        todo = [k for k, i in enumerate(prompts.ids) if i not in done]
+        if done and todo:
+            log.info("%d of %d prompts were answered before", len(done), len(prompts))
+        if todo:
+            policies, reward = self._models(decoder)
+            device, mixed = self.text.run.devices.fabric.device, self.text.precision == "bf16-mixed"
+            policies.to(device)
+            seed = self.text.stage_seed("plain")
+            with self._grower(decoder) as grower, torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+                for start in range(0, len(todo), decoder.batch_size):
+                    some = todo[start : start + decoder.batch_size]
+                    work = Work(self, decoder, policies, reward, seed, grower)
+                    rows = work.ask([prompts.texts[k] for k in some], [prompts.ids[k] for k in some])
+                    _write_rows(scratch / f"{len(done):06d}.json.gz", rows)
+                    done |= rows
+                if grower.asked.uncounted:
+                    log.warning("the server does not count tokens: they are counted by the tokenizer of strong=")
+        _write_rows(part / "answers.json.gz", done)
+        written = sum(c["tokens"] for row in done.values() for c in row["candidates"])
+        seconds = sum(row["seconds"] for row in done.values())
+        return {"examples": len(done), "tokens": written, "padded_tokens": written, "seconds": seconds}
+
+    def _served_key(self, prompts: Prompts) -> dict[str, Any]:
+        source = self.strong.source
+        return {
+            "texts": digest(*_as_text(source.chat, prompts.texts)),
+            "strings": _ends(source.chat),
+            "positions": getattr(source.config, "max_position_embeddings", None),
+        }
+
+    def _grower(self, decoder: Plain | Search | BestOfN) -> ServerGrower:
+        server, chat = self.server, self.strong.source.chat
+        return ServerGrower(
+            server.url,
+            server.model,
+            partial(_as_text, chat),
+            (),
+            min(decoder.chunk, decoder.max_new_tokens) if isinstance(decoder, Search) else decoder.max_new_tokens,
+            decoder.max_new_tokens,
+            self.text.stage_seed("plain"),
+            decoder.temperature,
+            decoder.top_p,
+            _ends(chat),
+            server.key_variable,
+            server.workers,
+            server.attempts,
+            timeout=server.timeout,
+            size=lambda text: len(chat.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
+        )
+
+    def _answered(self, folder: Path, decoder: Plain | Search | BestOfN, prompts: Prompts) -> Steered:
+        chat, found = self.strong.source.chat, _read_rows(folder / "answers.json.gz")
+        rows = [found[i] for i in prompts.ids]
+        counts = np.array([len(row["candidates"]) for row in rows])
+        flat = [candidate for row in rows for candidate in row["candidates"]]
+        texts, finished = [c["text"] for c in flat], np.array([c["finished"] for c in flat])
+        tokens = [
+            np.append(ids if text.strip() else ids[:0], np.full(int(ended), chat.end))
+            for ids, text, ended in zip(chat.replies(texts), texts, finished, strict=True)
+        ]
+        owner = np.repeat(np.arange(len(rows)), counts)
+        first = np.cumsum(counts) - counts
+        candidates = Replies(
+            ids=[prompts.ids[p] for p in owner],
+            prompts=[prompts.texts[p] for p in owner],
+            texts=texts,
+            finished=finished,
+            sample=np.arange(len(flat)) - first[owner],
+            group=np.zeros(len(flat), np.int64),
+            key={"stage": folder.name},
+            tokens=tokens,
+            fingerprint=chat.fingerprint,
+        )
+        values = np.array([c["value"] for c in flat])
+        names = ["strong_read", "guide_read", "counted_by"]
+        names += [] if isinstance(decoder, Plain) else ["value", "rounds", "pooled"]
+        self._rounds |= {
+            i: {
+                "rule": row["rule"],
+                "best": row["candidates"][0]["text"],
+                "value": row["value"],
+                "rounds": row["trace"],
+            }
+            for i, row in zip(prompts.ids, rows, strict=True)
+        }
+        facts = [{name: row[name] for name in names} for row in rows]
+        drafted = [np.zeros(len(tokens[k]), bool) for k in first]
+        return Steered(candidates.take(first), candidates, values, facts, drafted, folder.name)
+
+
+def _as_text(chat: Chat, prompts: Sequence[str]) -> list[str]:
+    """Prompts as texts, without the beginning that servers add by themselves."""
+    start = chat.tokenizer.bos_token_id
+    rows = [row[1:] if len(row) and row[0] == start else row for row in chat.prompts(prompts)]
+    return [chat.tokenizer.decode(row.tolist(), clean_up_tokenization_spaces=False) for row in rows]
+
+
+def _ends(chat: Chat) -> list[str]:
+    """Texts that end a reply: a server knows its own end of a text, and not always that of a turn."""
+    return [*chat.stop_strings, *([chat.tokenizer.decode([chat.end])] if chat.template else [])]
+
+
+def _write_rows(file: Path, rows: dict[str, Any]) -> None:
+    text = json.dumps(rows, ensure_ascii=False, allow_nan=False)
+    file.with_suffix(".tmp").write_bytes(gzip.compress(text.encode(), 6, mtime=0))
+    os.replace(file.with_suffix(".tmp"), file)
+
+
+def _read_rows(file: Path) -> dict[str, Any]:
+    return json.loads(gzip.decompress(file.read_bytes()))
+
 
 def _facts(decoder: Decoder, first: np.ndarray, part: np.ndarray) -> dict[str, Any]:
     found = {"strong_read": float(first[STRONG_READ]), "guide_read": float(first[GUIDE_READ])}
     if isinstance(decoder, Drafted):
         found |= {"kept": int(part[:, DRAFTED].sum()), "fate": FATES[int(first[FATE])]}
+        found |= {"nudges": int(first[ROUNDS])} if decoder.nudges else {}
     if isinstance(decoder, Search | BestOfN):
         found |= {"value": float(first[VALUE]), "rounds": int(first[ROUNDS]), "pooled": bool(first[POOLED])}
     return found
@@ -263,10 +407,18 @@ class _Rows:
 class Work:
     """One batch of prompts at work: the engines that a decoder needs, made from the stage's models."""
 
-    def __init__(self, decoders: Decoders, decoder: Decoder, policies: nn.ModuleList, reward: Any, seed: int):
-        self.decoders, self.decoder, self.reward, self.seed = decoders, decoder, reward, seed
-        self.strong = TransformersEngine(policies[0])
-        small = [p for p in policies[1:] if hasattr(p, "adapted")]
+    def __init__(
+        self,
+        decoders: Decoders,
+        decoder: Decoder,
+        policies: nn.ModuleList,
+        reward: Any,
+        seed: int,
+        server: ServerGrower | None = None,
+    ):
+        self.decoders, self.decoder, self.reward, self.seed, self.server = decoders, decoder, reward, seed, server
+        self.strong = TransformersEngine(policies[0]) if server is None else None
+        small = [p for p in policies[server is None :] if hasattr(p, "adapted")]
         self.small: Engine | None = None
         if len(small) == 1 and not isinstance(decoder, Drafted):
             self.small = TransformersEngine(small[0], base_too=True)
@@ -278,7 +430,7 @@ class Work:
         """What is to be kept of each prompt."""
         decoder = self.decoder
         if isinstance(decoder, Drafted):
-            tables, forwards = self._draft(prompts, ids)
+            tables, forwards = (self._nudge if decoder.nudges else self._draft)(prompts, ids)
         else:
             tables, forwards = self._search(prompts, ids)
         sizes = torch.tensor([len(table) for table in tables])
@@ -289,6 +441,61 @@ class Work:
     def trace(self, prompts: list[str], ids: list[str]) -> list[Result]:
         """The same again, with every hypothesis of every round noted."""
         return self._results(prompts, ids, True)[0]
+
+    def ask(self, prompts: list[str], ids: list[str]) -> dict[str, dict[str, Any]]:
+        """What the server makes of each prompt, to be kept as it is."""
+        decoder, grower = self.decoder, self.server
+        begun, before = time.perf_counter(), replace(grower.asked)
+        grower.identities, grower.room = ids, self._room(prompts)
+        beams, children, value = 1, 1, None
+        if isinstance(decoder, Search):
+            beams, children = decoder.beams, decoder.children
+        elif isinstance(decoder, BestOfN):
+            beams = decoder.samples
+        if not isinstance(decoder, Plain):
+            value = self._value(decoder.guide)
+        traced = isinstance(decoder, Search)
+        results = search(grower, value, prompts, beams, children, traced, not isinstance(decoder, BestOfN))
+        asked, size = grower.asked, grower.size
+        read = asked.prompt_tokens + asked.completion_tokens - before.prompt_tokens - before.completion_tokens
+        shared = {
+            "strong_read": read / len(prompts),
+            "guide_read": self._guide_read() / len(prompts),
+            "counted_by": "server" if asked.uncounted == before.uncounted else "tokenizer",
+            "seconds": (time.perf_counter() - begun) / len(prompts),
+        }
+        rows = {}
+        for i, result in zip(ids, results, strict=True):
+            rest = [h for h in result.beam if h is not result.best] if isinstance(decoder, BestOfN) else []
+            candidates = [
+                {"text": h.text, "finished": h.finished, "value": h.value, "tokens": size(h.text)}
+                for h in (result.best, *rest)
+            ]
+            about = {"rule": result.rule, "pooled": result.rule != "beam", "rounds": result.rounds}
+            rows[i] = shared | about | {"value": result.best.value, "candidates": candidates, "trace": result.trace}
+        return rows
+
+    def _room(self, prompts: list[str]) -> list[int]:
+        """Tokens that a reply to each prompt may have, for the models that have as many positions and no more."""
+        source, most = self.decoders.strong.source, self.decoder.max_new_tokens
+        limits = [(source.chat, getattr(source.config, "max_position_embeddings", None))]
+        if needs_pair(self.decoder):
+            chat = self.decoders.pair.tuned.source.chat
+            shared = chat.vocabulary == source.chat.vocabulary  # else it is not known what its tokens are
+            limits.append((chat, self.small.limit if shared else None))
+        room = np.full(len(prompts), most)
+        for chat, limit in limits:
+            if limit is not None:
+                room = np.minimum(room, [limit - len(row) for row in chat.prompts(prompts)])
+        return room.clip(min=1).tolist()
+
+    def _guide_read(self) -> int:
+        """Tokens that each small model has read, and a reward guide."""
+        found = self.small.count.total if self.small is not None else 0
+        if self.reward is not None:
+            found += self.reward.read
+            self.reward.read = 0
+        return found
 
     def _search(self, prompts: list[str], ids: list[str]) -> tuple[list[np.ndarray], int]:
         results, grower = self._results(prompts, ids, False)
@@ -373,7 +580,8 @@ class Work:
 
     def _draft(self, prompts: list[str], ids: list[str]) -> tuple[list[np.ndarray], int]:
         decoder, strong, pair = self.decoder, self.decoders.strong.source, self.decoders.pair
-        rule = Rule(decoder.window, decoder.threshold, decoder.check, decoder.draft, decoder.max_new_tokens)
+        most = decoder.max_new_tokens
+        rule = Rule(decoder.window, decoder.threshold, decoder.check, decoder.draft or most, most)
         columns = decoder.columns()
         drafting = Drafting(
             self.tuned, self.strong, (pair.tuned.source.chat, strong.chat), (columns, columns), rule, ids, self.seed
@@ -388,3 +596,28 @@ class Work:
             part[:, FATE], part[:, [STRONG_READ, GUIDE_READ]] = FATES.index(draft.switch), read
             tables.append(part)
         return tables, drafting.forwards
+
+    def _nudge(self, prompts: list[str], ids: list[str]) -> tuple[list[np.ndarray], int]:
+        decoder, chats = self.decoder, (self.decoders.pair.tuned.source.chat, self.decoders.strong.source.chat)
+        columns = decoder.columns()
+        nudging = Nudging(
+            self.tuned,
+            self.strong,
+            chats,
+            (columns, columns),
+            decoder.threshold,
+            decoder.max_new_tokens,
+            ids,
+            self.seed,
+        )
+        found = nudging.write(prompts)
+        read = [self.strong.count.total / len(prompts), self.tuned.count.total / len(prompts)]
+        tables = []
+        for reply in found:
+            part = np.zeros((len(reply.tokens), COLUMNS))
+            part[:, TOKEN], part[:, LOG_P], part[:, DRAFTED] = reply.tokens, reply.log_probabilities, reply.nudged
+            fate = "reached" if not reply.nudged.all() else "complete" if reply.finished else "longest"
+            part[:, FINISHED], part[:, ROUNDS], part[:, FATE] = reply.finished, reply.nudges, FATES.index(fate)
+            part[:, [STRONG_READ, GUIDE_READ]] = read
+            tables.append(part)
+        return tables, nudging.forwards

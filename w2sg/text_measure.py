@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2sg import comparisons
+from w2sg import alpaca, comparisons
 from w2sg.config import ModelConfig
 from w2sg.data.dialogue import messages
 from w2sg.data.rows import pack, token_plan
@@ -65,6 +65,7 @@ class Bench:
         self.name, self.split, self.asked_for = name, split, asked_for
         self._reward_model: Model | None = None
         self._as_it_is = judge.model not in (None, "strong", "weak")
+        self.notes: list[str] = []
         self.source = self._find() if judge.model is not None else None
 
     def _find(self) -> Source:
@@ -74,10 +75,16 @@ class Bench:
         shared = {"max_length": self.judge.max_length, "lr": None, "epochs": None, "head": "linear"}
         if self._as_it_is:
             own = {"name": self.judge.model, "revision": None, "layers": None, "random_init": False, "train": "full"}
+            own["quantise"] = None
             found = find(spec.model_copy(update={**shared, **own}), self.asked_for)
             return replace(found, templated=found.chat.template)
         own = {"train": "head", "layer": self.judge.layer, "candidates": self.judge.candidates}
         return find(spec.model_copy(update={**shared, **own}), role)
+
+    def independent_of(self, guide: Mapping[str, Source], writers: Mapping[str, Source]) -> None:
+        """Nothing to look for: a reward model that guides is known by its option, and a head trained here judges what
+        its frozen model writes as it does any text.
+        """
 
     # -- rewards ------------------------------------------------------------------------------------------------------
 
@@ -289,7 +296,10 @@ class Bench:
         if sweep is not None:
             content["alphas"], more = self.measure_sweep(sweep)
             rows = more + rows
-        return write_report(self.run, logits, content, rows, prompts)
+        found = write_report(self.run, logits, content, rows, prompts)
+        if self.run.devices.main:
+            alpaca.export(self.run.out, replies, self.run.config.dataset.name)
+        return found
 
     def _systems(
         self,
@@ -354,6 +364,11 @@ class Bench:
         """Whether there is a judge."""
         return self.source is not None
 
+    @property
+    def scores(self) -> bool:
+        """Whether it gives rewards."""
+        return self.judges
+
     def accuracy(self) -> dict[str, Any]:
         """How often the judge prefers what people preferred, on the test split."""
         pairs = gold_pairs(self.run.data.test)
@@ -362,13 +377,16 @@ class Bench:
         rows = np.tile(np.arange(len(pairs)), 2)  # a prompt may have several pairs
         rewards, _ = self.rewards("test-pairs", replace(both, sample=rows, group=sides))
         chosen, rejected = np.split(rewards, 2)
+        known = ~np.isnan(chosen - rejected)
+        chosen, rejected = chosen[known], rejected[known]
         right = (chosen > rejected) + 0.5 * (chosen == rejected)
         return {
+            "kind": "reward",
             "model": self.source.spec.name,
             "trained": not self._as_it_is,
             "accuracy": Bootstrap(len(right)).mean(right).as_dict(),
             "length_correlation": comparisons.reward_length_correlation(
-                chosen, np.array([len(t) for t in pairs.chosen.texts]), Bootstrap(len(chosen))
+                chosen, np.array([len(t) for t in pairs.chosen.texts])[known], Bootstrap(len(chosen))
             ).as_dict(),
         }
 

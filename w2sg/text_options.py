@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from w2sg.config import FitOptions, Fraction, ModelConfig, Optimization, Strict
+from w2sg.config import CONF, FitOptions, Fraction, ModelConfig, Optimization, Strict, TrainConfig
 from w2sg.decoding.scores import alpha_of_gamma
 from w2sg.preference import LOSSES, options_of
 
@@ -108,6 +108,7 @@ class Alignment(PreferenceTuning):
 class Judge(Strict):
     """The reward model that generated replies are measured with."""
 
+    kind: Literal["reward"]
     model: str | None
     layer: PositiveInt | Literal["auto"] | None
     candidates: list[PositiveInt] | None
@@ -117,6 +118,42 @@ class Judge(Strict):
         if self.layer == "auto" and not self.candidates:
             return ["candidates: layer=auto chooses among these; name at least one layer, as [8,12]"]
         return []
+
+
+class LlmJudge(Strict):
+    """A language model that is asked which of two replies is better."""
+
+    kind: Literal["llm"]
+    model: str
+    question: str
+    labels: list[str] = Field(min_length=2, max_length=2)
+    max_length: PositiveInt
+
+    def rules(self) -> list[str]:
+        found = []
+        if lost := [part for part in PLACES if self.question.count(part) != 1]:
+            found.append(f"question: {' and '.join(lost)} must stand in it, once each")
+        if len({label.strip() for label in self.labels}) < 2 or not all(label.strip() for label in self.labels):
+            found.append(f"labels: two different words, as [A,B] (got {self.labels})")
+        return found
+
+
+class ImplicitJudge(Strict):
+    """What alignment did to a pair of models that takes no part otherwise."""
+
+    kind: Literal["implicit"]
+    tuned: str
+    untuned: str
+    max_length: PositiveInt
+
+    def rules(self) -> list[str]:
+        if self.tuned == self.untuned:
+            return ["untuned: a model against itself rewards nothing; name it before its alignment"]
+        return []
+
+
+PLACES = ("{conversation}", "{first}", "{second}")  # of LlmJudge.question
+AnyJudge = Annotated[Judge | LlmJudge | ImplicitJudge, Field(discriminator="kind")]
 
 
 class Analysis(Strict):
@@ -141,6 +178,19 @@ class Evaluation(Strict):
 
 
 Baseline = Literal["weak_sft", "plain", "aux_conf", "wspo", "ceiling"]
+
+
+def model_name(model: str, config: TrainConfig) -> str:
+    """The model that a judge's option means: a role's, that of a file of conf/model, or what it says."""
+    if model in ("strong", "weak"):
+        return getattr(config, model).name
+    file = CONF / "model" / f"{model}.yaml"
+    if "/" in model or not file.is_file():
+        return model
+    from omegaconf import OmegaConf
+
+    preset = OmegaConf.load(file)
+    return model if OmegaConf.is_missing(preset, "name") else preset.name
 
 
 def problems_of_writer(spec: ModelConfig, role: str) -> list[str]:

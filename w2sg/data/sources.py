@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ class Example:
     """One example as it was read.
 
     Attributes:
-        kind: ``pairs`` or ``classes``.
+        kind: ``pairs``, ``classes`` or ``answers``.
         prompt: the start that all texts share.
-        texts: whole texts, in an order that says nothing of the answer.
-        answer: which text is preferred (pairs), or the class.
+        texts: whole texts, in an order that says nothing of the answer; one for a class or an answered question.
+        answer: which text is preferred (pairs), or the class; 0 for answers.
         group: rows of one group stay in one split.
     """
 
@@ -61,6 +62,13 @@ def pair(prompt: str, chosen: str, rejected: str) -> Example:
 def labelled(text: str, label: int, prompt: str = "") -> Example:
     """A text with its class; ``prompt`` groups texts that must not be split."""
     return Example("classes", "", (text,), label, digest("class", text), prompt or text)
+
+
+def answered(question: str, answer: str) -> Example:
+    """A question, or a whole dialogue up to "Assistant:", with its right answer."""
+    prompt = question if question.endswith(LAST_TURN) else f"\n\nHuman: {question.strip()}{LAST_TURN}"
+    text = f"{prompt} {answer.strip()}"
+    return Example("answers", prompt, (text,), 0, digest("answer", text), prompt)
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,34 @@ def _class(value: Any) -> int:
     if not isinstance(value, int) or value < 0:
         raise ValueError(f"label is {value!r}, not a class number from 0")
     return value
+
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def parse_question(row: Row, columns: tuple[str, str, str] = ("question", "answer", "choices")) -> Example:
+    """{question, answer}, and {choices} where it is to be answered by a letter: the answer is then a place from 0, a
+    letter, or the text of a choice.
+
+    Args:
+        columns: what the three are called.
+    """
+    question, choices = _text(row, columns[0]), row.get(columns[2])
+    if choices is None:
+        return answered(question, _text(row, columns[1]))
+    if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices) or len(set(choices)) < 2:
+        raise ValueError("choices is not a list of at least two different texts")
+    if len(choices) > len(LETTERS):
+        raise ValueError(f"there are {len(choices)} choices, more than letters")
+    answer, letters = row[columns[1]], LETTERS[: len(choices)]
+    if isinstance(answer, str) and answer in choices:
+        answer = choices.index(answer)
+    elif isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip() in letters:
+        answer = letters.index(answer.strip())
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise ValueError(f"{columns[1]} {row[columns[1]]!r} is none of the {len(choices)} choices")
+    asked = "\n".join([question.strip(), *(f"{a}. {c}" for a, c in zip(letters, choices, strict=True))])
+    return answered(asked, f"{letters[answer]}. {choices[answer]}")
 
 
 EXPECTS = (
@@ -497,6 +533,47 @@ def amazon_polarity(path: str | None, subset: str | None = None, revision: str |
     """fancyzhx/amazon_polarity: is the review positive? (1 yes, 0 no)"""
     _no_subset("amazon_polarity", subset)
     return _load(path, _parse_amazon, "{title, content, label}", TRAIN_TEST, revision)
+
+
+def questions(
+    path: str | None,
+    subset: str | None = None,
+    revision: str | None = None,
+    split: str = "train",
+    question: str = "question",
+    answer: str = "answer",
+    choices: str = "choices",
+) -> Source:
+    """Questions with answers, of a file, a folder or the hub; of preference pairs the preferred reply is the answer."""
+    expects = f"{{{question}, {answer}}}, with {{{choices}}} where the answer is one of them"
+    parse = partial(parse_question, columns=(question, answer, choices))
+    return _load(path, parse, expects, {"train": split}, revision, **({"name": subset} if subset else {}))
+
+
+CALCULATION = re.compile(r"<<[^<>]*>>")
+
+
+def _parse_gsm8k(row: Row) -> Example:
+    return answered(_text(row, "question"), CALCULATION.sub("", _text(row, "answer")))
+
+
+def gsm8k(path: str | None, subset: str | None = "main", revision: str | None = None) -> Source:
+    """openai/gsm8k (Cobbe et al. 2021, arXiv 2110.14168): word problems; answers end in "#### <number>"."""
+    expects = "{question, answer} with '#### <number>' at the answer's end"
+    return _load(path, _parse_gsm8k, expects, TRAIN_TEST, revision, name=subset or "main")
+
+
+def _parse_dolly(row: Row) -> Example:
+    context = row.get("context") or ""
+    return answered(
+        "\n\n".join(filter(None, (_text(row, "instruction").strip(), context.strip()))), _text(row, "response")
+    )
+
+
+def dolly(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
+    """databricks/databricks-dolly-15k: instructions, some with a text they are about, and answers that people wrote."""
+    _no_subset("dolly", subset)
+    return _load(path, _parse_dolly, "{instruction, context, response}", {"train": "train"}, revision)
 
 
 REVIEW = "Review: {}\nSentiment:"  # the last token then stands where a language model would name the sentiment

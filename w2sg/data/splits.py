@@ -123,7 +123,7 @@ def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[s
     if not kinds:
         raise UserError(f"dataset.path: no usable row is left of {source.origin}: {drops.report()}")
     if len(kinds) > 1:
-        raise UserError(f"dataset.path: {source.origin} mixes preference pairs and labelled texts")
+        raise UserError(f"dataset.path: {source.origin} mixes preference pairs, labelled texts or answered questions")
     kind = kinds.pop()
     classes = 2
     if kind == "classes":
@@ -265,7 +265,7 @@ def _groups(rows: list[Example]) -> dict[str, list[Example]]:
 
 def _table(name: str, rows: Iterable[Example], kind: str, classes: int, seed: int) -> Table:
     rows = list(rows)
-    if kind == "classes":
+    if kind != "pairs":
         first = np.zeros(len(rows), np.int64)
         labels = np.array([e.answer for e in rows], np.int64)
     else:

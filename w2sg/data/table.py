@@ -31,14 +31,15 @@ class Table:
 
     Attributes:
         name: ``ground_truth``, ``transfer`` or ``test``.
-        kind: ``pairs`` (choose between two texts) or ``classes``.
+        kind: ``pairs`` (choose between two texts), ``classes``, or ``answers`` (questions with an answer, no label).
         classes: C, 2 for pairs.
         ids: [N] content hashes.
         prompts: [N] what the texts answer (the passage or question of a class, or its text; "" for pairs without a
             prompt); splits are disjoint by it.
-        texts: [N] whole texts that a model reads: two for a pair, in an order that says nothing of the label.
-        first: [N] which of a pair's texts is the "first" reply; zeros for classes.
-        labels: [N] gold class; for pairs 0 where the first reply is preferred.
+        texts: [N] whole texts that a model reads: two for a pair, in an order that says nothing of the label; a
+            question with its answer.
+        first: [N] which of a pair's texts is the "first" reply; zeros for others.
+        labels: [N] gold class (zeros for answers); for pairs 0 where the first reply is preferred.
     """
 
     name: str

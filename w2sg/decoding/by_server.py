@@ -33,13 +33,15 @@ class Asked:
     """What a server was asked for.
 
     Attributes:
-        requests: sent, repeated ones included. prompt_tokens, completion_tokens: as the server counts them, where it
-            does; each round it reads prompt and reply so far anew, whether or not it remembers them.
+        requests: sent, repeated ones included. prompt_tokens, completion_tokens: as the server counts them (``usage``),
+            where it does; each round it reads prompt and reply so far anew, whether or not it remembers them.
+        uncounted: answers that said nothing of tokens; with `ServerGrower.size` theirs are counted here.
     """
 
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    uncounted: int = 0
 
 
 class ServerGrower:
@@ -62,14 +64,17 @@ class ServerGrower:
         url: of the API with its version, ``http://localhost:8000/v1``; ``/completions`` is added to it.
         model: what the server calls it.
         texts: prompts as texts that a reply is added to, without the beginning of text that servers add by themselves.
-        identities: [P] of the prompts, as in `w2sg.decoding.search.EngineGrower`.
+        identities: [P] of the prompts, as in `w2sg.decoding.search.EngineGrower`. Like ``room`` they may be set anew
+            before other prompts are started.
         chunk: tokens of the server written between choices. most: tokens that a reply may have.
         stop: texts that end a reply, at most four for some servers; they are looked for here as well, since a server
-            sees one chunk at a time and may leave them in.
+            sees one chunk at a time and may leave them in. A reply begins a line.
         key_variable: the environment variable with the key; it is read once, and no key is sent where it is not set.
         workers: requests at a time. attempts: how often one is sent before giving up.
         wait: seconds before the second attempt, and twice as long before each further one. timeout: seconds to wait for
             an answer.
+        room: [P] tokens that a reply to each prompt may have at most, where that is less than ``most``.
+        size: tokens of a text, for answers of a server that does not count them.
 
     Raises:
         UserError: on growing, where the server is not there, refuses, keeps failing, or answers in another format. The
@@ -93,9 +98,12 @@ class ServerGrower:
         attempts: int = 6,
         wait: float = 1.0,
         timeout: float = 600.0,
+        room: Sequence[int] | None = None,
+        size: Callable[[str], int] | None = None,
     ):
         self.url, self.model, self.texts, self.identities = url.rstrip("/"), model, texts, identities
         self.chunk, self.most, self.seed, self.stop = chunk, most, seed, list(stop)
+        self.room, self.size = room, size
         self.temperature, self.top_p, self.key_variable = temperature, top_p, key_variable
         self.workers, self.attempts, self.wait = workers, attempts, wait
         if not self.url.startswith(("http://", "https://")):
@@ -166,14 +174,19 @@ class ServerGrower:
 
     def _child(self, row: int, parent: Hypothesis, lineage: str, text: str, reason: str) -> Hypothesis:
         text = parent.text + text
-        ends = [place for place in map(text.find, self.stop) if place >= 0]
+        ends = [max(place - 1, 0) for place in map(f"\n{text}".find, self.stop) if place >= 0]
         finished = reason == "stop" or bool(ends)
         # what a filter took away will not come with another request
-        cut = not finished and (reason == "content_filter" or self._rounds * self.chunk >= self.most)
+        cut = not finished and (reason == "content_filter" or self._left(parent) <= 0)
         text = text[: min(ends)] if ends else text
         text = text if finished else text.rstrip(HALF)
         text = text.strip() if finished or cut else text
         return Hypothesis(parent.prompt, row, text, None, None, finished, cut, lineage)
+
+    def _left(self, h: Hypothesis) -> int:
+        """Tokens that may still be written."""
+        room = self.most if self.room is None else min(self.most, self.room[h.prompt])
+        return room - self._rounds * self.chunk
 
     def _ask(self, h: Hypothesis, lineage: str, count: int) -> list[tuple[str, str]]:
         """Up to ``count`` continuations of a hypothesis, each with the reason why it ends."""
@@ -181,7 +194,7 @@ class ServerGrower:
         body = {
             "model": self.model,
             "prompt": self._before[h.prompt] + h.text,
-            "max_tokens": min(self.chunk, self.most - self._rounds * self.chunk),
+            "max_tokens": min(self.chunk, self._left(h)),
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": int(drawn * 2**31),
@@ -190,7 +203,7 @@ class ServerGrower:
             body["n"] = count
         if self.stop:
             body["stop"] = self.stop
-        return self._choices(self._post(body))[:count]
+        return self._choices(self._post(body), body["prompt"])[:count]
 
     def _post(self, body: dict[str, Any]) -> httpx2.Response:
         trouble, told = "", 0.0
@@ -243,7 +256,7 @@ class ServerGrower:
         if status != 200:
             raise UserError(f"the server at {self.url} answers with status {status}: {said}. Correct the address")
 
-    def _choices(self, response: httpx2.Response) -> list[tuple[str, str]]:
+    def _choices(self, response: httpx2.Response, asked: str) -> list[tuple[str, str]]:
         try:
             answer = response.json()
         except ValueError:
@@ -254,7 +267,8 @@ class ServerGrower:
             )
         try:
             found = [(choice["text"], choice["finish_reason"]) for choice in answer["choices"]]
-            usage = [(answer.get("usage") or {}).get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
+            counts = answer.get("usage") or {}
+            usage = [counts.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
             right = all(isinstance(text, str) and reason in REASONS for text, reason in found)
             right = right and len(found) > 0 and all(type(n) is int for n in usage)
         except (TypeError, KeyError, AttributeError):
@@ -265,6 +279,10 @@ class ServerGrower:
                 f"finish_reason, which is stop or length), but with: {self._said(response)}. Use one that does"
             )
         with self._lock:
+            if not any(usage):
+                self.asked.uncounted += 1
+                if self.size is not None:
+                    usage = [self.size(asked), sum(self.size(text) for text, _ in found)]
             self.asked.prompt_tokens += usage[0]
             self.asked.completion_tokens += usage[1]
         return found

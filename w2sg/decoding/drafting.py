@@ -110,14 +110,14 @@ class Drafting:
         ids = small.prompts(prompts), large.prompts(prompts)
         self.drafter.start(ids[0])
         self.base.start(ids[1])
-        room = [_room(self.base, row, rule.most) for row in ids[1]]
+        room = [room_of(self.base, row, rule.most) for row in ids[1]]
         drafts: list[np.ndarray] = [np.zeros(0, np.int64)] * count  # in the small model's tokens
         read: list[np.ndarray] = [np.zeros(0, np.int64)] * count  # in the large one's
         logs: list[np.ndarray] = [np.zeros(0)] * count
         fate, kept = [""] * count, [0] * count
         live = list(range(count))
         while live:
-            limits = [min(rule.draft, _room(self.drafter, ids[0][p], rule.draft)) - len(drafts[p]) for p in live]
+            limits = [min(rule.draft, room_of(self.drafter, ids[0][p], rule.draft)) - len(drafts[p]) for p in live]
             found, left = self._go_on(self.drafter, 0, live, [len(drafts[p]) for p in live], rule.check, limits)
             chunks: list[np.ndarray] = [np.zeros(0, np.int64)] * count
             back, ended = np.zeros(count, np.int64), {}
@@ -223,6 +223,6 @@ class Drafting:
         return common_start(read, self.chats[1].replies([whole])[0])
 
 
-def _room(engine: Engine, prompt: np.ndarray, most: int) -> int:
+def room_of(engine: Engine, prompt: np.ndarray, most: int) -> int:
     """Tokens that a reply to this prompt may have."""
     return most if engine.limit is None else min(most, engine.limit - len(prompt) + 1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from w2sg.decode_options import Contrastive, DecodeEvaluation, Decoder, Eft, Plain, Search, needs_pair
+from w2sg.decode_options import Contrastive, DecodeEvaluation, Decoder, Eft, Plain, Search, needs_pair, server_of
 from w2sg.errors import UserError
-from w2sg.text_options import Alignment, Judge
+from w2sg.text_options import Alignment, AnyJudge, Judge, model_name
 
 if TYPE_CHECKING:
     from w2sg.config import TrainConfig
@@ -21,7 +22,7 @@ def decode(
     decoder: Decoder,
     style: Literal["chat", "roles", "urial"],
     alignment: Alignment,
-    judge: Judge,
+    judge: AnyJudge,
     evaluation: DecodeEvaluation,
 ) -> Report:
     """Answer the test prompts in one way, and plainly, and compare.
@@ -30,33 +31,44 @@ def decode(
 
     Args:
         decoder: how. style: how the strong model reads dialogues. alignment: of the weak model, where ``weak.untuned``
-            names none. judge: the reward model. evaluation: what is measured.
+            names none. judge: what measures the replies. evaluation: what is measured.
     """
     from w2sg.decode_measure import Comparison
+    from w2sg.frontier import frontier
+    from w2sg.judges import bench_of
     from w2sg.methods.cong import align_weak
     from w2sg.replies import Prompts, prompts_of
+    from w2sg.tax import alignment_tax, read_questions
     from w2sg.text_decode import Decoders, Pair
     from w2sg.text_measure import Bench
     from w2sg.text_run import TextRun, Writer
 
+    questions = None if evaluation.tax is None else read_questions(Path(evaluation.tax))
     text = TextRun(run)
-    bench = Bench(text, judge)
+    bench = bench_of(text, judge)
+    bench.independent_of(*guide_and_writers(run, decoder))
     strong = Writer("strong", replace(run.strong, style=style))
     check_vocabulary(decoder, run.weak, strong.source)
     prompts = prompts_of(run.data.test).first(evaluation.prompts)
 
-    pair, rewards, key = None, None, None
+    pair, rewards, key, server = None, None, None, server_of(decoder)
+    systems = {}
+    if server is not None:  # whether it answers is known before anything is trained
+        systems["plain"] = Decoders(text, strong, None, server=server).write("plain", plain_of(decoder), prompts)
     if needs_pair(decoder):
         untuned, tuned, _ = align_weak(text, alignment, None, judge)
         pair = Pair(tuned, untuned)
     guide = getattr(decoder, "guide", None)
     if guide is not None and guide.reward:
-        options = judge.model_copy(update={"model": guide.model, "layer": guide.layer, "candidates": None})
+        options = Judge(
+            kind="reward", model=guide.model, layer=guide.layer, candidates=None, max_length=judge.max_length
+        )
         reward = Bench(text, options, "guide", "ground_truth", "decoder.guide")
         rewards, key = reward.scorer, reward.key()
 
-    decoders = Decoders(text, strong, pair, rewards, key)
-    systems = {"plain": decoders.write("plain", plain_of(decoder), prompts)}
+    decoders = Decoders(text, strong, pair, rewards, key, server)
+    if server is None:
+        systems["plain"] = decoders.write("plain", plain_of(decoder), prompts)
     if pair is not None:
         systems["guide"] = Decoders(text, pair.tuned, None).write("guide-alone", plain_of(decoder), prompts)
     if not isinstance(decoder, Plain):
@@ -67,7 +79,23 @@ def decode(
         found = systems[decoder.kind].replies
         shown = Prompts(prompts.name, found.ids, found.prompts).first(evaluation.traces)
         traces = decoders.traces("traces", decoder, shown)
-    return Comparison(text, bench, strong, systems, decoder).report(prompts, traces, evaluation)
+    tax = None if questions is None else alignment_tax(decoders, decoder, plain_of(decoder), questions)
+    comparison = Comparison(text, bench, strong, systems, decoder)
+    kl = None
+    if evaluation.frontier and bench.scores:
+        kl = frontier(text, strong, pair, decoder, comparison.replies, server is not None)
+    return comparison.report(prompts, traces, evaluation, tax, kl)
+
+
+def guide_and_writers(run: Run, decoder: Decoder) -> tuple[dict[str, Source], dict[str, Source]]:
+    """The models that guide and those that write, as they were found, each by what it is called."""
+    guide, writers = {}, {"the strong model": run.strong}
+    if needs_pair(decoder):
+        before = run.untuned or run.weak
+        writers["the small model before its alignment"] = before
+        if run.untuned is not None:
+            guide["the small aligned model"] = run.weak
+    return guide, writers
 
 
 def check_vocabulary(decoder: Decoder, weak: Source, strong: Source) -> None:
@@ -99,21 +127,41 @@ def problems(config: TrainConfig) -> list[str]:
     from pydantic import TypeAdapter
 
     decoder = TypeAdapter(Decoder).validate_python(config.method["decoder"])
-    judge, found = config.method["judge"]["model"], []
+    judge, found = config.method["judge"].get("model"), []
     roles = ["strong", *(["weak"] if needs_pair(decoder) else [])]
     for role in roles:
         if getattr(config, role).arch != "hf":
             found.append(f"{role}.arch: a bag of words cannot write; choose a language model")
         elif getattr(config, role).train == "head":
             found.append(f"{role}.train: a head cannot write; use {role}.train=lora (or full)")
+    if server_of(decoder) is not None and config.method["evaluation"]["surprise"]:
+        found.append(
+            "method.evaluation.surprise: it is the strong model's log-probability of the replies, which a server of "
+            "texts does not give; set it to false"
+        )
     guide = getattr(decoder, "guide", None)
     if guide is not None and guide.reward and guide.model == judge:
         found.append(
             f"decoder.guide.model: {judge} would be guide and judge at once, and every gain its own opinion; choose "
             "another for method.judge.model"
         )
+    found += _own_judge(config, decoder)
     if config.method["alignment"]["pairs"] == "on_policy" and needs_pair(decoder) and config.weak.untuned is None:
         found.append("method.alignment.pairs: on-policy pairs are ranked by the judge, which must not guide; use given")
     if config.method["style"] != "chat" and isinstance(decoder, Contrastive):
         found.append("method.style: the strong model writes nothing in decoder=contrastive; use chat")
     return found
+
+
+def _own_judge(config: TrainConfig, decoder: Decoder) -> list[str]:
+    """A judge that is the guide by its name; one that is it by its weights is refused once they are found."""
+    options, weak = config.method["judge"], config.weak
+    key = {"llm": "model", "implicit": "tuned"}.get(options["kind"])
+    if key is None or not needs_pair(decoder) or weak.untuned is None:
+        return []
+    if model_name(options[key], config) != weak.name:
+        return []
+    return [
+        f"method.judge.{key}: {weak.name} would be guide and judge at once, and every gain its own opinion; choose "
+        "another"
+    ]

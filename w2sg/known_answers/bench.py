@@ -1,0 +1,179 @@
+"""Where known answers are made: the stages, store and LightningModules of every other run, on small arrays.
+
+Shapes: N rows, D features, C outputs, R replicates of one experiment that are trained side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from w2sg.config import CONF, FitOptions, TrainerConfig
+from w2sg.data.loading import Examples, Features
+from w2sg.data.splits import Tables, load_tables
+from w2sg.devices import Devices
+from w2sg.heads import LinearHead
+from w2sg.modules import SoftLabelModule, learning_rate_factor
+from w2sg.stages import FitJob, ReadJob, Stages, load_values
+from w2sg.store import Store
+
+
+def squared_error(outputs: Tensor, targets: Tensor, progress: float = 1.0) -> Tensor:
+    """[B] half the squared distance of outputs [B, C] from targets [B, C]: regression, as one more loss."""
+    return 0.5 * (outputs - targets).square().sum(-1)
+
+
+class GradientDescent(SoftLabelModule):
+    """The same objective by plain gradient descent, of which theory gives the whole path and not its end alone.
+
+    It stands in for whatever optimizer the options name. ``weight_decay`` is added to the gradient, so it is the ridge
+    penalty ``weight_decay / 2 ||w||^2``.
+    """
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        options = self.options
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(parameters, lr=options.lr, weight_decay=options.weight_decay)
+        factor = learning_rate_factor(options.schedule, options.warmup, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
+
+
+class Kept(nn.Module):
+    """A model that can be saved by its weights alone."""
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+
+class Separate(Kept):
+    """R linear models, one for each replicate: features [B, R, D] to outputs [B, R]. Starts at 0."""
+
+    def __init__(self, replicates: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(replicates, width))
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return torch.einsum("brd,rd->br", batch["features"], self.weight)
+
+
+def linear(width: int, outputs: int) -> LinearHead:
+    """The product's linear head, from 0: one linear model for each output, on the same features [B, 1, D]."""
+    head = LinearHead(width, False, outputs)
+    nn.init.zeros_(head.score.weight)
+    return head
+
+
+def whitening(features: Tensor) -> Tensor:
+    """[..., D, K] what makes features [..., N, D] white, K = min(N, D).
+
+    One step of gradient descent with rate 1 from 0 on a squared error then lands on the least-squares solution, the
+    one of least norm where there are several.
+    """
+    _, scale, directions = torch.linalg.svd(features.double(), full_matrices=False)
+    return directions.mT / scale[..., None, :] * features.shape[-2] ** 0.5
+
+
+def options(lr: float, epochs: int, batch_size: int, schedule: str, weight_decay: float) -> FitOptions:
+    """Plain: nothing clipped, nothing held out."""
+    return FitOptions.model_validate(
+        {
+            "lr": lr,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "optimizer": "adam",
+            "schedule": schedule,
+            "warmup": 0.0,
+            "weight_decay": weight_decay,
+            "clip": None,
+            "validation": 0.0,
+            "patience": None,
+        }
+    )
+
+
+class Bench:
+    """Fits and reads on the CPU.
+
+    Args:
+        folder: of the store. It must be new: a stage that was made by other code would hide what this code does.
+    """
+
+    def __init__(self, folder: Path):
+        node = OmegaConf.merge(*(OmegaConf.load(CONF / "trainer" / f"{name}.yaml") for name in ("auto", "cpu")))
+        settings = OmegaConf.to_container(node) | {"progress_bar": False}
+        settings.pop("defaults")
+        self.folder = folder
+        self.devices = Devices(TrainerConfig.model_validate(settings))
+        self.stages = Stages(Store(folder / "store"), self.devices, lambda _: None, 10.0, curve_every=1)
+
+    def fit(
+        self,
+        name: str,
+        model: nn.Module,
+        features: Tensor,
+        targets: Tensor,
+        loss: Callable[..., Tensor] = squared_error,
+        *,
+        lr: float = 1.0,
+        steps: int = 1,
+        batch_size: int | None = None,
+        weight_decay: float = 0.0,
+        schedule: str = "constant",
+        module: type[SoftLabelModule] = GradientDescent,
+    ) -> Path:
+        """Train ``model`` on targets [N, C] and leave it trained, as the stage that is returned holds it.
+
+        Args:
+            features: [N, n, D].
+            steps: passes over the rows, which are optimizer steps where ``batch_size`` is None (all rows).
+            module: `GradientDescent`, or `SoftLabelModule` for Adam.
+        """
+        features = features.float()
+        setting = options(lr, steps, batch_size or len(features), schedule, weight_decay)
+        key = {
+            "options": setting.model_dump(),
+            "objective": f"{module.__name__} {loss!r}".partition(" at 0x")[0],
+            "inputs": _digest(features, targets, *model.state_dict().values()),
+        }
+        examples = Examples(Features(features), _ids(features), torch.zeros(len(features), dtype=torch.long), targets)
+        make = partial(module, loss=loss)
+        folder = self.stages.fit(name, key, lambda: FitJob(model, make, examples, None, setting, seed=0))
+        model.load_state_dict(load_file(next((folder / "model").glob("*.safetensors"))))
+        return folder
+
+    def read(self, name: str, model: nn.Module, features: Tensor) -> Tensor:
+        """[N, C] what a model says to features [N, n, D], in fp64 (from fp32)."""
+        features = features.float()
+        key = {"inputs": _digest(features, *model.state_dict().values()), "model": type(model).__name__}
+        examples = Examples(Features(features), _ids(features), torch.zeros(len(features), dtype=torch.long))
+        ids, values = load_values(self.stages.read(name, key, lambda: ReadJob(model, model, examples)))
+        place = {i: row for row, i in enumerate(ids)}
+        return values[[place[i] for i in examples.ids]].double()
+
+    def tables(self, path: Path, sizes: dict[str, int | None]) -> Tables:
+        """The splits of a file of labelled rows, or of a folder with one file for each split."""
+        node = OmegaConf.to_container(OmegaConf.load(CONF / "dataset" / "local.yaml"))
+        return load_tables(node | {"path": str(path), "sizes": sizes}, seed=0)
+
+
+def _ids(features: Tensor) -> list[str]:
+    return [str(i) for i in range(len(features))]
+
+
+def _digest(*tensors: Tensor) -> str:
+    state = hashlib.sha256()
+    for tensor in tensors:
+        array = np.ascontiguousarray(tensor.detach().numpy())
+        state.update(f"{array.shape}{array.dtype}".encode() + array.tobytes())
+    return state.hexdigest()

@@ -1,0 +1,105 @@
+"""What a check finds: numbers beside the numbers that theory asks for, and curves to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from w2sg.known_answers.bench import Bench
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number.
+
+    Attributes:
+        tolerance: by how much it may miss. why: where the tolerance comes from.
+        relation: ``=``, or for a bound ``<=`` or ``>=`` (got on the left).
+    """
+
+    name: str
+    expected: float
+    got: float
+    tolerance: float
+    why: str
+    relation: Literal["=", "<=", ">="] = "="
+
+    @property
+    def passed(self) -> bool:
+        """Whether it holds; what is not a number does not."""
+        above = self.got - self.expected
+        return bool({"=": abs(above), "<=": above, ">=": -above}[self.relation] <= self.tolerance)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points of a figure: ``theory`` is drawn as a line, ``measured`` as points with ``error`` (one s.e.) on each."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    kind: Literal["theory", "measured"]
+    error: Sequence[float] | None = None
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure."""
+
+    title: str
+    x: str
+    y: str
+    lines: Sequence[Line]
+    logx: bool = False
+    logy: bool = False
+
+
+@dataclass
+class Findings:
+    """What one check found."""
+
+    quantities: list[Quantity] = field(default_factory=list)
+    panels: list[Panel] = field(default_factory=list)
+
+    def add(
+        self,
+        name: str,
+        expected: float,
+        got: float | None,
+        tolerance: float,
+        why: str,
+        relation: Literal["=", "<=", ">="] = "=",
+    ) -> None:
+        """One more quantity; what could not be had (None) does not hold."""
+        value = np.nan if got is None else float(got)
+        self.quantities.append(Quantity(name, float(expected), value, float(tolerance), why, relation))
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.quantities) and all(quantity.passed for quantity in self.quantities)
+
+
+@dataclass(frozen=True)
+class Check:
+    """An experiment with a known answer.
+
+    Attributes:
+        says: what it shows, in one sentence. source: who showed it.
+        run: does it, on a `Bench`.
+    """
+
+    name: str
+    says: str
+    source: str
+    run: Callable[[Bench], Findings]
+
+
+def standard_error(draws: np.ndarray) -> float:
+    """Of the mean of [R] independent draws."""
+    draws = np.asarray(draws, np.float64)
+    return float(draws.std(ddof=1) / np.sqrt(len(draws)))

@@ -1,0 +1,56 @@
+"""Bootstrapping: a weak model teaches a slightly stronger one, which teaches the next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from w2sg.methods import variants
+
+if TYPE_CHECKING:
+    from w2sg.config import TrainConfig
+    from w2sg.report import Report
+    from w2sg.run import Run
+
+
+def problems(config: TrainConfig) -> list[str]:
+    """What is wrong between this method's options and the rest of the configuration."""
+    links = config.method["links"]
+    found = variants.plain_problems(config) + variants.problems(config.strong, links, "method.links")
+    if not links:
+        found.append("method.links: a chain needs a model between weak and strong, as [{layers: 6}] or [{name: gpt2}]")
+    return found
+
+
+def chain(
+    run: Run, links: list[dict[str, Any]], ceiling_split: Literal["transfer", "ground_truth"] = "transfer"
+) -> Report:
+    """Train each model of a chain on the labels of the one before it, the strong model last.
+
+    Burns et al. 2023 (arXiv 2312.09390, section 4.3.1). Beside it stands the student that the weak model taught itself.
+
+    Args:
+        links: the models between weak and strong, in their order, each as what it changes of the strong one.
+        ceiling_split: as in `w2sg.methods.finetune.finetune`.
+    """
+    data = run.data
+    sources = [variants.variant(run.config.strong, link, f"method.links[{k}]") for k, link in enumerate(links)]
+    weak = run.fit("weak", run.weak, data.ground_truth, run.gold(data.ground_truth))
+    first = labels = run.noisy(run.predict(weak, data.transfer))
+    between = {}
+    for place, source in enumerate(sources, 1):
+        link = run.fit(f"link{place}", source, data.transfer, labels, loss=run.loss)
+        between[f"link{place}"] = run.predict(link, data.test)
+        labels = run.predict(link, data.transfer)
+    student = run.fit("chained", run.strong, data.transfer, labels, loss=run.loss, like="student")
+    direct = run.fit("student", run.strong, data.transfer, first, loss=run.loss)
+    gold_split = {"transfer": data.transfer, "ground_truth": data.ground_truth}[ceiling_split]
+    ceiling = run.fit("ceiling", run.strong, gold_split, run.gold(gold_split))
+    return run.report(
+        weak=run.predict(weak, data.test),
+        **between,
+        student=run.predict(student, data.test),
+        direct=run.predict(direct, data.test),
+        ceiling=run.predict(ceiling, data.test),
+        taught=(labels, run.predict(student, data.transfer)),
+        notes={"ceiling_split": ceiling_split, "links": links},
+    )

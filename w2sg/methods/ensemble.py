@@ -1,0 +1,122 @@
+"""Several weak teachers, whose labels are combined before the strong model learns them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from w2sg.ensembles import boosted, combine, member_rows, weighted_rows
+from w2sg.methods import variants
+
+if TYPE_CHECKING:
+    from w2sg.config import TrainConfig
+    from w2sg.models import Source
+    from w2sg.report import Report
+    from w2sg.run import Labels, Model, Run
+
+
+def problems(config: TrainConfig) -> list[str]:
+    """What is wrong between this method's options and the rest of the configuration."""
+    method = config.method
+    found = variants.plain_problems(config) + variants.problems(config.weak, method["variants"], "method.variants")
+    if method["combine"] == "boost" and method["resample"] != "none":
+        found.append("method.resample: boosting draws its rows itself; set it to none")
+    elif method["combine"] != "boost" and method["resample"] == "none" and len(method["variants"]) < method["members"]:
+        random = config.weak.random_init or config.weak.dropout or config.weak.arch == "bow"
+        if not random and config.weak.train == "head":
+            found.append(
+                "method.resample: heads on the same features and rows hardly differ; use bootstrap, or give a variant "
+                "for each member"
+            )
+    if method["resample"] != "subset" and method["part"] != 1.0:
+        found.append("method.part: read only by resample=subset; set it to 1.0")
+    return found
+
+
+def ensemble(
+    run: Run,
+    members: Annotated[int, Field(ge=2)],
+    combine: Literal["mean", "logits", "vote", "boost"],
+    resample: Literal["none", "bootstrap", "subset"],
+    part: Annotated[float, Field(gt=0, le=1)],
+    variants: list[dict[str, Any]],
+    ceiling_split: Literal["transfer", "ground_truth"] = "transfer",
+) -> Report:
+    """Train weak models on truth, combine their labels, train strong on those.
+
+    Bagging and boosting of weak supervisors (arXiv 2402.00667, EnsemW2S 2410.04571). Beside it stand the single weak
+    model, which PGR is counted from, and the student that it taught.
+
+    Args:
+        members: of the committee. combine: see `w2sg.ensembles.combine`. resample, part: of their rows.
+        variants: what members change of the weak model, in turn.
+        ceiling_split: as in `w2sg.methods.finetune.finetune`.
+    """
+    data = run.data
+    weak = run.fit("weak", run.weak, data.ground_truth, run.gold(data.ground_truth))
+    committee = Committee(run, members, combine, resample, part, variants)
+    labels = run.noisy(committee.labels(data.transfer))
+    student = run.fit("taught-by-all", run.strong, data.transfer, labels, loss=run.loss, like="student")
+    first = run.noisy(run.predict(weak, data.transfer))
+    direct = run.fit("student", run.strong, data.transfer, first, loss=run.loss)
+    gold_split = {"transfer": data.transfer, "ground_truth": data.ground_truth}[ceiling_split]
+    ceiling = run.fit("ceiling", run.strong, gold_split, run.gold(gold_split))
+    return run.report(
+        weak=run.predict(weak, data.test),
+        ensemble=committee.labels(data.test),
+        student=run.predict(student, data.test),
+        direct=run.predict(direct, data.test),
+        ceiling=run.predict(ceiling, data.test),
+        taught=(labels, run.predict(student, data.transfer)),
+        notes={"ceiling_split": ceiling_split, "weights_of_members": committee.weights},
+    )
+
+
+class Committee:
+    """Weak models that were trained apart.
+
+    Attributes:
+        models: M of them. weights: of each, for boosting; ones otherwise.
+    """
+
+    def __init__(self, run: Run, members: int, how: str, resample: str, part: float, changes: list[dict[str, Any]]):
+        self.run, self.how = run, how
+        sources = [
+            variants.variant(run.config.weak, changes[k % len(changes)], f"method.variants[{k % len(changes)}]")
+            if changes
+            else run.weak
+            for k in range(members)
+        ]
+        if how == "boost":
+            self.models, self.weights = self._boost(sources)
+        else:
+            table, seed = run.data.ground_truth, run.config.seed
+            rows = [member_rows(table.ids, k, resample, part, seed) for k in range(members)]
+            gold = run.gold(table)
+            self.models = [run.fit(f"member{k}", source, table, gold, rows=rows[k]) for k, source in enumerate(sources)]
+            self.weights = [1.0] * members
+
+    def labels(self, table) -> Labels:
+        """What the committee says of the rows of a table."""
+        from w2sg.run import Labels
+
+        found = [self.run.predict(model, table) for model in self.models]
+        key = {"members": [labels.key for labels in found], "combine": self.how}
+        if self.how == "boost":
+            key["weights"] = self.weights
+        return Labels(table, combine([labels.logits for labels in found], self.how, self.weights), key)
+
+    def _boost(self, sources: list[Source]) -> tuple[list[Model], list[float]]:
+        """Each member learns what those before it got wrong; one that is no better than chance gets no vote."""
+        run, table = self.run, self.run.data.ground_truth
+        row_weights = np.full(len(table), 1 / len(table))
+        models, weights = [], []
+        for member, source in enumerate(sources):
+            rows = weighted_rows(table.ids, row_weights, member, run.config.seed)
+            models.append(run.fit(f"member{member}", source, table, run.gold(table), rows=rows))
+            right = run.predict(models[-1], table).logits.argmax(-1).numpy() == table.labels
+            weight, row_weights = boosted(row_weights, right, table.classes)
+            weights.append(weight)
+        return models, weights

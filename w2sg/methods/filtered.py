@@ -1,0 +1,136 @@
+"""Training on the labels that seem right, and what becomes of the others."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from w2sg.data.table import uniform
+from w2sg.methods import variants
+
+if TYPE_CHECKING:
+    from w2sg.config import TrainConfig
+    from w2sg.report import Report
+    from w2sg.run import Labels, Run
+
+
+def problems(config: TrainConfig) -> list[str]:
+    """What is wrong between this method's options and the rest of the configuration."""
+    found = variants.plain_problems(config)
+    method = config.method
+    if method["score"] == "zero_shot" and config.dataset.zero_shot is None:
+        found.append("method.score: zero_shot asks the strong model, but dataset.zero_shot says no question; set it")
+    if method["recycle"] == "none" and method["recycled"] != 1.0:
+        found.append("method.recycled: read only where the dropped rows are recycled; set it to 1.0")
+    return found
+
+
+def filtered(
+    run: Run,
+    score: Literal["confidence", "zero_shot"],
+    keep: Annotated[float, Field(gt=0, lt=1)],
+    balanced: bool,
+    recycle: Literal["none", "student"],
+    recycled: Annotated[float, Field(gt=0, le=1)],
+    ceiling_split: Literal["transfer", "ground_truth"] = "transfer",
+) -> Report:
+    """Train strong on the weak labels of highest score, and perhaps again on all rows, the dropped ones relabelled.
+
+    Filtering narrows what is covered, so the student of the kept rows labels the dropped ones anew and a fresh strong
+    model learns both (arXiv 2503.04249). Beside it stand the student of all weak labels and that of as many rows taken
+    at random, without which nobody knows whether it was the choice of rows or their number.
+
+    Args:
+        score: confidence of the weak label, or the untrained strong model's probability of it.
+        keep: part of the rows that is kept. balanced: the same part of each label.
+        recycle: whether the dropped rows are labelled by the student of the kept ones and learned, too.
+        recycled: part of the dropped rows, those the student is surest of.
+        ceiling_split: as in `w2sg.methods.finetune.finetune`.
+    """
+    data, transfer = run.data, run.data.transfer
+    weak = run.fit("weak", run.weak, data.ground_truth, run.gold(data.ground_truth))
+    labels = run.noisy(run.predict(weak, transfer))
+    scores = scores_of(run, labels, score)
+    kept = best(scores, labels.logits.argmax(-1).numpy(), transfer.ids, keep, balanced)
+    learn = partial(run.fit, source=run.strong, table=transfer, loss=run.loss, like="student")
+    student = first = learn("kept-rows", labels=labels, rows=kept)
+    taught, rows = labels, kept
+    if recycle == "student":
+        taught, rows = relabelled(labels, run.predict(first, transfer), kept, recycled)
+        student = learn("recycled", labels=taught, rows=rows)
+    drawn = np.array([uniform(run.config.seed, "random rows", i) for i in transfer.ids])
+    random = np.sort(np.argsort(drawn, kind="stable")[: len(kept)])
+    systems = {
+        "direct": run.fit("student", run.strong, transfer, labels, loss=run.loss),
+        "random_rows": learn("random-rows", labels=labels, rows=random),
+    }
+    if recycle != "none":
+        systems["kept_rows"] = first
+    gold_split = {"transfer": transfer, "ground_truth": data.ground_truth}[ceiling_split]
+    ceiling = run.fit("ceiling", run.strong, gold_split, run.gold(gold_split))
+    right = labels.logits.argmax(-1).numpy() == transfer.labels
+    after = taught.logits.argmax(-1).numpy() == transfer.labels
+    return run.report(
+        weak=run.predict(weak, data.test),
+        student=run.predict(student, data.test),
+        **{name: run.predict(model, data.test) for name, model in systems.items()},
+        ceiling=run.predict(ceiling, data.test),
+        taught=(taught.take(rows), run.predict(student, transfer).take(rows)),
+        notes={
+            "ceiling_split": ceiling_split,
+            "filter": {
+                "kept": len(kept),
+                "rows": len(transfer),
+                "label_accuracy": float(right.mean()),
+                "label_accuracy_kept": float(right[kept].mean()),
+                "label_accuracy_taught": float(after[rows].mean()),
+            },
+        },
+    )
+
+
+def scores_of(run: Run, labels: Labels, score: str) -> np.ndarray:
+    """[N] how right a weak label seems, without looking at the truth."""
+    probabilities = labels.logits.double().softmax(-1)
+    if score == "confidence":
+        return probabilities.amax(-1).numpy()
+    from w2sg.errors import UserError
+
+    asked = run.zero_shot(run.strong, labels.table)
+    if asked is None:
+        raise UserError(f"method.score: the strong model has no zero-shot answer here ({run.notes['zero_shot']})")
+    strong = asked.logits.double().softmax(-1)
+    return strong.gather(1, labels.logits.argmax(-1)[:, None])[:, 0].numpy()
+
+
+def best(scores: np.ndarray, labels: np.ndarray, ids: list[str], keep: float, balanced: bool) -> np.ndarray:
+    """The places of the best part, in their order; of each label the same part if ``balanced``. Ties go by id."""
+    rank = np.argsort(np.argsort(ids, kind="stable"))
+    chosen = []
+    for label in np.unique(labels) if balanced else [None]:
+        rows = np.arange(len(scores)) if label is None else np.flatnonzero(labels == label)
+        order = rows[np.lexsort((rank[rows], -scores[rows]))]
+        chosen.append(order[: max(1, round(keep * len(rows)))])
+    return np.sort(np.concatenate(chosen))
+
+
+def relabelled(labels: Labels, student: Labels, kept: np.ndarray, part: float) -> tuple[Labels, np.ndarray]:
+    """Weak labels of the kept rows and the student's of the others, and the rows to learn: the student's surest part.
+
+    Returns:
+        Labels of all rows, and the places of those that are learned.
+    """
+    from w2sg.run import Labels
+
+    dropped = np.setdiff1d(np.arange(len(labels.table)), kept)
+    sure = student.logits.double().softmax(-1).amax(-1).numpy()[dropped]
+    ids = [labels.table.ids[row] for row in dropped]
+    taken = dropped[best(sure, np.zeros(len(dropped)), ids, part, False)] if len(dropped) else dropped
+    logits = labels.logits.clone()
+    logits[torch.from_numpy(dropped)] = student.logits[torch.from_numpy(dropped)].to(logits.dtype)
+    key = {"weak": labels.key, "student": student.key}  # which rows are whose follows from the student's own key
+    return Labels(labels.table, logits, key), np.sort(np.concatenate([kept, taken]))

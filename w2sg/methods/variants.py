@@ -1,0 +1,44 @@
+"""Further models of a method, each said as what it changes of ``weak`` or ``strong``: ``{layers: 6}``.
+
+A checkpoint (``revision``), a depth (``layers``), rounded weights (``quantise``) or another model altogether.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from w2sg.config import ModelConfig, TrainConfig
+from w2sg.models import Source, find
+
+
+def variant(spec: ModelConfig, changes: Mapping[str, Any], where: str) -> Source:
+    """A model that differs from another in these settings."""
+    return find(_changed(spec, changes), where)
+
+
+def problems(spec: ModelConfig, changes: Sequence[Mapping[str, Any]], where: str) -> list[str]:
+    """What is wrong with such settings, one line each."""
+    found = []
+    for place, change in enumerate(changes):
+        try:
+            _changed(spec, change)
+        except ValidationError as error:
+            for problem in error.errors():
+                key = ".".join(str(part) for part in problem["loc"])
+                found.append(f"{where}[{place}]{'.' + key if key else ''}: {problem['msg']}")
+    return found
+
+
+def plain_problems(config: TrainConfig) -> list[str]:
+    """What holds for every method that trains on labels."""
+    if config.weak.untuned is not None or config.strong.untuned is not None:
+        name = config.method["_target_"].rpartition(".")[2]
+        return [f"weak.untuned: not read by method={name}; set it to null"]
+    return []
+
+
+def _changed(spec: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
+    return ModelConfig.model_validate({**spec.model_dump(by_alias=True), **changes})
