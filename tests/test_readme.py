@@ -28,7 +28,7 @@ def jobs(command: str) -> list[str]:
 
 def test_the_readme_has_commands():
     assert len(TRAIN) >= 6
-    assert len(EVALUATE) == 10
+    assert len(EVALUATE) == 11
 
 
 @pytest.mark.parametrize("command", TRAIN)
@@ -43,6 +43,10 @@ def test_every_training_command_of_the_readme_runs(command, pairs_folder, tiny_g
         content = contrastive(overrides, pairs_folder, tiny_gpt2, tmp_path)
         assert {"weak", "student", "cong_s"} <= set(content["metrics"])
         return
+    if "method=refine" in overrides and "method.target=labels" not in overrides:
+        content = refined(overrides, pairs_folder, tiny_gpt2, tmp_path)
+        assert {"weak", "strong", "naive"} <= set(content["refinement"]["systems"])
+        return
     stand_ins = [
         "weak=bow",
         "weak.epochs=1",
@@ -53,12 +57,13 @@ def test_every_training_command_of_the_readme_runs(command, pairs_folder, tiny_g
         f"dataset.path={pairs_folder}",
         f"out={tmp_path}",
         "trainer=cpu",
+        *(["strong.train=full"] if "method=refine" in overrides else []),
     ]
     kept = [o for o in overrides if not o.startswith(("weak=", "strong=", "dataset=", "dataset.path="))]
     kept = ["method.links=[{layers: 1}]" if o.startswith("method.links=") else o for o in kept]  # of two layers
     content = run_method(check(compose(*kept, *stand_ins)), tmp_path / "run", kept).content
     assert (tmp_path / "run" / "report.html").exists()
-    more = {"direct"} if any(o.startswith("method=") for o in overrides) else set()
+    more = {"direct"} if any(o.startswith("method=") and o != "method=refine" for o in overrides) else set()
     assert set(content["metrics"]) >= {"weak", "student", "ceiling"} | more
 
 
@@ -76,6 +81,27 @@ def contrastive(overrides, pairs_folder, tiny_gpt2, out) -> dict:
         "method.judge.layer=2",
         "method.judge.max_length=64",
         "training.head.epochs=1",
+        f"out={out}",
+        "trainer=cpu",
+    ]
+    kept = [o for o in overrides if not o.startswith(("weak=", "strong=", "dataset="))]
+    return run_method(check(compose(*kept, *stand_ins)), out / "run", kept).content
+
+
+def refined(overrides, pairs_folder, tiny_gpt2, out) -> dict:
+    """A command that refines answers, with stand-ins, small."""
+    from w2sg.run import run_method
+
+    stand_ins = [
+        *(f"{role}={value}" for role in ("weak", "strong") for value in ["hf"]),
+        *(f"{role}.{setting}" for role in ("weak", "strong") for setting in (f"name={tiny_gpt2}", "max_length=128")),
+        "dataset=local",
+        f"dataset.path={pairs_folder}",
+        "dataset.sizes={ground_truth: 8, transfer: 8, test: 4}",
+        "method.sampling.max_new_tokens=4",
+        "refine.max_new_tokens=4",
+        *(["refine.concept_tokens=4"] if "refine=iar" in overrides else []),
+        "method.sft.batch_size=4",
         f"out={out}",
         "trainer=cpu",
     ]
@@ -104,6 +130,9 @@ def test_every_evaluation_command_of_the_readme_runs(pairs_folder, tiny_gpt2, tm
         if "decoder=" in command:
             continue  # the test after it
         words = [w.replace("key=student", "key=weak-on-test") for w in shlex.split(command)]
+        words = [
+            w.replace("known_answers=all", "known_answers=loss_values") for w in words
+        ]  # each is test_known_answers'
         words = [f"runs={tmp_path}" if w.startswith("runs=") else w for w in words]
         assert run_script("evaluate.py", *words, f"out={tmp_path}").stdout.strip()
 

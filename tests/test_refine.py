@@ -842,6 +842,10 @@ def test_classes_are_refined_by_the_words_that_the_dataset_asks_for(labelled, mo
         (["strong.max_length=4"], "strong.max_length: 4 tokens leave no room"),
         (["method.content.kind=reward", "method.judge.model=null"], "method.judge.model: an axis is a reward"),
         (["refine.batch_size=2", "method.baselines=[shuffled]"], "one exemplar cannot be shuffled"),
+        (
+            ["refine.exemplars=high_confidence", "method.baselines=[gold_exemplars]"],
+            "method.baselines: right answers have no confidence",
+        ),
         (["strong.lr=0.1"], "strong.lr: not read by method=refine"),
         (["weak.untuned=x"], "weak.untuned: not read by method=refine"),
         (["method.target=labels", "refine=iar"], "refine: labels are refined in context"),

@@ -171,6 +171,9 @@ def read(root: Path) -> tuple[list[Finished], list[str]]:
             if not {"metrics", "config", "diagnostics", "stages"} <= content.keys():
                 left_out.append(f"{where}: its report is of an earlier version; run its command again")
                 continue
+            if "refinement" in content and "pgr" not in content:
+                left_out.append(f"{where}: it refined answers, whose measures are in its own report.html")
+                continue
             predicts = not run.writes and not run.decodes
             if predicts and not {"weak", "student", "ceiling"} <= run.right[1].keys():
                 left_out.append(f"{where}: it has no weak model, student and ceiling to compare")

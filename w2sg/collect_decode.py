@@ -127,9 +127,9 @@ def _names(runs: list[Finished]) -> list[str]:
 
 def _flat(run: Finished) -> dict[str, Any]:
     decoder = run.content["decoding"]["decoder"]
-    guide = {f"guide {k}": v for k, v in (decoder.get("guide") or {}).items()}
-    own = {k: v for k, v in decoder.items() if k not in ("guide", "kind", "batch_size")}
-    return own | guide | {"aligned as": _guide(run).rstrip(", "), "untuned": run.content["config"]["weak"]["untuned"]}
+    blocks = {f"{block} {k}": v for block in ("guide", "server") for k, v in (decoder.get(block) or {}).items()}
+    own = {k: v for k, v in decoder.items() if k not in ("guide", "server", "kind", "batch_size")}
+    return own | blocks | {"aligned as": _guide(run).rstrip(", "), "untuned": run.content["config"]["weak"]["untuned"]}
 
 
 def show(groups: list[dict[str, Any]], console: Any) -> None:

@@ -64,7 +64,11 @@ def title(content: dict[str, Any]) -> str:
         "search": lambda d: f"W {d['beams']}, K {d['children']}, L {d['chunk']}",
         "best_of_n": lambda d: f"n {d['samples']}",
         "eft": lambda d: f"beta {d['beta']:g}",
-        "wsd": lambda d: f"w {d['window']}, gamma {d['threshold']:g}",
+        "wsd": lambda d: (
+            f"w {d['window']}, gamma {d['threshold']:g}"
+            if d.get("rule") != "top1"
+            else f"nudging, gamma {d['threshold']:g}"
+        ),
         "contrastive": lambda d: f"alpha {d['alpha']:g}" if d["alpha"] is not None else f"gamma {d['gamma']:g}",
         "sampling": lambda d: f"temperature {d['temperature']:g}",
     }[decoder["kind"]](decoder)

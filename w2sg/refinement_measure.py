@@ -251,14 +251,14 @@ class Findings:
 
     def _warnings(self, found: dict[str, Any], data: dict[str, Any]) -> list[str]:
         lines, differences = [], found["differences"]
-        for axis in ("content", "concept"):
-            untrained = differences.get("student - base", {}).get(axis)
-            if axis == "content" and untrained and untrained["low"] is not None and untrained["low"] <= 0:
-                how = "more right than" if untrained["high"] < 0 else "as right as"
-                lines.append(
-                    f"the untrained strong model is {how} the student (content {untrained['value']:+.3f} for the "
-                    "student): on this axis nothing was learnt from the weak model"
-                )
+        untrained = differences.get("student - base", {}).get("content")
+        if untrained and untrained["low"] is not None and untrained["low"] <= 0:
+            how = "worse than" if untrained["high"] < 0 else "not told apart from"
+            lines.append(
+                f"on content the student is {how} the strong model without any training "
+                f"({untrained['value']:+.3f} [{untrained['low']:+.3f}, {untrained['high']:+.3f}]): there is nothing on "
+                "this axis that it need have learnt from the weak one"
+            )
         own = differences.get("student - self", {})
         if own and all(gap["low"] is not None and gap["low"] <= 0 <= gap["high"] for gap in own.values()):
             lines.append(

@@ -106,8 +106,8 @@ class Run:
         if self.data.test.kind == "answers" and not _reads_answers(config):
             raise UserError(
                 f"dataset: {config.dataset.name} has questions with answers and no labels, which "
-                f"{config.method['_target_'].rpartition('.')[2]} needs; use method=refine, or a dataset with preference "
-                "pairs or classes"
+                f"{config.method['_target_'].rpartition('.')[2]} needs; use method=refine, or a dataset with "
+                "preference pairs or classes"
             )
         self.pairs, self.classes = self.data.test.kind == "pairs", self.data.test.classes
         self.loss = build(config.loss)

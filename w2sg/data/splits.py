@@ -19,6 +19,7 @@ from w2sg.errors import UserError
 
 log = logging.getLogger(__name__)
 SPLITS = ("ground_truth", "transfer", "test")
+KINDS = {"pairs": "preference pairs", "classes": "labelled texts", "answers": "answered questions"}
 CONTRADICTED = "duplicate with the opposite label"
 
 
@@ -123,7 +124,8 @@ def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[s
     if not kinds:
         raise UserError(f"dataset.path: no usable row is left of {source.origin}: {drops.report()}")
     if len(kinds) > 1:
-        raise UserError(f"dataset.path: {source.origin} mixes preference pairs, labelled texts or answered questions")
+        mixed = " and ".join(words for kind, words in KINDS.items() if kind in kinds)
+        raise UserError(f"dataset.path: {source.origin} mixes {mixed}")
     kind = kinds.pop()
     classes = 2
     if kind == "classes":

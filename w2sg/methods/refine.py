@@ -114,7 +114,8 @@ def refine(
         if name == "naive":
             learned = taught
         elif name == "ceiling":
-            learned = gold["transfer"].take([k for k, i in enumerate(gold["transfer"].ids) if i in set(transfer.ids)])
+            answered = set(transfer.ids)
+            learned = gold["transfer"].take([k for k, i in enumerate(gold["transfer"].ids) if i in answered])
         elif name == "shuffled":
             learned = refiner.refine("shuffled-refined", taught, shuffle=True).replies
         elif name == "gold_exemplars":
@@ -153,6 +154,8 @@ def problems(config: TrainConfig) -> list[str]:
             found.append("refine.exemplars: answers of a file come without confidence; use another choice")
     if isinstance(options, InContext) and options.count < 2 and "shuffled" in method["baselines"]:
         found.append("method.baselines: one exemplar cannot be shuffled; leave shuffled out, or raise batch_size")
+    if getattr(options, "exemplars", None) == "high_confidence" and "gold_exemplars" in method["baselines"]:
+        found.append("method.baselines: right answers have no confidence to choose gold_exemplars by; leave them out")
     if not isinstance(options, Unrefined):
         room = max(options.max_new_tokens, getattr(options, "concept_tokens", 0))
         if room >= config.strong.max_length:
