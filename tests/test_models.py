@@ -25,6 +25,7 @@ def spec(**changes) -> ModelConfig:
         "layer": None,
         "candidates": None,
         "layers": None,
+        "quantise": None,
         "max_length": 64,
         "dtype": "float32",
         "attention": "sdpa",
