@@ -16,7 +16,7 @@ from w2sg.config import check
 from w2sg.data.dialogue import messages
 from w2sg.decoding.engine import TabularEngine
 from w2sg.errors import ConfigError, UserError
-from w2sg.refinement import answers_of_file, gold_answers
+from w2sg.refinement_answers import answers_of_file, gold_answers
 from w2sg.refinement_prompts import dialogue, fitting, flat, in_context, instructed, question_of
 from w2sg.refinement_scores import answer_in, copied, f1, letter_in, number_in, pattern_share, scored
 from w2sg.refinement_select import log_likelihoods, product_of_contexts

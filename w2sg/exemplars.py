@@ -11,14 +11,50 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from w2sg.data.table import uniform
 from w2sg.errors import UserError
 
+if TYPE_CHECKING:
+    from w2sg.refinement_options import Iar, InContext
+
 Contexts = list[list[list[int]]]
 WORD = re.compile(r"\w+")
+
+
+def contexts(
+    options: InContext | Iar,
+    pool: Sequence[str],
+    queries: Sequence[str],
+    texts: Callable[[], tuple[Sequence[str], Sequence[str]]],
+    confidence: Callable[[], np.ndarray],
+    seed: int,
+) -> Contexts:
+    """The contexts of each question as ``refine.exemplars`` has it.
+
+    Args:
+        pool, queries: ids. texts: of both, where similarity is asked for. confidence: [P], of the weak answers.
+
+    Raises:
+        UserError: the pool is too small, or ``refine.fixed`` names an answer that is not in it.
+    """
+    who, count, m, own = (pool, queries), options.count, options.contexts, options.include_self
+    match options.exemplars:
+        case "batch_loo":
+            found = batch_leave_one_out(*who, count, m, own, seed)
+        case "fixed":
+            found = fixed(*who, count, own, options.fixed)
+        case "random":
+            found = at_random(*who, count, m, own, seed)
+        case "knn":
+            found = nearest(*who, *texts(), count, m, own)
+        case "high_confidence":
+            found = most_confident(*who, confidence(), count, m, own)
+    enough(found, count)
+    return found
 
 
 def batches(count: int, size: int) -> list[list[int]]:

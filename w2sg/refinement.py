@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from w2sg import exemplars
-from w2sg.data.dialogue import messages
 from w2sg.data.loading import Examples
-from w2sg.data.sources import read_file
-from w2sg.data.table import Table, digest
+from w2sg.data.table import digest
 from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.errors import UserError
 from w2sg.inputs import VERSION
+from w2sg.refinement_answers import answers_to, as_replies
 from w2sg.refinement_axes import Axes
 from w2sg.refinement_options import Iar, Improve, Refine, Unrefined
 from w2sg.refinement_prompts import (
@@ -30,113 +29,16 @@ from w2sg.refinement_prompts import (
     flat,
     in_context,
     inference,
-    instructed,
     question_of,
 )
 from w2sg.refinement_scores import copied
 from w2sg.refinement_select import agreement, log_likelihoods, product_of_contexts, vote
 from w2sg.refinement_words import TokenRows
-from w2sg.replies import Prompts, Replies, gold_pairs, prompt_id
+from w2sg.replies import Prompts, Replies, prompt_id
 from w2sg.shards import Found
 from w2sg.stages import ReadJob, load_found
 from w2sg.text_options import PlainSampling
 from w2sg.text_run import TextRun, Writer
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Answers that come from elsewhere
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def gold_answers(table: Table) -> Replies:
-    """The right answer to each prompt: that of a question, or the preferred reply; of several the first.
-
-    Raises:
-        UserError: the table has labels and no answers.
-    """
-    if table.kind == "pairs":
-        return _once(gold_pairs(table).chosen)
-    if table.kind != "answers":
-        raise UserError(
-            "dataset: method=refine trains on answers, and this dataset has labels; choose one with answers "
-            "(dataset=questions, gsm8k, dolly, or preference pairs), or method.target=labels"
-        )
-    texts = [t[0][len(p) :].strip() for t, p in zip(table.texts, table.prompts, strict=True)]
-    return _once(_as_replies([prompt_id(p) for p in table.prompts], table.prompts, texts, {"gold": table.label_hash()}))
-
-
-def weak_answers(
-    text: TextRun, name: str, weak: Writer, prompts: Prompts, instruction: str | None, sampling: PlainSampling
-) -> Replies:
-    """What the weak model says when told so; the instruction is not part of the prompts that the replies name."""
-    told = Prompts(prompts.name, prompts.ids, [instructed(prompt, instruction) for prompt in prompts.texts])
-    return _asked_as(text.sample(name, weak, told, sampling), prompts)
-
-
-def answers_of_file(path: str, prompts: Prompts, missing: bool = False) -> Replies | None:
-    """Answers of a JSONL file {prompt, answer} to the prompts that it has one for, joined by the prompt's hash.
-
-    A prompt may stand there as a question alone or as the dialogue that it is in the data.
-
-    Args:
-        missing: that there is no answer at all is no error, and gives None.
-
-    Raises:
-        UserError: no such file, a row without these columns, two answers to a prompt, or no prompt in common.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"method.answers: there is no file {file}; name one with a row {{prompt, answer}} a line")
-    found: dict[str, str] = {}
-    for where, row in read_file(file):
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "answer")):
-            raise UserError(f"method.answers: {where} is no row {{prompt, answer}} of two texts")
-        key = _same(row["prompt"])
-        if found.setdefault(key, row["answer"]) != row["answer"]:
-            raise UserError(f"method.answers: {where} is a second answer to a prompt; keep one of them")
-    rows = [k for k, prompt in enumerate(prompts.texts) if _same(prompt) in found]
-    if not rows and missing:
-        return None
-    if not rows:
-        raise UserError(
-            f"method.answers: none of the {len(found)} prompts of {file.name} is among the {len(prompts)} of the "
-            f"{prompts.name} split; they are joined by their text, so the file must have been written for this data"
-        )
-    texts = [found[_same(prompts.texts[k])] for k in rows]
-    ids, asked = [prompts.ids[k] for k in rows], [prompts.texts[k] for k in rows]
-    return _as_replies(ids, asked, texts, {"answers": digest(*ids, *texts)})
-
-
-def spoken(text: TextRun, name: str, replies: Replies) -> Replies:
-    """Replies that say something; the others are counted."""
-    kept = [k for k, said in enumerate(replies.texts) if said.strip()]
-    if lost := len(replies) - len(kept):
-        text.dropped.setdefault(name, {})["empty answer"] = lost
-    return replies.take(kept)
-
-
-def _same(prompt: str) -> str:
-    return digest(json.dumps(messages(prompt)))
-
-
-def _as_replies(ids: Sequence[str], prompts: Sequence[str], texts: Sequence[str], key: dict[str, Any]) -> Replies:
-    zeros = np.zeros(len(ids), np.int64)
-    return Replies(list(ids), list(prompts), list(texts), np.ones(len(ids), bool), zeros, zeros, key)
-
-
-def _once(replies: Replies) -> Replies:
-    first = {i: row for row, i in reversed(list(enumerate(replies.ids)))}
-    return replies.take(sorted(first.values()))
-
-
-def _asked_as(replies: Replies, prompts: Prompts) -> Replies:
-    """The same replies, to the prompts as they stand in the data."""
-    texts = dict(zip(prompts.ids, prompts.texts, strict=True))
-    return replace(replies, prompts=[texts[i] for i in replies.ids])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Refinement
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -249,25 +151,16 @@ class Refiner:
         return self._inferred(name, queries, found) if isinstance(options, Iar) else found
 
     def _contexts(self, queries: Prompts, pool: Replies) -> exemplars.Contexts:
-        options, seed = self.options, self.text.seed
         if len(set(pool.ids)) < len(pool):
             raise ValueError("a question of the pool has two answers, so which is its exemplar is not said")
-        who, count, m, own = (pool.ids, queries.ids), options.count, options.contexts, options.include_self
-        match options.exemplars:
-            case "batch_loo":
-                found = exemplars.batch_leave_one_out(*who, count, m, own, seed)
-            case "fixed":
-                found = exemplars.fixed(*who, count, own, options.fixed)
-            case "random":
-                found = exemplars.at_random(*who, count, m, own, seed)
-            case "knn":
-                texts = ([question_of(prompt) for prompt in part] for part in (pool.prompts, queries.texts))
-                found = exemplars.nearest(*who, *texts, count, m, own)
-            case "high_confidence":
-                sure = np.array([float(part[:, 0].mean()) if len(part) else -np.inf for part in pool.log_probabilities])
-                found = exemplars.most_confident(*who, sure, count, m, own)
-        exemplars.enough(found, count)
-        return found
+        return exemplars.contexts(
+            self.options,
+            pool.ids,
+            queries.ids,
+            lambda: tuple([question_of(prompt) for prompt in part] for part in (pool.prompts, queries.texts)),
+            lambda: np.array([float(part[:, 0].mean()) if len(part) else -np.inf for part in pool.log_probabilities]),
+            self.text.seed,
+        )
 
     def _fitted(
         self, name: str, wanted: Sequence[tuple[Callable[..., str], Sequence[tuple[str, str]]]], room: int
@@ -349,8 +242,7 @@ class Refiner:
     def alone(self, name: str, queries: Prompts, instruction: str | None = None) -> Replies:
         """The strong model's own answers: the same question, template and decoding, without exemplars."""
         if isinstance(self.options, Unrefined):
-            told = Prompts(queries.name, queries.ids, [instructed(p, instruction) for p in queries.texts])
-            return _asked_as(self.text.sample(name, self.strong, told, self.sampling), queries)
+            return answers_to(self.text, name, self.strong, queries, instruction, self.sampling)
         asked = [Asked(q, 0, self._bare(prompt, instruction)) for q, prompt in enumerate(queries.texts)]
         found = self.candidates(name, asked, self.sampling, 1)
         return self._replies(queries, name, [(q, rows[0]) for q, rows in found.items()])
@@ -377,7 +269,7 @@ class Refiner:
         sources = Counter(source for source, _ in {(row["source"], row["id"]) for row in used})
         counts = {"questions": len(queries), **sources, "dropped": len(queries) - len({row["id"] for row in used})}
         ids, prompts, texts = ([row[key] for row in used] for key in ("id", "prompt", "refined"))
-        replies = _as_replies(ids, prompts, texts, {"refined": self._stages[name]})
+        replies = as_replies(ids, prompts, texts, {"refined": self._stages[name]})
         return Refined(
             replace(replies, finished=np.array([row["finished"] for row in used], bool), sample=_number(ids)),
             rows,
@@ -495,7 +387,7 @@ class Refiner:
         if not rows:
             return rows
         ids = [row["id"] for row in rows]
-        replies = _as_replies(ids, [row["prompt"] for row in rows], [row["refined"] for row in rows], {})
+        replies = as_replies(ids, [row["prompt"] for row in rows], [row["refined"] for row in rows], {})
         replies = replace(replies, sample=_number(ids))
         for axis in ("concept", "content"):
             values = self.axes.score(axis, f"{name}-{axis}", replies)
@@ -546,7 +438,7 @@ class Refiner:
     @staticmethod
     def _replies(queries: Prompts, name: str, chosen: Sequence[tuple[int, Candidate]]) -> Replies:
         ids, prompts = [queries.ids[q] for q, _ in chosen], [queries.texts[q] for q, _ in chosen]
-        replies = _as_replies(ids, prompts, [c.text for _, c in chosen], {"answers": name})
+        replies = as_replies(ids, prompts, [c.text for _, c in chosen], {"answers": name})
         finished = np.array([c.finished for _, c in chosen], bool)
         return replace(replies, finished=finished)
 

@@ -227,24 +227,15 @@ class Relabeller:
         return next(record.key for record in reversed(self.text.stages.records) if record.name == name)
 
     def _contexts(self, table: Table) -> exemplars.Contexts:
-        options, pool = self.options, self.weak.table
-        who, count, m, own = (pool.ids, table.ids), options.count, options.contexts, options.include_self
-        seed = self.text.seed
-        match options.exemplars:
-            case "batch_loo":
-                found = exemplars.batch_leave_one_out(*who, count, m, own, seed)
-            case "fixed":
-                found = exemplars.fixed(*who, count, own, options.fixed)
-            case "random":
-                found = exemplars.at_random(*who, count, m, own, seed)
-            case "knn":
-                texts = ([" ".join(t) for t in part.texts] for part in (pool, table))
-                found = exemplars.nearest(*who, *texts, count, m, own)
-            case "high_confidence":
-                sure = self.weak.logits.double().softmax(-1).max(-1).values.numpy()
-                found = exemplars.most_confident(*who, sure, count, m, own)
-        exemplars.enough(found, count)
-        return found
+        pool = self.weak.table
+        return exemplars.contexts(
+            self.options,
+            pool.ids,
+            table.ids,
+            lambda: tuple([" ".join(t) for t in part.texts] for part in (pool, table)),
+            lambda: self.weak.logits.double().softmax(-1).max(-1).values.numpy(),
+            self.text.seed,
+        )
 
     def _prompt(self, table: Table, row: int, context: list[int], swapped: bool, shuffle: bool) -> tuple[str, int]:
         """A context that fits, and how many exemplars it lacks; exemplars of a pair alternate in their order."""

@@ -55,7 +55,8 @@ def refine(
         cot_instruction: of one of them. content, concept: the two axes. judge: the reward model, where an axis asks it.
         labels: how labels are asked for. evaluation: what is measured.
     """
-    from w2sg.refinement import Refiner, answers_of_file, gold_answers, spoken, weak_answers
+    from w2sg.refinement import Refiner
+    from w2sg.refinement_answers import answers_of_file, answers_to, gold_answers, spoken
     from w2sg.refinement_axes import Axes
     from w2sg.refinement_measure import Findings
     from w2sg.replies import prompts_of
@@ -81,8 +82,8 @@ def refine(
         weak = Writer("weak", run.weak)
         if train_weak:
             weak = text.supervise("weak", weak, gold["ground_truth"], sft)
-        taught = weak_answers(text, "weak-answers", weak, transfer, weak_instruction, sampling)
-        weak_on_test = weak_answers(text, "weak-on-test", weak, test, weak_instruction, sampling)
+        taught = answers_to(text, "weak-answers", weak, transfer, weak_instruction, sampling)
+        weak_on_test = answers_to(text, "weak-on-test", weak, test, weak_instruction, sampling)
     else:
         taught = answers_of_file(answers, transfer)
         weak_on_test = answers_of_file(answers, test, missing=True)
@@ -189,7 +190,7 @@ def _unread(config: TrainConfig) -> list[str]:
         )
     if config.dataset.noise.kind != "none":
         found.append("dataset.noise.kind: answers have no labels to flip; use none, or method.target=labels")
-    for role in ("weak", "strong"):
+    for role in ("strong",) if config.method["answers"] is not None else ("weak", "strong"):
         model = getattr(config, role)
         if model.untuned is not None:
             found.append(f"{role}.untuned: not read by method=refine; set it to null")
