@@ -235,11 +235,12 @@ def test_all_problems_come_at_once_one_line_each():
 
 def test_rules_across_sections_are_reported_with_the_others(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = problems("seed=x", "weak.micro_batch=64", "trainer=gpu", "dataset.max_chars=0")
+    gold = ["training.select_on=gold", "training.head.validation=0"]
+    found = problems("seed=x", *gold, "trainer=gpu", "dataset.max_chars=0")
     assert [line.split(":")[0] for line in found] == [
         "dataset.max_chars",
         "seed",
-        "weak.micro_batch",
+        "training.select_on",
         "trainer.accelerator",
     ]
 

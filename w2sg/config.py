@@ -521,17 +521,6 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
     method = container.get("method")
     if container.get("refine") is not None and not (isinstance(method, dict) and "refine" in method):
         problems.append("refine: read by method=refine alone; add that, or leave refine out")
-    # methods whose models write have options of their own for that
-    predicts = not isinstance(method, dict) or str(method.get("_target_", "")).endswith("finetune")
-    for role in ("weak", "strong") if predicts else ():
-        model = sections.get(role)
-        if training and model and model.micro_batch is not None:
-            batch = getattr(training, model.train).batch_size
-            if model.micro_batch > batch:
-                problems.append(
-                    f"{role}.micro_batch: {model.micro_batch} is more than the batch of {batch} it is a part of; lower "
-                    f"it, or raise training.{model.train}.batch_size"
-                )
     loss = container.get("loss")
     target = str(loss.get("_target_", "")) if isinstance(loss, dict) else ""
     reverse = any(word in target for word in ("reverse", "cace", "symmetric", "jeffreys"))

@@ -171,7 +171,7 @@ class Run:
             key["rows"] = digest(*(table.ids[row] for row in rows))
         experts: list[Model] = []
         if source.spec.head == "mixture":
-            experts = self._experts(name, source, table, labels, layer, rows)
+            experts = self._experts(name, source, table, labels, layer, rows, like)
             key["experts"] = [expert.folder.name for expert in experts]
         if like is not None:
             key["like"] = like
@@ -280,7 +280,14 @@ class Run:
         return logits, notes
 
     def _experts(
-        self, name: str, source: Source, table: Table, labels: Labels, layer: int, learned: np.ndarray | None
+        self,
+        name: str,
+        source: Source,
+        table: Table,
+        labels: Labels,
+        layer: int,
+        learned: np.ndarray | None,
+        like: str | None,
     ) -> list[Model]:
         """The fixed experts of a mixture head: linear heads trained by cross entropy on disjoint parts of the rows."""
         linear = Source(
@@ -300,7 +307,9 @@ class Run:
             rows = np.flatnonzero(fold == k) if learned is None else learned[fold[learned] == k]
             if learned is not None:
                 key["rows"] = digest(*(table.ids[row] for row in rows))
-            make = partial(self._fit_job, stage, linear, labels, None, options, layer, [], rows)
+            if like is not None:
+                key["like"] = like
+            make = partial(self._fit_job, f"{like or name}-expert{k}", linear, labels, None, options, layer, [], rows)
             experts.append(Model(stage, self.stages.fit(stage, key, make), linear, layer))
         return experts
 

@@ -360,7 +360,9 @@ class TransformersEngine:
                 log.debug("%s: prompts are not shared between rows: %s", type(self.policy.plain).__name__, error)
                 return False
             found.append(self.logits)
-        return bool((found[1] - found[0]).norm() <= 2e-2 * found[0].norm())
+        # attention in another order rounds differently, and that is all it may do
+        within = 1e-4 if self.policy.plain.dtype == torch.float32 else 2e-2
+        return bool((found[1] - found[0]).norm() <= within * found[0].norm())
 
     def _read_anew(self, chunks: Sequence[np.ndarray], sizes: Tensor, longest: int) -> Tensor:
         """Read all tokens of the rows and these from the start; the states of these, filled on the right."""

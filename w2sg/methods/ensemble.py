@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from w2sg import variants
 from w2sg.ensembles import boosted, combine, member_rows, weighted_rows
-from w2sg.methods import variants
 
 if TYPE_CHECKING:
     from w2sg.config import TrainConfig
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def problems(config: TrainConfig) -> list[str]:
     """What is wrong between this method's options and the rest of the configuration."""
     method = config.method
-    found = variants.plain_problems(config) + variants.problems(config.weak, method["variants"], "method.variants")
+    found = variants.label_problems(config) + variants.problems(config.weak, method["variants"], "method.variants")
     if method["combine"] == "boost" and method["resample"] != "none":
         found.append("method.resample: boosting draws its rows itself; set it to none")
     elif method["combine"] != "boost" and method["resample"] == "none" and len(method["variants"]) < method["members"]:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from w2sg import variants
 from w2sg.data.table import uniform
-from w2sg.methods import variants
 
 if TYPE_CHECKING:
     from w2sg.config import TrainConfig
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def problems(config: TrainConfig) -> list[str]:
     """What is wrong between this method's options and the rest of the configuration."""
-    found = variants.plain_problems(config)
+    found = variants.label_problems(config)
     method = config.method
     if method["score"] == "zero_shot" and config.dataset.zero_shot is None:
         found.append("method.score: zero_shot asks the strong model, but dataset.zero_shot says no question; set it")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from w2sg.variants import label_problems
+
 if TYPE_CHECKING:
     from w2sg.config import TrainConfig
     from w2sg.report import Report
@@ -12,9 +14,7 @@ if TYPE_CHECKING:
 
 def problems(config: TrainConfig) -> list[str]:
     """What is wrong between this method's options and the rest of the configuration."""
-    if config.weak.untuned is not None or config.strong.untuned is not None:
-        return ["weak.untuned: not read by method=finetune; set it to null"]
-    return []
+    return label_problems(config)
 
 
 def finetune(run: Run, ceiling_split: Literal["transfer", "ground_truth"] = "transfer") -> Report:

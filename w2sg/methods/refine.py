@@ -18,6 +18,7 @@ from w2sg.refinement_options import (
     Unrefined,
 )
 from w2sg.text_options import FineTuning, Judge, PlainSampling
+from w2sg.variants import label_problems
 
 if TYPE_CHECKING:
     from w2sg.config import TrainConfig
@@ -228,7 +229,4 @@ def _problems_of_labels(config: TrainConfig, options: Refine) -> list[str]:
     given = {key for key in ("weak_instruction", "answers") if method[key] is not None}
     for key in sorted(given | ({"train_weak"} if method["train_weak"] else set())):
         found.append(f"method.{key}: of answers alone; with target=labels the weak model is trained on ground truth")
-    for role in ("weak", "strong"):
-        if getattr(config, role).untuned is not None:
-            found.append(f"{role}.untuned: not read by method=refine; set it to null")
-    return found
+    return found + label_problems(config)

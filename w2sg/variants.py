@@ -32,12 +32,21 @@ def problems(spec: ModelConfig, changes: Sequence[Mapping[str, Any]], where: str
     return found
 
 
-def plain_problems(config: TrainConfig) -> list[str]:
-    """What holds for every method that trains on labels."""
-    if config.weak.untuned is not None or config.strong.untuned is not None:
-        name = config.method["_target_"].rpartition(".")[2]
-        return [f"weak.untuned: not read by method={name}; set it to null"]
-    return []
+def label_problems(config: TrainConfig) -> list[str]:
+    """What is wrong for every method that trains on labels, one line each."""
+    found = []
+    for role in ("weak", "strong"):
+        model = getattr(config, role)
+        if model.untuned is not None:
+            name = config.method["_target_"].rpartition(".")[2]
+            found.append(f"{role}.untuned: not read by method={name}; set it to null")
+        batch = getattr(config.training, model.train).batch_size
+        if model.micro_batch is not None and model.micro_batch > batch:
+            found.append(
+                f"{role}.micro_batch: {model.micro_batch} is more than the batch of {batch} it is a part of; lower it, "
+                f"or raise training.{model.train}.batch_size"
+            )
+    return found
 
 
 def _changed(spec: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
