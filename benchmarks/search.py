@@ -2,11 +2,14 @@
 
     python benchmarks/search.py --threads 2
 
-Three randomly initialised Llamas of 6 layers and width 256 (strong, tuned, untuned), no end of text. The plain one
-keeps the strong model's cache and reorders it, as the public code does, and after every chunk has both small models
-read prompt and reply of every candidate again, with logits at all positions; one prompt at a time. Both draw the
-same random numbers, so they choose the same replies; printed are the seconds of each, their ratio, the tokens
-that each small model read, and the seconds for each of 16 prompts in flight. Runs are interleaved.
+Three randomly initialised Llamas of 6 layers and width 256 (strong, tuned, untuned), no end of text. The public code
+(ZHZisZZ/weak-to-strong-search, for transformers 4) keeps the strong model's cache and reorders it, prepares each step
+as `generate` does, and after every chunk has both small models read prompt and reply of every candidate again, with
+logits at all positions; one prompt at a time. *Public* is a port of that to transformers 5, without its tokenizing;
+*lean* leaves out the attention masks, the preparation of inputs and the small models' caches as well, which nobody
+needs where prompts are not padded. All draw the same random numbers, so they choose the same replies; printed are the
+seconds of each, their ratios, the tokens that each small model read, and the seconds for each of 16 prompts in flight.
+Runs are interleaved.
 """
 
 from __future__ import annotations
@@ -57,23 +60,25 @@ def main() -> None:
         prompt, length, chunk, beams, children = setting
         draw = np.random.default_rng(0)
         prompts = [draw.integers(1, args.vocabulary, prompt) for _ in range(args.in_flight)]
-        seconds: dict[str, list[float]] = {"plain": [], "one": [], "many": []}
+        seconds: dict[str, list[float]] = {"public": [], "lean": [], "one": [], "many": []}
         for _ in range(args.repeats):
-            begun = time.perf_counter()
-            theirs, read = straightforward(models, prompts[0], length, chunk, beams, children)
-            seconds["plain"].append(time.perf_counter() - begun)
+            for kind in ("public", "lean"):
+                begun = time.perf_counter()
+                theirs, read = straightforward(models, prompts[0], length, chunk, beams, children, kind == "lean")
+                seconds[kind].append(time.perf_counter() - begun)
             begun = time.perf_counter()
             ours, ours_read = cached(models, prompts[:1], length, chunk, beams, children)
             seconds["one"].append(time.perf_counter() - begun)
             begun = time.perf_counter()
             many, _ = cached(models, prompts, length, chunk, beams, children)
             seconds["many"].append((time.perf_counter() - begun) / len(prompts))
-        plain, one, each = (statistics.median(seconds[k]) for k in ("plain", "one", "many"))
+        public, lean, one, each = (statistics.median(seconds[k]) for k in ("public", "lean", "one", "many"))
         same = min(leading(ours[0], theirs), leading(many[0], theirs))
         print(
-            f"P {prompt:3d} T {length:3d} L {chunk:2d} W {beams} K {children}: {plain:7.2f} s, ours {one:6.2f} s "
-            f"x{plain / one:5.2f}; {args.in_flight} in flight {each:6.2f} s a prompt x{one / each:5.2f} more; each "
-            f"small model read {read:,} and {ours_read:,} tokens; first {same} of {length} tokens of the replies equal",
+            f"P {prompt:3d} T {length:3d} L {chunk:2d} W {beams} K {children}: "
+            f"public {public:7.2f} s, lean {lean:7.2f} s, ours {one:6.2f} s x{public / one:5.2f} x{lean / one:5.2f}; "
+            f"{args.in_flight} in flight {each:6.2f} s a prompt x{one / each:5.2f} more, x{public / each:5.2f} in all; "
+            f"each small model read {read:,} and {ours_read:,} tokens; first {same} of {length} tokens equal",
             flush=True,
         )
 
@@ -124,34 +129,47 @@ def cached(models: list[Policy], prompts: list[np.ndarray], length: int, chunk: 
 
 
 @torch.inference_mode()
-def straightforward(models: list[Policy], prompt: np.ndarray, length: int, chunk: int, beams: int, children: int):
+def straightforward(
+    models: list[Policy], prompt: np.ndarray, length: int, chunk: int, beams: int, children: int, lean: bool
+):
     """The public algorithm: the same for one prompt."""
     strong, tuned, untuned = (model.plain for model in models)
     device = next(strong.parameters()).device
     rows = beams * children
     settings = Settings.from_columns(torch.tensor([COLUMNS]).expand(rows, -1).to(device))
     ids = torch.from_numpy(prompt).to(device)[None].expand(rows, -1)
-    cache = DynamicCache(config=strong.config)
-    logits = strong(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    state = {"past_key_values": DynamicCache(config=strong.config), "attention_mask": torch.ones_like(ids)}
+
+    def step(new: torch.Tensor) -> torch.Tensor:
+        if lean:
+            cache = state["past_key_values"]
+            return strong(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        inputs = strong.prepare_inputs_for_generation(ids, next_sequence_length=new.shape[1], use_cache=True, **state)
+        outputs = strong(**inputs, logits_to_keep=1, return_dict=True)
+        state.update(strong._update_model_kwargs_for_generation(outputs, state))
+        return outputs.logits[:, -1]
+
+    logits = step(ids)
     lineage, read = [str(k) for k in range(rows)], 0
     for begin in range(0, length, chunk):
         steps = min(chunk, length - begin)
         uniform = np.stack([stream(0, "0", name, begin + steps)[begin:] for name in lineage])
         uniform = torch.from_numpy(uniform).to(device)
-        for step in range(steps):
-            tokens = choose(logits.log_softmax(-1), settings, uniform[:, step])
+        for k in range(steps):
+            tokens = choose(logits.log_softmax(-1), settings, uniform[:, k])
             ids = torch.cat([ids, tokens[:, None]], 1)
-            if begin + step + 1 < length:
-                logits = strong(input_ids=tokens[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
+            if begin + k + 1 < length:
+                logits = step(tokens[:, None])
         values = []
         for model in (tuned, untuned):
-            logs = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+            more = {"use_cache": False} if lean else {"attention_mask": torch.ones_like(ids)}
+            logs = model(input_ids=ids, **more).logits.float().log_softmax(-1)
             replies = ids[:, len(prompt) :]
             values.append(logs[:, len(prompt) - 1 : -1].gather(2, replies[..., None])[..., 0].double().sum(1))
         read += ids.numel()
         best = (values[0] - values[1]).topk(beams).indices
         parents = best.repeat_interleave(children)
-        cache.reorder_cache(parents)
+        state["past_key_values"].reorder_cache(parents)
         ids, logits = ids[parents], logits[parents]
         kept = [lineage[k] for k in best.tolist()]
         lineage = [name if k == 0 else f"{name}/{begin + steps}.{k}" for name in kept for k in range(children)]

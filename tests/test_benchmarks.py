@@ -79,7 +79,7 @@ def test_search_runs_small_and_chooses_what_the_plain_one_does():
         "1",
     )
     found = output("search.py", *small)
-    assert "each small model read 6,320 and 812 tokens; first 50 of 50 tokens of the replies equal" in found
+    assert "each small model read 6,320 and 812 tokens; first 50 of 50 tokens equal" in found
 
 
 def test_drafting_runs_small_and_writes_what_the_plain_one_does():
