@@ -1036,8 +1036,8 @@ def test_pairs_without_a_prompt_that_share_a_text_stay_together(tmp_path):
 
     examples = [sources.pair("", row["chosen"], row["rejected"]) for row in rows]
     sizes = {"ground_truth": 9, "transfer": 9, "test": 9}
-    chosen = splits._split({"all": examples}, sizes, 0, {})
-    again = splits._split({"all": examples[::-1]}, sizes, 0, {})
+    chosen = splits._split({"all": examples}, sizes, 0, splits.Levels(), {})
+    again = splits._split({"all": examples[::-1]}, sizes, 0, splits.Levels(), {})
     assert {n: sorted(e.id for e in part) for n, part in chosen.items()} == {
         n: sorted(e.id for e in part) for n, part in again.items()
     }

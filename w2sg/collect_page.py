@@ -12,7 +12,7 @@ import numpy as np
 
 from w2sg.collect import Collection
 from w2sg.errors import UserError
-from w2sg.figures import COLOURS, PALETTE, Raw, estimate, new_figure, number, p_text, p_value, page, svg, table
+from w2sg.figures import COLOURS, PALETTE, Raw, estimate, new_figure, number, p_text, p_value, page, reach, svg, table
 from w2sg.store import write_json
 
 LEVEL = 0.05
@@ -380,7 +380,7 @@ def difference_figure(content: dict[str, Any]) -> str:
             axes.errorbar(
                 entry["difference"],
                 y,
-                xerr=[[entry["difference"] - entry["low"]], [entry["high"] - entry["difference"]]],
+                xerr=reach(entry["difference"], entry["low"], entry["high"]),
                 color=colour[entry["loss"]],
                 marker="o",
                 ms=5,

@@ -169,6 +169,17 @@ class ZeroShotConfig(Strict):
     answers: list[str] = Field(min_length=2)
 
 
+class Difficulty(Strict):
+    column: str
+    most: float = Field(allow_inf_nan=False)
+    easy: list[Literal["ground_truth", "transfer", "test"]] = Field(["ground_truth", "transfer"], min_length=1)
+
+    def rules(self) -> list[str]:
+        if len(set(self.easy)) != len(self.easy) or len(self.easy) == 3:
+            return ["easy: splits with easy rows, each once, and one must be left for the hard ones; as [ground_truth]"]
+        return []
+
+
 class DatasetConfig(Strict):
     model_config = ConfigDict(
         extra="allow"
@@ -183,6 +194,7 @@ class DatasetConfig(Strict):
     split_seed: int
     strict: bool
     max_chars: PositiveInt | None
+    difficulty: Difficulty | None = None
     zero_shot: ZeroShotConfig | None
     noise: NoiseConfig
 
@@ -436,7 +448,7 @@ def _messages(errors: list[dict[str, Any]]) -> str:
 
 
 # Read by the framework, not by the loader.
-DATASET_KEYS = {"name", "sizes", "split_seed", "strict", "max_chars", "zero_shot", "noise"}
+DATASET_KEYS = {"name", "sizes", "split_seed", "strict", "max_chars", "difficulty", "zero_shot", "noise"}
 
 
 CALLED_WITH = {"method": 1, "loss": 3, "dataset": 0}  # what we supply: the run; logits, weak logits and progress

@@ -53,6 +53,14 @@ def points(axis: Any, x: Sequence[float], found: Sequence[dict[str, Any]], acros
     axis.errorbar(x, y, **errors, **{"lw": 1.3, "ms": 4.5, "elinewidth": 1, "capsize": 2, **style})
 
 
+def reach(value: float, low: float, high: float) -> list[list[float]]:
+    """How far an interval reaches to both sides of a value, as error bars want it.
+
+    Not below 0: where all rows agree, a bootstrap's mean is the value up to its rounding.
+    """
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
+
+
 def band(axis: Any, found: dict[str, Any], colour: str) -> None:
     """An estimate that holds for all x, with its interval."""
     if found["value"] is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from w2sg.figures import COLOURS, Raw, estimate, facts, new_figure, number, p_text, p_value, page, svg, table
+from w2sg.figures import COLOURS, Raw, estimate, facts, new_figure, number, p_text, p_value, page, reach, svg, table
 
 ROLES = {
     "weak": "weak supervisor",
@@ -256,7 +256,7 @@ def accuracy_figure(content: dict[str, Any]) -> str:
         low, high = values["intervals"]["accuracy"]
         accuracy = values["accuracy"]
         axes.barh(row, accuracy, color=COLOURS.get(name, "#777"), height=0.62)
-        axes.errorbar(accuracy, row, xerr=[[accuracy - low], [high - accuracy]], color="black", capsize=3, lw=1)
+        axes.errorbar(accuracy, row, xerr=reach(accuracy, low, high), color="black", capsize=3, lw=1)
         axes.text(high + 0.008, row, f"{accuracy:.3f}", va="center", fontsize=9)
     axes.set_yticks(range(len(names)), [ROLES.get(n, n) for n in names])
     axes.invert_yaxis()

@@ -11,6 +11,7 @@ import csv
 import gzip
 import importlib.util
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -42,6 +43,7 @@ class Example:
         texts: whole texts, in an order that says nothing of the answer; one for a class or an answered question.
         answer: which text is preferred (pairs), or the class; 0 for answers.
         group: rows of one group stay in one split.
+        difficulty: where the dataset says it.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class Example:
     answer: int
     id: str
     group: str
+    difficulty: float = math.nan
 
 
 def pair(prompt: str, chosen: str, rejected: str) -> Example:

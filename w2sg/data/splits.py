@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,44 @@ class Tables:
     transfer: Table
     test: Table
     report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Easy to hard: which splits have the rows of little difficulty, and which the others.
+
+    Attributes:
+        column: its name; None where rows are not told apart. most: of the easy ones. easy: the splits that have these.
+    """
+
+    column: str | None = None
+    most: float = math.inf
+    easy: tuple[str, ...] = SPLITS
+
+    @staticmethod
+    def of(options: dict[str, Any] | None) -> Levels:
+        if options is None:
+            return Levels()
+        return Levels(options["column"], options["most"], tuple(options["easy"]))
+
+    def of_split(self, name: str, rows: list[Example]) -> list[Example]:
+        """Those of the split's difficulty."""
+        return [row for row in rows if self.column is None or (row.difficulty <= self.most) == (name in self.easy)]
+
+    def why(self, name: str) -> str:
+        """What rows of the split are, for a message."""
+        if self.column is None:
+            return ""
+        return f" ({self.column} {'at most' if name in self.easy else 'above'} {self.most:g}, dataset.difficulty)"
+
+    def __str__(self) -> str:
+        if self.column is None:
+            return ""
+        hard = [name for name in SPLITS if name not in self.easy]
+        return (
+            f"; {self.column} at most {self.most:g} in {' and '.join(self.easy)}, above it in {' and '.join(hard)} "
+            "(easy to hard)"
+        )
 
 
 @dataclass
@@ -70,15 +110,19 @@ def load_tables(options: dict[str, Any], seed: int) -> Tables:
     pools, kind, classes, notes = _read(json.dumps(reading, sort_keys=True))
     report = dict(notes)
     split_seed, sizes = options["split_seed"], options["sizes"]
+    levels = Levels.of(options.get("difficulty"))
     if set(pools) == set(SPLITS):
-        chosen = {name: _hashed(pools[name], sizes[name], split_seed) for name in SPLITS}
+        chosen = {name: _hashed(levels.of_split(name, pools[name]), sizes[name], split_seed) for name in SPLITS}
         for name, rows in chosen.items():  # sizes are a limit here: what the files hold is what there is
             if not rows:
-                raise UserError(f"dataset.path: {report['source']} has no usable row for {name}: {report['dropped']}")
-        report["split"] = "as the files come"
+                raise UserError(
+                    f"dataset.path: {report['source']} has no usable row for {name}{levels.why(name)}: "
+                    f"{report['dropped']}"
+                )
+        report["split"] = f"as the files come{levels}"
     else:
-        chosen = _split(pools, sizes, split_seed, report)
-        report["split"] = f"by prompt, split_seed {split_seed}"
+        chosen = _split(pools, sizes, split_seed, levels, report)
+        report["split"] = f"by prompt, split_seed {split_seed}{levels}"
     tables = {name: _table(name, rows, kind, classes, seed) for name, rows in chosen.items()}
     return Tables(**tables, report=report)
 
@@ -87,7 +131,8 @@ def load_tables(options: dict[str, Any], seed: int) -> Tables:
 def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[str, Any]]:
     """All good rows of a dataset by pool; kept in memory, since the runs of a sweep read the same ones."""
     options = json.loads(options_json)
-    source: Source = build({k: v for k, v in options.items() if k not in {"strict", "max_chars"}})()
+    source: Source = build({k: v for k, v in options.items() if k not in {"strict", "max_chars", "difficulty"}})()
+    column = (options.get("difficulty") or {}).get("column")
     drops = Drops(options["strict"])
     pools: dict[str, list[Example]] = {}
     seen_rows = 0
@@ -96,7 +141,7 @@ def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[s
         contradicted: set[str] = set()
         for where, row in rows:
             seen_rows += 1
-            example = _parse(source, where, row, options["max_chars"], drops)
+            example = _parse(source, where, row, options["max_chars"], column, drops)
             if example is None:
                 continue
             earlier = kept.get(example.id)
@@ -139,11 +184,15 @@ def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[s
     return pools, kind, classes, {"source": source.origin, "rows_read": seen_rows, "dropped": drops.report()}
 
 
-def _parse(source: Source, where: str, row: Any, max_chars: int | None, drops: Drops) -> Example | None:
+def _parse(
+    source: Source, where: str, row: Any, max_chars: int | None, column: str | None, drops: Drops
+) -> Example | None:
     try:
         if isinstance(row, Exception):
             raise row
         example = source.parse(row)
+        if column is not None:
+            example = replace(example, difficulty=_difficulty(row[column], column))
         if not _is_unicode(example.group, *example.texts):
             raise ValueError("the text is not valid UTF-8 (a lone surrogate)")
     except (ValueError, KeyError, TypeError) as error:
@@ -161,6 +210,16 @@ def _parse(source: Source, where: str, row: Any, max_chars: int | None, drops: D
         drops.add("over-long", where, f"{longest} characters, dataset.max_chars is {max_chars}")
         return None
     return example
+
+
+def _difficulty(value: Any, column: str) -> float:
+    """A number, or the only one in a text ("Level 3")."""
+    found = re.findall(r"-?\d+(?:\.\d+)?", value) if isinstance(value, str) else [value]
+    if len(found) != 1 or isinstance(value, bool) or not isinstance(found[0], str | int | float):
+        raise ValueError(f"{column} is {value!r}, and not one number (dataset.difficulty)")
+    if not math.isfinite(float(found[0])):
+        raise ValueError(f"{column} is {value!r} (dataset.difficulty)")
+    return float(found[0])
 
 
 def _is_unicode(*texts: str) -> bool:
@@ -192,14 +251,18 @@ def _enough(name: str, there: int, asked: int | None, why: str = "") -> None:
 
 
 def _split(
-    pools: dict[str, list[Example]], sizes: dict[str, int | None], split_seed: int, report: dict[str, Any]
+    pools: dict[str, list[Example]],
+    sizes: dict[str, int | None],
+    split_seed: int,
+    levels: Levels,
+    report: dict[str, Any],
 ) -> dict[str, list[Example]]:
     pools = dict(pools)
     chosen: dict[str, list[Example]] = {}
     wanted = list(SPLITS)
     if "test" in pools:
-        chosen["test"] = _hashed(pools.pop("test"), sizes["test"], split_seed)
-        _enough("test", len(chosen["test"]), sizes["test"])
+        chosen["test"] = _hashed(levels.of_split("test", pools.pop("test")), sizes["test"], split_seed)
+        _enough("test", len(chosen["test"]), sizes["test"], levels.why("test"))
         wanted.remove("test")
     rows = [example for pool in pools.values() for example in pool]
     rows = list({example.id: example for example in rows}.values())
@@ -209,18 +272,44 @@ def _split(
         rows = [example for example in rows if held.isdisjoint(_keys(example))]
         report["training rows dropped because their prompt is in test"] = before - len(rows)
     groups = _groups(rows)
+    if levels.column is None:
+        return chosen | _filled(groups, {name: sizes[name] for name in wanted}, split_seed)
+    report["rows dropped because their prompt is easy in one and hard in another"] = 0
+    easy: dict[str, list[Example]] = {}
+    hard: dict[str, list[Example]] = {}
+    for group, members in groups.items():
+        if len(kinds := {member.difficulty <= levels.most for member in members}) > 1:
+            report["rows dropped because their prompt is easy in one and hard in another"] += len(members)
+        else:
+            (easy if kinds.pop() else hard)[group] = members
+    for some, is_easy in ((easy, True), (hard, False)):
+        asked = {name: sizes[name] for name in wanted if (name in levels.easy) == is_easy}
+        if asked:
+            chosen |= _filled(some, asked, split_seed, levels.why(next(iter(asked))))
+    return chosen
+
+
+def _filled(
+    groups: dict[str, list[Example]], asked: dict[str, int | None], split_seed: int, of: str = ""
+) -> dict[str, list[Example]]:
+    """Splits of these sizes, None sharing what is left; all rows of a group go to one of them.
+
+    Args:
+        of: what the rows are, for messages.
+    """
+    chosen: dict[str, list[Example]] = {}
+    count = sum(map(len, groups.values()))
     order = sorted(groups, key=lambda group: (uniform("prompt", split_seed, group), group))
-    asked = {name: sizes[name] for name in wanted}
     fixed = sum(size for size in asked.values() if size is not None)
-    unlimited = [name for name in wanted if asked[name] is None]
-    if fixed > len(rows) or (unlimited and fixed + len(unlimited) > len(rows)):
+    unlimited = [name for name in asked if asked[name] is None]
+    if fixed > count or (unlimited and fixed + len(unlimited) > count):
         raise UserError(
             f"dataset.sizes: {', '.join(f'{k} {v}' for k, v in asked.items())} were asked for, but there are "
-            f"{len(rows)} rows to split; lower them"
+            f"{count} rows to split{of}; lower them"
         )
-    why = f" ({len(rows)} rows of {len(order)} prompts, and all rows of a prompt go to one split)"
+    why = f" ({count} rows of {len(order)} prompts{of}, and all rows of a prompt go to one split)"
     # test first: where its size is given, its rows stay the same when the sizes of the others change
-    first = sorted(wanted, key=lambda n: (n != "test", n))
+    first = sorted(asked, key=lambda n: (n != "test", n))
     filling = iter(order)
     for name in [n for n in first if n not in unlimited]:
         taken: list[Example] = []
