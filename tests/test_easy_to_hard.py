@@ -94,7 +94,7 @@ def test_a_run_says_what_is_easy(tmp_path):
     typed = [
         "dataset=local",
         f"dataset.path={file}",
-        "dataset.difficulty={column: level, most: 3}",
+        "dataset.difficulty={column: level, most: 3, easy: [ground_truth, transfer]}",
         "weak=bow",
         "strong=bow",
         "weak.epochs=2",
@@ -112,9 +112,9 @@ def test_a_run_says_what_is_easy(tmp_path):
 @pytest.mark.parametrize(
     ("difficulty", "said"),
     [
-        ("{column: level}", "dataset.difficulty.most: needs a value"),
-        ("{column: level, most: hard}", "dataset.difficulty.most"),
-        ("{column: level, most: 3, least: 1}", "dataset.difficulty.least: no such key"),
+        ("{column: level, easy: [test]}", "dataset.difficulty.most: needs a value"),
+        ("{column: level, most: hard, easy: [test]}", "dataset.difficulty.most"),
+        ("{column: level, most: 3, easy: [test], least: 1}", "dataset.difficulty.least: no such key"),
         ("{column: level, most: 3, easy: []}", "dataset.difficulty.easy"),
         ("{column: level, most: 3, easy: [train]}", "dataset.difficulty.easy.0"),
         ("{column: level, most: 3, easy: [ground_truth, transfer, test]}", "one must be left for the hard ones"),

@@ -172,7 +172,7 @@ class ZeroShotConfig(Strict):
 class Difficulty(Strict):
     column: str
     most: float = Field(allow_inf_nan=False)
-    easy: list[Literal["ground_truth", "transfer", "test"]] = Field(["ground_truth", "transfer"], min_length=1)
+    easy: list[Literal["ground_truth", "transfer", "test"]] = Field(min_length=1)
 
     def rules(self) -> list[str]:
         if len(set(self.easy)) != len(self.easy) or len(self.easy) == 3:
@@ -194,7 +194,7 @@ class DatasetConfig(Strict):
     split_seed: int
     strict: bool
     max_chars: PositiveInt | None
-    difficulty: Difficulty | None = None
+    difficulty: Difficulty | None
     zero_shot: ZeroShotConfig | None
     noise: NoiseConfig
 
