@@ -44,19 +44,17 @@ def used_stages(out: Path) -> set[str]:
 
 def gather(runs: Path, console: Console) -> None:
     """One table and one page over all finished runs below a folder."""
-    from w2sg import collect_decode, collect_page, collect_text
+    from w2sg import collect_decode, collect_page, collect_refined, collect_text
     from w2sg.collect import collect
 
     files = []
     if (collection := collect(runs)) is not None:
         collect_page.show(collection, console)
         files += collect_page.write(collection, runs)
-    if written := collect_text.collect(runs):
-        collect_text.show(written, console)
-        files += collect_text.write(written, runs)
-    if decoded := collect_decode.collect(runs):
-        collect_decode.show(decoded, console)
-        files += collect_decode.write(decoded, runs)
+    for kind in (collect_text, collect_decode, collect_refined):
+        if found := kind.collect(runs):
+            kind.show(found, console)
+            files += kind.write(found, runs)
     console.print("written: " + ", ".join(map(str, files)), soft_wrap=True)
 
 

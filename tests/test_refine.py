@@ -10,12 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import WORDS, compose, save_tiny_model, write_jsonl
+from safetensors.torch import load_file
 
-from w2sg import refinement_labels, refinement_prompts, refinement_scores, refinement_select
+from w2sg import collect_refined, refinement_labels, refinement_prompts, refinement_scores, refinement_select
+from w2sg.collect import collect
 from w2sg.config import check
 from w2sg.data.dialogue import messages
 from w2sg.decoding.engine import TabularEngine
 from w2sg.errors import ConfigError, UserError
+from w2sg.export import export, find_trained
 from w2sg.refinement_answers import answers_of_file, gold_answers
 from w2sg.refinement_prompts import dialogue, fitting, flat, in_context, instructed, question_of
 from w2sg.refinement_scores import answer_in, copied, f1, letter_in, number_in, pattern_share, scored
@@ -397,6 +400,22 @@ def test_a_student_trained_from_another_model_is_said(whole, arguments, tmp_path
     assert any("trained from another model than the one that refined: student" in w for w in content["warnings"])
 
 
+def test_a_student_is_exported_by_its_system(whole, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    out, content = whole
+    trained = find_trained(out / "run", "gold_exemplars", out, out / "store")
+    assert (trained.role, trained.folder.name) == ("strong", keys(content)["gold-exemplars"])
+    export(trained, tmp_path / "model")
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    learned = load_file(next((trained.folder / "model").glob("*.safetensors")))
+    assert set(learned) <= set(written)
+    assert all(torch.equal(written[name], weight) for name, weight in learned.items())
+    assert find_trained(out / "run", "weak", out, out / "store").folder is None  # as it was found
+    with pytest.raises(UserError, match=r"this run has no icl: untuned, weak, base, student"):
+        find_trained(out / "run", "icl", out, out / "store")
+
+
 @pytest.mark.slow
 def test_a_sweep_shares_what_refinement_does_not_touch(whole, arguments):
     out, content = whole
@@ -429,6 +448,22 @@ def test_infer_and_respond_names_a_concept_for_each_batch_and_shows_nothing_else
     without = run(arguments, tmp_path, *more, "refine.include_self=false", name="without")
     assert without["refinement"]["counts"]["strong"] == 11
     assert not any(row["id"] in row["exemplar_ids"] for row in refined_of(tmp_path, "without"))
+    # side by side
+    gathered = {row["setting"]: row for row in collect_refined.collect(tmp_path)}
+    assert len(gathered) == 2
+    (row,) = (row for setting, row in gathered.items() if "include_self False" in setting)
+    own = without["refinement"]["systems"]["student"]["concept"]
+    assert (row["seeds"], row["student_concept"]["mean"], row["student_concept"]["low"]) == (
+        1,
+        own["value"],
+        own["low"],
+    )
+    assert row["naive_content"] is None  # that baseline was not asked for
+    files = collect_refined.write(list(gathered.values()), tmp_path)
+    assert files[0].read_text().count("concept over content of each setting") == 1
+    assert "student concept mean" not in files[1].read_text()
+    assert "student_concept mean" in files[1].read_text()
+    assert collect(tmp_path) is None  # no run of them is of the main job
 
 
 def test_improving_shows_the_own_answer_and_no_refinement_is_naive_fine_tuning(arguments, tmp_path):
@@ -860,6 +895,11 @@ def test_what_does_not_hold_together_is_named_before_any_work(arguments, tmp_pat
     with pytest.raises(ConfigError) as error:
         check(compose(*arguments(tmp_path, *more)))
     assert expected in str(error.value)
+
+
+def test_answers_of_a_file_need_nothing_of_the_weak_model(arguments, tmp_path):
+    """The default weak model is a bag of words with a learning rate of its own; it is not asked."""
+    assert check(compose(*arguments(tmp_path, "weak=bow", "weak.lr=0.1", "method.answers=x.jsonl"))).weak.lr == 0.1
 
 
 def test_other_methods_read_no_refinement():

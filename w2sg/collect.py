@@ -45,6 +45,16 @@ class Finished:
         """Whether it measured a decoder, so that `w2sg.collect_decode` gathers it."""
         return "decoding" in self.content
 
+    @property
+    def refines(self) -> bool:
+        """Whether it refined answers, so that `w2sg.collect_refined` gathers it."""
+        return "refinement" in self.content and "pgr" not in self.content
+
+    @property
+    def predicts(self) -> bool:
+        """Whether its models label, so that they are gathered here."""
+        return not (self.writes or self.decodes or self.refines)
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The configuration, flat, without what does not change a result."""
@@ -131,7 +141,7 @@ def collect(root: Path) -> Collection | None:
     if not root.is_dir():
         raise UserError(f"runs: there is no folder {root}; name the one that runs were written to, as runs=outputs")
     everything, left_out = read(root)
-    runs = [run for run in everything if not run.writes and not run.decodes]
+    runs = [run for run in everything if run.predicts]
     if not runs and everything:
         return None
     if not runs:
@@ -171,11 +181,7 @@ def read(root: Path) -> tuple[list[Finished], list[str]]:
             if not {"metrics", "config", "diagnostics", "stages"} <= content.keys():
                 left_out.append(f"{where}: its report is of an earlier version; run its command again")
                 continue
-            if "refinement" in content and "pgr" not in content:
-                left_out.append(f"{where}: it refined answers, whose measures are in its own report.html")
-                continue
-            predicts = not run.writes and not run.decodes
-            if predicts and not {"weak", "student", "ceiling"} <= run.right[1].keys():
+            if run.predicts and not {"weak", "student", "ceiling"} <= run.right[1].keys():
                 left_out.append(f"{where}: it has no weak model, student and ceiling to compare")
                 continue
             run.settings, run.replicate  # noqa: B018 (a damaged report shows itself here)

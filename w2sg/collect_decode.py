@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -14,11 +12,10 @@ import numpy as np
 from w2sg import comparisons
 from w2sg.collect import Finished, read, words
 from w2sg.decode_page import WORDS, frontier_figure
-from w2sg.errors import UserError
 from w2sg.figures import Raw, estimate, new_figure, number, p_value, page, points, stacked, svg, table
 from w2sg.page import short
+from w2sg.side_by_side import write_summary
 from w2sg.statistics import Bootstrap, holm
-from w2sg.store import write_json
 
 PALETTE = ("#2563eb", "#dc2626", "#059669", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#a16207", "#475569")
 PLAIN = "plain"
@@ -169,26 +166,15 @@ def write(groups: list[dict[str, Any]], root: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    text = io.StringIO()
-    lines = csv.writer(text)
-    lines.writerow(
-        ["strong", "dataset", "seed", "decoder", "reward", "low", "high", "tokens", "strong_read", "guide_read"]
-    )
+    lines = [["strong", "dataset", "seed", "decoder", "reward", "low", "high", "tokens", "strong_read", "guide_read"]]
     for group in groups:
         for row in group["rows"]:
             reward = row.get("reward", {"value": "", "low": "", "high": ""})
             cost = row["cost"]["strong"], row["cost"]["guide"]
             own = [row["name"], reward["value"], reward["low"], reward["high"], row["length"]["mean"], *cost]
-            lines.writerow([group["strong"], group["dataset"], group["seed"], *own])
+            lines.append([group["strong"], group["dataset"], group["seed"], *own])
     html = page("Decoders side by side", ["<h1>Decoders side by side</h1>", *(s for g in groups for s in _sections(g))])
-    try:
-        for name, content in (("summary_decoders.csv", text.getvalue()), ("summary_decoders.html", html)):
-            (root / f"{name}.tmp").write_text(content, encoding="utf-8")
-            (root / f"{name}.tmp").replace(root / name)
-        write_json(root / "summary_decoders.json", groups)
-    except OSError as error:
-        raise UserError(f"runs: the summary cannot be written to {root} ({error.strerror or error})") from error
-    return [root / f"summary_decoders.{kind}" for kind in ("html", "csv", "json")]
+    return write_summary(root, "summary_decoders", html, lines, groups)
 
 
 def _sections(group: dict[str, Any]) -> list[str]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from w2sg.collect import Collection
-from w2sg.errors import UserError
 from w2sg.figures import COLOURS, PALETTE, Raw, estimate, new_figure, number, p_text, p_value, page, reach, svg, table
-from w2sg.store import write_json
+from w2sg.side_by_side import write_summary
 
 LEVEL = 0.05
 BASELINES = {"weak": "weak", "ceiling": "ceiling", "zero_shot": "untrained"}
@@ -25,18 +22,8 @@ def write(collection: Collection, root: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    files = {
-        "summary.csv": _csv(collection),
-        "summary.html": summary_page(collection.content, str(root)),
-    }
-    try:
-        for name, text in files.items():
-            (root / f"{name}.tmp").write_text(text, encoding="utf-8")
-            (root / f"{name}.tmp").replace(root / name)
-        write_json(root / "summary.json", collection.content)
-    except OSError as error:
-        raise UserError(f"runs: the summary cannot be written to {root} ({error.strerror or error})") from error
-    return [root / name for name in (*files, "summary.json")]
+    html = summary_page(collection.content, str(root))
+    return write_summary(root, "summary", html, _lines(collection), collection.content)
 
 
 def show(collection: Collection, console: Any) -> None:
@@ -137,8 +124,8 @@ def _pgr(pgr: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _csv(collection: Collection) -> str:
-    """One line per run."""
+def _lines(collection: Collection) -> list[list[Any]]:
+    """The names of columns, and one line per run."""
     lines = []
     for cell in collection.cells:
         for (split_seed, seed), run in cell.runs.items():
@@ -148,11 +135,8 @@ def _csv(collection: Collection) -> str:
                 line |= {f"{model}_{k}": v for k, v in values.items() if k != "intervals"}
             line |= {f"pgr_{k}": v for k, v in run.content["pgr"].items()} | {"folder": run.folder.name}
             lines.append(line)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(k for line in lines for k in line)))
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    names = list(dict.fromkeys(k for line in lines for k in line))
+    return [names, *([line.get(name, "") for name in names] for line in lines)]
 
 
 def summary_page(content: dict[str, Any], root: str) -> str:

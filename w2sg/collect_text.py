@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from w2sg.collect import Finished, read, varying, words
-from w2sg.errors import UserError
-from w2sg.figures import number, page, table
-from w2sg.store import write_json
+from w2sg import side_by_side
+from w2sg.collect import read
 
 COLUMNS = {
     "implicit_gap": "implicit reward over plain",
@@ -32,38 +24,8 @@ COLUMNS = {
 
 
 def collect(root: Path) -> list[dict[str, Any]]:
-    """A row per setting: for each of `COLUMNS` its mean over seeds, their standard deviation, and their number.
-
-    One seed keeps the interval that its own report has. Of two runs of one setting and seed the newer counts.
-    """
-    runs = [run for run in read(root)[0] if run.writes]
-    if not runs:
-        return []
-    keys, _ = varying(runs)
-    cells: dict[str, dict[tuple[int, int], Finished]] = defaultdict(dict)
-    settings: dict[str, dict[str, Any]] = {}
-    for run in sorted(runs, key=lambda run: (run.folder / "report.json").stat().st_mtime):
-        values = {k: run.settings.get(k) for k in keys}
-        cell = json.dumps(values, sort_keys=True, default=str)
-        cells[cell][run.replicate] = run
-        settings[cell] = values
-    rows = []
-    for cell, replicates in cells.items():
-        found = [_numbers(run.content) for _, run in sorted(replicates.items())]
-        row: dict[str, Any] = {"setting": words(settings[cell]), "seeds": len(found)}
-        for name in COLUMNS:
-            there = [f[name] for f in found if f.get(name) is not None and f[name]["value"] is not None]
-            if not there:
-                row[name] = None
-                continue
-            values = [f["value"] for f in there]
-            row[name] = {"mean": float(np.mean(values)), "sd": None, "low": None, "high": None}
-            if len(values) > 1:
-                row[name]["sd"] = float(np.std(values, ddof=1))
-            else:
-                row[name] |= {k: there[0].get(k) for k in ("low", "high")}
-        rows.append(row)
-    return sorted(rows, key=lambda row: row["setting"])
+    """A row per setting, as `w2sg.side_by_side.rows_of` has them."""
+    return side_by_side.rows_of([run for run in read(root)[0] if run.writes], _numbers, list(COLUMNS))
 
 
 def _numbers(content: dict[str, Any]) -> dict[str, dict[str, float | None] | None]:
@@ -86,27 +48,11 @@ def _numbers(content: dict[str, Any]) -> dict[str, dict[str, float | None] | Non
     return found
 
 
-def _cell(found: dict[str, Any] | None, digits: int = 3) -> str:
-    if found is None:
-        return "–"
-    if found["sd"] is not None:
-        return f"{number(found['mean'], digits)} ± {number(found['sd'], digits)}"
-    inside = "" if found["low"] is None else f" [{number(found['low'], digits)}, {number(found['high'], digits)}]"
-    return number(found["mean"], digits) + inside
-
-
 def show(rows: list[dict[str, Any]], console: Any) -> None:
     """Print the columns that say most; the page has them all."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as Grid
-
     shown = ("implicit_gap", "explicit_gap", "win_base", "win_base_controlled")
-    grid = Grid(title="Contrastive samples over plain ones, and the student", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("setting", "seeds", *(COLUMNS[name] for name in shown)):
-        grid.add_column(column, justify="left" if column == "setting" else "right")
-    for row in rows:
-        grid.add_row(row["setting"], str(row["seeds"]), *(_cell(row[name], 2) for name in shown))
-    console.print(grid)
+    title = "Contrastive samples over plain ones, and the student"
+    side_by_side.show(rows, {name: COLUMNS[name] for name in shown}, title, console)
 
 
 def write(rows: list[dict[str, Any]], root: Path) -> list[Path]:
@@ -115,32 +61,6 @@ def write(rows: list[dict[str, Any]], root: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    text = io.StringIO()
-    lines = csv.writer(text)
-    parts = ("mean", "sd", "low", "high")
-    lines.writerow(["setting", "seeds", *(f"{name} {part}" for name in COLUMNS for part in parts)])
-    for row in rows:
-        numbers = [(row[name] or {}).get(part) for name in COLUMNS for part in parts]
-        lines.writerow([row["setting"], row["seeds"], *("" if x is None else x for x in numbers)])
     title = "Contrastive weak-to-strong generalization, settings side by side"
-    html = page(
-        title,
-        [
-            f"<h1>{title}</h1>",
-            table(
-                ("", "seeds", *COLUMNS.values()),
-                [(row["setting"], row["seeds"], *(_cell(row[name]) for name in COLUMNS)) for row in rows],
-            ),
-            "<p class=note>Means ± standard deviation over seeds; with one seed, the run's own interval over prompts. "
-            "Gaps are of contrastive samples over plain ones of the aligned weak model at the alpha that was trained "
-            "on. Each run's report has the whole.</p>",
-        ],
-    )
-    try:
-        for name, content in (("summary_text.csv", text.getvalue()), ("summary_text.html", html)):
-            (root / f"{name}.tmp").write_text(content, encoding="utf-8")
-            (root / f"{name}.tmp").replace(root / name)
-        write_json(root / "summary_text.json", rows)
-    except OSError as error:
-        raise UserError(f"runs: the summary cannot be written to {root} ({error.strerror or error})") from error
-    return [root / f"summary_text.{kind}" for kind in ("html", "csv", "json")]
+    note = "Gaps are of contrastive samples over plain ones of the aligned weak model at the alpha that was trained on."
+    return side_by_side.write(rows, COLUMNS, root, "summary_text", title, note)

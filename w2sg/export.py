@@ -107,16 +107,20 @@ def find_trained(place: Path, system: str | None, out: Path, root: Path, option:
 
 def _of_run(run: Path, system: str | None, stores: list[Path], option: str) -> Trained:
     content = _report(run)
-    if "text" not in content:
+    refined = content.get("refinement", {}).get("trained")  # by system; labels are refined without it
+    if "text" not in content and refined is None:
         raise UserError(
             f"{option}: the models of {run} score texts and do not write (method={content.get('method')}); this is for "
-            "runs of methods that train language models, such as method=cong"
+            "runs of methods that train language models, such as method=cong and method=refine"
         )
     config = content["config"]
     weak, strong = (_spec(config[role], run) for role in ("weak", "strong"))
     aligned = weak.untuned is not None  # the weak model was found aligned, and so was the one before
     untuned = weak.model_copy(update={"name": weak.untuned, "revision": None}) if aligned else weak
-    names = ["untuned", *map(_plain, content["text"]["systems"])]
+    systems = content["text"]["systems"] if refined is None else refined
+    if refined is not None and content["config"]["method"]["answers"] is None:
+        systems = ["weak", *refined]
+    names = ["untuned", *map(_plain, systems)]
     if system is None or _plain(system) not in names:
         asked = "say which model of the run you mean" if system is None else f"this run has no {system}"
         raise UserError(f"system: {asked}: {', '.join(names)}")
