@@ -854,7 +854,7 @@ def test_classes_are_refined_by_the_words_that_the_dataset_asks_for(labelled, mo
         (["refine.combine=vote"], "refine.combine: there is one answer only"),
         (["refine.exemplars=fixed", "refine.contexts=2", "refine.combine=product"], "refine.contexts: fixed exemplars"),
         (["refine.fixed=[a]"], "refine.fixed: read only by exemplars=fixed"),
-        (["refine.batch_size=1"], "refine.batch_size"),
+        (["refine.batch_size=1"], "\n  refine.batch_size"),
         (["refine.exemplar='{question}'"], "refine.exemplar: it must have {answer} and {question}"),
         (["refine.query='{question} {x}'"], "refine.query: it must have {question}"),
         (["refine.accept.fallback=weak"], "refine.accept.fallback: no answer is tested"),

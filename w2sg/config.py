@@ -92,7 +92,10 @@ class ModelConfig(Strict):
         if self.head == "mixture" and self.train != "head":
             found.append("head: the mixture head stands on frozen features; use train=head with it")
         if self.layer is not None and self.train != "head":
-            found.append("layer: only a head on frozen features chooses its layer; use train=head, or layers=")
+            found.append(
+                "layer: only a head on frozen features chooses its layer; use train=head, or set "
+                "layer=null (layers= keeps the first blocks of any model)"
+            )
         if isinstance(self.layer, int) and self.layers is not None and self.layer > self.layers:
             found.append(f"layer: {self.layer} lies above the {self.layers} layers that are kept; lower it")
         if self.layer == "auto" and not self.candidates:
@@ -452,6 +455,7 @@ DATASET_KEYS = {"name", "sizes", "split_seed", "strict", "max_chars", "difficult
 
 
 CALLED_WITH = {"method": 1, "loss": 3, "dataset": 0}  # what we supply: the run; logits, weak logits and progress
+OWN_GROUPS = {"refine", "decoder"}  # options of methods that are typed as groups of their own
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_"}
 
 
@@ -501,7 +505,8 @@ def _type_problems(key: str, function: Callable[..., Any], options: dict[str, An
         except ValidationError as error:
             found: dict[str, list[dict[str, Any]]] = {}
             for e in error.errors():
-                found.setdefault(".".join(filter(None, (key, name, _key(e, value)))), []).append(e)
+                typed = (name,) if name in OWN_GROUPS else (key, name)
+                found.setdefault(".".join(filter(None, (*typed, _key(e, value)))), []).append(e)
             for path, errors in found.items():
                 problems += _explain(path, errors)
         except PydanticUserError:  # an annotation that it does not know
