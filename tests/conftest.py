@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -166,3 +167,44 @@ def run_script(script: str, *overrides: str, check: bool = True, timeout: int = 
     if check and result.returncode:
         raise AssertionError(f"{script} {' '.join(overrides)} failed:\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def stand_in_for_vllm():
+    """A module with vLLM's interface (0.33): ids in, ids, log-probabilities and the reason for the end out.
+
+    Returns:
+        The module, and a list that each model it loads is added to.
+    """
+    from transformers import AutoModelForCausalLM
+
+    made = []
+
+    class LLM:
+        def __init__(self, model, **options):
+            assert options["skip_tokenizer_init"]
+            assert options["logprobs_mode"] == "raw_logprobs"
+            self.model = AutoModelForCausalLM.from_pretrained(model)
+            made.append(model)
+
+        @torch.no_grad()
+        def generate(self, prompts, settings):
+            for prompt, setting in zip(prompts, settings, strict=True):
+                assert setting.temperature == 0.0
+                ids, logs = list(prompt["prompt_token_ids"]), []
+                before = len(ids)
+                reason = "length"
+                for _ in range(setting.max_tokens):
+                    log = self.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+                    token = int(log.argmax())
+                    ids.append(token)
+                    logs.append({token: SimpleNamespace(logprob=float(log[token]))})
+                    if token in setting.stop_token_ids:
+                        reason = "stop"
+                        break
+                output = SimpleNamespace(token_ids=ids[before:], logprobs=logs, finish_reason=reason)
+                yield SimpleNamespace(outputs=[output])
+
+    fake = ModuleType("vllm")
+    fake.LLM, fake.SamplingParams = LLM, lambda **options: SimpleNamespace(**options)
+    fake.__spec__ = SimpleNamespace(name="vllm")
+    return fake, made

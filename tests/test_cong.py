@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import compose, run_script, save_tiny_model
+from conftest import compose, run_script, save_tiny_model, stand_in_for_vllm
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -416,43 +417,10 @@ def test_a_reward_model_is_used_as_it_is(arguments, tmp_path, models):
 
 
 def test_single_models_are_sampled_by_vllm_with_the_same_outputs(arguments, tmp_path, monkeypatch):
-    """A stand-in with vLLM's interface (0.33): ids in, ids, log-probabilities and the reason for the end out."""
-    from types import ModuleType, SimpleNamespace
-
-    from transformers import AutoModelForCausalLM
-
-    made = []
-
-    class LLM:
-        def __init__(self, model, **options):
-            assert options["skip_tokenizer_init"]
-            assert options["logprobs_mode"] == "raw_logprobs"
-            self.model = AutoModelForCausalLM.from_pretrained(model)
-            made.append(model)
-
-        @torch.no_grad()
-        def generate(self, prompts, settings):
-            for prompt, setting in zip(prompts, settings, strict=True):
-                ids, logs = list(prompt["prompt_token_ids"]), []
-                before = len(ids)
-                reason = "length"
-                for _ in range(setting.max_tokens):
-                    log = self.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-                    token = int(log.argmax())
-                    ids.append(token)
-                    logs.append({token: SimpleNamespace(logprob=float(log[token]))})
-                    if token in setting.stop_token_ids:
-                        reason = "stop"
-                        break
-                output = SimpleNamespace(token_ids=ids[before:], logprobs=logs, finish_reason=reason)
-                yield SimpleNamespace(outputs=[output])
-
-    fake = ModuleType("vllm")
-    fake.LLM, fake.SamplingParams = LLM, lambda **options: SimpleNamespace(**options)
-    fake.__spec__ = SimpleNamespace(name="vllm")
+    fake, made = stand_in_for_vllm()
     with pytest.raises(ConfigError, match="the package vllm is not installed"):
         check(compose(*arguments(tmp_path, "method.sampling.engine=vllm")))
-    monkeypatch.setitem(__import__("sys").modules, "vllm", fake)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
     greedy = ["method.decoding.temperature=0.0", "method.sampling.temperature=0.0", *SMALL]
     theirs = run(arguments, tmp_path, "method.sampling.engine=vllm", *greedy, name="vllm")
     ours = run(arguments, tmp_path, *greedy, name="ours")

@@ -1,12 +1,13 @@
 """Decoders as a whole on tiny models: what each writes and costs, sharing, devices, refusals, the page over many."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import compose, run_script, save_tiny_model
+from conftest import compose, run_script, save_tiny_model, stand_in_for_vllm
 
 from w2sg import alpaca, collect_decode, comparisons
 from w2sg.collect import collect
@@ -315,3 +316,14 @@ def test_the_curve_of_best_of_n_is_the_mean_over_all_draws():
 def test_distinctness_counts_different_words():
     found = comparisons.distinctness(["a b a", "a b"])
     assert found == {"distinct_1": 2 / 5, "distinct_2": 2 / 3}
+
+
+def test_plain_samples_by_vllm_are_those_of_our_own_engine(runs, arguments, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"decoder\.engine: vLLM cannot sample here: the package vllm is not"):
+        check(compose(*arguments(tmp_path, "sampling", "decoder.engine=vllm"), name="decode"))
+    fake, made = stand_in_for_vllm()
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    run(arguments, tmp_path, "sampling", "decoder.engine=vllm", "decoder.temperature=0.0", name="vllm")
+    run(arguments, tmp_path, "sampling", "decoder.temperature=0.0", name="ours")
+    assert len(made) == 1
+    assert said(tmp_path, "vllm", "plain") == said(tmp_path, "ours", "plain")

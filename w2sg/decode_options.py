@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, PositiveInt, model_validator
 
 from w2sg.config import Strict
-from w2sg.text_options import Contrast, Sampling
+from w2sg.text_options import Contrast, PlainSampling, Sampling
 
 
 class Guide(Strict):
@@ -81,7 +81,7 @@ class Local(Strict):
         return options
 
 
-class Plain(Sampling, Local):
+class Plain(PlainSampling, Local):
     """The strong model alone."""
 
     kind: Literal["sampling"]

@@ -119,7 +119,8 @@ class Decoders:
         writer, reference = self.strong, None
         if isinstance(decoder, Contrastive):
             writer, reference = self.pair.tuned, self.pair.untuned
-        replies = self.text.write(name, writer, prompts, decoder, reference=reference)
+        engine = decoder.engine if isinstance(decoder, Plain) else "transformers"
+        replies = self.text.write(name, writer, prompts, decoder, reference=reference, engine=engine)
         lengths = writer.source.chat.prompts(replies.prompts)
         facts = []
         for tokens, prompt in zip(replies.tokens, lengths, strict=True):

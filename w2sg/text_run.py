@@ -431,7 +431,7 @@ class TextRun:
         if reason := by_vllm.why_not(
             source.gguf is not None, source.spec.train == "lora" and writer.folder is not None
         ):
-            raise UserError(f"method.sampling.engine: vLLM cannot sample {writer.name}: {reason}; use transformers")
+            raise UserError(f"engine: vLLM cannot sample {writer.name}: {reason}; use engine=transformers")
         model = str(writer.saved or source.folder)
         revision = None if writer.saved else source.identity.get("revision")
         found = by_vllm.sample(model, revision, source.spec.dtype, source.spec.max_length, rows, source.chat.stop)

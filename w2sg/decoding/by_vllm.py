@@ -73,7 +73,5 @@ def sample(
         logs.append(np.array(values, np.float32)[:, None])
         stopped.append(found.finish_reason == "stop")
     if len(tokens) != len(rows):
-        raise UserError(
-            f"vLLM gave {len(tokens)} replies to {len(rows)} prompts; use method.sampling.engine=transformers"
-        )
+        raise UserError(f"vLLM gave {len(tokens)} replies to {len(rows)} prompts; use engine=transformers")
     return Decoded(tokens, np.array(stopped), logs, sum(map(len, tokens)))

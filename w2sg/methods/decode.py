@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from w2sg.decode_options import Contrastive, DecodeEvaluation, Decoder, Eft, Plain, Search, needs_pair, server_of
+from w2sg.decoding import by_vllm
 from w2sg.errors import UserError
 from w2sg.text_options import Alignment, AnyJudge, Judge, model_name
 
@@ -119,7 +120,7 @@ def check_vocabulary(decoder: Decoder, weak: Source, strong: Source) -> None:
 def plain_of(decoder: Decoder) -> Plain:
     """The same sampling without a guide."""
     shared = decoder.model_dump(include=set(Plain.model_fields) - {"kind", "batch_size"})
-    return Plain(kind="sampling", batch_size=32, **shared)
+    return Plain(**{"kind": "sampling", "batch_size": 32, "engine": "transformers", **shared})
 
 
 def problems(config: TrainConfig) -> list[str]:
@@ -145,6 +146,10 @@ def problems(config: TrainConfig) -> list[str]:
             f"decoder.guide.model: {judge} would be guide and judge at once, and every gain its own opinion; choose "
             "another for method.judge.model"
         )
+    if isinstance(decoder, Plain) and decoder.engine == "vllm":
+        reason = by_vllm.why_not(gguf=config.strong.name.endswith(".gguf"), adapted=False)
+        if reason is not None:
+            found.append(f"decoder.engine: vLLM cannot sample here: {reason}; use transformers")
     found += _own_judge(config, decoder)
     if config.method["alignment"]["pairs"] == "on_policy" and needs_pair(decoder) and config.weak.untuned is None:
         found.append("method.alignment.pairs: on-policy pairs are ranked by the judge, which must not guide; use given")
