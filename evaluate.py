@@ -16,8 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from w2sg.cli import readable_errors
-from w2sg.config import CONF, EvaluateConfig, check, check_evaluate, register
+from w2sg.config import CONF, check, check_evaluate, register
 from w2sg.errors import UserError
+from w2sg.schema import EvaluateConfig
 
 if TYPE_CHECKING:
     from rich.console import Console

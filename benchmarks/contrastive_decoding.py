@@ -41,13 +41,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LlamaConfig, LogitsProcessor
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from w2sg.config import ModelConfig
 from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.contrastive import decode, stream
 from w2sg.decoding.engine import Engine, Several
 from w2sg.decoding.scores import Settings
 from w2sg.language import Policy, load_policy
 from w2sg.models import Source, find
+from w2sg.schema import ModelConfig
 
 ALPHA, TOP, TEMPERATURE, TOP_P, PENALTY = 0.4, 0.1, 0.8, 0.95, 1.2  # as in conf/method/cong.yaml
 CONF = Path(__file__).resolve().parent.parent / "conf" / "model"

@@ -42,13 +42,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from w2sg import preference
-from w2sg.config import FitOptions
 from w2sg.data.completions import Completions, per_reply
 from w2sg.data.loading import Examples, make_batch
 from w2sg.devices import quiet
 from w2sg.language import Policy, load_policy
 from w2sg.language_modules import PreferenceModule
 from w2sg.logprobs import token_logprobs
+from w2sg.schema import FitOptions
 
 BETA, LR, CLIP = 0.1, 1e-6, 1.0
 Pair = tuple[np.ndarray, np.ndarray, np.ndarray]  # prompt, chosen, rejected

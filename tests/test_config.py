@@ -14,20 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from pydantic import ValidationError
 
-from w2sg import config as schema
-from w2sg.config import (
-    CONF,
-    Strict,
-    TrainConfig,
-    build,
-    check,
-    check_evaluate,
-    fit_options,
-    function_identity,
-    register,
-    run_name,
-)
+from w2sg import schema
+from w2sg.config import CONF, build, check, check_evaluate, fit_options, function_identity, register, run_name
 from w2sg.errors import ConfigError, UserError
+from w2sg.schema import Strict, TrainConfig
 
 
 def names(group):

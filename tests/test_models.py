@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import save_tiny_model
 
-from w2sg.config import ModelConfig
 from w2sg.data.rows import pack
 from w2sg.errors import UserError
 from w2sg.heads import BagOfWords, HashedWords, LinearHead, MixtureHead, load_head
 from w2sg.models import find, load_language_model, load_scorer, separates_texts
+from w2sg.schema import ModelConfig
 
 
 def spec(**changes) -> ModelConfig:

@@ -12,13 +12,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from w2sg import losses
 from w2sg.cli import readable_errors
-from w2sg.config import CONF, FitOptions, TrainerConfig
+from w2sg.config import CONF
 from w2sg.data.loading import Examples, Features, StageData
 from w2sg.data.rows import pack
 from w2sg.devices import Devices
 from w2sg.errors import TrainingError
 from w2sg.heads import BagOfWords, HashedWords, LinearHead
 from w2sg.modules import ReadingModule, SoftLabelModule, learning_rate_factor, oriented
+from w2sg.schema import FitOptions, TrainerConfig
 from w2sg.shards import Shards
 from w2sg.stages import FitJob, ReadJob, Stages, load_values
 from w2sg.store import Store, read_json

@@ -7,11 +7,12 @@ from conftest import compose
 from test_run import run, stages_of
 
 from w2sg import zero_shot
-from w2sg.config import ZeroShotConfig, check
+from w2sg.config import check
 from w2sg.data.rows import pack
 from w2sg.data.table import Table
 from w2sg.errors import UserError
 from w2sg.models import find
+from w2sg.schema import ZeroShotConfig
 
 ASKED = ZeroShotConfig(question="\nIs it good or bad?", answers=["bad", "good"])
 ASK = 'dataset.zero_shot={question: "\\nIs it good or bad?", answers: [bad, good]}'

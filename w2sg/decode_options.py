@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveInt, model_validator
 
-from w2sg.config import Strict
+from w2sg.schema import Strict
 from w2sg.text_options import Contrast, PlainSampling, Sampling
 
 

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric import Fabric
 
 from w2sg import processes
-from w2sg.config import TrainerConfig
+from w2sg.schema import TrainerConfig
 from w2sg.sharding import Sharded
 
 T = TypeVar("T")

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from rich.console import Console
 from torch import Tensor, nn
 
-from w2sg.config import ModelConfig
 from w2sg.errors import UserError
 from w2sg.language import load_policy
 from w2sg.models import Source, find, quiet_loading
+from w2sg.schema import ModelConfig
 from w2sg.store import KEY, MANIFEST, problem, read_json, remove, write_json
 
 ORIGIN = "w2sg.json"  # beside an exported model: where it came from

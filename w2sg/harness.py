@@ -25,10 +25,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from w2sg.config import ModelConfig
 from w2sg.errors import UserError
 from w2sg.export import ORIGIN, Trained, find_trained, kind_of, load
 from w2sg.models import quiet_loading
+from w2sg.schema import ModelConfig
 from w2sg.store import read_json, write_json
 
 RESULT = "harness.json"

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from w2sg import preference
-from w2sg.config import FitOptions
 from w2sg.data.completions import per_reply
 from w2sg.data.loading import Batch
 from w2sg.modules import FitModule, Watched
+from w2sg.schema import FitOptions
 
 
 class ReplyModule(FitModule):

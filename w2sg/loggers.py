@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from w2sg.config import TrainConfig
 from w2sg.errors import UserError
+from w2sg.schema import TrainConfig
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from w2sg.store import hash_file
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from w2sg.config import ModelConfig
+    from w2sg.schema import ModelConfig
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

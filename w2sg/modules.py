@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from w2sg.config import FitOptions
 from w2sg.data.loading import Batch
 from w2sg.errors import TrainingError
 from w2sg.losses import cross_entropy, hard_logits, needs_whole_batch
+from w2sg.schema import FitOptions
 from w2sg.sharding import shard
 from w2sg.shards import Found
 

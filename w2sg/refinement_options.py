@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from w2sg.config import Strict
+from w2sg.schema import Strict
 from w2sg.text_options import PlainSampling
 
 Rule = Literal["batch_loo", "fixed", "random", "knn", "high_confidence"]

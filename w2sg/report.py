@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from w2sg import __version__, diagnostics, metrics, statistics
-from w2sg.config import TrainConfig, fit_options
+from w2sg.config import fit_options
 from w2sg.data import audit
 from w2sg.data.splits import Tables
 from w2sg.data.table import Table
 from w2sg.errors import UserError
 from w2sg.page import ROLES, pgr_sentence, run_page, title
+from w2sg.schema import TrainConfig
 from w2sg.stages import Stages
 from w2sg.statistics import Bootstrap
 from w2sg.store import read_json, write_json

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from w2sg import losses
-from w2sg.config import FitOptions, ModelConfig, TrainConfig, build, fit_options, function_identity
+from w2sg.config import build, fit_options, function_identity
 from w2sg.data import noise, splits
 from w2sg.data.loading import Examples, Features
 from w2sg.data.table import Table, digest
@@ -28,6 +28,7 @@ from w2sg.loggers import Loggers
 from w2sg.models import Source, find, load_scorer
 from w2sg.modules import SoftLabelModule, oriented
 from w2sg.report import Report, make_report
+from w2sg.schema import FitOptions, ModelConfig, TrainConfig
 from w2sg.stages import FitJob, ReadJob, Stages, load_values
 from w2sg.store import Store
 from w2sg.zero_shot import load_zero_shot, questioned, why_not

@@ -17,11 +17,11 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from w2sg.config import FitOptions
 from w2sg.data.loading import Examples, StageData
 from w2sg.devices import Devices
 from w2sg.errors import UserError
 from w2sg.modules import FitModule, ReadingModule
+from w2sg.schema import FitOptions
 from w2sg.sharding import large, load_weights, unshard
 from w2sg.shards import Found, Shards
 from w2sg.store import REFERENCE, SCRATCH, Store, read_json, write_json

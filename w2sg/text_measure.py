@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from w2sg import alpaca, comparisons
-from w2sg.config import ModelConfig
 from w2sg.data.dialogue import messages
 from w2sg.data.rows import pack, token_plan
 from w2sg.errors import UserError
@@ -19,6 +18,7 @@ from w2sg.heads import load_head
 from w2sg.models import Source, find, load_language_model, load_scorer
 from w2sg.replies import Prompts, Replies, gold_pairs, prompts_of
 from w2sg.run import Model
+from w2sg.schema import ModelConfig
 from w2sg.statistics import Bootstrap
 from w2sg.text_run import TextRun, Writer, single_texts
 

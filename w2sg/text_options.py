@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from w2sg.config import CONF, FitOptions, Fraction, ModelConfig, Optimization, Strict, TrainConfig
+from w2sg.config import CONF
 from w2sg.decoding.scores import alpha_of_gamma
 from w2sg.preference import LOSSES, options_of
+from w2sg.schema import FitOptions, Fraction, ModelConfig, Optimization, Strict, TrainConfig
 
 
 class LearningRates(Strict):

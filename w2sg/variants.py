@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from w2sg.config import ModelConfig, TrainConfig
 from w2sg.models import Source, find
+from w2sg.schema import ModelConfig, TrainConfig
 
 
 def variant(spec: ModelConfig, changes: Mapping[str, Any], where: str) -> Source:

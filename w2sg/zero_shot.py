@@ -13,7 +13,7 @@ from w2sg.errors import UserError
 from w2sg.models import DTYPES, LanguageScorer, Source, quiet_loading
 
 if TYPE_CHECKING:
-    from w2sg.config import ZeroShotConfig
+    from w2sg.schema import ZeroShotConfig
 
 
 def why_not(source: Source, table: Table, asked: ZeroShotConfig | None) -> str | None:

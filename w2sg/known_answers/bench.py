@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from w2sg.config import CONF, FitOptions, TrainerConfig
+from w2sg.config import CONF
 from w2sg.data.loading import Examples, Features
 from w2sg.data.splits import Tables, load_tables
 from w2sg.devices import Devices
 from w2sg.heads import LinearHead
 from w2sg.modules import SoftLabelModule, learning_rate_factor
+from w2sg.schema import FitOptions, TrainerConfig
 from w2sg.stages import FitJob, ReadJob, Stages, load_values
 from w2sg.store import Store
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from w2sg import variants
 
 if TYPE_CHECKING:
-    from w2sg.config import TrainConfig
     from w2sg.report import Report
     from w2sg.run import Run
+    from w2sg.schema import TrainConfig
 
 
 def problems(config: TrainConfig) -> list[str]:

@@ -21,10 +21,10 @@ from w2sg.text_options import (
 )
 
 if TYPE_CHECKING:
-    from w2sg.config import TrainConfig
     from w2sg.replies import ReplyPairs
     from w2sg.report import Report
     from w2sg.run import Run
+    from w2sg.schema import TrainConfig
     from w2sg.text_run import TextRun, Writer
 
 

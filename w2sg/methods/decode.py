@@ -12,10 +12,10 @@ from w2sg.errors import UserError
 from w2sg.text_options import Alignment, AnyJudge, Judge, model_name
 
 if TYPE_CHECKING:
-    from w2sg.config import TrainConfig
     from w2sg.models import Source
     from w2sg.report import Report
     from w2sg.run import Run
+    from w2sg.schema import TrainConfig
 
 
 def decode(

@@ -11,10 +11,10 @@ from w2sg import variants
 from w2sg.ensembles import boosted, combine, member_rows, weighted_rows
 
 if TYPE_CHECKING:
-    from w2sg.config import TrainConfig
     from w2sg.models import Source
     from w2sg.report import Report
     from w2sg.run import Labels, Model, Run
+    from w2sg.schema import TrainConfig
 
 
 def problems(config: TrainConfig) -> list[str]:

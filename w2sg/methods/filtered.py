@@ -13,9 +13,9 @@ from w2sg import variants
 from w2sg.data.table import uniform
 
 if TYPE_CHECKING:
-    from w2sg.config import TrainConfig
     from w2sg.report import Report
     from w2sg.run import Labels, Run
+    from w2sg.schema import TrainConfig
 
 
 def problems(config: TrainConfig) -> list[str]:

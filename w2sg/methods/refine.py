@@ -21,9 +21,9 @@ from w2sg.text_options import FineTuning, Judge, PlainSampling
 from w2sg.variants import label_problems
 
 if TYPE_CHECKING:
-    from w2sg.config import TrainConfig
     from w2sg.report import Report
     from w2sg.run import Run
+    from w2sg.schema import TrainConfig
 
 
 def refine(

@@ -1,0 +1,282 @@
+"""The typed shape of a run's configuration: what may stand in each section.
+
+Values and their defaults live in ``conf/``, each with a comment. `w2sg.config.check` reports what is wrong.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Fraction = Field(ge=0.0, le=1.0)
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors; nothing is converted that could hide a typing mistake."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    def rules(self) -> list[str]:
+        """What is wrong between keys that are each in order; one ``"key: what and what to do"`` each."""
+        return []
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if found := self.rules():
+            raise ValueError("\n".join(found))
+        return self
+
+
+class LoraOptions(Strict):
+    r: PositiveInt
+    alpha: PositiveInt
+    dropout: float = Fraction
+    targets: str | list[str]
+
+
+class BowOptions(Strict):
+    buckets: PositiveInt
+
+
+class ModelConfig(Strict):
+    """One model in one role; see the comments in conf/model/_base.yaml."""
+
+    name: str
+    revision: str | None
+    untuned: str | None
+    arch: Literal["hf", "bow"]
+    train: Literal["full", "lora", "head"]
+    head: Literal["linear", "mixture"]
+    experts: PositiveInt
+    layer: PositiveInt | Literal["auto"] | None
+    candidates: list[PositiveInt] | None
+    layers: PositiveInt | None
+    quantise: int | None = Field(ge=2, le=8)
+    max_length: PositiveInt
+    dtype: Literal["float32", "bfloat16"]
+    attention: Literal["sdpa", "eager", "flash_attention_2"]
+    dropout: float = Fraction
+    gradient_checkpointing: bool
+    share_prompt: bool
+    micro_batch: PositiveInt | None
+    lr: float | None = Field(gt=0)
+    epochs: PositiveInt | None
+    random_init: bool
+    trust_remote_code: bool
+    lora: LoraOptions
+    bow: BowOptions
+
+    def rules(self) -> list[str]:
+        found = []
+        if self.arch == "bow" and self.train != "full":
+            found.append("train: a bag of words is trained whole; use train=full")
+        if self.quantise is not None and (self.arch == "bow" or self.random_init):
+            found.append("quantise: there are no pretrained weights to round; set it to null")
+        if self.head == "mixture" and self.train != "head":
+            found.append("head: the mixture head stands on frozen features; use train=head with it")
+        if self.layer is not None and self.train != "head":
+            found.append(
+                "layer: only a head on frozen features chooses its layer; use train=head, or set "
+                "layer=null (layers= keeps the first blocks of any model)"
+            )
+        if isinstance(self.layer, int) and self.layers is not None and self.layer > self.layers:
+            found.append(f"layer: {self.layer} lies above the {self.layers} layers that are kept; lower it")
+        if self.layer == "auto" and not self.candidates:
+            found.append("candidates: layer=auto chooses among these; name at least one layer, as [8,12]")
+        if self.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+            found.append("attention: flash_attention_2 needs the package flash-attn; install it, or use attention=sdpa")
+        return found
+
+
+class Optimization(Strict):
+    """What every kind of training has."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    optimizer: Literal["adamw", "adam", "adafactor"]
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup: float = Fraction
+    weight_decay: float = Field(ge=0)
+    clip: float | None = Field(gt=0)
+    validation: float = Field(ge=0.0, lt=1.0)
+
+
+class FitOptions(Optimization):
+    """How one kind of training runs; see conf/train.yaml."""
+
+    lr: float = Field(gt=0)
+    patience: PositiveInt | None
+
+    def rules(self) -> list[str]:
+        if self.patience is not None and self.validation == 0.0:
+            return ["patience: stopping early needs held-out rows; set validation above 0"]
+        return []
+
+
+class TrainingConfig(Strict):
+    full: FitOptions
+    lora: FitOptions
+    head: FitOptions
+    hard_label_clamp: float | None = Field(gt=0.0, lt=0.5)
+    label_smoothing: float = Field(ge=0.0, lt=1.0)
+    select_on: Literal["weak", "gold"]
+
+
+class NoiseConfig(Strict):
+    kind: Literal["none", "flip", "shrink", "hard_flip", "class_conditional"]
+    rate: float = Fraction
+    shrink: float = Field(ge=-1.0, le=1.0)
+    rates: list[float] | None
+
+    def rules(self) -> list[str]:
+        found = []
+        if self.kind == "none" and self.rate > 0:
+            found.append("rate: a rate without a kind does nothing; set dataset.noise.kind=flip, or another")
+        if self.kind == "class_conditional":
+            if self.rates is None:
+                found.append("rates: class_conditional noise needs one rate per class, as [0.1,0.3]")
+            if self.rate > 0:
+                found.append("rate: not read by class_conditional noise; use dataset.noise.rates alone")
+        elif self.rates is not None:
+            found.append("rates: read only by dataset.noise.kind=class_conditional; use dataset.noise.rate")
+        if any(not 0 <= rate <= 1 for rate in self.rates or []):
+            found.append(f"rates: each lies between 0 and 1 (got {self.rates})")
+        return found
+
+
+class Sizes(Strict):
+    ground_truth: PositiveInt | None
+    transfer: PositiveInt | None
+    test: PositiveInt | None
+
+
+class ZeroShotConfig(Strict):
+    question: str
+    answers: list[str] = Field(min_length=2)
+
+
+class Difficulty(Strict):
+    column: str
+    most: float = Field(allow_inf_nan=False)
+    easy: list[Literal["ground_truth", "transfer", "test"]] = Field(min_length=1)
+
+    def rules(self) -> list[str]:
+        if len(set(self.easy)) != len(self.easy) or len(self.easy) == 3:
+            return ["easy: splits with easy rows, each once, and one must be left for the hard ones; as [ground_truth]"]
+        return []
+
+
+class DatasetConfig(Strict):
+    model_config = ConfigDict(
+        extra="allow"
+    )  # added to that of Strict: a loader may have options of its own; `check` binds them to it
+
+    name: str
+    target: str = Field(alias="_target_")
+    path: str | None
+    subset: str | None
+    revision: str | None
+    sizes: Sizes
+    split_seed: int
+    strict: bool
+    max_chars: PositiveInt | None
+    difficulty: Difficulty | None
+    zero_shot: ZeroShotConfig | None
+    noise: NoiseConfig
+
+
+class TrainerConfig(Strict):
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
+    devices: int | str
+    num_nodes: PositiveInt
+    strategy: Literal["auto", "ddp", "fsdp"]
+    precision: Literal["32-true", "bf16-mixed"]
+    checkpoint_minutes: float = Field(ge=0)
+    eval_tokens: PositiveInt | None
+    progress_bar: bool
+    deterministic: bool
+
+    def rules(self) -> list[str]:
+        devices = self.devices
+        if isinstance(devices, int) and (devices == 0 or devices < -1):
+            return [f"devices: {devices} devices cannot train; use 1 or more, or -1 for all"]
+        if isinstance(devices, str) and not re.fullmatch(r"auto|-1|\d+(,\d+)*", devices):
+            return [f"devices: '{devices}' is neither a number of devices nor -1 for all"]
+        return []
+
+
+class LoggerConfig(Strict):
+    kind: Literal["none", "csv", "tensorboard", "wandb"]
+    project: str
+    entity: str | None
+    mode: Literal["online", "offline", "disabled"]
+    group: str | None
+    tags: list[str]
+    every: PositiveInt
+
+
+class TrainConfig(Strict):
+    """A whole run, as composed from conf/train.yaml, or from conf/decode.yaml where a decoder is measured."""
+
+    method: dict[str, Any]
+    decoder: dict[str, Any] | None
+    refine: dict[str, Any] | None
+    loss: dict[str, Any]
+    weak: ModelConfig
+    strong: ModelConfig
+    dataset: DatasetConfig
+    training: TrainingConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+    seed: int = Field(ge=0)
+    out: str
+    store: str
+
+
+class EvaluateConfig(Strict):
+    """What to look at, as composed from conf/evaluate.yaml."""
+
+    runs: str | None
+    store: Literal["list", "why", "prune"] | None
+    export: str | None
+    harness: str | None
+    annotations: str | None
+    of: str | None
+    known_answers: str | None
+    key: str | int | float | None  # the beginning of a hash may read as a number
+    apply: bool
+    system: str | None
+    to: str | None
+    tasks: list[str]
+    limit: PositiveInt | None
+    fewshot: int | None = Field(ge=0)
+    batch_size: PositiveInt | Literal["auto"]
+    chat: bool
+    include: str | None
+    baseline: bool
+    out: str
+    root: str
+
+    def rules(self) -> list[str]:
+        doing = ("runs", "store", "export", "harness", "annotations", "known_answers")
+        asked = [name for name in doing if getattr(self, name) is not None]
+        if not asked:
+            return [
+                "runs: say what to do: runs=FOLDER gathers finished runs; store=list, =why or =prune looks at a store; "
+                "export=RUN writes one of its models; harness=RUN evaluates one on downstream tasks; "
+                "annotations=FILE reads what alpaca_eval judged; known_answers=all checks against theory"
+            ]
+        if len(asked) > 1:
+            return [f"{asked[0]}: one thing at a time; leave out all but one of {', '.join(f'{a}=' for a in asked)}"]
+        if self.store == "why" and self.key is None:
+            return ["key: store=why explains one stage; name it with key=, or see them all with store=list"]
+        if self.export is not None and self.to is None:
+            return ["to: say which folder the model is to be written to"]
+        if self.harness is not None and not self.tasks:
+            return ["tasks: name the harness's tasks, as tasks=[arc_easy,gsm8k]"]
+        if self.of is not None and self.annotations is None:
+            return ["of: read only with annotations=FILE; leave it out"]
+        return []
