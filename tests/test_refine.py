@@ -25,6 +25,7 @@ from w2sg.refinement_scores import answer_in, copied, f1, letter_in, number_in, 
 from w2sg.refinement_select import log_likelihoods, product_of_contexts
 from w2sg.replies import prompt_id, prompts_of
 from w2sg.run import Run, run_method
+from w2sg.stages import load_found
 from w2sg.store import read_json
 from w2sg.text_run import TextRun
 
@@ -492,6 +493,7 @@ def test_answers_of_a_file_are_joined_by_the_prompts_hash(arguments, questions, 
     turned[0]["prompt"] = f"\n\nHuman: {turned[0]['prompt']}\n\nAssistant:"  # the dialogue is the same prompt
     file = write_jsonl(tmp_path / "answers.jsonl", [*turned, {"prompt": "of nobody", "answer": "x"}])
     content = run(arguments, tmp_path, f"method.answers={file}")
+    assert "refines the answers of answers.jsonl on" in (tmp_path / "run" / "report.html").read_text()
     found = {question_of(row["prompt"]): row["weak_answer"] for row in refined_of(tmp_path)}
     assert found == {q: a for q, a in answers.items() if q != rows[0]["question"]}
     assert content["refinement"]["dropped"]["weak-answers"] == {"prompts that the file has no answer to": 1}
@@ -552,7 +554,6 @@ def test_the_product_of_contexts_chooses_what_teacher_forcing_says(arguments, tm
 
 def _tokens_of(stage, row) -> list[int]:
     """The tokens of a refined label, from the stage that wrote it."""
-    from w2sg.stages import load_found
 
     ids, found = load_found(stage)
     parts = np.split(found["values"].numpy(), np.cumsum(found["sizes"].numpy())[:-1])
@@ -679,6 +680,11 @@ def test_preference_pairs_and_a_reward_axis_work_too(arguments, pairs_folder, tm
     content = run(arguments, tmp_path, *more, "method.baselines=[ceiling]")
     assert "judge" in keys(content)
     assert content["refinement"]["systems"]["ceiling"]["content"]["value"] is not None
+    rewards = [load_found(file)[1]["values"] for file in (tmp_path / "store").glob("judge-on-test-pairs-*")]
+    chosen, rejected = rewards[0].flatten().chunk(2)
+    judge = content["refinement"]["judge"]
+    assert judge["accuracy"]["value"] == pytest.approx(float((chosen > rejected).double().mean()), abs=1e-6)
+    assert "its accuracy" in (tmp_path / "run" / "report.html").read_text()
     run_ = Run(check(compose(*arguments(tmp_path, *more))), tmp_path / "again")
     gold = gold_answers(run_.data.transfer)
     table = run_.data.transfer

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from w2sg.figures import Raw, facts, new_figure, number, p_value, page, points, stacked, svg, table, training_figures
-from w2sg.page import opening, provenance, short
+from w2sg.page import judge_facts, opening, provenance, short
 
 WORDS = {
     "plain": "strong model, plain",
@@ -51,7 +51,7 @@ def decode_page(content: dict[str, Any], curves: dict[str, list[dict[str, float]
             *(["<h2>Training</h2>", *training_figures(curves)] if curves else []),
             "<h2>Data</h2>",
             facts(content["data"]),
-            _judge(found.get("judge")),
+            judge_facts(found.get("judge")),
             *provenance(content),
         ],
     )
@@ -98,19 +98,6 @@ def _judged(wins: dict[str, Any]) -> str:
     resolved = wins["low"] is not None and (wins["low"] > 0.5 or wins["high"] < 0.5)
     inside = f"{number(wins['value'])} [{number(wins['low'])}, {number(wins['high'])}]"
     return inside + ("" if resolved else " (not resolved)")
-
-
-def _judge(judge: dict[str, Any] | None) -> str:
-    if judge is None:
-        return ""
-    lines = {"judge": judge["model"], "its accuracy": judge["accuracy"]}
-    if seen := judge.get("on_test_pairs"):
-        lines |= {
-            "prefers what is shown first by": seen["position_bias"],
-            "verdicts that change with the order": f"{seen['flips']:.0%}",
-            "probability of its two answers": f"{seen['label_mass']:.1%}",
-        }
-    return facts(lines)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

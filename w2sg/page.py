@@ -88,6 +88,20 @@ def provenance(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def judge_facts(judge: dict[str, Any] | None) -> str:
+    """Who judged, and how often it agrees with people."""
+    if judge is None:
+        return ""
+    lines = {"judge": judge["model"], "its accuracy": judge["accuracy"]}
+    if seen := judge.get("on_test_pairs"):
+        lines |= {
+            "prefers what is shown first by": seen["position_bias"],
+            "verdicts that change with the order": f"{seen['flips']:.0%}",
+            "probability of its two answers": f"{seen['label_mass']:.1%}",
+        }
+    return facts(lines)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Words
 # ---------------------------------------------------------------------------------------------------------------------

@@ -89,6 +89,8 @@ class Findings:
             "training": training_of(run.stages),
         }
         found["retention"] = self._retention(found["labels"])
+        if self.axes.bench is not None and run.data.test.kind == "pairs":  # else nobody knows what people prefer
+            found["judge"] = self.axes.bench.accuracy()
         if "content" in scores and {"weak", "ceiling"} <= scores["content"].keys():
             trio = [scores["content"][name] for name in ("weak", "student", "ceiling")]
             known = ~np.isnan(np.stack(trio)).any(0)

@@ -20,7 +20,7 @@ from w2sg.figures import (
     table,
     training_figures,
 )
-from w2sg.page import opening, pgr_sentence, provenance, short
+from w2sg.page import judge_facts, opening, pgr_sentence, provenance, short
 
 WORDS = {
     "weak": "weak model",
@@ -69,6 +69,7 @@ def refinement_page(content: dict[str, Any], curves: dict[str, list[dict[str, fl
             "<h2>Systems</h2>",
             pareto_figure(found),
             _systems_table(found),
+            judge_facts(found.get("judge")),
             f"<p>Content: {html.escape(pgr_sentence(found['pgr']))}</p>" if "pgr" in found else "",
             "<h2>Labels before training</h2>",
             *_labels(found),
@@ -89,7 +90,9 @@ def title(content: dict[str, Any]) -> str:
     found = content["refinement"]
     size = f", batches of {found['options']['batch_size']}" if "batch_size" in found["options"] else ""
     how = f"{KINDS[found['kind']]}{size}, seed {content['seed']}"
-    return f"{short(content['strong'])} refines {short(content['weak'])} on {content['dataset']}: {how}"
+    file = content["config"]["method"]["answers"]
+    whose = short(content["weak"]) if file is None else f"the answers of {short(file)}"
+    return f"{short(content['strong'])} refines {whose} on {content['dataset']}: {how}"
 
 
 def _axes(found: dict[str, Any]) -> list[str]:
