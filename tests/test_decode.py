@@ -13,6 +13,7 @@ from w2sg import alpaca, collect_decode, comparisons
 from w2sg.collect import collect
 from w2sg.config import check
 from w2sg.errors import ConfigError, UserError
+from w2sg.export import export, find_trained
 from w2sg.run import run_method
 from w2sg.statistics import Bootstrap
 
@@ -207,6 +208,12 @@ def test_a_guide_is_aligned_where_none_is_given(arguments, tmp_path):
     content = run(arguments, tmp_path, "eft", "weak.untuned=null", "method.alignment.lr.full=0.002", *BARE)
     assert "weak" in {stage["name"] for stage in content["stages"]}
     assert content["decoding"]["training"]["weak"]["steps"] > 0
+    trained = find_trained(tmp_path / "eft", "weak", tmp_path, tmp_path / "store")  # experiment=wsd_pilot's drafter
+    assert (trained.role, trained.folder.name.rpartition("-")[0]) == ("weak", "weak")
+    files = export(trained, tmp_path / "drafter")
+    assert "model.safetensors" in {file.name for file in files}
+    with pytest.raises(UserError, match="this run has no student: untuned, weak, base"):
+        find_trained(tmp_path / "eft", "student", tmp_path, tmp_path / "store")
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

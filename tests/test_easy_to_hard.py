@@ -75,6 +75,20 @@ def test_a_prompt_that_is_both_easy_and_hard_is_in_neither(tmp_path):
     assert sum(len(getattr(tables, name)) for name in SPLITS) == 59
 
 
+def test_one_row_with_two_levels_is_nowhere_and_a_hyphen_is_no_minus(tmp_path):
+    written = rows()
+    again = [{**written[0], "level": 5}, {**written[1]}]
+    for k, order in enumerate((written + again, again + written)):
+        tables = load(write_jsonl(tmp_path / f"{k}.jsonl", order))
+        assert sum(len(getattr(tables, name)) for name in SPLITS) == 59
+        assert tables.report["dropped"]["duplicate with another difficulty"].startswith("2, first at")
+        assert tables.report["dropped"]["duplicate"].startswith("1, first at")
+    hyphened = [{**row, "level": f"grade-{row['level']}"} for row in written]
+    assert len(load(write_jsonl(tmp_path / "hyphens.jsonl", hyphened)).test) == 24
+    below = [{**row, "level": row["level"] - 5} for row in written]
+    assert len(load(write_jsonl(tmp_path / "below.jsonl", below), most=-2.0).test) == 24
+
+
 def test_files_that_come_split_keep_to_it(tmp_path):
     written = rows()
     whole, easy = tmp_path / "whole", tmp_path / "easy"

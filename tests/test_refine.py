@@ -100,6 +100,10 @@ def test_numbers_are_those_that_gsm8k_asks_for():
         "She has 10. In total 12.50 dollars": "12.5",
         "no idea": None,
         "": None,
+        "#### Step 2: total\nThe total is 12.": "12",  # a heading
+        "The answer is 5-2": "2",
+        "about .5": "0.5",
+        "-$3.50": "-3.5",
     }
     assert {text: number_in(text) for text in cases} == cases
     assert scored(
@@ -114,6 +118,8 @@ def test_numbers_are_those_that_gsm8k_asks_for():
 
 def test_letters_are_those_that_are_named_or_come_first():
     cases = {"B": "B", "(C)": "C", "D. because": "D", "The answer is (A), not B": "A", "answer: B": "B"}
+    cases |= {"The answer is **B**": "B", "**B**": "B", "**Answer:** B": "B", "B\nBecause": "B", "C Paris": "C"}
+    cases |= {"The answer is B, since option A is wrong": "B", "I think so": None}
     cases |= {"A dog barks": None, "The answer is a dog": None, "": None, "Option C": "C"}
     assert {text: letter_in(text) for text in cases} == cases
     assert scored("choice", ["B. bees", "x"], ["B", "B"], None, "reply") == [1.0, 0.0]
@@ -611,6 +617,52 @@ def test_answers_that_fail_a_test_are_dropped_replaced_or_drawn_anew(arguments, 
         run(arguments, tmp_path, "method.concept.pattern='%%'", "refine.accept.concept=0.5", name="none")
 
 
+def test_a_blank_answer_is_not_taught_though_it_is_the_likeliest(arguments, tmp_path):
+    first = refined_of_run(arguments, tmp_path, "first")
+    letter = first[0]["refined"].strip()[0]
+    begins = sum(row["refined"].strip()[0] == letter for row in first)
+    stop = ["refine.stop=[" + letter + "]"]
+    if begins < 11:
+        content = run(arguments, tmp_path, *stop, name="blank")
+        rows = refined_of(tmp_path, "blank")
+        assert content["refinement"]["counts"] == {"questions": 11, "strong": 11 - begins, "dropped": begins}
+        assert all(row["refined"].strip() for row in rows)
+        assert content["refinement"]["dropped"]["refined"]["blank answer"] == begins
+    weak = ["refine.accept.concept=-1.0", "refine.accept.fallback=weak"]
+    content = run(arguments, tmp_path, *stop, *weak, name="weak")
+    assert content["refinement"]["counts"]["weak"] == begins
+    drawn = ["refine.samples=6", "refine.temperature=2.0", "refine.combine=vote"]
+    run(arguments, tmp_path, *stop, *drawn, name="drawn")
+    assert all(row["refined"].strip() for row in refined_of(tmp_path, "drawn"))
+
+
+def test_own_answers_are_drawn_as_often_and_chosen_alike(arguments, tmp_path):
+    drawn = ["refine.samples=3", "refine.temperature=1.0", "method.baselines=[self]"]
+    taught = run(arguments, tmp_path, *drawn, name="all")["refinement"]["labels"]
+    assert (taught["student"]["answers"], taught["self"]["answers"]) == (33, 33)
+    voted = run(arguments, tmp_path, *drawn, "refine.combine=vote", name="vote")
+    assert voted["refinement"]["labels"]["self"]["answers"] == 11
+    folder = tmp_path / "store" / keys(voted)["self-answers"]
+    assert len(read_json(folder / "ids.json")) == 33
+    two = run(arguments, tmp_path, *SEVERAL, "refine.combine=product", "method.baselines=[self]", name="product")
+    assert two["refinement"]["labels"]["self"]["answers"] == 11
+
+
+def test_all_baselines_learn_the_questions_that_the_student_learns(arguments, questions, tmp_path):
+    rows = [json.loads(line) for line in (questions / "transfer.jsonl").read_text().splitlines()][:5]
+    test = [json.loads(line) for line in (questions / "test.jsonl").read_text().splitlines()][:1]
+    written = [{"prompt": row["question"], "answer": "arr"} for row in rows + test]
+    file = write_jsonl(tmp_path / "answers.jsonl", written)
+    content = run(arguments, tmp_path, f"method.answers={file}", ALL)
+    found = content["refinement"]
+    assert {own["questions"] for own in found["labels"].values()} == {5}
+    assert found["prompts"] == SIZES["test"]  # one answered test prompt does not make the others go
+    assert "weak" not in found["systems"]
+    assert f"weak: the file answers 1 of {SIZES['test']} test prompts, and not all" in found["left_out"]
+    ids = {i for row in refined_of(tmp_path) for i in row["exemplar_ids"]}
+    assert ids <= {row["id"] for row in refined_of(tmp_path)}
+
+
 def test_self_consistency_asks_for_agreement(arguments, tmp_path):
     more = ["refine.samples=3", "refine.temperature=0.7", "refine.accept.consistency=2", "method.content.kind=exact"]
     run(arguments, tmp_path, *more, "refine.top_k=2")
@@ -860,6 +912,12 @@ def test_classes_are_refined_by_the_words_that_the_dataset_asks_for(labelled, mo
         (["refine.combine=vote"], "refine.combine: there is one answer only"),
         (["refine.exemplars=fixed", "refine.contexts=2", "refine.combine=product"], "refine.contexts: fixed exemplars"),
         (["refine.fixed=[a]"], "refine.fixed: read only by exemplars=fixed"),
+        (["refine.exemplars=fixed", "refine.fixed=[a,a]"], "refine.fixed: 2 ids for contexts of 2; name each once"),
+        (["refine.exemplars=fixed", "refine.fixed=[a,b,c,d]"], "refine.fixed: 4 ids for contexts of 2"),
+        (
+            ["refine.accept.concept=0.5", "method.concept.kind=number", "method.concept.pattern=null"],
+            "refine.accept.concept: method.concept is held against the right answers",
+        ),
         (["refine.batch_size=1"], "\n  refine.batch_size"),
         (["refine.exemplar='{question}'"], "refine.exemplar: it must have {answer} and {question}"),
         (["refine.query='{question} {x}'"], "refine.query: it must have {question}"),
@@ -901,6 +959,12 @@ def test_what_does_not_hold_together_is_named_before_any_work(arguments, tmp_pat
     with pytest.raises(ConfigError) as error:
         check(compose(*arguments(tmp_path, *more)))
     assert expected in str(error.value)
+
+
+def test_a_judge_cannot_learn_from_questions(arguments, tmp_path):
+    with pytest.raises(UserError, match=r"method\.judge\.model: a judge is trained on preference pairs, and this"):
+        run(arguments, tmp_path, "method.content.kind=reward")
+    assert not list((tmp_path / "store").glob("weak-answers*"))
 
 
 def test_answers_of_a_file_need_nothing_of_the_weak_model(arguments, tmp_path):

@@ -20,7 +20,7 @@ COLUMNS |= {
 COLUMNS |= {
     "retention": "share of the weak concept in the refined labels",
     "copy_rate": "copy rate",
-    "pgr": "PGR on content",
+    "exemplars": "exemplars in a context",
 }
 
 
@@ -32,7 +32,10 @@ def collect(root: Path) -> list[dict[str, Any]]:
 def _numbers(content: dict[str, Any]) -> dict[str, dict[str, float | None] | None]:
     """What one run's report says, as estimates."""
     told = content["refinement"]
-    found: dict[str, Any] = {"copy_rate": told["labels"]["student"].get("copy_rate"), "pgr": told.get("pgr")}
+    labels = told["labels"]["student"]
+    found: dict[str, Any] = {"copy_rate": labels.get("copy_rate")}
+    if "exemplars" in labels:
+        found["exemplars"] = {"value": labels["exemplars"]["mean"], "low": None, "high": None}
     for axis in AXES:
         for name in SYSTEMS:
             found[f"{name}_{axis}"] = told["systems"].get(name, {}).get(axis)

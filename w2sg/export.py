@@ -107,8 +107,8 @@ def find_trained(place: Path, system: str | None, out: Path, root: Path, option:
 
 def _of_run(run: Path, system: str | None, stores: list[Path], option: str) -> Trained:
     content = _report(run)
-    refined = content.get("refinement", {}).get("trained")  # by system; labels are refined without it
-    if "text" not in content and refined is None:
+    systems = _systems(content)
+    if not systems:
         raise UserError(
             f"{option}: the models of {run} score texts and do not write (method={content.get('method')}); this is for "
             "runs of methods that train language models, such as method=cong and method=refine"
@@ -117,9 +117,6 @@ def _of_run(run: Path, system: str | None, stores: list[Path], option: str) -> T
     weak, strong = (_spec(config[role], run) for role in ("weak", "strong"))
     aligned = weak.untuned is not None  # the weak model was found aligned, and so was the one before
     untuned = weak.model_copy(update={"name": weak.untuned, "revision": None}) if aligned else weak
-    systems = content["text"]["systems"] if refined is None else refined
-    if refined is not None and content["config"]["method"]["answers"] is None:
-        systems = ["weak", *refined]
     names = ["untuned", *map(_plain, systems)]
     if system is None or _plain(system) not in names:
         asked = "say which model of the run you mean" if system is None else f"this run has no {system}"
@@ -137,6 +134,18 @@ def _of_run(run: Path, system: str | None, stores: list[Path], option: str) -> T
     if folder is not None:
         spec = _as_it_was(spec, folder, role)
     return Trained(name, spec, role, folder, start, **common)
+
+
+def _systems(content: dict[str, Any]) -> list[str]:
+    """The language models of a run, by what its report calls them; none where its models only score."""
+    if "text" in content:
+        return list(content["text"]["systems"])
+    if "decoding" in content:  # nothing is trained but the small model, where it was not found aligned
+        return ["weak", "base"]
+    trained = list(content.get("refinement", {}).get("trained", ()))
+    if trained and content["config"]["method"]["answers"] is None:
+        return ["weak", *trained]
+    return trained
 
 
 def _plain(system: str) -> str:

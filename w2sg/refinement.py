@@ -236,16 +236,36 @@ class Refiner:
     def answer(self, name: str, queries: Prompts, pool: Replies) -> Replies:
         """One answer to each question in context, untested: in-context learning without any training."""
         found = self.candidates(name, self.ask(name, queries, pool), self.sampling, self.options.samples)
+        # a blank answer is measured where there is no other
+        found = {q: [c for c in rows if c.text.strip()] or rows for q, rows in found.items()}
         chosen, _ = self._choose(name, queries, found)
         return self._replies(queries, name, [(q, rows[0]) for q, rows in chosen.items()])
 
     def alone(self, name: str, queries: Prompts, instruction: str | None = None) -> Replies:
-        """The strong model's own answers: the same question, template and decoding, without exemplars."""
-        if isinstance(self.options, Unrefined):
+        """The strong model's own answers: the same question, template and decoding, without exemplars.
+
+        As many are drawn as for a refined answer, and of these one is taken in the same way; without contexts their
+        product is the likelihood. Only the tests of ``refine.accept`` are not asked of them.
+        """
+        options = self.options
+        if isinstance(options, Unrefined):
             return answers_to(self.text, name, self.strong, queries, instruction, self.sampling)
         asked = [Asked(q, 0, self._bare(prompt, instruction)) for q, prompt in enumerate(queries.texts)]
-        found = self.candidates(name, asked, self.sampling, 1)
-        return self._replies(queries, name, [(q, rows[0]) for q, rows in found.items()])
+        draws = options.samples * getattr(options, "contexts", 1) if options.temperature > 0 else 1
+        found = self._spoken(name, self.candidates(name, asked, self.sampling, draws))
+        combine = getattr(options, "combine", "none")
+        if combine == "product":
+            found = {q: [max(rows, key=lambda c: c.log_probability)] for q, rows in found.items()}
+        elif combine == "vote":
+            found, _ = self._choose(name, queries, found)
+        return self._replies(queries, name, [(q, c) for q, rows in found.items() for c in rows])
+
+    def _spoken(self, name: str, found: dict[int, list[Candidate]]) -> dict[int, list[Candidate]]:
+        """The answers that say something: a blank one is the likeliest of all, and teaches nothing."""
+        kept = {q: [c for c in rows if c.text.strip()] for q, rows in found.items()}
+        if blank := sum(map(len, found.values())) - sum(map(len, kept.values())):
+            self.text.dropped.setdefault(name, {})["blank answer"] = blank
+        return {q: rows for q, rows in kept.items() if rows}
 
     def refine(self, name: str, weak: Replies, pool: Replies | None = None, shuffle: bool = False) -> Refined:
         """Refined answers to questions that have weak ones.
@@ -260,7 +280,7 @@ class Refiner:
             rows = [{"id": i, **row} for i, row in own.items()]
             return Refined(weak, self._scored(name, rows), {"questions": len(weak), "weak": len(weak)})
         asked = self.ask(name, queries, weak if pool is None else pool, shuffle)
-        found = self.candidates(name, asked, self.sampling, self.options.samples)
+        found = self._spoken(name, self.candidates(name, asked, self.sampling, self.options.samples))
         chosen, scores = self._choose(name, queries, found)
         rows = [self._row(name, queries, own, q, c, found[q], scores.get(q)) for q in chosen for c in chosen[q]]
         rows = self._accepted(name, self._scored(name, rows))
@@ -416,7 +436,7 @@ class Refiner:
         """What stands in for questions without an accepted answer."""
         accept = self.options.accept
         done = {row["id"] for row in rows if row["used"]}
-        missing = [q for q in found if queries.ids[q] not in done]
+        missing = [q for q, i in enumerate(queries.ids) if i not in done]  # those without any answer, too
         if accept.fallback == "weak":
             return self._scored(f"{name}-fallback", [{"id": queries.ids[q], **own[queries.ids[q]]} for q in missing])
         if accept.fallback == "drop" or not missing:
@@ -424,9 +444,11 @@ class Refiner:
         stage = f"{name}-resampled"
         hotter = self.sampling.model_copy(update={"temperature": accept.temperature})
         again = [one for one in asked if one.query in set(missing) and one.context == 0]
-        more = self.candidates(stage, again, hotter, accept.resamples)
+        more = self._spoken(stage, self.candidates(stage, again, hotter, accept.resamples))
         new = [
-            self._row(stage, queries, own, q, c, [*found[q], *more[q]], sampling=hotter) for q in more for c in more[q]
+            self._row(stage, queries, own, q, c, [*found.get(q, ()), *more[q]], sampling=hotter)
+            for q in more
+            for c in more[q]
         ]
         taken: set[str] = set()
         for row in self._accepted(stage, self._scored(stage, new)):
@@ -440,7 +462,7 @@ class Refiner:
         ids, prompts = [queries.ids[q] for q, _ in chosen], [queries.texts[q] for q, _ in chosen]
         replies = as_replies(ids, prompts, [c.text for _, c in chosen], {"answers": name})
         finished = np.array([c.finished for _, c in chosen], bool)
-        return replace(replies, finished=finished)
+        return replace(replies, finished=finished, sample=_number(ids))
 
 
 def revision_of(identity: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ a pair are read and averaged, so no place in the prompt is favoured.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from w2sg.statistics import Bootstrap
 from w2sg.store import KEY, read_json
 from w2sg.text_run import TextRun, Writer
 
+log = logging.getLogger(__name__)
 PAIR_WORDS = [" A", " B"]
 PAIR_QUESTION = "\n\nThe better one is"
 
@@ -192,17 +194,29 @@ class Relabeller:
         contexts = [[[]] for _ in table.ids] if alone else self._contexts(table)
         orders = (False, True) if self.asked.pairs else (False,)
         prompts, shown = [], []
-        lost = 0
+        lost, cut = 0, 0
         for row, each in enumerate(contexts):
             # a context without exemplars is the last of each row's, as `product_of_contexts` has it
             for context in [*each, []] if len(each) > 1 else each:
                 for swapped in orders:
-                    prompt, left = self._prompt(table, row, context, swapped, shuffle)
+                    prompt, left, too_long = self._prompt(table, row, context, swapped, shuffle)
                     prompts.append(prompt)
                     shown.append((row, context[: len(context) - left]))
-                    lost += left
+                    lost, cut = lost + left, cut + too_long
         if lost:
-            self.counts[f"{name}: exemplars left out of contexts that are too long"] = lost
+            asked = sum(len(context) for each in contexts for context in each) * len(orders)
+            self.counts[f"{name}: exemplars left out of contexts that are too long"] = f"{lost} of {asked}"
+        if cut:
+            self.counts[f"{name}: contexts that lost the start of what is asked"] = cut
+        if lost or cut:
+            log.warning(
+                "%s: %d exemplars were left out and %d contexts lost the start of what is asked, for want of room in "
+                "strong.max_length=%d; raise it, or lower refine.batch_size or method.labels.exemplar_tokens",
+                name,
+                lost,
+                cut,
+                self.strong.source.spec.max_length,
+            )
         logs = next_words(self.text, name, self.strong, prompts, self.asked.words, "method.labels.words", self.at_once)
         logs = logs.double().log_softmax(-1).view(len(table), -1, len(orders), len(self.asked.words))
         if self.asked.pairs:
@@ -220,8 +234,8 @@ class Relabeller:
             rows[row]["exemplar_ids"].append([self.weak.table.ids[k] for k in context])
             rows[row]["prompt_hashes"].append(prompt_id(prompt))
         self.rows[name] = rows
-        key = {"stage": self._stage(name), "contexts": digest(*map(str, contexts)), "table": table.label_hash()}
-        return Labels(table, found.float(), key | {"weak": self.weak.key, "shuffled": shuffle})
+        # the stage says what was read, weak labels' words included, and nothing else decides these labels
+        return Labels(table, found.float(), {"stage": self._stage(name), "contexts": digest(*map(str, contexts))})
 
     def _stage(self, name: str) -> str:
         return next(record.key for record in reversed(self.text.stages.records) if record.name == name)
@@ -237,8 +251,12 @@ class Relabeller:
             self.text.seed,
         )
 
-    def _prompt(self, table: Table, row: int, context: list[int], swapped: bool, shuffle: bool) -> tuple[str, int]:
-        """A context that fits, and how many exemplars it lacks; exemplars of a pair alternate in their order."""
+    def _prompt(
+        self, table: Table, row: int, context: list[int], swapped: bool, shuffle: bool
+    ) -> tuple[str, int, bool]:
+        """A context that fits, how many exemplars it lacks, and whether what is asked is too long by itself; exemplars
+        of a pair alternate in their order.
+        """
         chosen = self.weak.logits.argmax(-1)
         given = context[1:] + context[:1] if shuffle else context
         shown = []
@@ -251,8 +269,9 @@ class Relabeller:
         tokenizer, most = self.strong.source.tokenizer, self.strong.source.spec.max_length
         for count in range(len(shown), -1, -1):
             prompt = "".join([*shown[:count], query])
-            if count == 0 or len(tokenizer(prompt, verbose=False)["input_ids"]) <= most - 2:
-                return prompt, len(shown) - count
+            fits = len(tokenizer(prompt, verbose=False)["input_ids"]) <= most - 2
+            if count == 0 or fits:
+                return prompt, len(shown) - count, not fits
         raise AssertionError("unreachable")
 
 

@@ -182,11 +182,13 @@ class Findings:
                 means = {i: float(np.mean(v)) for i, v in each.items()}
                 self.by_prompt.setdefault(axis, {})[name] = means
                 found[name][axis] = _mean(np.array(list(means.values())))
-        used = [row for row in self.refined.rows if row["used"]]
         for key in ("copy_rate", "exemplar_copy_rate", "log_probability"):
-            values = [row[key] for row in used if row.get(key) is not None]
-            if values:
-                found["student"][key] = _mean(np.array(values, np.float64))
+            by_question: dict[str, list[float]] = {}
+            for row in self.refined.rows:
+                if row["used"] and row.get(key) is not None:
+                    by_question.setdefault(row["id"], []).append(row[key])
+            if by_question:
+                found["student"][key] = _mean(np.array([np.mean(v) for v in by_question.values()]))
         sizes = [len(row["exemplar_ids"]) for row in self.refined.rows if row.get("prompt_hash")]
         if sizes and isinstance(self.options, InContext):
             found["student"]["exemplars"] = {
@@ -273,6 +275,14 @@ class Findings:
             lines.append(
                 f"the refined labels have less of the concept than the weak ones before any training "
                 f"({kept['change']['value']:+.3f}{share}): what they lack no training can bring back"
+            )
+        accept = getattr(self.options, "accept", None)
+        bench = self.axes.bench
+        tested = accept is not None and accept.concept is not None and self.axes.axes["concept"].kind == "reward"
+        if tested and bench.judge.model in ("strong", "weak"):
+            lines.append(
+                "refine.accept.concept asks a judge that learned the transfer split's preferences: ground truth took "
+                "part in choosing what the student learned"
             )
         copies = found["labels"]["student"].get("copy_rate")
         if copies and found["kind"] != "none" and copies["value"] > 0.8:

@@ -111,6 +111,11 @@ class InContext(Rewriting):
         found = super().rules() + template_problems("exemplar", self.exemplar, {"question", "answer"})
         if self.fixed is not None and self.exemplars != "fixed":
             found.append("fixed: read only by exemplars=fixed; set it to null")
+        chosen = self.fixed or []
+        if len(set(chosen)) < len(chosen) or len(chosen) > self.batch_size:
+            found.append(
+                f"fixed: {len(chosen)} ids for contexts of {self.count}; name each once, and no more than batch_size"
+            )
         if self.exemplars == "fixed" and self.contexts > 1:
             found.append("contexts: fixed exemplars make one context; use contexts=1, or another choice of exemplars")
         if self.combine == "none" and self.contexts > 1:

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
-FINAL = re.compile(r"####\s*(.+)")
+NUMBER = re.compile(r"(?:(?<!\w)-)?\$?(?:\d[\d,]*(?:\.\d+)?|(?<!\d)\.\d+)")
+FINAL = re.compile(r"####\s*(-?\$?\.?\d.*)")  # and not a heading of Markdown
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
-LETTER = re.compile(r"(?:answer|option|choice)\s*(?:is|:)?\s*\(?([A-Z])\b\)?", re.IGNORECASE)
-ALONE = re.compile(r"^\W*([A-Z])(?:[).:,]|\s*$)")
+ANSWER = re.compile(r"answer\s*(?:is|:)?:?\s*(?:option|choice)?\s*\(?([A-Z])\b\)?", re.IGNORECASE)
+OPTION = re.compile(r"(?:option|choice)\s*(?:is|:)?\s*\(?([A-Z])\b\)?", re.IGNORECASE)
+ALONE = re.compile(r"\W*(?:([A-Z])(?:[).:,]|\s*$)|([B-HJ-Z])\s)", re.MULTILINE)  # "A" and "I" may begin a sentence
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
@@ -37,11 +38,13 @@ def letter_in(text: str) -> str | None:
     >>> letter_in("The answer is (B)."), letter_in("C) because A is wrong"), letter_in("Bees do.")
     ('B', 'C', None)
     """
-    named = [letter for letter in LETTER.findall(text) if letter.isupper()]
-    if named:
-        return named[-1]
-    alone = ALONE.match(text.strip())
-    return alone[1] if alone else None
+    text = re.sub(r"[*_`]", "", text).strip()  # emphasis
+    for pattern in (ANSWER, OPTION):
+        named = [letter for letter in pattern.findall(text) if letter.isupper()]
+        if named:
+            return named[-1]
+    alone = ALONE.match(text)
+    return (alone[1] or alone[2]) if alone else None
 
 
 def plain_words(text: str) -> list[str]:

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 SPLITS = ("ground_truth", "transfer", "test")
 KINDS = {"pairs": "preference pairs", "classes": "labelled texts", "answers": "answered questions"}
 CONTRADICTED = "duplicate with the opposite label"
+UNEQUAL = "duplicate with another difficulty"
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[s
     for pool, rows in source.pools.items():
         kept: dict[str, Example] = {}
         contradicted: set[str] = set()
+        unequal: set[str] = set()
         for where, row in rows:
             seen_rows += 1
             example = _parse(source, where, row, options["max_chars"], column, drops)
@@ -147,6 +149,9 @@ def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[s
             earlier = kept.get(example.id)
             if earlier is None:
                 kept[example.id] = example
+            elif column is not None and earlier.difficulty != example.difficulty:
+                drops.add(UNEQUAL, where)
+                unequal.add(example.id)
             elif earlier.answer == example.answer and example.id not in contradicted:
                 drops.add("duplicate", where)
             else:
@@ -154,7 +159,8 @@ def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[s
                 contradicted.add(example.id)
         # neither of two opposite rows is the right one: keeping the first would let the order of the file decide
         drops.counts[CONTRADICTED] += len(contradicted)
-        pools[pool] = [example for example in kept.values() if example.id not in contradicted]
+        drops.counts[UNEQUAL] += len(unequal - contradicted)
+        pools[pool] = [example for example in kept.values() if example.id not in contradicted | unequal]
     malformed = drops.counts["malformed"]
     if seen_rows == 0:
         raise UserError(f"dataset.path: {source.origin} holds no rows")
@@ -214,7 +220,7 @@ def _parse(
 
 def _difficulty(value: Any, column: str) -> float:
     """A number, or the only one in a text ("Level 3")."""
-    found = re.findall(r"-?\d+(?:\.\d+)?", value) if isinstance(value, str) else [value]
+    found = re.findall(r"(?:(?<!\w)-)?\d+(?:\.\d+)?", value) if isinstance(value, str) else [value]
     if len(found) != 1 or isinstance(value, bool) or not isinstance(found[0], str | int | float):
         raise ValueError(f"{column} is {value!r}, and not one number (dataset.difficulty)")
     if not math.isfinite(float(found[0])):

@@ -60,7 +60,7 @@ def refine(
     from w2sg.refinement_answers import answers_of_file, answers_to, gold_answers, spoken
     from w2sg.refinement_axes import Axes
     from w2sg.refinement_measure import Findings
-    from w2sg.replies import prompts_of
+    from w2sg.replies import Prompts, prompts_of
     from w2sg.text_measure import Bench
     from w2sg.text_run import TextRun, Writer
 
@@ -72,7 +72,13 @@ def refine(
 
     gold = {name: gold_answers(getattr(run.data, name)) for name in ("ground_truth", "transfer", "test")}
     right = {i: answer for each in gold.values() for i, answer in zip(each.ids, each.texts, strict=True)}
-    bench = Bench(text, judge) if "reward" in (content.kind, concept.kind) else None
+    judged = "reward" in (content.kind, concept.kind)
+    if judged and judge.model in ("strong", "weak") and run.data.transfer.kind != "pairs":
+        raise UserError(
+            "method.judge.model: a judge is trained on preference pairs, and this dataset has none; name a reward "
+            "model of the hub, or measure in another way (method.content.kind, method.concept.kind)"
+        )
+    bench = Bench(text, judge) if judged else None
     axes = Axes(text, content, concept, right, bench)
     transfer = prompts_of(run.data.transfer).first(prompts)
     test = prompts_of(run.data.test).first(evaluation.prompts)
@@ -91,9 +97,18 @@ def refine(
         if lost := len(transfer) - len(taught):
             text.dropped["weak-answers"] = {"prompts that the file has no answer to": lost}
     taught = spoken(text, "weak-answers", taught)
+    if not len(taught):
+        raise UserError("weak-answers: none of the weak answers says anything, so there is nothing to refine")
+    # what the student is asked all baselines are, and nothing else
+    asked = Prompts(transfer.name, taught.ids, taught.prompts)
+    answered = set(taught.ids)
+    right_ones = gold["transfer"].take([k for k, i in enumerate(gold["transfer"].ids) if i in answered])
 
     found = Findings(text, axes, refine, strong)
     found.labels["weak"] = taught
+    if weak_on_test is not None and len(weak_on_test) < len(test):
+        found.left_out.append(f"weak: the file answers {len(weak_on_test)} of {len(test)} test prompts, and not all")
+        weak_on_test = None
     if weak_on_test is not None:
         found.replies["weak"] = weak_on_test
     found.sample("base", strong, test, sampling)
@@ -116,15 +131,14 @@ def refine(
         if name == "naive":
             learned = taught
         elif name == "ceiling":
-            answered = set(transfer.ids)
-            learned = gold["transfer"].take([k for k, i in enumerate(gold["transfer"].ids) if i in answered])
+            learned = right_ones
         elif name == "shuffled":
             learned = refiner.refine("shuffled-refined", taught, shuffle=True).replies
         elif name == "gold_exemplars":
-            learned = refiner.refine("gold-refined", taught, pool=gold["transfer"]).replies
+            learned = refiner.refine("gold-refined", taught, pool=right_ones).replies
         else:
             told = cot_instruction if name == "self_cot" else None
-            learned = refiner.alone(f"{name.replace('_', '-')}-answers", transfer, told)
+            learned = refiner.alone(f"{name.replace('_', '-')}-answers", asked, told)
         if not len(learned):
             found.left_out.append(f"{name}: none of its answers was accepted (refine.accept)")
             continue
@@ -165,8 +179,14 @@ def problems(config: TrainConfig) -> list[str]:
                 f"strong.max_length: {config.strong.max_length} tokens leave no room for a context beside an answer of "
                 f"{room}; raise it, or lower refine.max_new_tokens"
             )
-        if options.accept.concept is not None and method["concept"]["kind"] == "none":
+        concept = TypeAdapter(Axis).validate_python(method["concept"])
+        if options.accept.concept is not None and concept.kind == "none":
             found.append("refine.accept.concept: no concept is measured; set method.concept.kind")
+        if options.accept.concept is not None and concept.needs_gold:
+            found.append(
+                "refine.accept.concept: method.concept is held against the right answers, so that they would choose "
+                "what the student learns; use regex, reward or llm without {gold}"
+            )
     if method["content"]["kind"] == "none" and method["concept"]["kind"] == "none":
         found.append("method.content.kind: nothing is measured; set it, or method.concept.kind")
     adapted = "lora" in (config.weak.train, config.strong.train)
