@@ -1,21 +1,30 @@
 """Decoders as a whole on tiny models: what each writes and costs, sharing, devices, refusals, the page over many."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import compose, run_script, save_tiny_model, stand_in_for_vllm
 
 from w2sg import alpaca, collect_decode, comparisons
 from w2sg.collect import collect
 from w2sg.config import check
+from w2sg.decode_work import CANDIDATE, FINISHED, STRONG_READ, VALUE, _written
 from w2sg.errors import ConfigError, UserError
 from w2sg.export import export, find_trained
-from w2sg.run import run_method
+from w2sg.replies import Prompts
+from w2sg.run import Run, run_method
 from w2sg.statistics import Bootstrap
+from w2sg.text_decode import Decoders
+from w2sg.text_measure import Bench
+from w2sg.text_options import Judge
+from w2sg.text_run import TextRun
 
 KINDS = ("sampling", "contrastive", "eft", "search", "best_of_n", "wsd")
 SMALL = {
@@ -232,6 +241,10 @@ def test_a_guide_is_aligned_where_none_is_given(arguments, tmp_path):
         ("wsd", "decoder.draft=99", "cannot be longer than a reply"),
         ("search", "decoder.width=3", "width"),
         ("search", "weak=bow", "cannot write"),
+        ("search", "weak.lr=0.1", "weak.lr: not read where a decoder is measured; set method.alignment.lr"),
+        ("search", "strong.epochs=2", "strong.epochs: not read where a decoder is measured"),
+        ("search", "strong.untuned=x", "strong.untuned: only the weak model"),
+        ("search", "dataset.noise={kind: flip, rate: 0.1, shrink: -1.0, rates: null}", "dataset.noise.kind"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(arguments, tmp_path, kind, typed, said):
@@ -261,6 +274,45 @@ def test_logits_of_different_vocabularies_are_not_added(arguments, tmp_path):
     assert searched["decoding"]["systems"]["search"]["replies"] == 8
 
 
+class Words:
+    """A chat whose tokens are words, and ``*`` begins a turn of somebody else."""
+
+    fingerprint = "words"
+
+    @staticmethod
+    def text(tokens):
+        return " ".join(map(str, tokens))
+
+    @staticmethod
+    def cut(tokens, given=0):
+        return tokens, False
+
+
+def test_a_reply_without_tokens_keeps_its_place_its_value_and_its_cost(monkeypatch):
+    """Of best-of-n, whose best sample ended at once."""
+    nothing, said = _written(np.zeros(0, np.int64), np.zeros(0)), _written(np.array([7, 8]), np.array([-1.0, -2.0]))
+    for number, (part, value) in enumerate(((nothing, 5.0), (said, -1.0))):
+        part[:, CANDIDATE], part[:, VALUE], part[:, FINISHED], part[:, STRONG_READ] = number, value, 1, 12
+    rows = torch.from_numpy(np.concatenate([nothing, said]))
+    found = {"values": rows, "sizes": torch.tensor([len(rows)])}
+    monkeypatch.setattr("w2sg.text_decode.load_found", lambda folder: (["p"], found))
+    decoders = object.__new__(Decoders)
+    decoders.strong = SimpleNamespace(source=SimpleNamespace(chat=Words))
+    decoder = SimpleNamespace(kind="best_of_n")
+    steered = decoders._steered(Path("stage"), decoder, Prompts("test", ["p"], ["?"]))
+    assert (steered.replies.texts, steered.candidates.texts) == ([""], ["", "7 8"])
+    assert steered.values.tolist() == [5.0, -1.0]
+    assert steered.facts[0]["strong_read"] == 12
+    assert [row.tolist() for row in steered.candidates.tokens] == [[], [7, 8]]
+
+
+def test_a_judge_reads_no_more_than_it_has_positions_for(arguments, tmp_path):
+    text = TextRun(Run(check(compose(*arguments(tmp_path, "sampling"), name="decode")), tmp_path / "run"))
+    judge = Judge(kind="reward", model="strong", layer=None, candidates=None, max_length=10**6)
+    source = Bench(text, judge).source
+    assert source.spec.max_length == source.config.max_position_embeddings < 10**6
+
+
 # -- many runs --------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +329,14 @@ def test_decoders_are_gathered_on_the_prompts_that_all_answered(runs, tmp_path):
     assert rate == pytest.approx(
         contents["search"]["decoding"]["systems"]["search"]["against"]["plain"]["win_rate"]["value"]
     )
+    # runs on other prompts, or with another judge, are another group
+    for name, section, key in (("a", "dataset", "split_seed"), ("b", "training", "label_smoothing")):
+        content = json.loads((out / "search" / "report.json").read_text())
+        content["config"][section][key] = 0.125 if section == "training" else 3
+        shutil.copytree(out / "search", tmp_path / "other" / name)
+        (tmp_path / "other" / name / "report.json").write_text(json.dumps(content))
+    shutil.copytree(out / "search", tmp_path / "other" / "c")
+    assert len(collect_decode.collect(tmp_path / "other")) == 3
     files = collect_decode.write([group], tmp_path)
     assert all(file.stat().st_size for file in files)
     assert files[0].read_text().count("<img") == 2  # over cost and surprise, and over the divergence

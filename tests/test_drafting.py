@@ -153,6 +153,11 @@ def test_a_complete_draft_is_left_as_it_is():
     d = drafted((TabularEngine(tables[:1]), base), (Few(), Few()), rule, ["0"], (GREEDY, GREEDY))[0]
     assert (d.tokens.tolist(), d.kept, d.switch, d.finished, d.drafted) == ([1, 2, 3, 4], 4, "complete", True, 5)
     assert (base.count.prompt, base.count.given, base.count.written) == (1, 4, 0)
+    # what does not fit into the large one's positions is cut, and what is cut has no end
+    narrow = TabularEngine(tables[1:])
+    narrow.limit = 3
+    d = drafted((TabularEngine(tables[:1]), narrow), (Few(), Few()), rule, ["0"], (GREEDY, GREEDY))[0]
+    assert (d.tokens.tolist(), d.switch, d.finished) == ([1, 2, 3], "longest", False)
     # with no more room for it, the large one goes on
     d = drafted(
         (TabularEngine(tables[:1]), TabularEngine(tables[1:])),

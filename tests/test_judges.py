@@ -208,9 +208,14 @@ def test_the_guide_is_refused_by_its_weights(arguments, models, tmp_path):
     for judged in (
         ["judge=llm", f"method.judge.model={copy}"],
         ["judge=implicit", f"method.judge.tuned={copy}", f"method.judge.untuned={models['untuned']}"],
+        ["judge=implicit", f"method.judge.tuned={models['untuned']}", f"method.judge.untuned={copy}"],
     ):
         with pytest.raises(UserError, match="guide and judge at once"):
             run(arguments, tmp_path, "search", *judged)
+    copy = shutil.copytree(models["untuned"], tmp_path / "yet-another-name")
+    rewards = ["decoder.guide.reward=1.0", f"decoder.guide.model={models['untuned']}", f"method.judge.model={copy}"]
+    with pytest.raises(UserError, match="the reward model that guides would be guide and judge at once"):
+        run(arguments, tmp_path, "search", *rewards)
     assert not list((tmp_path / "store").glob("plain-*"))  # nothing was written
 
 

@@ -118,6 +118,13 @@ def grown(text: str, parent: int = 0, most: int = 99, tokens: bool = True) -> Hy
     return Hypothesis(0, parent, text, ids, None, finished, not finished and len(text) >= most, "")
 
 
+def test_two_ends_of_one_text_are_one_reply():
+    """Llama 3 and Qwen have several tokens that end a reply."""
+    a, b = (Hypothesis(0, 0, "x", np.array([4, end]), None, True, False, "", closing=1) for end in (7, 8))
+    other = Hypothesis(0, 0, "x y", np.array([4, 7]), None, False, True, "")
+    assert a.key == b.key != other.key
+
+
 class Exhaustive:
     """Grows every possible chunk."""
 

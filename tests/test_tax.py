@@ -38,6 +38,18 @@ def test_a_choice_that_is_a_letter_is_meant_as_a_choice(tmp_path):
     assert read_questions(write_jsonl(tmp_path / "q.jsonl", rows)).right.tolist() == [1]
 
 
+def test_a_reply_that_names_a_letter_means_that_choice_and_a_line_ends_at_its_end(tmp_path):
+    file = tmp_path / "q.jsonl"
+    rows = [
+        {"question": "one\u2028two?", "choices": ["A", "C", "B"], "answer": 1},
+        {"question": "x\x85?", "answer": "y"},
+    ]
+    file.write_text(json.dumps(rows[0], ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_questions(file).answers == [{"b", "b c"}]
+    file.write_text(json.dumps(rows[1], ensure_ascii=False) + "\n", encoding="utf-8")
+    assert len(read_questions(file).prompts) == 1
+
+
 @pytest.mark.parametrize(
     ("reply", "right"),
     [("42", True), (" **42**. ", True), ("-42", False), ("42 apples", False), ("4 2", False), ("(42)", True)],

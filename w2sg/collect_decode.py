@@ -16,6 +16,7 @@ from w2sg.figures import Raw, estimate, new_figure, number, p_value, page, point
 from w2sg.page import short
 from w2sg.side_by_side import write_summary
 from w2sg.statistics import Bootstrap, holm
+from w2sg.store import flatten
 
 PALETTE = ("#2563eb", "#dc2626", "#059669", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#a16207", "#475569")
 PLAIN = "plain"
@@ -30,9 +31,12 @@ def collect(root: Path) -> list[dict[str, Any]]:
     groups: dict[str, list[Finished]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: (run.folder / "report.json").stat().st_mtime):
         config = run.content["config"]
-        data, method = config["dataset"], config["method"]
-        same = [config["strong"], method["style"], method["judge"], data["name"], data["path"], data["sizes"]]
-        groups[json.dumps([*same, config["seed"]], sort_keys=True)].append(run)
+        method = config["method"]
+        # prompts, judge and strong model; what an older report does not know is as if it were not set
+        same = {key: config[key] for key in ("strong", "dataset", "training", "seed")}
+        same |= {"style": method["style"], "judge": method["judge"], "precision": config["trainer"]["precision"]}
+        flat = {k: v for k, v in flatten(same).items() if v is not None}
+        groups[json.dumps(flat, sort_keys=True)].append(run)
     return [_group(runs) for runs in groups.values()]
 
 
@@ -48,7 +52,7 @@ def _group(runs: list[Finished]) -> dict[str, Any]:
         plain = f"plain, {_sampling(run)}"
         guide = f"guide alone, {_guide(run)}{_sampling(run)}"
         for system, own in ((PLAIN, plain), ("guide", guide), (kind, name)):
-            if system in systems and own not in rows:
+            if system in systems:
                 rows[own], plain_of[own] = {"name": own, "kind": system, **systems[system]}, plain
                 if f"reward_{system}" in columns:
                     rewards[own] = dict(zip(columns["id"], columns[f"reward_{system}"], strict=True))
@@ -97,7 +101,9 @@ def _sampling(run: Finished) -> str:
     cut = f", top-k {decoder['top_k']}" * (decoder["top_k"] > 0) + f", top-p {decoder['top_p']:g}" * (
         decoder["top_p"] < 1
     )
-    return f"temperature {decoder['temperature']:g}{cut}, {decoder['max_new_tokens']} tokens"
+    server = (decoder.get("server") or {}).get("model")
+    by = f", by {server}" if server else ", by vLLM" if decoder.get("engine") == "vllm" else ""
+    return f"temperature {decoder['temperature']:g}{cut}, {decoder['max_new_tokens']} tokens{by}"
 
 
 def _guide(run: Finished) -> str:

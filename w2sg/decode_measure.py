@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -225,10 +227,21 @@ class Comparison:
             **verdicts.of_judge(),
         }
 
+    @cached_property
+    def _reader(self) -> Writer:
+        """The strong model with room for the longest prompt and reply, as far as it has positions."""
+        source = replace(self.strong.source)
+        source.tokenizer = self.strong.source.tokenizer
+        most = source.spec.max_length + self.decoder.max_new_tokens
+        positions = getattr(source.config, "max_position_embeddings", None) or most
+        source.spec = source.spec.model_copy(update={"max_length": min(most, positions)})
+        return replace(self.strong, source=source)
+
     def _surprise(self, name: str, replies: Replies) -> np.ndarray:
         """[N] minus the strong model's log-probability of each reply, per token; NaN where it has none."""
-        values, sizes, _ = self.text.token_values(f"{name}-by-strong", self.strong, replies, f"{name}-replies")
-        rows = self.text.encode(self.strong.source, replies, f"{name}-replies")
+        strong = self._reader
+        values, sizes, _ = self.text.token_values(f"{name}-by-strong", strong, replies, f"{name}-replies")
+        rows = self.text.encode(strong.source, replies, f"{name}-replies")
         sums = np.array([float(part.double().sum()) for part in values.split(sizes.tolist())])
         found = np.full(len(replies), np.nan)
         found[rows.kept] = -sums / np.maximum(sizes.numpy(), 1)

@@ -30,6 +30,7 @@ FATES = ("", "reached", "complete", "longest")
 # of a row of numbers behind each token: what it is, and facts of its reply, which are the same for all its tokens
 TOKEN, LOG_P, DRAFTED, CANDIDATE, VALUE, FINISHED, FATE, STRONG_READ, GUIDE_READ, ROUNDS, POOLED = range(11)
 COLUMNS = 11
+NOTHING = -1  # in place of a token
 
 
 class Work:
@@ -141,8 +142,8 @@ class Work:
             rest = [h for h in result.beam if h is not result.best] if isinstance(self.decoder, BestOfN) else []
             parts = []
             for number, h in enumerate([result.best, *rest]):
-                part = np.zeros((len(h.tokens), COLUMNS))
-                part[:, TOKEN], part[:, LOG_P], part[:, CANDIDATE] = h.tokens, h.log_probabilities[:, 0], number
+                part = _written(h.tokens, h.log_probabilities[:, 0])
+                part[:, CANDIDATE] = number
                 part[:, VALUE], part[:, FINISHED], part[:, ROUNDS] = h.value, h.finished, result.rounds
                 part[:, STRONG_READ], part[:, GUIDE_READ] = strong, guide
                 part[:, POOLED] = result.rule != "beam"
@@ -218,8 +219,7 @@ class Work:
         read = [self.strong.count.total / len(prompts), self.tuned.count.total / len(prompts)]
         tables = []
         for draft in found:
-            part = np.zeros((len(draft.tokens), COLUMNS))
-            part[:, TOKEN], part[:, LOG_P] = draft.tokens, draft.log_probabilities
+            part = _written(draft.tokens, draft.log_probabilities)
             part[: draft.kept, DRAFTED], part[:, FINISHED] = 1, draft.finished
             part[:, FATE], part[:, [STRONG_READ, GUIDE_READ]] = FATES.index(draft.switch), read
             tables.append(part)
@@ -242,10 +242,18 @@ class Work:
         read = [self.strong.count.total / len(prompts), self.tuned.count.total / len(prompts)]
         tables = []
         for reply in found:
-            part = np.zeros((len(reply.tokens), COLUMNS))
-            part[:, TOKEN], part[:, LOG_P], part[:, DRAFTED] = reply.tokens, reply.log_probabilities, reply.nudged
+            part = _written(reply.tokens, reply.log_probabilities)
+            part[: len(reply.tokens), DRAFTED] = reply.nudged
             fate = "reached" if not reply.nudged.all() else "complete" if reply.finished else "longest"
             part[:, FINISHED], part[:, ROUNDS], part[:, FATE] = reply.finished, reply.nudges, FATES.index(fate)
             part[:, [STRONG_READ, GUIDE_READ]] = read
             tables.append(part)
         return tables, nudging.forwards
+
+
+def _written(tokens: np.ndarray, log_probabilities: np.ndarray) -> np.ndarray:
+    """A row for each token of a reply; one of `NOTHING` for a reply without any, which has a value and a cost, too."""
+    part = np.zeros((max(1, len(tokens)), COLUMNS))
+    part[:, TOKEN] = tokens if len(tokens) else NOTHING
+    part[: len(tokens), LOG_P] = log_probabilities
+    return part

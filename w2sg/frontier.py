@@ -42,18 +42,22 @@ def next_token_kl(base: Tensor, pair: Tensor | None, own: Tensor | None, beta: f
     return torch.linalg.vecdot(q.exp(), q - p)
 
 
-def why_not(decoder: Decoder, server: bool) -> str | None:
-    """Why a decoder's divergence from the strong model cannot be told; None where it can."""
+def why_not(decoder: Decoder, server: bool, stops: bool = False) -> str | None:
+    """Why a decoder's divergence from the strong model cannot be told; None where it can.
+
+    Args:
+        server: whether a server writes. stops: whether strings end a reply (``method.style``).
+    """
     if isinstance(decoder, BestOfN):
         return None
     if isinstance(decoder, Search):
         return "its law is that of no distribution that can be written down; the number of candidates is no divergence"
     if isinstance(decoder, Drafted | Contrastive):
         return "its replies begin, or are, another model's, and their law under both is not known"
-    return _why_no_law(decoder, server)
+    return _why_no_law(decoder, server, stops)
 
 
-def _why_no_law(sampled: Decoder, server: bool) -> str | None:
+def _why_no_law(sampled: Decoder, server: bool, stops: bool) -> str | None:
     """The same for what samples token by token."""
     if server:
         return "a server of texts gives no logits"
@@ -61,6 +65,8 @@ def _why_no_law(sampled: Decoder, server: bool) -> str | None:
         return "at temperature 0 each prompt has one reply"
     if sampled.top_k or sampled.top_p < 1:
         return "top_k or top_p leaves out tokens that the other law may take, so that it is infinite"
+    if stops:
+        return "a reply ends where a string begins whose tokens are not kept, so a part of it would be left out"
     return None
 
 
@@ -146,8 +152,9 @@ def frontier(
     """
     found: dict[str, dict[str, Any]] = {"plain": {"value": 0.0, "low": 0.0, "high": 0.0, "how": "itself"}}
     without: dict[str, str] = {}
+    stops = bool(strong.source.chat.stop_strings)
     if "guide" in replies:
-        reason = _why_no_law(decoder, server)
+        reason = _why_no_law(decoder, server, stops)
         if reason is None and replies["guide"].fingerprint != strong.source.chat.fingerprint:
             reason = "its tokenizer or template is another, so its replies have no law in the strong model's tokens"
         if reason is not None:
@@ -157,7 +164,7 @@ def frontier(
             found["guide"] = Bootstrap(len(values)).mean(values).as_dict() | {"how": "exact"}
     if isinstance(decoder, Plain):
         return found, without
-    reason = why_not(decoder, server)
+    reason = why_not(decoder, server, stops)
     if reason is not None:
         without[decoder.kind] = reason
     elif isinstance(decoder, BestOfN):

@@ -15,11 +15,11 @@ import numpy as np
 from w2sg import comparisons
 from w2sg.alpaca import instruction, unmarked
 from w2sg.errors import UserError
-from w2sg.models import Source, find
+from w2sg.models import Source, find, same
 from w2sg.page import short
 from w2sg.replies import Replies, ReplyPairs, gold_pairs
 from w2sg.statistics import Bootstrap
-from w2sg.text_measure import Bench, reading_as
+from w2sg.text_measure import Bench, itself, reading_as
 from w2sg.text_options import ImplicitJudge, Judge, LlmJudge, model_name
 from w2sg.text_run import TextRun, Writer
 
@@ -126,7 +126,7 @@ class LlmBench:
         """
         for words, source in guide.items():
             if same(source, self.source):
-                raise _itself("model", words)
+                raise itself("model", words)
         found = [words for words, source in writers.items() if same(source, self.source)]
         if found:
             self.notes.append(
@@ -216,8 +216,9 @@ class ImplicitBench(Bench):
 
     def independent_of(self, guide: Mapping[str, Source], writers: Mapping[str, Source]) -> None:
         for words, source in guide.items():
-            if same(source, self.source):
-                raise _itself("tuned", words)
+            for key, own in (("tuned", self.source), ("untuned", self.untuned)):
+                if same(source, own):
+                    raise itself(key, words)
         for key, own in (("tuned", self.source), ("untuned", self.untuned)):
             self.notes += [
                 f"the judge's {key} model is {words}: its own writing is part of the judge's opinion"
@@ -248,15 +249,3 @@ class ImplicitBench(Bench):
     def accuracy(self) -> dict[str, Any]:
         names = f"{short(self.source.spec.name)} over {short(self.untuned.spec.name)}"
         return super().accuracy() | {"kind": "implicit", "model": names}
-
-
-def same(a: Source, b: Source) -> bool:
-    """Whether two models are one: the same weights, whatever they are called and however they are rounded."""
-    one, other = ({k: v for k, v in source.identity.items() if k != "quantise"} for source in (a, b))
-    return one == other
-
-
-def _itself(key: str, words: str) -> UserError:
-    return UserError(
-        f"method.judge.{key}: {words} would be guide and judge at once, and every gain its own opinion; choose another"
-    )

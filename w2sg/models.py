@@ -109,6 +109,12 @@ class Source:
         return self.spec.layers or self.config.num_hidden_layers
 
 
+def same(a: Source, b: Source) -> bool:
+    """Whether two models are one: the same weights, whatever they are called and however they are rounded."""
+    one, other = ({k: v for k, v in source.identity.items() if k != "quantise"} for source in (a, b))
+    return one == other
+
+
 def find(spec: ModelConfig, role: str) -> Source:
     """Locate a model by hub id, folder, GGUF file or ``package:<module>/<file>``; read its configuration only.
 

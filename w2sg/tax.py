@@ -50,7 +50,7 @@ def read_questions(file: Path) -> Questions:
         UserError: it cannot be read, or a line is not one; names the first such line.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"method.evaluation.tax: {file} cannot be read ({getattr(error, 'strerror', None) or error}); name a "
@@ -68,7 +68,11 @@ def read_questions(file: Path) -> Questions:
         texts.append(text)
         choices.append(len(options))
         right.append(answer if options else 0)
-        said = [LETTERS[answer], options[answer], f"{LETTERS[answer]}. {options[answer]}"] if options else [answer]
+        said = [answer]
+        if options:
+            said = [LETTERS[answer], f"{LETTERS[answer]}. {options[answer]}"]
+            if options[answer].strip().upper() not in LETTERS[: len(options)]:  # a letter names a choice
+                said.append(options[answer])
         answers.append({normalised(each) for each in said})
     if not texts:
         raise UserError(f"method.evaluation.tax: {file} holds no questions; name another file, or null")

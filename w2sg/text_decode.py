@@ -29,6 +29,7 @@ from w2sg.decode_work import (
     FINISHED,
     GUIDE_READ,
     LOG_P,
+    NOTHING,
     POOLED,
     ROUNDS,
     STRONG_READ,
@@ -158,6 +159,7 @@ class Decoders:
         chats = [source.chat for source in self._sources(decoder)]
         return {
             "version": VERSION,
+            "rows": 2,  # a reply without tokens has one, too
             "decoder": decoder.model_dump(exclude={"batch_size", "server"}),
             "models": models,
             "max_length": [source.spec.max_length for source in self._sources(decoder)],
@@ -242,6 +244,7 @@ class Decoders:
             starts = np.flatnonzero(np.diff(table[:, CANDIDATE], prepend=-1.0))
             for number, part in enumerate(np.split(table, starts[1:]) if len(table) else [np.zeros((0, COLUMNS))]):
                 first = part[0] if len(part) else np.zeros(COLUMNS)
+                part = part[part[:, TOKEN] != NOTHING]
                 given = len(part) if nudged else int(part[:, DRAFTED].sum())
                 tokens, _ = chat.cut(part[:, TOKEN].astype(np.int64), given)
                 part = part[: len(tokens)]

@@ -15,7 +15,7 @@ from w2sg.data.dialogue import messages
 from w2sg.data.rows import pack, token_plan
 from w2sg.errors import UserError
 from w2sg.heads import load_head
-from w2sg.models import Source, find, load_language_model, load_scorer
+from w2sg.models import Source, find, load_language_model, load_scorer, same
 from w2sg.replies import Prompts, Replies, gold_pairs, prompts_of
 from w2sg.run import Model
 from w2sg.schema import ModelConfig
@@ -69,7 +69,14 @@ class Bench:
         self.source = self._find() if judge.model is not None else None
 
     def _find(self) -> Source:
-        """Looked for before any work is done."""
+        """Looked for before any work is done; it reads no more than it has positions for."""
+        source = self._found()
+        positions = getattr(source.config, "max_position_embeddings", None)
+        if positions is not None and positions < source.spec.max_length:
+            source.spec = source.spec.model_copy(update={"max_length": positions})
+        return source
+
+    def _found(self) -> Source:
         role = self.judge.model if not self._as_it_is else "strong"
         spec: ModelConfig = getattr(self.run.config, role)
         shared = {"max_length": self.judge.max_length, "lr": None, "epochs": None, "head": "linear"}
@@ -82,9 +89,14 @@ class Bench:
         return find(spec.model_copy(update={**shared, **own}), role)
 
     def independent_of(self, guide: Mapping[str, Source], writers: Mapping[str, Source]) -> None:
-        """Nothing to look for: a reward model that guides is known by its option, and a head trained here judges what
-        its frozen model writes as it does any text.
+        """Refuse a reward model that guides; a head trained here judges what its frozen model writes as any text.
+
+        Raises:
+            UserError: judge and guide are one, whatever they are called.
         """
+        for words, source in guide.items():
+            if self.source is not None and self._as_it_is and same(source, self.source):
+                raise itself("model", words)
 
     # -- rewards ------------------------------------------------------------------------------------------------------
 
@@ -458,3 +470,10 @@ def _sample_rows(system: str, replies: Replies, columns: dict[str, np.ndarray]) 
 
 
 __all__ = ["Bench", "Prompts", "Sweep", "concatenate"]
+
+
+def itself(key: str, words: str) -> UserError:
+    """That a judge is the guide."""
+    return UserError(
+        f"method.judge.{key}: {words} would be guide and judge at once, and every gain its own opinion; choose another"
+    )

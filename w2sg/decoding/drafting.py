@@ -125,7 +125,10 @@ class Drafting:
                 drafts[p] = np.append(drafts[p], found.tokens[place])
                 full = len(found.tokens[place]) >= limits[place]
                 ended[p] = "complete" if found.stopped[place] else "longest" if full else ""
-                wanted = self._as_base(drafts[p], ended[p] == "complete")[: room[p]]
+                wanted = self._as_base(drafts[p], ended[p] == "complete")
+                if len(wanted) > room[p] and ended[p] == "complete":  # cut short, it has no end
+                    ended[p] = "longest"
+                wanted = wanted[: room[p]]
                 common = common_start(read[p], wanted)
                 back[p], chunks[p] = len(read[p]) - common, wanted[common:]
                 logs[p], read[p] = logs[p][:common], wanted

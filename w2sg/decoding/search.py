@@ -27,6 +27,7 @@ class Hypothesis:
         log_probabilities: [n, m] of the models that wrote it.
         finished: it came to an end by itself. cut: it had no room left. One of them ends it.
         lineage: names its stream of random numbers. value: what the guide thinks of it.
+        closing: tokens at its end that say nothing but that it ends; several may.
     """
 
     prompt: int
@@ -38,6 +39,7 @@ class Hypothesis:
     cut: bool
     lineage: str
     value: float = float("nan")
+    closing: int = 0
 
     @property
     def ended(self) -> bool:
@@ -47,7 +49,7 @@ class Hypothesis:
     @property
     def key(self) -> Any:
         """What it says: hypotheses with equal keys are one."""
-        said = self.text if self.tokens is None else tuple(self.tokens.tolist())
+        said = self.text if self.tokens is None else tuple(self.tokens[: len(self.tokens) - self.closing].tolist())
         return said, self.ended
 
 
@@ -225,7 +227,7 @@ class EngineGrower:
         self.cut, self.bound = cut, room
         self.engine, self.encode, self.text_of, self.identities = engine, encode, text_of, identities
         self.columns, self.stop, self.chunk, self.most, self.seed = columns, stop, chunk, most, seed
-        self.forwards = 0
+        self.forwards, self.ends = 0, frozenset(stop)
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[str]) -> list[Hypothesis]:
@@ -267,7 +269,10 @@ class EngineGrower:
                 logs, stopped = logs[: len(tokens)], stopped or ended
             cut = not stopped and len(tokens) >= self.room[parent.prompt]
             text = self.text_of(tokens)
-            grown.append(Hypothesis(parent.prompt, int(row), text, tokens, logs, stopped, cut, lineages[place]))
+            closing = int(len(tokens) > 0 and int(tokens[-1]) in self.ends)
+            grown.append(
+                Hypothesis(parent.prompt, int(row), text, tokens, logs, stopped, cut, lineages[place], closing=closing)
+            )
         self._grown = grown
         return grown
 

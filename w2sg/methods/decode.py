@@ -47,25 +47,30 @@ def decode(
     questions = None if evaluation.tax is None else read_questions(Path(evaluation.tax))
     text = TextRun(run)
     bench = bench_of(text, judge)
-    bench.independent_of(*guide_and_writers(run, decoder))
+    guides, writers = guide_and_writers(run, decoder)
+    guide, rewards, key = getattr(decoder, "guide", None), None, None
+    if guide is not None and guide.reward:
+        options = Judge(
+            kind="reward", model=guide.model, layer=guide.layer, candidates=None, max_length=judge.max_length
+        )
+        reward = Bench(text, options, "guide", "ground_truth", "decoder.guide")
+        rewards = reward.scorer
+        if guide.model != "weak":
+            guides["the reward model that guides"] = reward.source
+    bench.independent_of(guides, writers)
     strong = Writer("strong", replace(run.strong, style=style))
     check_vocabulary(decoder, run.weak, strong.source)
     prompts = prompts_of(run.data.test).first(evaluation.prompts)
 
-    pair, rewards, key, server = None, None, None, server_of(decoder)
+    pair, server = None, server_of(decoder)
     systems = {}
     if server is not None:  # whether it answers is known before anything is trained
         systems["plain"] = Decoders(text, strong, None, server=server).write("plain", plain_of(decoder), prompts)
     if needs_pair(decoder):
         untuned, tuned, _ = align_weak(text, alignment, None, judge)
         pair = Pair(tuned, untuned)
-    guide = getattr(decoder, "guide", None)
-    if guide is not None and guide.reward:
-        options = Judge(
-            kind="reward", model=guide.model, layer=guide.layer, candidates=None, max_length=judge.max_length
-        )
-        reward = Bench(text, options, "guide", "ground_truth", "decoder.guide")
-        rewards, key = reward.scorer, reward.key()
+    if rewards is not None:
+        key = reward.key()
 
     decoders = Decoders(text, strong, pair, rewards, key, server)
     if server is None:
@@ -150,11 +155,27 @@ def problems(config: TrainConfig) -> list[str]:
         reason = by_vllm.why_not(gguf=config.strong.name.endswith(".gguf"), adapted=False)
         if reason is not None:
             found.append(f"decoder.engine: vLLM cannot sample here: {reason}; use transformers")
+    found += _unread(config)
     found += _own_judge(config, decoder)
     if config.method["alignment"]["pairs"] == "on_policy" and needs_pair(decoder) and config.weak.untuned is None:
         found.append("method.alignment.pairs: on-policy pairs are ranked by the judge, which must not guide; use given")
     if config.method["style"] != "chat" and isinstance(decoder, Contrastive):
         found.append("method.style: the strong model writes nothing in decoder=contrastive; use chat")
+    return found
+
+
+def _unread(config: TrainConfig) -> list[str]:
+    """Settings of the main job that nothing here reads."""
+    found = []
+    for role in ("weak", "strong"):
+        for key in ("lr", "epochs"):
+            if getattr(getattr(config, role), key) is not None:
+                where = f"set method.alignment.{key}" if role == "weak" else "the strong model stays as it is"
+                found.append(f"{role}.{key}: not read where a decoder is measured; {where}")
+    if config.strong.untuned is not None:
+        found.append("strong.untuned: only the weak model has an alignment to undo; set weak.untuned")
+    if config.dataset.noise.kind != "none":
+        found.append("dataset.noise.kind: nothing is trained on labels that a weak model gave; use none")
     return found
 
 
