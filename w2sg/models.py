@@ -7,6 +7,7 @@ Scores have one column per text of a pair ([B, 2], rewards) or one per class ([B
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.util
 import io
@@ -69,11 +70,14 @@ class Source:
     @cached_property
     def tokenizer(self):
         """The model's tokenizer."""
+        if self.gguf is not None:
+            sha256 = self.identity["gguf"]
+            return copy.deepcopy(_gguf_tokenizer(self.folder, self.gguf, sha256, self.spec.trust_remote_code))
         from transformers import AutoTokenizer
 
-        where = {"gguf_file": self.gguf} if self.gguf else {"revision": self.identity.get("revision")}
-        with quiet_loading(bars=self.gguf is not None):
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.spec.trust_remote_code, **where)
+        where = {"revision": self.identity.get("revision"), "trust_remote_code": self.spec.trust_remote_code}
+        with quiet_loading():
+            return AutoTokenizer.from_pretrained(self.folder, **where)
 
     @cached_property
     def encode(self):
@@ -157,6 +161,15 @@ def find(spec: ModelConfig, role: str) -> Source:
     if spec.quantise is not None:  # another model to whoever asks what it is
         source = replace(source, identity={**source.identity, "quantise": spec.quantise})
     return source
+
+
+@functools.lru_cache(maxsize=4)
+def _gguf_tokenizer(folder: str, file: str, _sha256: str, trust_remote_code: bool) -> Any:
+    """Its tokenizer: parsing the file for it takes seconds, and a run asks for it in several roles."""
+    from transformers import AutoTokenizer
+
+    with quiet_loading(bars=True):
+        return AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=trust_remote_code)
 
 
 @functools.lru_cache(maxsize=8)
