@@ -19,7 +19,9 @@ from w2sg.store import flatten
 
 # Neither changes what a run finds; seeds are what is averaged over, and losses are what is compared.
 APART = ("seed", "dataset.split_seed", "out", "store", "logger", "trainer", "dataset.path", "dataset.zero_shot")
-ANCHORS = ("method._target_", "dataset.name", "weak.name", "strong.name")
+APART += ("method.baselines",)
+ANCHORS = ("method._target_", "dataset.name", "weak.name", "strong.name", "refine.kind")
+TWICE = "method.refine."  # refine= once more, as the method is given it
 BASELINES = ("cross_entropy", "forward_kl")
 
 
@@ -60,6 +62,7 @@ class Finished:
         """The configuration, flat, without what does not change a result."""
         flat = flatten(self.content["config"])
         kept = {k: v for k, v in flat.items() if not any(k == a or k.startswith(a + ".") for a in APART)}
+        kept = {k: v for k, v in kept.items() if not k.startswith(TWICE)}
         return kept | {"trainer.precision": flat.get("trainer.precision")}
 
     @property
@@ -268,7 +271,7 @@ def words(values: dict[str, Any]) -> str:
         elif key == "method._target_":
             parts.append(str(value).rpartition(".")[2])
         elif key not in ("weak.name", "strong.name") and value is not None:
-            name = key.removeprefix("dataset.").removeprefix("training.")
+            name = key.removeprefix("dataset.").removeprefix("training.").removeprefix("refine.")
             parts.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
     return ", ".join(parts) or "all runs"
 
