@@ -3,6 +3,7 @@
 import doctest
 import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -466,6 +467,11 @@ def test_infer_and_respond_names_a_concept_for_each_batch_and_shows_nothing_else
         own["low"],
     )
     assert row["naive_content"] is None  # that baseline was not asked for
+    # a newer run without a baseline does not hide what an older one measured
+    run(arguments, tmp_path, *more, "method.baselines=[]", name="fewer")
+    again = {row["setting"]: row for row in collect_refined.collect(tmp_path)}
+    assert len(again) == 2
+    assert all(again[setting] == row for setting, row in gathered.items())
     files = collect_refined.write(list(gathered.values()), tmp_path)
     assert files[0].read_text().count("concept over content of each setting") == 1
     assert "student concept mean" not in files[1].read_text()
@@ -661,6 +667,18 @@ def test_all_baselines_learn_the_questions_that_the_student_learns(arguments, qu
     assert f"weak: the file answers 1 of {SIZES['test']} test prompts, and not all" in found["left_out"]
     ids = {i for row in refined_of(tmp_path) for i in row["exemplar_ids"]}
     assert ids <= {row["id"] for row in refined_of(tmp_path)}
+
+
+def test_a_weak_model_without_room_for_a_test_prompt_keeps_its_row(arguments, questions, tmp_path):
+    folder = tmp_path / "questions"
+    shutil.copytree(questions, folder)
+    rows = [json.loads(line) for line in (questions / "test.jsonl").read_text().splitlines()]
+    rows[0]["question"] = " ".join(["good"] * 60) + "?"
+    write_jsonl(folder / "test.jsonl", rows)
+    content = run(arguments, tmp_path, f"dataset.path={folder}", "weak.max_length=48")
+    assert "weak" in content["refinement"]["systems"]
+    assert content["refinement"]["prompts"] == SIZES["test"] - 1
+    assert not any("the file" in line for line in content["refinement"]["left_out"])
 
 
 def test_self_consistency_asks_for_agreement(arguments, tmp_path):

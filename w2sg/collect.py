@@ -19,7 +19,7 @@ from w2sg.store import flatten
 
 # Neither changes what a run finds; seeds are what is averaged over, and losses are what is compared.
 APART = ("seed", "dataset.split_seed", "out", "store", "logger", "trainer", "dataset.path", "dataset.zero_shot")
-APART += ("method.baselines",)
+APART += ("method.baselines",)  # what else is measured beside the student
 ANCHORS = ("method._target_", "dataset.name", "weak.name", "strong.name", "refine.kind")
 TWICE = "method.refine."  # refine= once more, as the method is given it
 BASELINES = ("cross_entropy", "forward_kl")

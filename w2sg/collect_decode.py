@@ -12,13 +12,12 @@ import numpy as np
 from w2sg import comparisons
 from w2sg.collect import Finished, read, words
 from w2sg.decode_page import WORDS, frontier_figure
-from w2sg.figures import Raw, estimate, new_figure, number, p_value, page, points, stacked, svg, table
+from w2sg.figures import PALETTE, Raw, estimate, new_figure, number, p_value, page, points, stacked, svg, table
 from w2sg.page import short
 from w2sg.side_by_side import write_summary
 from w2sg.statistics import Bootstrap, holm
 from w2sg.store import flatten
 
-PALETTE = ("#2563eb", "#dc2626", "#059669", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#a16207", "#475569")
 PLAIN = "plain"
 
 

@@ -28,7 +28,8 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """A row per setting: for each column its mean over seeds, their standard deviation, and their number.
 
-    One seed keeps the interval that its own report has. Of two runs of one setting and seed the newer counts.
+    One seed keeps the interval that its own report has. Of two runs of one setting and seed the newer counts, and the
+    older one for what the newer has not measured (a baseline, say).
 
     Args:
         measures: what one report says, {column: {value, and perhaps low, high}}; what it does not say is left empty.
@@ -36,16 +37,16 @@ def rows_of(
     if not runs:
         return []
     keys, _ = varying(list(runs))
-    cells: dict[str, dict[tuple[int, int], Finished]] = defaultdict(dict)
+    cells: dict[str, dict[tuple[int, int], dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
     settings: dict[str, dict[str, Any]] = {}
     for run in sorted(runs, key=lambda run: (run.folder / "report.json").stat().st_mtime):
         values = {k: run.settings.get(k) for k in keys}
         cell = json.dumps(values, sort_keys=True, default=str)
-        cells[cell][run.replicate] = run
+        cells[cell][run.replicate] |= {k: v for k, v in measures(run.content).items() if v is not None}
         settings[cell] = values
     rows = []
     for cell, replicates in cells.items():
-        found = [measures(run.content) for _, run in sorted(replicates.items())]
+        found = [own for _, own in sorted(replicates.items())]
         row: dict[str, Any] = {"setting": words(settings[cell]), "seeds": len(found)}
         for name in columns:
             there = [f[name] for f in found if f.get(name) is not None and f[name]["value"] is not None]

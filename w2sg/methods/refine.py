@@ -106,7 +106,7 @@ def refine(
 
     found = Findings(text, axes, refine, strong)
     found.labels["weak"] = taught
-    if weak_on_test is not None and len(weak_on_test) < len(test):
+    if answers is not None and weak_on_test is not None and len(weak_on_test) < len(test):
         found.left_out.append(f"weak: the file answers {len(weak_on_test)} of {len(test)} test prompts, and not all")
         weak_on_test = None
     if weak_on_test is not None:
