@@ -817,6 +817,46 @@ def test_a_copy_of_a_laid_out_model_answers_with_its_own_weights():
     assert model(inputs).abs().max() > 0.1
 
 
+class Siblings(nn.Module):
+    """Layers by the names of transformers' attention, of which only the last has a bias."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q_proj, self.k_proj = nn.Linear(256, 256, bias=False), nn.Linear(256, 128, bias=False)
+        self.v_proj = nn.Linear(256, 128)
+        self.requires_grad_(False)
+
+    def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        q, k, v = inputs if len(inputs) == 3 else inputs * 3
+        return [self.q_proj(q), self.k_proj(k), self.v_proj(v)]
+
+
+@packs
+def test_layers_that_read_the_same_are_one_product(monkeypatch):
+    """The first computes what the others take; where they are given different inputs each answers for its own."""
+    model, plain, products = Siblings(), Siblings(), []
+    product = torch.ops.mkldnn._linear_pointwise
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *a: (products.append(1), product(*a))[1])
+    pack(model)
+    for _ in range(2):
+        inputs = torch.randn(5, 3, 256)
+        for found, wanted in zip(model(inputs), plain(inputs), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert len(products) == 2
+    different = torch.randn(3, 4, 256)
+    for found, wanted in zip(model(*different), plain(*different), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert len(products) == 5
+    twice = [model.q_proj(different) for _ in range(2)]
+    torch.testing.assert_close(twice[0], twice[1])
+    with torch.no_grad():
+        model.k_proj.weight.mul_(2)
+    pack(model)
+    torch.testing.assert_close(model(inputs)[1], 2 * plain(inputs)[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(copy.deepcopy(model)(inputs)[2], plain(inputs)[2], rtol=1e-5, atol=1e-5)
+
+
 @packs
 def test_gradients_and_other_types_take_the_ordinary_way():
     """oneDNN's call has no gradient, and small or 16-bit layers are left as they are."""

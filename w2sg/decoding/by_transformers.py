@@ -35,30 +35,42 @@ def _cache(config: Any) -> Any:
 
     class GrowingLayer(DynamicLayer):
         _buffers: tuple[Tensor, Tensor] | None = None
+        _rows: Tensor | None = None  # to go on with; copied only when there is more to hold
 
         def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
             old = self.get_seq_length()
             new = old + keys.shape[-2]
             if not self.is_initialized:
                 self.lazy_initialization(keys, values)
-            if self._buffers is None or self._buffers[0].shape[-2] < new:
+            if self._buffers is None or self._rows is not None or self._buffers[0].shape[-2] < new:
                 room = new + max(64, new // 2)
-                grown = []
-                for part, held in zip((keys, values), (self.keys, self.values), strict=True):
-                    buffer = part.new_empty((*part.shape[:-2], room, part.shape[-1]))
-                    if old:
-                        buffer[..., :old, :] = held
-                    grown.append(buffer)
-                self._buffers = tuple(grown)
+                self._buffers = tuple(
+                    self._moved(held, part.new_empty((*part.shape[:-2], room, part.shape[-1])))
+                    for part, held in zip((keys, values), (self.keys, self.values), strict=True)
+                )
+                self._rows = None
             for buffer, part in zip(self._buffers, (keys, values), strict=True):
                 buffer[..., old:new, :] = part
             self.keys, self.values = (buffer[..., :new, :] for buffer in self._buffers)
             return self.keys, self.values
 
         def batch_select_indices(self, indices: Tensor) -> None:
-            length = self.get_seq_length()
-            self._buffers = tuple(buffer.index_select(0, indices) for buffer in self._buffers)
-            self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
+            self._rows = indices if self._rows is None else self._rows[indices]
+
+        def held(self) -> tuple[Tensor, Tensor]:
+            """Keys and values of the rows that go on."""
+            both = self.keys, self.values
+            return both if self._rows is None else tuple(part.index_select(0, self._rows) for part in both)
+
+        def _moved(self, held: Tensor, buffer: Tensor) -> Tensor:
+            if not self.get_seq_length():
+                return buffer
+            start = buffer[..., : held.shape[-2], :]
+            if self._rows is None:
+                start.copy_(held)
+            else:
+                torch.index_select(held, 0, self._rows, out=start)
+            return buffer
 
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
@@ -108,7 +120,7 @@ class TransformersEngine:
             share what they have in common.
     """
 
-    worth = 48  # columns of the cache, from which on a fork shares them: fewer are sooner copied
+    worth = 16  # columns of the cache, from which on a fork shares them: fewer are sooner copied
 
     def __init__(self, policy: Policy, base_too: bool = False, columns: int | None = None):
         if base_too and not policy.adapted:
@@ -238,7 +250,7 @@ class TransformersEngine:
 
     def _share(self) -> None:
         """What has been read so far becomes what rows share: first the prompts, then what came after them."""
-        held = [(layer.keys, layer.values) for layer in self.cache.layers]
+        held = [layer.held() for layer in self.cache.layers]
         if len(self._prefixes) == 2:
             before = self._prefixes.pop().rows()
             held = [
