@@ -5,13 +5,17 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the many commands that are run would each compile the package
 
+import commands
 import pytest
 import torch
 
@@ -153,17 +157,33 @@ def compose(*overrides: str, name: str = "train"):
         return hydra_compose(name, overrides=list(overrides))
 
 
-def run_script(script: str, *overrides: str, check: bool = True, timeout: int = 240, **environment: str):
-    """Run train.py or evaluate.py as a user would."""
-    result = subprocess.run(
-        [sys.executable, str(ROOT / script), *overrides],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests first, so that no worker is left with one of them at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-slow[item.path], str(item.path)))
+
+
+def run_script(
+    script: str, *overrides: str, check: bool = True, timeout: int = 240, fresh: bool = False, **environment: str
+):
+    """Run train.py, evaluate.py or a benchmark as a user would; ``fresh`` if it starts processes like itself."""
+    known = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    if fresh:
+        command = [sys.executable, str(ROOT / script), *overrides]
+        result = subprocess.run(
+            command, cwd=ROOT, env=known, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = (Path(folder) / name for name in ("out", "err"))
+            process = commands.start(script, overrides, known, out, err)
+            process.join(timeout)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            result = subprocess.CompletedProcess(
+                [script, *overrides], process.exitcode, out.read_text(), err.read_text()
+            )
     if check and result.returncode:
         raise AssertionError(f"{script} {' '.join(overrides)} failed:\n{result.stdout}\n{result.stderr}")
     return result

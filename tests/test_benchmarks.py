@@ -2,20 +2,13 @@
 
 import importlib.util
 import re
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import run_script
 
 
 def output(name: str, *options: str) -> str:
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / name), *options],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    return run_script(f"benchmarks/{name}", *options).stdout
 
 
 def test_reward_training_runs_small():

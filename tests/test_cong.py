@@ -533,7 +533,7 @@ def test_two_processes_do_what_one_does(arguments, tmp_path, strategy):
     devices = ["trainer.devices=2", "trainer.strategy=ddp"]
     if strategy == "fsdp":
         devices = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    run_script("train.py", *arguments(tmp_path / "two", *more), *devices, timeout=400)
+    run_script("train.py", *arguments(tmp_path / "two", *more), *devices, timeout=400, fresh=True)
     (report,) = (tmp_path / "two").glob("*/report.json")
     together = json.loads(report.read_text())
     assert keys(alone) == keys(together)

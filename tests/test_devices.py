@@ -295,15 +295,15 @@ def test_the_other_processes_of_a_job_run_that_job_alone(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_over_two_processes_trains_each_model_once(pairs_folder, tiny_gpt2, tmp_path):
-    sweep = arguments(pairs_folder, tiny_gpt2, tmp_path, "loss=ce,rkl", "seed=0,1", *DDP)
-    result = run_script("train.py", "-m", *sweep, timeout=400)
+    sweep = arguments(pairs_folder, tiny_gpt2, tmp_path, "loss=ce,rkl", *DDP)
+    result = run_script("train.py", "-m", *sweep, timeout=400, fresh=True)
     count, stages = made(tmp_path)
-    assert count == 4
-    assert {name: stages[name] for name in ("weak", "ceiling", "student")} == {"weak": 2, "ceiling": 2, "student": 4}
-    assert trained(tmp_path) == {"weak": 2, "ceiling": 2, "student": 4}
-    assert len(list(tmp_path.glob("*/train.log"))) == 4  # no process made a folder of its own
+    assert count == 2
+    assert {name: stages[name] for name in ("weak", "ceiling", "student")} == {"weak": 1, "ceiling": 1, "student": 2}
+    assert trained(tmp_path) == {"weak": 1, "ceiling": 1, "student": 2}
+    assert len(list(tmp_path.glob("*/train.log"))) == 2  # no process made a folder of its own
     said = result.stdout + result.stderr
-    assert len(re.findall(r"student: done", said)) == 4  # rank 0 alone speaks
+    assert len(re.findall(r"student: done", said)) == 2  # rank 0 alone speaks
     assert "Warning" not in said
 
 
@@ -312,7 +312,7 @@ def test_jobs_at_the_same_time_train_each_model_once(pairs_folder, tiny_gpt2, tm
     """Four losses, three seeds; jobs of one seed want the same supervisor and ceiling at the same moment."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     sweep = ["seed=0,1,2", "loss=ce,kl,rce,rkl", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    run_script("train.py", "-m", *arguments(pairs_folder, tiny_gpt2, tmp_path, *sweep, *ONE), timeout=400)
+    run_script("train.py", "-m", *arguments(pairs_folder, tiny_gpt2, tmp_path, *sweep, *ONE), timeout=400, fresh=True)
     count, stages = made(tmp_path)
     assert count == 12
     assert {name: stages[name] for name in ("weak", "ceiling", "student")} == {"weak": 3, "ceiling": 3, "student": 12}
@@ -323,7 +323,7 @@ def test_jobs_at_the_same_time_train_each_model_once(pairs_folder, tiny_gpt2, tm
 def test_submitit_runs_the_jobs_of_a_sweep(pairs_folder, tiny_gpt2, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     sweep = ["loss=ce,rkl", "hydra/launcher=submitit_local"]
-    run_script("train.py", "-m", *arguments(pairs_folder, tiny_gpt2, tmp_path, *sweep, *ONE), timeout=400)
+    run_script("train.py", "-m", *arguments(pairs_folder, tiny_gpt2, tmp_path, *sweep, *ONE), timeout=400, fresh=True)
     assert made(tmp_path)[0] == 2
     assert trained(tmp_path) == {"weak": 1, "ceiling": 1, "student": 2}
 

@@ -1,15 +1,18 @@
 """Scoring texts: pooling, packing, heads, saving and finding models."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import save_tiny_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from w2sg import models
 from w2sg.data.rows import pack
 from w2sg.errors import UserError
 from w2sg.heads import BagOfWords, HashedWords, LinearHead, MixtureHead, load_head
-from w2sg.models import find, load_language_model, load_scorer, separates_texts
+from w2sg.models import find, load_language_model, load_scorer, load_transformer, separates_texts
 from w2sg.schema import ModelConfig
 
 
@@ -189,6 +192,24 @@ def test_layers_keeps_the_first_blocks(tiny_llama):
     assert load_language_model(source, True, 2).model.config.num_hidden_layers == 1
     with pytest.raises(UserError, match=r"strong\.layers.*3 layers, 9"):
         find(spec(name=str(tiny_llama), layers=9), "strong")
+
+
+def test_a_gguf_file_fills_a_model_whose_weights_nobody_drew(tiny_gpt2, monkeypatch):
+    """What the file has is taken; a head that it does not have is drawn as usual, not left as memory held it."""
+    source = find(spec(name=str(tiny_gpt2)), "strong")
+    writer, _ = load_transformer(AutoModelForCausalLM, source)
+    monkeypatch.setattr(models, "_dequantised", lambda *_: dict(writer.state_dict()))
+    file = replace(source, gguf="x.gguf")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "normal_", lambda *_, **__: pytest.fail("weights were drawn"))
+        found, _ = load_transformer(AutoModelForCausalLM, file)
+    ids = torch.arange(3, 40)[None]
+    torch.testing.assert_close(found.eval()(ids).logits, writer.eval()(ids).logits, rtol=0, atol=0)
+    assert found.get_output_embeddings().weight is found.get_input_embeddings().weight
+    torch.manual_seed(0)
+    scorer, _ = load_transformer(AutoModelForSequenceClassification, file, num_labels=3)
+    assert scorer.score.weight.std().item() == pytest.approx(scorer.config.initializer_range, rel=0.4)
+    torch.testing.assert_close(scorer.transformer.wte.weight, writer.transformer.wte.weight)
 
 
 def test_identity_is_of_the_content_not_of_the_place(tiny_gpt2, tmp_path):

@@ -2,14 +2,13 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 
+import commands
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, compose, run_script
+from conftest import compose, run_script
 
 from w2sg.config import check
 
@@ -245,21 +244,15 @@ def test_killed_runs_end_with_the_numbers_of_an_unbroken_one(pairs_folder, tiny_
     broken = arguments(pairs_folder, tiny_llama, tmp_path / "broken", *more)
     resumed = 0
     for moment in ("weak", "student", "ceiling"):
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *broken],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        process = commands.start("train.py", broken, {**os.environ}, os.devnull, os.devnull)
         deadline = time.time() + 120
         store = tmp_path / "broken" / "store"
-        while time.time() < deadline and process.poll() is None:
+        while time.time() < deadline and process.is_alive():
             if list(store.glob(f"{moment}-*.part/scratch/resume.ckpt")):
                 break
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         resumed += bool(list(store.glob("*.part")))
     assert resumed >= 2  # really killed inside stages
     run_script("train.py", *broken)

@@ -385,6 +385,8 @@ def load_transformer(
     Returns:
         The model, and the names of weights that the checkpoint did not have and that were drawn at random.
     """
+    from transformers.initialization import no_init_weights
+
     spec, missing = source.spec, []
     config = type(source.config).from_dict(source.config.to_dict())
     config.num_hidden_layers = depth or source.depth
@@ -408,9 +410,13 @@ def load_transformer(
             read = _dequantised(source.folder, source.gguf, spec.dtype, spec.trust_remote_code)
             if getattr(config, "quantization_config", None) is not None:
                 del config.quantization_config
-            model = auto.from_config(config, **options)
+            with no_init_weights():
+                model = auto.from_config(config, **options)
             own = model.state_dict()
+            if own.keys() - read.keys():  # a head that the file does not have is drawn, and with it all else
+                model = auto.from_config(config, **options)
             model.load_state_dict({k: v for k, v in read.items() if k in own}, strict=False)
+            model.tie_weights()
         else:
             model, loaded = auto.from_pretrained(
                 source.folder,

@@ -1,0 +1,39 @@
+"""Scripts in forks of a process that has imported the large packages already: seconds of each short run are imports."""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+context: ForkServerContext = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
+    ["lightning.pytorch", "transformers", "peft", "pyarrow.parquet", "datasets", "wandb", "hydra", "rich.progress"]
+)  # nothing of ours: a script imports that in its own order
+
+
+def start(script: str, overrides: Sequence[str], environment: dict[str, str], out: Path | str, err: Path | str):
+    """The running process of a script; its output goes to two files."""
+    process: BaseProcess = context.Process(target=_run, args=(script, overrides, environment, str(out), str(err)))
+    process.start()
+    return process
+
+
+def _run(script: str, overrides: Sequence[str], environment: dict[str, str], out: str, err: str) -> None:
+    for stream, path in ((sys.stdout, out), (sys.stderr, err)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, stream.fileno())
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    sys.argv, sys.path[0] = [script, *overrides], str((ROOT / script).parent)
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out
