@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 context: ForkServerContext = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["lightning.pytorch", "transformers", "peft", "pyarrow.parquet", "datasets", "wandb", "hydra", "rich.progress"]
+    ["lightning.pytorch", "transformers", "peft", "pyarrow.parquet", "datasets", "hydra", "rich.progress"]
 )  # nothing of ours: a script imports that in its own order
 
 

@@ -1,5 +1,7 @@
 """Tiny stand-ins for real models and data, made here: no network, no GPU, seconds."""
 
+import contextlib
+import importlib
 import json
 import os
 import random
@@ -187,6 +189,40 @@ def run_script(
     if check and result.returncode:
         raise AssertionError(f"{script} {' '.join(overrides)} failed:\n{result.stdout}\n{result.stderr}")
     return result
+
+
+@contextlib.contextmanager
+def without_drawing():
+    """Figures are made but not drawn, which is half the time of a small run; the tests of pages draw them all."""
+    from matplotlib.figure import Figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda _, file, **__: file.write(b"<svg/>"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def undrawn():
+    with without_drawing():
+        yield
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """train.py in this process: imports take longer than a sweep of these."""
+    from hydra.core.singleton import Singleton
+
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # raise, with the whole trace
+    state = Singleton.get_state()
+
+    def run(*typed: str) -> None:
+        quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]  # leaves pytest's own handlers alone
+        monkeypatch.setattr(sys, "argv", ["train.py", *typed, *quiet])
+        importlib.import_module("train").main()
+
+    yield run
+    Singleton.set_state(state)
 
 
 def stand_in_for_vllm():

@@ -30,6 +30,8 @@ from w2sg.store import read_json
 from w2sg.text_options import PlainSampling
 from w2sg.text_run import TextRun, Writer
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SIZES = {"ground_truth": 16, "transfer": 16, "test": 10}
 
 

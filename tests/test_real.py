@@ -1,12 +1,14 @@
 """A small part of the real thing: a pretrained model on human-labelled text, from packages and a data folder."""
 
 import importlib.util
+import json
 import os
 from collections import Counter
 from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, compose
 
 from w2sg.config import check
@@ -67,6 +69,68 @@ def test_a_small_sweep_on_real_preference_pairs(tmp_path):
     trained = Counter(folder.name.rpartition("-")[0] for folder in (tmp_path / "store").iterdir() if folder.is_dir())
     counts = {name: trained[name] for name in ("weak", "student", "ceiling", "zero-shot-on-test")}
     assert counts == {"weak": 2, "student": 8, "ceiling": 2, "zero-shot-on-test": 1}
+
+
+@pytest.mark.slow
+@needs_smollm2
+@needs_reviews
+def test_the_offline_contrastive_experiment_runs_on_its_own_model_and_data(tmp_path, train):
+    """The first blocks of SmolLM2 and a handful of real reviews."""
+    train(
+        "experiment=cong_offline",
+        "weak.layers=3",
+        "strong.layers=3",
+        "method.judge.layer=3",
+        "dataset.sizes={ground_truth: 8, transfer: 16, test: 6}",
+        "method.prompts=6",
+        "method.decoding.max_new_tokens=6",
+        "method.analysis.alphas=[0.0]",
+        "method.baselines=[]",
+        "method.evaluation.kl=false",
+        "method.sft.epochs=1",
+        "training.head.epochs=2",
+        "trainer=cpu",
+        "logger=none",
+        f"out={tmp_path}",
+    )
+    (report,) = (json.loads(file.read_text()) for file in tmp_path.glob("*/report.json"))
+    assert report["weak"] == report["strong"]
+    assert {"base", "weak", "cong_s", "cong"} == set(report["text"]["systems"])
+    assert all(
+        word in report["text"]["examples"][0]["prompt"] for word in ("Write one sentence", "Human:", "Assistant:")
+    )
+
+
+@pytest.mark.slow
+@needs_smollm2
+@pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")  # a GGUF file has none beside it
+def test_a_gguf_base_with_adapters_becomes_an_ordinary_model(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from w2sg.export import Trained, export
+    from w2sg.language import load_policy
+    from w2sg.models import find
+
+    @torch.no_grad()
+    def says(model) -> torch.Tensor:
+        return model(input_ids=torch.arange(3, 40)[None]).logits[0]
+
+    overrides = ["strong=smollm2-135m-gguf", "strong.train=lora", "strong.layer=null", "strong.layers=2"]
+    spec = check(compose("dataset=reviews", "weak=bow", *overrides)).strong
+    source = find(spec, "strong")
+    policy = load_policy(source)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.02)
+    policy.save(tmp_path / "stage" / "model")
+    trained = Trained("cong", spec, "strong", tmp_path / "stage", None, tmp_path, "", 0)
+    export(trained, tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    expected = says(load_policy(source, tmp_path / "stage" / "model", trainable=False).model)
+    assert torch.allclose(says(model), expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert tokenizer.chat_template == source.tokenizer.chat_template is not None
 
 
 @needs_pairs

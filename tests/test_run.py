@@ -12,6 +12,8 @@ from conftest import compose, run_script
 
 from w2sg.config import check
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def arguments(pairs_folder, model, out, *more):
     """A run that takes seconds: a bag of words supervises a tiny decoder."""

@@ -163,12 +163,28 @@ def find(spec: ModelConfig, role: str) -> Source:
     return source
 
 
+@contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """transformers parses a GGUF file anew for all it wants of it, and makes its table of names for every module."""
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")
+    usual = {name: getattr(gguf, name) for name in names}
+    try:
+        for name, act in usual.items():
+            setattr(gguf, name, functools.cache(act))
+        yield
+    finally:
+        for name, act in usual.items():
+            setattr(gguf, name, act)
+
+
 @functools.lru_cache(maxsize=4)
 def _gguf_tokenizer(folder: str, file: str, _sha256: str, trust_remote_code: bool) -> Any:
     """Its tokenizer: parsing the file for it takes seconds, and a run asks for it in several roles."""
     from transformers import AutoTokenizer
 
-    with quiet_loading(bars=True):
+    with quiet_loading(bars=True), _parsed_once():
         return AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=trust_remote_code)
 
 
@@ -178,7 +194,7 @@ def _read_gguf(path: Path, _size: int, _mtime: int) -> tuple[str, PretrainedConf
     from transformers import AutoConfig
 
     try:
-        with quiet_loading(bars=True):
+        with quiet_loading(bars=True), _parsed_once():
             return hash_file(path), AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
     except (ValueError, OSError, KeyError, NotImplementedError) as error:
         raise UserError(f"the GGUF file {path} cannot be read ({str(error).splitlines()[0]})") from error
@@ -446,7 +462,8 @@ def _dequantised(folder: str, file: str, dtype: str, trust_remote_code: bool) ->
     """
     from transformers import AutoModelForCausalLM as Auto
 
-    read = Auto.from_pretrained(folder, gguf_file=file, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+    with _parsed_once():
+        read = Auto.from_pretrained(folder, gguf_file=file, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
     return dict(read.state_dict())
 
 
