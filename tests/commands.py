@@ -26,7 +26,7 @@ def start(script: str, overrides: Sequence[str], environment: dict[str, str], ou
 
 def _run(script: str, overrides: Sequence[str], environment: dict[str, str], out: str, err: str) -> None:
     for stream, path in ((sys.stdout, out), (sys.stderr, err)):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, stream.fileno())
         os.close(file)
     os.environ.clear()

@@ -5,10 +5,13 @@ import importlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -189,6 +192,34 @@ def run_script(
     if check and result.returncode:
         raise AssertionError(f"{script} {' '.join(overrides)} failed:\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def start_ranks(script: str, *overrides: str, folder: Path, count: int = 2) -> Callable[[], str]:
+    """The processes of one command, as torchrun starts them; what is returned waits for them and has what they said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    files, processes = [folder / f"rank{rank}" for rank in range(count)], []
+    for rank, file in enumerate(files):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
+        ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "w2sg"}
+        known = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in ranks.items()}}
+        processes.append(commands.start(script, overrides, known, file, file))
+
+    def finish(timeout: int = 240) -> str:
+        deadline = time.monotonic() + timeout
+        while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
+            if any(process.exitcode for process in processes):
+                break  # the others would wait for this one
+            time.sleep(0.05)
+        for process in processes:
+            process.kill()
+            process.join()
+        said = "\n".join(file.read_text() for file in files)
+        assert [process.exitcode for process in processes] == [0] * count, said
+        return said
+
+    return finish
 
 
 @contextlib.contextmanager

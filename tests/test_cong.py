@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import compose, run_script, save_tiny_model, stand_in_for_vllm
+from conftest import compose, save_tiny_model, stand_in_for_vllm, start_ranks
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -531,11 +531,12 @@ def test_two_processes_do_what_one_does(arguments, tmp_path, strategy):
     # the likeliest tokens: weights differ by rounding, on which a draw may fall
     greedy = ["method.decoding.temperature=0.0", "method.sampling.temperature=0.0"]
     more = ["method.analysis.alphas=[]", "method.baselines=[]", "strong.micro_batch=3", *greedy]
-    alone = run(arguments, tmp_path / "one", *more)
     devices = ["trainer.devices=2", "trainer.strategy=ddp"]
     if strategy == "fsdp":
         devices = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    run_script("train.py", *arguments(tmp_path / "two", *more), *devices, timeout=400, fresh=True)
+    finish = start_ranks("train.py", *arguments(tmp_path / "two", *more), *devices, folder=tmp_path)
+    alone = run(arguments, tmp_path / "one", *more)
+    finish()
     (report,) = (tmp_path / "two").glob("*/report.json")
     together = json.loads(report.read_text())
     assert keys(alone) == keys(together)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import compose, run_script, save_tiny_model, stand_in_for_vllm
+from conftest import compose, run_script, save_tiny_model, stand_in_for_vllm, start_ranks
 
 from w2sg import alpaca, collect_decode, comparisons
 from w2sg.collect import collect
@@ -351,7 +351,7 @@ def test_from_the_command_line_as_a_sweep_and_on_two_processes(runs, arguments, 
     result = run_script("evaluate.py", f"runs={tmp_path / 'm'}")
     assert "summary_decoders.html" in result.stdout
     two = arguments(tmp_path / "two", "search", "trainer.devices=2", "trainer.strategy=ddp")
-    run_script("evaluate.py", *two, fresh=True)
+    start_ranks("evaluate.py", *two, folder=tmp_path)()
     (folder,) = [f.parent for f in (tmp_path / "two").glob("*/report.json")]
     rows = pq.read_table(folder / "samples.parquet").to_pylist()
     assert {r["prompt_id"]: r["reply"] for r in rows if r["system"] == "search"} == said(out, "search", "search")
