@@ -53,15 +53,8 @@ def test_a_small_sweep_on_real_preference_pairs(tmp_path, undrawn):
     from w2sg.collect import collect
     from w2sg.run import run_method
 
-    sizes = "dataset.sizes={ground_truth: 40, transfer: 40, test: 30}"
-    fixed = [
-        "dataset=hh_rlhf",
-        f"dataset.path={HH}",
-        sizes,
-        "strong.layer=4",
-        "strong.layers=6",
-        "strong.max_length=128",
-    ]
+    sizes = "dataset.sizes={ground_truth: 40, transfer: 40, test: 32}"
+    fixed = ["dataset=hh_rlhf", f"dataset.path={HH}", sizes, "strong.layer=4", "strong.max_length=128"]
     fixed.append("dataset.max_chars=300")
     noise = "dataset.noise.kind=flip"
     for loss, seed, rate in product(("ce", "rkl"), (0, 1), (0.0, 0.4)):
