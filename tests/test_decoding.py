@@ -852,9 +852,12 @@ def test_layers_that_read_the_same_are_one_product(monkeypatch):
     torch.testing.assert_close(twice[0], twice[1])
     with torch.no_grad():
         model.k_proj.weight.mul_(2)
-    pack(model)
-    torch.testing.assert_close(model(inputs)[1], 2 * plain(inputs)[1], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(copy.deepcopy(model)(inputs)[2], plain(inputs)[2], rtol=1e-5, atol=1e-5)
+        pack(model)
+        torch.testing.assert_close(model(inputs)[1], 2 * plain(inputs)[1], rtol=1e-5, atol=1e-5)
+        model.v_proj.bias.add_(1)
+        pack(model)
+    for answer in (model, copy.deepcopy(model)):
+        torch.testing.assert_close(answer(inputs)[2], 1 + plain(inputs)[2], rtol=1e-5, atol=1e-5)
 
 
 @packs

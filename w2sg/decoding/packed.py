@@ -41,7 +41,8 @@ def pack(model: nn.Module) -> None:
 
 def _lay_out(modules: Sequence[nn.Module]) -> None:
     """Lay out layers that read the same as one; none of them where this has been done."""
-    version = tuple((id(module.weight), module.weight._version) for module in modules)
+    parts = [part for module in modules for part in (module.weight, module.bias) if part is not None]
+    version = tuple((id(part), part._version) for part in parts)
     if getattr(modules[0], _PACKED, None) == version:
         return
     with torch.no_grad():
