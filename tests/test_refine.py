@@ -30,6 +30,8 @@ from w2sg.stages import load_found
 from w2sg.store import read_json
 from w2sg.text_run import TextRun
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SIZES = {"ground_truth": 10, "transfer": 11, "test": 6}
 
 

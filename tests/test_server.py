@@ -38,6 +38,8 @@ from w2sg.errors import ConfigError, UserError
 from w2sg.language import Policy
 from w2sg.run import run_method
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def needs_server(test):
     """It takes ten seconds to start."""

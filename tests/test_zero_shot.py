@@ -14,6 +14,8 @@ from w2sg.errors import UserError
 from w2sg.models import find
 from w2sg.schema import ZeroShotConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ASKED = ZeroShotConfig(question="\nIs it good or bad?", answers=["bad", "good"])
 ASK = 'dataset.zero_shot={question: "\\nIs it good or bad?", answers: [bad, good]}'
 
