@@ -8,8 +8,9 @@ import torch
 from conftest import save_tiny_model
 from torch import nn
 
-from w2sg.data.completions import Completions, _bins, attention_mask, encode, per_reply
+from w2sg.data.completions import Completions, _bins, encode, per_reply
 from w2sg.language import Policy, keeps_replies_apart
+from w2sg.masks import attention_mask
 
 KINDS = ["gpt2", "llama", "neox"]
 END = 9
@@ -56,7 +57,7 @@ def test_one_row_holds_a_prompt_and_both_replies():
     batch = rows.collate([0])
     assert batch["input_ids"].tolist() == [[10, 11, 12, 20, 30, 31]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 3, 4]]
-    assert attention_mask(batch["example"], batch["part"])[0, 0].int().tolist() == [
+    assert attention_mask(batch["part"], batch["example"])[0].int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
@@ -82,7 +83,7 @@ def test_several_examples_share_a_row_and_never_see_each_other():
     assert torch.bincount(batch["owner"]).tolist() == [2, 2, 3, 2]
     assert (batch["source"] - 11).tolist() == [5, 6, 7, 8, 1, 2, 3, -2, -1]
     assert batch["targets"].tolist() == [6, 7, 8, 9, 10, 11, 12, 13, 14]
-    example, mask = batch["example"], attention_mask(batch["example"], batch["part"])[:, 0]
+    example, mask = batch["example"], attention_mask(batch["part"], batch["example"])
     other = example[:, :, None] != example[:, None, :]
     assert other.any()
     assert not mask[other].any()
@@ -99,7 +100,7 @@ def test_every_source_reads_what_stands_before_its_target(packed):
     width = batch["input_ids"].shape[1]
     mask = torch.ones(width, width, dtype=torch.bool).tril().expand(len(batch["input_ids"]), -1, -1)
     if packed:
-        mask = attention_mask(batch["example"], batch["part"])[:, 0]
+        mask = attention_mask(batch["part"], batch["example"])
     at = 0
     for i in index:
         for reply in rows.replies[i]:

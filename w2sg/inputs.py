@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from w2sg.data.loading import Examples
 from w2sg.data.rows import Rows, pack
 from w2sg.data.table import Table
-from w2sg.models import Source, load_language_model, separates_texts
+from w2sg.models import Source, load_language_model
+from w2sg.packing import MIXES, rules_key, separates_texts
 from w2sg.probe import choose_layer
 from w2sg.stages import ReadJob, Stages, load_values
 from w2sg.store import read_json, write_json
@@ -51,13 +52,12 @@ class InputMaker:
         memory = (source.folder, source.gguf, spec.arch, spec.max_length, table.content_hash())
         if memory not in self._tokens:
             packed = spec.share_prompt
-            if packed and table.kind == "pairs" and spec.arch == "hf":
-                packed = separates_texts(scorer, source.config.vocab_size)
-                if not packed:
-                    log.warning(
-                        "%s: this backbone mixes the two texts of a packed row, so each text gets a row of its own",
-                        spec.name,
-                    )
+            if spec.arch == "hf":
+                wanted = packed and table.kind == "pairs"
+                apart = separates_texts(scorer, source.config.vocab_size, spec.max_length, wanted)
+                if wanted and not apart:
+                    log.warning("%s: %s", spec.name, MIXES)
+                    packed = False
             self._tokens[memory] = pack(table.texts, source.encode, spec.max_length, packed)
         return self._tokens[memory]
 
@@ -116,6 +116,7 @@ class InputMaker:
                 "max_length": spec.max_length,
                 "dtype": spec.dtype,
                 "random_init": self.seed if spec.random_init else None,
+                **rules_key(source.config, spec.max_length, table.kind == "pairs"),
             },
             "layers": layers,
             "depth": source.depth,
@@ -128,7 +129,7 @@ class InputMaker:
             scorer = load_language_model(source, table.kind == "pairs", table.classes, depth=max(layers))
             rows = self.tokens(source, table, scorer)
             examples = Examples(rows, table.ids, torch.zeros(len(table), dtype=torch.long))
-            notes = {"truncated_texts": rows.truncated, "layers": layers}
+            notes = {**rows.notes(spec.share_prompt), "layers": layers}
             return ReadJob(scorer, lambda batch: scorer.features(batch, layers), examples, notes)
 
         return self.stages.read(f"features-on-{table.name}", key, make)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2sg.data.completions import Completions, attention_mask
 from w2sg.errors import UserError
 from w2sg.logprobs import token_logprobs, top_tokens
+from w2sg.masks import attention_mask, read
 from w2sg.models import Source, load_transformer, quiet_loading, save_transformer, with_lora
+from w2sg.packing import keeps_replies_apart
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,8 @@ class Policy(nn.Module):
 
     def states(self, batch: dict[str, Tensor]) -> Tensor:
         """[M, D] final states that predict the reply tokens of a `Completions` batch."""
-        mask = attention_mask(batch["example"], batch["part"]) if "example" in batch else None
-        hidden = self.plain.base_model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask, use_cache=False
-        ).last_hidden_state
+        seen = attention_mask(batch["part"], batch["example"]) if "example" in batch else None
+        hidden = read(self.plain.base_model, batch, seen).last_hidden_state
         return hidden.flatten(0, 1)[batch["source"]]
 
     def forward(self, batch: dict[str, Tensor], top: bool = False) -> Tensor:
@@ -124,25 +122,4 @@ def _check_head(policy: Policy) -> None:
         )
 
 
-@torch.no_grad()
-def keeps_replies_apart(policy: Policy) -> bool:
-    """Whether packed rows give the log-probabilities of separate ones.
-
-    Backbones with recurrent or convolutional mixing, and attention kernels that take no mask, do not.
-    """
-    generator = np.random.default_rng(0)
-    vocabulary = policy.head()[0].shape[0]
-    draw = lambda k: generator.integers(0, vocabulary, k)  # noqa: E731
-    prompts = [draw(3), draw(5)]
-    replies = [(draw(4), draw(2)), (draw(1), draw(3))]
-    device = next(policy.parameters()).device
-    found = []
-    for packed in (True, False):
-        batch = Completions(prompts, replies, packed=packed).collate([0, 1])
-        try:
-            found.append(policy({k: v.to(device) for k, v in batch.items()}))
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return False
-    # In bf16 two orders of summation differ in the third digit; leaking text differs in the first.
-    tolerance = 1e-4 if next(policy.parameters()).dtype == torch.float32 else 5e-2
-    return bool((found[0] - found[1]).norm() <= tolerance * found[1].norm())
+__all__ = ["Policy", "keeps_replies_apart", "load_policy"]

@@ -26,7 +26,17 @@ from w2sg.statistics import Bootstrap
 from w2sg.store import read_json, write_json
 
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "peft")
-NOTES = ("layer", "accuracy", "steps", "best_epoch", "held_out", "hard_labels_clamped", "examples", "truncated_texts")
+NOTES = (
+    "layer",
+    "accuracy",
+    "steps",
+    "best_epoch",
+    "held_out",
+    "hard_labels_clamped",
+    "examples",
+    "truncated_texts",
+    "rows",
+)
 
 
 @dataclass(frozen=True)
@@ -259,7 +269,9 @@ def _training(config: TrainConfig, stages: Stages, notes: dict[str, Any]) -> dic
     facts["epochs_selected_on"] = f"{config.training.select_on} labels" if selects else "nothing: the last epoch counts"
     for record in stages.records:
         found = {k: record.info[k] for k in NOTES if record.info.get(k)}
-        if found and "-on-" not in record.name:
+        if "-on-" in record.name:  # its numbers are those of the fit
+            found = {"rows": found["rows"]} if "rows" in found else {}
+        if found:
             facts[record.name] = found
     return facts
 

@@ -27,6 +27,7 @@ from w2sg.inputs import VERSION, InputMaker, content_key
 from w2sg.loggers import Loggers
 from w2sg.models import Source, find, load_scorer
 from w2sg.modules import SoftLabelModule, oriented
+from w2sg.packing import rules_key
 from w2sg.report import Report, make_report
 from w2sg.schema import FitOptions, ModelConfig, TrainConfig
 from w2sg.stages import FitJob, ReadJob, Stages, load_values
@@ -202,7 +203,7 @@ class Run:
                 objective["select_on"] = training.select_on
         return {
             "version": VERSION,
-            "model": {**source.identity, **_model_key(source.spec, layer)},
+            "model": {**source.identity, **_model_key(source.spec, layer), **_rules(source, table)},
             "data": {**content_key(table), "kind": table.kind, "classes": table.classes},
             "orientation": hashlib.sha256(table.first.tobytes()).hexdigest()[:16],
             "labels": labels.key,
@@ -234,7 +235,7 @@ class Run:
         else:
             scorer = load_scorer(source, self.pairs, self.classes)
             inputs = self.inputs.tokens(source, table, scorer)
-            notes["truncated_texts"] = inputs.truncated
+            notes |= inputs.notes(source.spec.share_prompt)
         examples = Examples(inputs, table.ids, torch.as_tensor(table.first), targets, torch.as_tensor(table.labels))
         if rows is not None:
             examples = examples.take(rows)
@@ -324,6 +325,7 @@ class Run:
         else:
             spec = model.source.spec
             key["model"] = {**model.source.identity, "max_length": spec.max_length, "dtype": spec.dtype}
+            key["model"] |= _rules(model.source, table)
             key["precision"] = self.config.trainer.precision
         folder = self.stages.read(f"{model.name}-on-{table.name}", key, lambda: self._read_job(model, table))
         return self._labels(folder, model.name, table)
@@ -352,7 +354,12 @@ class Run:
         asking, spec = questioned(table, asked.question), source.spec
         key = {
             "version": VERSION,
-            "model": {**source.identity, "max_length": spec.max_length, "dtype": spec.dtype},
+            "model": {
+                **source.identity,
+                "max_length": spec.max_length,
+                "dtype": spec.dtype,
+                **_rules(source, asking),
+            },
             "answers": asked.answers,
             "question": asked.question,
             "data": content_key(asking),
@@ -363,7 +370,7 @@ class Run:
             scorer = load_zero_shot(source, self.pairs, asked.answers)
             inputs = self.inputs.tokens(source, asking, scorer)
             examples = Examples(inputs, table.ids, torch.zeros(len(table), dtype=torch.long))
-            return ReadJob(scorer, scorer, examples, {"truncated_texts": inputs.truncated})
+            return ReadJob(scorer, scorer, examples, inputs.notes(spec.share_prompt))
 
         return self._labels(self.stages.read(f"zero-shot-on-{table.name}", key, make), "zero-shot", table)
 
@@ -376,7 +383,7 @@ class Run:
             saved = None if model.folder is None else model.folder / "model"
             scorer = load_scorer(model.source, self.pairs, self.classes, saved, as_it_is=model.folder is None)
             inputs = self.inputs.tokens(model.source, table, scorer)
-            notes["truncated_texts"] = inputs.truncated
+            notes |= inputs.notes(model.source.spec.share_prompt)
         examples = Examples(inputs, table.ids, torch.zeros(len(table), dtype=torch.long))
         return ReadJob(scorer, scorer, examples, notes)
 
@@ -418,6 +425,11 @@ class Run:
 def _reads_answers(config: TrainConfig) -> bool:
     """Whether the method trains on answers, so that it needs no labels."""
     return config.method["_target_"] == "w2sg.methods.refine.refine" and config.method["target"] == "answers"
+
+
+def _rules(source: Source, table: Table) -> dict[str, Any]:
+    """Windows and the like that a model has within the texts of a table; they were once read otherwise."""
+    return rules_key(source.config, source.spec.max_length, table.kind == "pairs")
 
 
 def _model_key(spec: ModelConfig, layer: int | None) -> dict[str, Any]:

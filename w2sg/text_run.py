@@ -28,10 +28,11 @@ from w2sg.decoding.contrastive import Decoded, ReplyRows
 from w2sg.decoding.engine import Engine, Several
 from w2sg.errors import TrainingError, UserError
 from w2sg.inputs import VERSION
-from w2sg.language import Policy, keeps_replies_apart, load_policy
+from w2sg.language import Policy, load_policy
 from w2sg.language_modules import PreferenceModule, ReplyModule, SupervisedModule, WeakTargetModule, objective
 from w2sg.logprobs import position_kl
 from w2sg.models import Source
+from w2sg.packing import MIXES, keeps_replies_apart, rules_key
 from w2sg.replies import Prompts, Replies, ReplyPairs
 from w2sg.run import Run
 from w2sg.shards import Found
@@ -86,7 +87,12 @@ class TextRun:
             "dtype": spec.dtype,
             "layers": spec.layers,
             "random_init": self.seed if spec.random_init else None,
+            **rules_key(writer.source.config, spec.max_length, shared=False),
         }
+
+    def rules(self, source: Source) -> dict[str, Any]:
+        """What the key of a stage that reads replies says besides of a model with windows."""
+        return rules_key(source.config, source.spec.max_length, shared=True)
 
     def stage_seed(self, name: str) -> int:
         return int.from_bytes(hashlib.sha256(f"{self.seed}:{name}".encode()).digest()[:4], "big")
@@ -135,17 +141,13 @@ class TextRun:
 
     def _packed(self, source: Source, completions: Completions, policy: Policy) -> Completions:
         """The rows, packed where the backbone keeps replies apart."""
-        packed = source.spec.share_prompt
-        if packed:
-            memory = (source.folder, source.gguf, source.spec.attention, source.spec.dtype)
-            if memory not in self._packs:
-                self._packs[memory] = keeps_replies_apart(policy)
-                if not self._packs[memory]:
-                    log.warning(
-                        "%s: this backbone does not keep two replies in one row apart, so each gets a row of its own",
-                        source.spec.name,
-                    )
-            packed = self._packs[memory]
+        spec = source.spec
+        memory = (source.folder, source.gguf, spec.attention, spec.dtype, spec.max_length, spec.share_prompt)
+        if memory not in self._packs:
+            self._packs[memory] = keeps_replies_apart(policy, spec.max_length, spec.share_prompt)
+            if spec.share_prompt and not self._packs[memory]:
+                log.warning("%s: %s", spec.name, MIXES)
+        packed = self._packs[memory]
         return Completions(completions.prompts, completions.replies, completions.columns, packed)
 
     # -- fits ---------------------------------------------------------------------------------------------------------
@@ -176,6 +178,7 @@ class TextRun:
             "optimization": fit_options.model_dump(),
             "precision": self.precision,
             "seed": self.seed,
+            **self.rules(source),
             **key,
         }
 
@@ -257,6 +260,7 @@ class TextRun:
             "attention": source.spec.attention,
             "data": {"rows": len(ids), "content": rows.completions.content, "ids": digest(*ids)},
             "precision": self.precision,
+            **self.rules(source),
         }
 
         def make() -> ReadJob:
@@ -303,6 +307,7 @@ class TextRun:
             "base": self.key_of(base),
             "data": {"rows": len(ids), "content": rows.completions.content},
             "precision": self.precision,
+            **self.rules(source),
         }
 
         def make() -> ReadJob:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PADDING = -1
+from w2sg.masks import PADDING
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class Completions:
         """One micro-batch.
 
         Returns:
-            ``input_ids``, ``position_ids``: [B, L]; ``example``, ``part``: [B, L], what may see what (see
-            `attention_mask`), only where rows are packed; ``source``: [M] the place in the flattened [B * L] whose
-            state predicts each reply token; ``targets``: [M] that token; ``owner``: [M] its reply, example * n + j;
-            ``sizes``: [b, n]; ``columns``: [M, K] where there are any.
+            ``input_ids``, ``position_ids``: [B, L]; ``example``, ``part``: [B, L], what may see what
+            (`w2sg.masks.attention_mask`), only where rows are packed; ``source``: [M] the place in the flattened
+            [B * L] whose state predicts each reply token; ``targets``: [M] that token; ``owner``: [M] its reply,
+            example * n + j; ``sizes``: [b, n]; ``columns``: [M, K] where there are any.
         """
         stretches = self._stretches(index)
         rows = _bins([len(ids) for ids, *_ in stretches]) if self.packed else [[k] for k in range(len(stretches))]
@@ -137,16 +137,6 @@ class Completions:
         """The examples ``index``, in that order."""
         columns = None if self.columns is None else [self.columns[i] for i in index]
         return Completions([self.prompts[i] for i in index], [self.replies[i] for i in index], columns, self.packed)
-
-
-def attention_mask(example: Tensor, part: Tensor) -> Tensor:
-    """[B, 1, L, L] True where a query (row) may look at a key (column): backwards, in its own reply or its prompt."""
-    length = example.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=example.device).tril()
-    same = (example[:, :, None] == example[:, None, :]) & (
-        (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
-    )
-    return (causal & same)[:, None]
 
 
 def _bins(lengths: Sequence[int]) -> list[list[int]]:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-PREFIX, PADDING = 0, -1  # segment of the shared tokens, and of the filling at the end of a row; text j is segment j + 1
+from w2sg.masks import PADDING, START
+
+PREFIX = START  # segment of the shared tokens; text j is segment j + 1, and filling at the end of a row is PADDING
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,15 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def notes(self, share: bool) -> dict[str, Any]:
+        """What a report says of them.
+
+        Args:
+            share: whether texts were to share rows.
+        """
+        apart = share and not self.packed
+        return {"truncated_texts": self.truncated, **({"rows": "one for each text"} if apart else {})}
 
     def collate(self, index: Sequence[int]) -> dict[str, Tensor]:
         """Pad the rows ``index`` on the right into one batch.
@@ -103,14 +115,6 @@ class Rows:
             "segments": torch.from_numpy(np.where(filling, PADDING, 1)),
             "ends": torch.from_numpy(lengths.reshape(-1, n) - 1),
         }
-
-
-def attention_mask(segments: Tensor) -> Tensor:
-    """[B, 1, L, L] True where a query (row) may look at a key (column): backwards, in its own text or the prefix."""
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    same = segments[:, :, None] == segments[:, None, :]
-    return (causal & (same | (segments[:, None, :] == PREFIX)))[:, None]
 
 
 def pack(
