@@ -15,6 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from w2sg import stops
 from w2sg.cli import readable_errors
 from w2sg.config import CONF, check, check_evaluate, register
 from w2sg.errors import UserError
@@ -161,4 +162,5 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     sys.argv[1:] = map(quoted, sys.argv[1:])
-    decode() if decodes(sys.argv[1:]) else main()
+    with stops.command(last=True):
+        decode() if decodes(sys.argv[1:]) else main()

@@ -4,6 +4,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from w2sg import stops
 from w2sg.cli import readable_errors
 from w2sg.config import CONF, check, register
 
@@ -23,4 +24,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    with stops.command(last=True):
+        main()

@@ -188,7 +188,7 @@ def test_a_sharded_fit_that_is_killed_goes_on_on_any_devices(pairs_folder, tiny_
         )
         deadline = time.time() + 120
         while time.time() < deadline and process.poll() is None:
-            if list(store.glob(f"{moment}-*.part/scratch/resume.ckpt")):
+            if list(store.glob(f"{moment}-*.part/scratch/fit-*.ckpt")):
                 break
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Iterator
 
+from w2sg import stops
 from w2sg.errors import UserError
 
 
@@ -14,10 +14,12 @@ from w2sg.errors import UserError
 def readable_errors() -> Iterator[None]:
     """Print a `UserError` as its message alone and exit with 1; anything else keeps its traceback.
 
-    A run that was asked to end (SIGTERM, as schedulers send it) ends with 143, whatever it has done being kept.
+    A run that a signal asked to end says so in one line and ends with 128 + the signal's number (143 for SIGTERM),
+    whatever it has done being kept.
     """
     try:
-        yield
+        with stops.command():
+            yield
     except UserError as error:
         from rich.console import Console
 
@@ -25,8 +27,3 @@ def readable_errors() -> Iterator[None]:
         console.print("error:", style="bold red", end=" ")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
-    except SystemExit as end:
-        if type(end).__name__ != "SIGTERMException":  # not imported: an error in a configuration needs no Lightning
-            raise
-        print("ended by SIGTERM; the same command goes on from here", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from lightning.fabric import Fabric
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
-from w2sg import processes
+from w2sg import processes, stops
+from w2sg.checkpoints import SealedFiles
 from w2sg.schema import TrainerConfig
 from w2sg.sharding import Sharded
 
@@ -39,7 +41,16 @@ class Devices:
             self.fabric.launch()
             if not self.main:
                 logging.getLogger("w2sg").setLevel(logging.ERROR)  # rank 0 says it
+            stops.join(self._line())
         torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+
+    def _line(self) -> stops.Peers:
+        """How ranks tell each other of signals."""
+        server, token = stops.Peers.listen() if self.main else (None, b"")
+        port, token = self.agree((server.getsockname()[1], token) if self.main else None)
+        if server is not None:
+            return stops.Peers.accept(server, token, self.world - 1)
+        return stops.Peers(self.fabric.strategy.cluster_environment.main_address, port, token)
 
     @property
     def rank(self) -> int:
@@ -79,18 +90,19 @@ class Devices:
             return value
         return float(self.fabric.all_reduce(torch.tensor(float(value), dtype=torch.float64), reduce_op="sum"))
 
-    def trainer(self, large: bool = False, **options: Any) -> L.Trainer:
+    def trainer(self, large: bool = False, files: SealedFiles | None = None, **options: Any) -> L.Trainer:
         """A Lightning Trainer on these devices, with nothing on that we did not ask for.
 
         Args:
             large: the model is worth cutting over the devices, where the configuration says fsdp; a head of a few
                 thousand weights is not.
+            files: how checkpoints are written.
         """
         config = self.config
         strategy: Any = config.strategy
         if strategy == "fsdp":
             strategy = "auto" if self.world == 1 else Sharded(self.world) if large else "ddp"
-        return L.Trainer(
+        trainer = L.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
@@ -102,8 +114,18 @@ class Devices:
             use_distributed_sampler=False,  # our loaders know their ranks
             num_sanity_val_steps=0,
             log_every_n_steps=1,  # the module decides which steps are points of a curve
+            plugins=[] if files is None else [files],
             **options,
         )
+        trainer._signal_connector = _NoSignals(trainer)
+        return trainer
+
+
+class _NoSignals(_SignalConnector):
+    """Lightning's handler of SIGTERM waits for the other ranks inside of the signal; `w2sg.stops` hears them all."""
+
+    def register_signal_handlers(self) -> None:
+        """Registers none."""
 
 
 def quiet() -> None:

@@ -19,11 +19,12 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 
+from w2sg import stops
 from w2sg.config import CONF
+from w2sg.stops import PARENT
 
 log = logging.getLogger(__name__)
 RANKS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
-PARENT = "W2SG_PARENT"  # who started this process
 NOT_FOR_A_JOB = re.compile(r"^[+~]{0,2}hydra[./](mode|run|sweep|sweeper|launcher|output_subdir|job_logging)([.=@/]|$)")
 
 _children: list[subprocess.Popen] = []
@@ -82,8 +83,13 @@ def _command() -> tuple[list[str], str]:
 
 def _watch(children: list[subprocess.Popen], over: threading.Event) -> None:
     """End this process when one of its others fails: it would wait for that one for ever."""
-    while not over.wait(0.5):
-        if any(child.poll() for child in children):
+    while not over.wait(0.2):
+        codes = [code for child in children if (code := child.poll())]
+        asked = [stops.CODES.get(code) or -code for code in codes if code in stops.CODES or -code in stops.SIGNALS]
+        if asked:  # a signal that came to that one alone
+            stops.request(asked[0])
+            return
+        if codes:
             if over.wait(5):  # the usual case: this process has noticed too, and says more
                 return
             log.error("another process of this run failed (see above), so this one ends; finished stages are kept")
@@ -105,9 +111,11 @@ def disband() -> None:
     if not _before:
         return
     _over.set()
-    if dist.is_initialized():
+    stops.join(None)
+    stopping = stops.ended()
+    if dist.is_initialized() and not stopping:  # which waits for the others
         dist.destroy_process_group()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + (4 if stopping else 20)
     for child in _children:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(max(0.0, deadline - time.monotonic()))

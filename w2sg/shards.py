@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from w2sg import stops
+from w2sg.sealed import seal, sweep, unsound
+from w2sg.store import remove
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +63,15 @@ class Shards(L.Callback):
 
     def on_predict_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
         self.pending.append(outputs)
-        if trainer.received_sigterm or time.perf_counter() - self.flushed > self.seconds:
+        if time.perf_counter() - self.flushed > self.seconds:
             self._flush()
-        if trainer.received_sigterm:  # which Lightning's prediction loop does not heed
-            raise SIGTERMException
 
     def on_predict_end(self, *_: Any) -> None:
         self._flush()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, stops.Stopped):
+            self._flush()
 
     def _flush(self) -> None:
         if not self.pending:
@@ -84,21 +88,25 @@ class Shards(L.Callback):
             if self.pending[0][name] is not None:
                 tensors[name] = torch.cat([p[name] for p in self.pending])
         taken = len(list(self.scratch.glob(f"shard-{self.rank:04d}-*.safetensors")))
-        file = self.scratch / f"shard-{self.rank:04d}-{taken:06d}.safetensors"
-        save_file(tensors, file.with_suffix(".tmp"))
-        os.replace(file.with_suffix(".tmp"), file)
-        self.pending, self.flushed = [], now
+        with stops.deferred():
+            seal(self.scratch, f"shard-{self.rank:04d}-{taken:06d}", ".safetensors", lambda f: f.write(save(tensors)))
+            self.pending, self.flushed = [], now
 
     @staticmethod
     def done(scratch: Path) -> np.ndarray:
-        """Rows that are on disk. Unreadable shards are deleted: their rows are read again."""
+        """Rows that are on disk. Damaged shards are deleted: their rows are read again."""
+        sweep(scratch)
         done = [np.zeros(0, np.int64)]
         for file in sorted(scratch.glob("shard-*.safetensors")):
+            wrong = unsound(file)
             try:
-                done.append(load_file(file)["index"].numpy())
+                if wrong is None:
+                    done.append(load_file(file)["index"].numpy())
             except Exception as error:  # whatever is wrong with it, the remedy is the same
-                log.warning("the shard %s cannot be read (%s); its rows are read again", file.name, error)
-                file.unlink()
+                wrong = str(error)
+            if wrong is not None:
+                log.warning("the shard %s cannot be used (%s); its rows are read again", file.name, wrong)
+                remove(file)
         return np.concatenate(done)
 
     @staticmethod

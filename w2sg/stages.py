@@ -13,10 +13,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from w2sg import stops
+from w2sg.checkpoints import Checkpoints, SealedFiles
 from w2sg.data.loading import Examples, StageData
 from w2sg.devices import Devices
 from w2sg.errors import UserError
@@ -112,9 +114,9 @@ class Stages:
 
     def fit(self, name: str, key: dict[str, Any], make: Callable[[], FitJob]) -> Path:
         """Train a model, or find it trained. Returns the stage's folder, which holds ``model/`` and ``curve.json``."""
-        return self._stage(name, key, lambda part: self._fit(name, make, part))
+        return self._stage(name, key, lambda part, hold: self._fit(name, make, part, hold))
 
-    def _fit(self, name: str, make: Callable[[], FitJob], part: Path) -> dict[str, Any]:
+    def _fit(self, name: str, make: Callable[[], FitJob], part: Path, hold: stops.Deferral) -> dict[str, Any]:
         job = make()
         options = job.options
         data = StageData(
@@ -127,26 +129,31 @@ class Stages:
         )
         steps = -(-len(job.train) // options.batch_size) * options.epochs
         module = job.module(job.scorer, options, steps, self.curve_every)
-        resume, best, callbacks = self._checkpoints(part, job)
+        files = SealedFiles()
+        kept = Checkpoints(part / SCRATCH, files, 60.0 * self.checkpoint_minutes, job.held_out is not None, hold)
+        callbacks: list[L.Callback] = [kept]
+        if job.held_out is not None and options.patience is not None:
+            callbacks.append(EarlyStopping("held_out_loss", patience=options.patience, min_delta=0.0))
         if self.devices.shards and not large(job.scorer):
             log.info("%s: too small to be cut over the devices; each holds all of it", name)
         trainer = self.devices.trainer(
             large(job.scorer),
+            files,
             max_epochs=options.epochs,
             callbacks=callbacks,
             logger=self.logger(name) or False,
             limit_val_batches=None if job.held_out is not None else 0,
             enable_checkpointing=True,
         )
-        checkpoint = self._resumable(name, resume)
+        found = self.devices.agree(kept.resumable(name) if self.devices.main else None)
         try:
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(module, data, ckpt_path=None if found is None else str(found[0]), weights_only=True)
         except UserError as error:
             raise type(error)(f"{name}: {error}") from error
         module._check_now()
         chosen = None
-        if best is not None and best.best_model_path:
-            state = torch.load(best.best_model_path, map_location="cpu", mmap=True, weights_only=True)
+        if (best := self.devices.agree(kept.best)) is not None:
+            state = torch.load(part / SCRATCH / best, map_location="cpu", mmap=True, weights_only=True)
             load_weights(module, state["state_dict"])
             chosen = state["epoch"] + 1
         if self.devices.shards and large(job.scorer):
@@ -165,42 +172,11 @@ class Stages:
             **job.notes,
         }
 
-    def _checkpoints(self, part: Path, job: FitJob):
-        folder = part / SCRATCH
-        callbacks: list[L.Callback] = []
-        best = None
-        if job.held_out is not None:
-            best = ModelCheckpoint(
-                folder,
-                "best",
-                monitor="held_out_loss",
-                save_weights_only=True,
-                enable_version_counter=False,
-                save_on_train_epoch_end=False,  # right after validation, before the resume checkpoint records it
-            )
-            callbacks.append(best)
-            if job.options.patience is not None:
-                callbacks.append(EarlyStopping("held_out_loss", patience=job.options.patience, min_delta=0.0))
-        resume = _Resume(folder / "resume.ckpt", 60.0 * self.checkpoint_minutes, validates=job.held_out is not None)
-        return resume.file, best, [*callbacks, resume]  # last, so that it sees what the others decided
-
-    def _resumable(self, name: str, file: Path) -> str | None:
-        """The checkpoint of an unfinished fit, if it can be read."""
-        step = None
-        if self.devices.main and file.exists():
-            try:
-                step = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-                log.info("%s: goes on at step %d, from %s", name, step, file.parent.parent.name)
-            except Exception as error:  # any unreadable file means the same: start this stage afresh
-                log.warning("%s: the checkpoint %s cannot be read (%s); the stage starts afresh", name, file, error)
-                file.unlink()
-        return str(file) if self.devices.agree(step) is not None else None
-
     # -- read ---------------------------------------------------------------------------------------------------------
 
     def read(self, name: str, key: dict[str, Any], make: Callable[[], ReadJob]) -> Path:
         """Run a frozen model over rows, or find it done. The folder holds ``values.safetensors`` and ``ids.json``."""
-        return self._stage(name, key, lambda part: self._read(make, part))
+        return self._stage(name, key, lambda part, _: self._read(make, part))
 
     def _read(self, make: Callable[[], ReadJob], part: Path) -> dict[str, Any]:
         job = make()
@@ -230,22 +206,25 @@ class Stages:
     def compute(self, name: str, key: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> Path:
         """Anything small and deterministic: ``work(folder)`` writes files (on rank 0) and returns its info."""
 
-        def timed(part: Path) -> dict[str, Any]:
+        def timed(part: Path, _: stops.Deferral) -> dict[str, Any]:
             begun = time.perf_counter()
             info = work(part) if self.devices.main else {}
             return {"seconds": time.perf_counter() - begun, **info}
 
         return self._stage(name, key, timed)
 
-    def _stage(self, name: str, key: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> Path:
+    def _stage(self, name: str, key: dict[str, Any], work: Callable[[Path, stops.Deferral], dict[str, Any]]) -> Path:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(stops.heard())
+            hold = stack.enter_context(stops.Deferral())
             claim = stack.enter_context(self.store.claim(name, key)) if self.devices.main else None
             path, part, cached = self.devices.agree(
                 (claim.path, claim.part, claim.cached) if claim is not None else None
             )
             if not cached:
                 self._announce(name, key, path)
-                info = work(part)
+                info = work(part, hold)
+                hold.begin()  # what is done is sealed before a signal is heeded
                 self.devices.wait()
                 if claim is not None:
                     claim.seal(info)
@@ -274,38 +253,6 @@ class Stages:
             if shown:
                 why = f" ({other} differs in {shown}{', ...' if len(differences) > 3 else ''})"
         log.info("%s: working on %s%s", name, path.name, why)
-
-
-class _Resume(Checkpoint):
-    """Writes the checkpoint that a killed fit goes on from.
-
-    Lightning does not repeat a validation that was due when its checkpoint was written, so at the end of an epoch the
-    checkpoint waits until held-out rows were scored; and none is written once training has decided to stop, because
-    that decision is not part of a checkpoint.
-
-    Args:
-        seconds: between checkpoints; 0 writes one after every step.
-    """
-
-    def __init__(self, file: Path, seconds: float, validates: bool):
-        self.file, self.seconds, self.validates = file, seconds, validates
-        self.written = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if not (self.validates and trainer.is_last_batch):
-            self._write(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.validates and not trainer.should_stop:
-            self._write(trainer)
-
-    def _write(self, trainer: L.Trainer) -> None:
-        due = trainer.received_sigterm or time.perf_counter() - self.written >= self.seconds
-        if trainer.world_size > 1:
-            due = trainer.strategy.broadcast(due)
-        if due:
-            trainer.save_checkpoint(self.file)
-            self.written = time.perf_counter()
 
 
 def load_values(folder: Path) -> tuple[list[str], Tensor]:

@@ -1,0 +1,373 @@
+"""Signals that ask a run to end: heard at once on every rank, heeded where nothing is lost.
+
+    with command():                     # one line and an exit status of 128 + the signal's number
+        with Deferral() as hold:
+            hold.begin()                # from here on a signal only leaves word
+            ...
+            if requested():             # at a place where all is written
+                leave()
+
+Outside of a deferral a signal raises `Stopped` wherever the main thread is, as Ctrl-C raises KeyboardInterrupt: what is
+on the disk is whole at any moment. Python runs handlers between two of its own instructions, so a main thread that
+waits inside of native code (for another rank, say) hears nothing; a thread of ours does, and ends the process where
+the main thread cannot. That thread also passes the word on between ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+CODES = {128 + number: number for number in SIGNALS}  # exit statuses
+PARENT = "W2SG_PARENT"  # who started this process, where we did
+STUCK, LEAVING, AGAIN, NOTICE = 3.0, 5.0, 1.0, 2.0  # seconds
+LEFT = 255  # what a rank says when it is about to end
+
+
+class Stopped(SystemExit):
+    """A signal asked for the end. Its code is 128 + the signal's number, as shells have it."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
+        self.number, self.said = signal.Signals(number), False
+
+
+class Peers:
+    """A line between the ranks of a run that needs no collective: one byte is one signal.
+
+    Args:
+        port, token: of rank 0, which listens; see `listen`.
+    """
+
+    def __init__(self, address: str, port: int, token: bytes):
+        self.lines = [socket.create_connection((address, port), timeout=60)]
+        self.lines[0].sendall(token)
+        self.left = False
+
+    @classmethod
+    def listen(cls) -> tuple[socket.socket, bytes]:
+        """What rank 0 opens before the others are told where."""
+        server = socket.create_server(("", 0))
+        server.settimeout(60)
+        return server, secrets.token_bytes(16)
+
+    @classmethod
+    def accept(cls, server: socket.socket, token: bytes, count: int) -> Peers:
+        """Rank 0's end, once the ``count`` others have called. Raises TimeoutError where one does not."""
+        peers, peers_lines = cls.__new__(cls), []
+        with server:
+            while len(peers_lines) < count:
+                line, _ = server.accept()
+                line.settimeout(60)
+                if line.recv(len(token), socket.MSG_WAITALL) == token:
+                    peers_lines.append(line)
+        peers.lines, peers.left = peers_lines, False
+        return peers
+
+    def hear(self, line: socket.socket) -> list[int]:
+        """Signals that came over a line, which are passed on; a line that was closed is a rank that has left."""
+        try:
+            heard = list(line.recv(64))
+        except OSError:
+            heard = []
+        if not heard:
+            self.lines.remove(line)
+            line.close()
+            heard = [LEFT]
+        for byte in heard:
+            self.tell(byte, but=line)
+        self.left = self.left or LEFT in heard
+        return [byte for byte in heard if byte != LEFT]
+
+    def tell(self, byte: int, but: socket.socket | None = None) -> None:
+        for line in self.lines:
+            if line is not but:
+                with contextlib.suppress(OSError):
+                    line.sendall(bytes([byte]))
+
+    def close(self) -> None:
+        for line in self.lines:
+            line.close()
+        self.lines = []
+
+
+class _Ear:
+    """What one process has heard. Its fields are written by the main thread and by the one that listens."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.since = self.left_at = 0.0
+        self.holds = 0
+        self.leaving = False
+        self.chained: dict[int, Any] = {}
+        self.peers: Peers | None = None
+
+
+_ear: _Ear | None = None
+_peers: Peers | None = None  # of this process's run
+_ended = False
+
+
+def ended() -> bool:
+    """Whether the last command of this process was ended by a signal."""
+    return _ended
+
+
+def requested() -> int | None:
+    """The signal that asked for the end, if one did."""
+    return None if _ear is None else _ear.number
+
+
+def request(number: int) -> None:
+    """Ask this process to end, as if the signal had come to it."""
+    if _ear is not None:
+        os.kill(os.getpid(), number)
+
+
+def leave(number: int | None = None) -> None:
+    """Raise `Stopped`: everything worth keeping is on the disk.
+
+    Args:
+        number: what the ranks agreed on, where this one may not have heard it yet.
+    """
+    global _ended
+    number, _ended = number or requested(), True
+    if _ear is not None:
+        _ear.number = _ear.number or number
+        _ear.leaving, _ear.left_at = True, time.monotonic()
+    raise Stopped(number)
+
+
+def join(peers: Peers | None) -> None:
+    """Hear what the other ranks of a run hear. None closes the line to those of the last run."""
+    global _peers
+    if _peers is not None:
+        _peers.close()
+    _peers = peers
+
+
+class Deferral:
+    """Keeps signals from raising, from `begin` to the end of the context, where one that came is heeded."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def begin(self) -> None:
+        """From here on; a second time changes nothing."""
+        if not self.begun and _ear is not None and threading.current_thread() is threading.main_thread():
+            _ear.holds += 1
+            self.begun = True
+
+    def __enter__(self) -> Deferral:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if not self.begun or _ear is None:
+            return
+        self.begun = False
+        _ear.holds -= 1
+        if kind is None and not _ear.holds and _ear.number is not None and not _ear.leaving:
+            leave()
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """A few lines that a signal does not cut in two."""
+    with Deferral() as hold:
+        hold.begin()
+        yield
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Hear the signals while in here; nested, only the outermost does something.
+
+    A signal that is ignored stays ignored (nohup, a shell's background jobs), and a launcher's own handler stays in
+    place; where that is one of a warning signal (SIGUSR1, SIGUSR2), it runs once the run has kept what it has.
+    """
+    global _ear, _ended
+    if _ear is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ear, before = _Ear(), {}
+    if _peers is not None:
+        _peers.left = False
+    for number in SIGNALS:
+        handler = signal.getsignal(number)
+        if callable(handler) and handler is not signal.default_int_handler:
+            if number not in (getattr(signal, "SIGUSR1", None), getattr(signal, "SIGUSR2", None)):
+                continue
+            ear.chained[number] = handler
+        elif handler not in (signal.SIG_DFL, signal.default_int_handler):
+            continue
+        before[number] = handler
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    _ear, _ended = ear, False
+    for number in before:
+        signal.signal(number, _handle)
+    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    listener = threading.Thread(target=_listen, args=(ear, read, tuple(before)), name="w2sg-signals", daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.write(write, b"\0")
+        listener.join()
+        os.close(read)
+        os.close(write)
+        _ear = None
+
+
+@contextlib.contextmanager
+def command(last: bool = False) -> Iterator[None]:
+    """Hear signals while a command runs. A stop is one line, and the exit status says which signal it was.
+
+    Errors of a rank whose neighbour has ended for a signal are that signal's doing and are told as it is.
+
+    Args:
+        last: the process ends after it, and does so soon, whatever libraries still do at an interpreter's end.
+    """
+    with contextlib.ExitStack() as stack:
+        if last:
+            stack.callback(_soon)
+        stack.enter_context(heard())
+        chained = {} if _ear is None else _ear.chained
+        try:
+            yield
+        except Stopped as stop:
+            _end(stop, chained)
+            raise
+        except Exception:
+            if _peers is not None and requested() is None:
+                time.sleep(1.0)  # the word of it may be on its way
+            if requested() is None:
+                raise
+            stop = Stopped(requested())
+            _end(stop, chained)
+            raise stop from None
+
+
+def _soon() -> None:
+    error = sys.exc_info()[1]
+    if isinstance(error, Stopped):
+        timer = threading.Timer(LEAVING, os._exit, (error.code,))
+        timer.daemon = True
+        timer.start()
+
+
+def _end(stop: Stopped, chained: dict[int, Any]) -> None:
+    if not stop.said:
+        stop.said = True
+        if speaks():
+            sys.stderr.write(_line(stop.number))
+            sys.stderr.flush()
+        if stop.number in chained:  # a launcher's: it may put the job into its queue again
+            chained[stop.number](stop.number, None)
+
+
+def _line(number: int) -> str:
+    return f"ended by {signal.Signals(number).name}; the same command goes on from here\n"
+
+
+def speaks() -> bool:
+    """Whether this process tells the user anything: of several ranks one does."""
+    return PARENT not in os.environ and all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID"))
+
+
+def _handle(number: int, _frame: Any) -> None:
+    ear = _ear
+    if ear is None:
+        return
+    if ear.number is None:
+        ear.number, ear.since = number, time.monotonic()
+    if not ear.holds and not ear.leaving:
+        leave()
+
+
+def _listen(ear: _Ear, read: int, ours: tuple[int, ...]) -> None:
+    """Hear signals that the main thread may not be able to, tell the other ranks, and see that the end comes."""
+    main, interrupted, told, noticed = threading.main_thread().ident, None, set(), False
+    while True:
+        peers = _peers
+        lines = list(peers.lines) if peers is not None else []
+        try:
+            ready, _, _ = select.select([read, *lines], [], [], 0.2)
+        except (OSError, ValueError):  # a line that was closed meanwhile
+            continue
+        now, word = time.monotonic(), None
+        if read in ready:
+            for number in os.read(read, 64):
+                if number == 0:
+                    return
+                if number in ours:
+                    word = word or number
+                if number == signal.SIGINT and number in ours:
+                    if interrupted is not None and now - interrupted >= AGAIN:
+                        _exit(number)
+                    interrupted = interrupted or now
+        for line in lines:
+            if line in ready:
+                number = next(iter(peers.hear(line)), None)
+                if number is not None and ear.number is None:
+                    ear.number, ear.since = number, now
+                    if ours:
+                        signal.pthread_kill(main, ours[0])  # any of them: which it was is known
+        if word is not None and ear.number is None:
+            ear.number, ear.since = word, now
+        if ear.number is None:
+            continue
+        if peers is not None and id(peers) not in told:
+            told.add(id(peers))
+            peers.tell(ear.number)
+        if ear.leaving:
+            if peers is not None and (id(peers), LEFT) not in told:
+                told.add((id(peers), LEFT))
+                peers.tell(LEFT)
+            if now - ear.left_at > LEAVING:
+                _exit(ear.number)
+        elif not ear.holds:
+            if now - ear.since > STUCK:
+                _exit(ear.number)
+        elif peers is not None and peers.left:
+            ear.left_at = ear.left_at or now
+            if now - ear.left_at > LEAVING:
+                _exit(ear.number)
+        elif interrupted is not None and now - interrupted > NOTICE and not noticed and speaks():
+            noticed = True
+            os.write(2, b"ending after this step and its checkpoint; Ctrl-C again ends at once, without it\n")
+
+
+def _exit(number: int) -> None:
+    if speaks():
+        os.write(2, _line(number).encode())
+    os._exit(128 + number)
+
+
+def _forget() -> None:
+    """A forked process is another one: it ends as any does."""
+    global _ear, _peers
+    if _ear is not None:
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            if signal.getsignal(number) is _handle:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _ear = _peers = None
+
+
+os.register_at_fork(after_in_child=_forget)
