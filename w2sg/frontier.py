@@ -21,7 +21,6 @@ from w2sg.stages import ReadJob, load_found
 from w2sg.statistics import Bootstrap
 
 if TYPE_CHECKING:
-    from w2sg.language import Policy
     from w2sg.replies import Replies
     from w2sg.text_decode import Pair
     from w2sg.text_run import TextRun, Writer
@@ -104,7 +103,7 @@ def divergence(
             states = [policy.states(batch) for policy in policies]
             found = torch.cat(
                 [
-                    _kl([_logits(policy, s[at : at + CHUNK]) for policy, s in zip(policies, states, strict=True)])
+                    _kl([policy.logits(s[at : at + CHUNK]) for policy, s in zip(policies, states, strict=True)])
                     for at in range(0, len(states[0]), CHUNK)
                 ]
             )
@@ -124,14 +123,6 @@ def divergence(
     place = {i: k for i, k in zip(ids, there, strict=True)}
     found[[place[i] for i in stored]] = values["values"].double().numpy()
     return found
-
-
-def _logits(policy: Policy, states: Tensor) -> Tensor:
-    """[M, V], in the dtype of the weights whatever autocast says: a divergence is of small differences."""
-    layer = policy.plain.get_output_embeddings()
-    with torch.autocast(states.device.type, enabled=False):
-        logits = layer(states.to(layer.weight.dtype)).float()
-    return logits if policy.softcap is None else policy.softcap * torch.tanh(logits / policy.softcap)
 
 
 def frontier(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from w2sg.backbones import logit_scale
 from w2sg.errors import UserError
 from w2sg.logprobs import token_logprobs, top_tokens
 from w2sg.masks import attention_mask, read
@@ -27,8 +28,8 @@ class Policy(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        config = self.plain.config
-        self.softcap = getattr(config, "final_logit_softcapping", None)
+        self.softcap = getattr(self.plain.config, "final_logit_softcapping", None)
+        self.scale = logit_scale(self.plain)
 
     @property
     def plain(self) -> nn.Module:
@@ -42,15 +43,32 @@ class Policy(nn.Module):
         return self.plain is not self.model
 
     def head(self) -> tuple[Tensor, Tensor | None]:
-        """Weight [V, D] and bias [V] of the output layer."""
+        """Weight [V, D] and bias [V] of the output layer, which reads what `ready` gives."""
         output = self.plain.get_output_embeddings()
-        return output.weight, getattr(output, "bias", None)
+        bias = getattr(output, "bias", None)
+        return output.weight, bias if bias is None else self.ready(bias)
+
+    def ready(self, hidden: Tensor) -> Tensor:
+        """Final states as the output layer reads them: times the scale that some architectures put on their logits."""
+        return hidden if self.scale == 1.0 else hidden * self.scale
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., V] of what `ready` gave, in the dtype of the weights whatever autocast says: contrasts are of small
+        differences.
+        """
+        layer = self.plain.get_output_embeddings()
+        with torch.autocast(states.device.type, enabled=False):
+            if self.scale == 1.0 or getattr(layer, "bias", None) is None:
+                logits = layer(states.to(layer.weight.dtype)).float()
+            else:
+                logits = nn.functional.linear(states.to(layer.weight.dtype), *self.head()).float()
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def states(self, batch: dict[str, Tensor]) -> Tensor:
-        """[M, D] final states that predict the reply tokens of a `Completions` batch."""
+        """[M, D] final states that predict the reply tokens of a `Completions` batch, ready for the output layer."""
         seen = attention_mask(batch["part"], batch["example"]) if "example" in batch else None
         hidden = read(self.plain.base_model, batch, seen).last_hidden_state
-        return hidden.flatten(0, 1)[batch["source"]]
+        return self.ready(hidden.flatten(0, 1)[batch["source"]])
 
     def forward(self, batch: dict[str, Tensor], top: bool = False) -> Tensor:
         """Log-probabilities of the reply tokens of a `Completions` batch, in fp32: [M].

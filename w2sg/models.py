@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from w2sg.backbones import INSIDE, attention_of, cut_to, depth_of, offer_scorer, text_part
 from w2sg.data.dialogue import Chat, TextChat
 from w2sg.errors import UserError
 from w2sg.heads import BagOfWords, HashedWords
@@ -32,6 +33,8 @@ from w2sg.packing import separates_texts as separates_texts  # asked of a scorer
 from w2sg.rope import rows_by_themselves
 from w2sg.rounding import round_weights
 from w2sg.store import hash_file
+from w2sg.unreadable import first_line, reading, whole_file
+from w2sg.weights import COMPUTED, check_finite, check_loaded, files_of, fill, has_score, names
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -59,6 +62,10 @@ class Source:
         config: the backbone's configuration; None for a bag of words.
         templated: whether texts bring their special tokens with them.
         style: how dialogues are written: ``chat``, or a key of `w2sg.data.dialogue.STYLES`.
+        role: the key that the model was asked for by, for messages.
+        inside: whether ``config`` is the text part of what lies in ``folder``.
+        scored: whether its weights have a trained head for scores.
+        notes: what a reader of the run has to know of it, one line each.
     """
 
     spec: ModelConfig
@@ -68,6 +75,10 @@ class Source:
     config: PretrainedConfig | None = field(default=None, repr=False)
     templated: bool = False
     style: str = "chat"
+    role: str = "model"
+    inside: bool = False
+    scored: bool = False
+    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def tokenizer(self):
@@ -78,7 +89,7 @@ class Source:
         from transformers import AutoTokenizer
 
         where = {"revision": self.identity.get("revision"), "trust_remote_code": self.spec.trust_remote_code}
-        with quiet_loading():
+        with quiet_loading(), reading(self.role, self.spec.name, "has a tokenizer that cannot be read"):
             return AutoTokenizer.from_pretrained(self.folder, **where)
 
     @cached_property
@@ -105,14 +116,24 @@ class Source:
             return []
         try:
             found = GenerationConfig.from_pretrained(self.folder, revision=self.identity.get("revision")).eos_token_id
-        except (OSError, ValueError):  # it has none
+        except OSError:  # it has none; a broken one of a folder was refused when the folder was found
             return []
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.role}.name: generation_config.json of {self.spec.name} cannot be read ({first_line(error)}); "
+                "download it again, or remove it"
+            ) from error
         return [found] if isinstance(found, int) else list(found or [])
 
     @property
     def depth(self) -> int:
         """Blocks of the backbone that are used."""
-        return self.spec.layers or self.config.num_hidden_layers
+        return self.spec.layers or self.full_depth
+
+    @property
+    def full_depth(self) -> int:
+        """Blocks that the backbone has."""
+        return depth_of(self.config, self.role, self.spec.name)
 
 
 def same(a: Source, b: Source) -> bool:
@@ -128,31 +149,46 @@ def find(spec: ModelConfig, role: str) -> Source:
         UserError: it is not there; says how to give a local copy.
     """
     if spec.arch == "bow":
-        return Source(spec, {"arch": "bow", **spec.bow.model_dump()})
+        return Source(spec, {"arch": "bow", **spec.bow.model_dump()}, role=role)
     from transformers import AutoConfig
 
     name = spec.name
     if name.startswith("package:"):
         name = str(_package_file(name.removeprefix("package:"), role))
-    path = Path(name).expanduser()
-    remote = {"trust_remote_code": spec.trust_remote_code}
-    if path.suffix == ".gguf":
-        if not path.is_file():
+    with reading(role, name, "cannot be looked for", "give a folder's whole path"):
+        path = Path(name).expanduser()
+        is_folder = path.is_dir()
+    if path.suffix == ".gguf" and not is_folder:
+        if not path.exists() and not path.is_symlink():
             raise UserError(f"{role}.name: there is no file {path}")
+        whole_file(path, role)
         state = path.stat()
-        sha256, config = _read_gguf(path, state.st_size, state.st_mtime_ns)
-        source = Source(spec, {"gguf": sha256}, str(path.parent), path.name, config)
-    elif path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".bin", ".json", ".model", ".txt"})
-        if not any(p.name == "config.json" for p in files):
-            raise UserError(f"{role}.name: the folder {path} holds no config.json, so it is not a saved model")
-        source = Source(spec, {"files": {p.name: hash_file(p) for p in files}}, str(path))
-        source.config = AutoConfig.from_pretrained(str(path), **remote)
-    elif path.is_absolute() or name.startswith("."):
+        with reading(role, name, "is no GGUF file that can be read"):
+            sha256, config = _read_gguf(path, state.st_size, state.st_mtime_ns)
+        source = Source(spec, {"gguf": sha256}, str(path.parent), path.name, copy.deepcopy(config))
+        if getattr(source.config, "quantization_config", None) is not None:
+            del source.config.quantization_config
+    elif is_folder:
+        files = files_of(path, role, weights=not spec.random_init)
+        source = Source(spec, {"files": {p.name: hash_file(p) for p in files}}, str(path), scored=has_score(files))
+        with reading(role, name, "has a config.json that cannot be read"), quiet_loading():
+            source.config = AutoConfig.from_pretrained(str(path), trust_remote_code=spec.trust_remote_code)
+    elif path.is_absolute() or name.startswith((".", "~")):
         raise UserError(f"{role}.name: there is no model folder or .gguf file at {path}")
     else:
-        source = _from_hub(spec, name, role)
-    there = source.config.num_hidden_layers
+        source = _from_hub(spec, name.rstrip("/"), role)
+    source.role = role
+    with reading(role, name, "has a configuration that cannot be used"):
+        config, said = text_part(source.config, role, name)
+        attention, more = attention_of(config, spec.attention, role, name)
+    source.inside, source.config, source.notes = config is not source.config, config, said + more
+    if attention != spec.attention:
+        source.spec = spec = spec.model_copy(update={"attention": attention})
+    if spec.random_init:
+        source.notes.append(f"{role}: the weights of {name} are drawn at random (random_init=true), not pretrained")
+    for line in source.notes:
+        _say(line)
+    there = source.full_depth
     asked = {"layers": spec.layers, "layer": spec.layer if isinstance(spec.layer, int) else None}
     if spec.layer == "auto":
         asked["candidates"] = max(spec.candidates)
@@ -163,6 +199,12 @@ def find(spec: ModelConfig, role: str) -> Source:
     if spec.quantise is not None:  # another model to whoever asks what it is
         source = replace(source, identity={**source.identity, "quantise": spec.quantise})
     return source
+
+
+@functools.lru_cache(maxsize=256)
+def _say(line: str) -> None:
+    """Once, however often the model is found."""
+    log.warning("%s", line)
 
 
 @contextlib.contextmanager
@@ -195,29 +237,28 @@ def _read_gguf(path: Path, _size: int, _mtime: int) -> tuple[str, PretrainedConf
     """Hash and configuration of a GGUF file; parsing takes seconds, and the runs of a sweep share one file."""
     from transformers import AutoConfig
 
-    try:
-        with quiet_loading(bars=True), _parsed_once():
-            return hash_file(path), AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
-    except (ValueError, OSError, KeyError, NotImplementedError) as error:
-        raise UserError(f"the GGUF file {path} cannot be read ({str(error).splitlines()[0]})") from error
+    with quiet_loading(bars=True), _parsed_once():
+        return hash_file(path), AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
 
 
 def _from_hub(spec: ModelConfig, name: str, role: str) -> Source:
     from transformers import AutoConfig
 
-    try:
+    instead = (
+        f"check the name; without a network, download it where there is one (`hf download {name} --local-dir FOLDER`) "
+        f"and use `{role}=hf {role}.name=FOLDER`"
+    )
+    with (
+        reading(role, f"'{name}'", "is neither a local folder nor to be had from the Hugging Face hub", instead),
+        quiet_loading(),
+    ):
         config = AutoConfig.from_pretrained(
             name, revision=spec.revision or "main", trust_remote_code=spec.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{role}.name: the model '{name}' is neither a local folder nor to be had from the Hugging Face hub "
-            f"({reason}). Check the name; without a network, download it where there is one "
-            f"(`hf download {name} --local-dir FOLDER`) and use `{role}=hf {role}.name=FOLDER`."
-        ) from error
     revision = getattr(config, "_commit_hash", None) or spec.revision
-    return Source(spec, {"hub": name, "revision": revision}, name, config=config)
+    heads = [str(kind) for kind in getattr(config, "architectures", None) or []]
+    scored = any("SequenceClassification" in kind or "Reward" in kind for kind in heads)
+    return Source(spec, {"hub": name, "revision": revision}, name, config=config, scored=scored)
 
 
 def _package_file(name: str, role: str) -> Path:
@@ -379,7 +420,7 @@ def load_language_model(
         plain.activation_checkpointing_enable()
         if lora:
             plain.enable_input_require_grads()
-    return LanguageScorer(model, pairs, source.config.num_hidden_layers).eval()
+    return LanguageScorer(model, pairs, source.full_depth).eval()
 
 
 def load_transformer(
@@ -397,50 +438,70 @@ def load_transformer(
     Returns:
         The model, and the names of weights that the checkpoint did not have and that were drawn at random.
     """
-    from transformers.initialization import no_init_weights
-
     spec, missing = source.spec, []
-    config = type(source.config).from_dict(source.config.to_dict())
-    config.num_hidden_layers = depth or source.depth
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[: config.num_hidden_layers]
+    config = copy.deepcopy(source.config)
+    cut_to(config, depth or source.depth)
     for key, value in settings.items():
         setattr(config, key, value)
     _set_dropout(config, spec.dropout)
+    if "num_labels" in settings:
+        offer_scorer(config)
     options: dict[str, Any] = {
         "dtype": DTYPES[spec.dtype],
         "attn_implementation": spec.attention,
         "trust_remote_code": spec.trust_remote_code,
     }
-    with quiet_loading(bars=source.gguf is not None):
+    with quiet_loading(bars=source.gguf is not None), reading(source.role, spec.name, "cannot be loaded"):
         if saved is not None and spec.train != "lora":
-            model = auto.from_pretrained(saved, **options)
+            model, loaded = auto.from_pretrained(saved, **_REPORTED, **options)
+            check_loaded(model, role=source.role, name=str(saved), **_found(loaded))
         elif spec.random_init:
             model = auto.from_config(config, **options)
         elif source.gguf:
-            # transformers refuses to save a model that was read from GGUF, so its weights move into a fresh one.
-            read = _dequantised(source.folder, source.gguf, spec.dtype, spec.trust_remote_code)
-            if getattr(config, "quantization_config", None) is not None:
-                del config.quantization_config
-            with no_init_weights():
-                model = auto.from_config(config, **options)
-            own = model.state_dict()
-            if own.keys() - read.keys():  # a head that the file does not have is drawn, and with it all else
-                model = auto.from_config(config, **options)
-            model.load_state_dict({k: v for k, v in read.items() if k in own}, strict=False)
-            model.tie_weights()
+            model, missing = _from_gguf(auto, source, config, options)
         else:
+            inside = {"key_mapping": INSIDE} if source.inside else {}
             model, loaded = auto.from_pretrained(
                 source.folder,
                 config=config,
                 revision=source.identity.get("revision"),
-                output_loading_info=True,
+                **inside,
+                **_REPORTED,
                 **options,
             )
-            missing = sorted(loaded["missing_keys"])
+            cut = None if (depth or source.depth) == source.full_depth else depth or source.depth
+            missing = check_loaded(model, role=source.role, name=spec.name, depth=cut, **_found(loaded))
+    if not spec.random_init or saved is not None:
+        check_finite(model, source.role, spec.name)
     if spec.quantise is not None and (saved is None or spec.train == "lora"):
         round_weights(model, spec.quantise)
     rows_by_themselves(model)
+    return model, missing
+
+
+# what is missing or of another shape is looked at by us, and not raised with a word that names nothing
+_REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+
+
+def _found(loaded: dict[str, Any]) -> dict[str, Any]:
+    return {name: loaded.get(f"{name}_keys") or () for name in ("missing", "unexpected", "mismatched")}
+
+
+def _from_gguf(
+    auto: Any, source: Source, config: PretrainedConfig, options: dict[str, Any]
+) -> tuple[nn.Module, list[str]]:
+    """transformers refuses to save a model that was read from GGUF, so its weights move into a fresh one."""
+    from transformers.initialization import no_init_weights
+
+    spec = source.spec
+    read = _dequantised(source.folder, source.gguf, spec.dtype, spec.trust_remote_code)
+    with no_init_weights():
+        model = auto.from_config(config, **options)
+    missing = sorted(model.state_dict().keys() - read.keys())
+    if missing:  # a head that the file does not have is drawn, and with it all else
+        model = auto.from_config(config, **options)
+        missing = check_loaded(model, missing, (), (), source.role, spec.name)
+    fill(model, read, source.role, spec.name)
     return model, missing
 
 
@@ -460,7 +521,14 @@ def _dequantised(folder: str, file: str, dtype: str, trust_remote_code: bool) ->
     from transformers import AutoModelForCausalLM as Auto
 
     with _parsed_once():
-        read = Auto.from_pretrained(folder, gguf_file=file, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+        read, loaded = Auto.from_pretrained(
+            folder, gguf_file=file, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    if missing := [key for key in loaded["missing_keys"] if not COMPUTED.search(key)]:
+        raise UserError(
+            f"the GGUF file {folder}/{file} has no weights for {len(missing)} of {len(read.state_dict())} tensors, the "
+            f"first {names(missing)}; it is of another version of its architecture, or damaged"
+        )
     return dict(read.state_dict())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -292,13 +292,7 @@ class Run:
         like: str | None,
     ) -> list[Model]:
         """The fixed experts of a mixture head: linear heads trained by cross entropy on disjoint parts of the rows."""
-        linear = Source(
-            source.spec.model_copy(update={"head": "linear"}),
-            source.identity,
-            source.folder,
-            source.gguf,
-            source.config,
-        )
+        linear = replace(source, spec=source.spec.model_copy(update={"head": "linear"}))
         options = fit_options(self.config, linear.spec)
         count = source.spec.experts
         fold = np.array([int(noise.draw(self.config.seed, f"expert:{i}") * count) for i in table.ids])

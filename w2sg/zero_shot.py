@@ -84,4 +84,4 @@ def load_zero_shot(source: Source, pairs: bool, answers: list[str]) -> LanguageS
         if child is output:
             delattr(model, name)  # the rows of the answers are all that is read of it
     model.score = head
-    return LanguageScorer(model, pairs, source.config.num_hidden_layers).eval()
+    return LanguageScorer(model, pairs, source.full_depth).eval()

@@ -205,7 +205,7 @@ class TransformersEngine:
             self.next = self.next + sizes
             states = self._states(ids, self._within(positions))
         rows = torch.arange(len(whole), device=self.device)
-        last = self._head(states[:, rows, (sizes - 1).clamp(min=0)])
+        last = self.policy.logits(states[:, rows, (sizes - 1).clamp(min=0)])
         self.logits = torch.where((sizes > 0)[None, :, None], last, before)
         found = self._token_values(states, before, ids, own)
         return [part[int(token >= 0) :] for token, part in zip(owed, found, strict=True)]
@@ -298,8 +298,9 @@ class TransformersEngine:
         """The logits after the last of these tokens, [m, B, V]."""
         if self.limit is not None and int(self.next.max()) > self.limit:
             raise self._too_long(int(self.next.max()))
-        last = self._run(self.policy.plain.base_model, ids, positions).last_hidden_state[:, -1]
-        self.logits = self._head(last).view(2 if self.base_too else 1, len(ids), -1)
+        found = self._run(self.policy.plain.base_model, ids, positions).last_hidden_state
+        last = self.policy.ready(found[:, -1])
+        self.logits = self.policy.logits(last).view(2 if self.base_too else 1, len(ids), -1)
         return self.logits
 
     def _within(self, positions: Tensor) -> Tensor:
@@ -313,16 +314,8 @@ class TransformersEngine:
 
     def _states(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Final states of these tokens, [m, B, L, D]."""
-        found = self._run(self.policy.plain.base_model, ids, positions).last_hidden_state
+        found = self.policy.ready(self._run(self.policy.plain.base_model, ids, positions).last_hidden_state)
         return found.view(2 if self.base_too else 1, *ids.shape, -1)
-
-    def _head(self, states: Tensor) -> Tensor:
-        """[..., V] logits in the dtype of the weights, whatever autocast says: a contrast is of small differences."""
-        layer = self.policy.plain.get_output_embeddings()
-        with torch.autocast(states.device.type, enabled=False):
-            logits = layer(states.to(layer.weight.dtype)).float()
-        cap = self.policy.softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _token_values(self, states: Tensor, before: Tensor, ids: Tensor, own: Tensor) -> list[np.ndarray]:
         """[B] of [n, m] log-probabilities of given tokens, the first by the logits before them."""

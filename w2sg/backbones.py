@@ -1,0 +1,233 @@
+"""What an architecture of transformers needs before it can be read here, whatever it is called there.
+
+A decoder is asked for its final states alone: its blocks are counted and cut, models that also see or hear are read
+for their text, and architectures without a head for scoring get one.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from w2sg.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+log = logging.getLogger(__name__)
+
+DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")
+# names of a text model's weights inside of one that also sees or hears, as new and old files have them
+INSIDE = {
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^model\.text_model\.": "model.",
+    r"^text_model\.model\.": "model.",
+    r"^(language_model|text_model)\.lm_head\.": "lm_head.",
+}
+
+
+def depth_of(config: PretrainedConfig, role: str, name: str) -> int:
+    """How many blocks a model has.
+
+    Raises:
+        UserError: its configuration does not say.
+    """
+    for key in DEPTH:
+        found = getattr(config, key, None)
+        if isinstance(found, int) and not isinstance(found, bool) and found > 0:
+            return found
+    raise UserError(
+        f"{role}.name: the configuration of {name} ({type(config).__name__}) does not say how many layers it has; "
+        "only decoders of text are supported here"
+    )
+
+
+def cut_to(config: PretrainedConfig, depth: int) -> None:
+    """Keep the first blocks alone; lists with one entry a block are cut with them. The whole model stays as it is."""
+    full = next((getattr(config, key) for key in DEPTH if isinstance(getattr(config, key, None), int)), depth)
+    if depth == full:
+        return
+    if isinstance(kinds := getattr(config, "attention_types", None), list):  # GPT-Neo's, of which the rest is made
+        flat = [kind for group, count in kinds for _ in range(count) for kind in group]
+        config.attention_types = [[[kind], 1] for kind in flat[:depth]]
+    for key, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == full and key != "attention_types":
+            try:
+                setattr(config, key, value[:depth])
+            except AttributeError:  # made from others
+                continue
+    key = next(key for key in DEPTH if isinstance(getattr(config, key, None), int))
+    setattr(config, key, depth)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What can be read at all
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def text_part(config: PretrainedConfig, role: str, name: str) -> tuple[PretrainedConfig, list[str]]:
+    """The configuration of a model's decoder of text, and what has to be said of it.
+
+    Raises:
+        UserError: it has none.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    kind = getattr(config, "model_type", None) or type(config).__name__
+    no = f"{role}.name: {name} is no decoder of text"
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"{no}: {kind} is an encoder with a decoder; choose a decoder-only language model")
+    text = config.get_text_config(decoder=True)
+    notes = []
+    if text is not config:
+        if type(text) not in auto.MODEL_FOR_CAUSAL_LM_MAPPING and type(text) not in auto.MODEL_MAPPING:
+            raise UserError(f"{no}: the text part of {kind} has no model of its own; choose a language model")
+        text = copy.deepcopy(text)
+        text.tie_word_embeddings = getattr(config, "tie_word_embeddings", text.tie_word_embeddings)
+        for key in ("quantization_config", "dtype"):
+            if getattr(text, key, None) is None and getattr(config, key, None) is not None:
+                setattr(text, key, getattr(config, key))
+        notes.append(f"{role}: of {name} ({kind}) the text model is used alone; what it sees or hears is not read")
+    if text.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(text, "is_decoder", False):
+        raise UserError(f"{no}: {kind} is an encoder that sees texts in both directions; choose a language model")
+    both_ways = getattr(text, "use_bidirectional_attention", None)
+    if both_ways in (True, "all") or text.model_type in ("xlnet", "bert-generation"):
+        raise UserError(f"{no}: its attention looks in both directions; choose a language model")
+    if getattr(text, "quantization_config", None) is not None:
+        how = text.quantization_config
+        how = how.get("quant_method", "?") if isinstance(how, dict) else getattr(how, "quant_method", "?")
+        raise UserError(
+            f"{role}.name: the weights of {name} are quantised ({getattr(how, 'value', how)}), which cannot be trained "
+            f"or cut here; take the model that it was made from, with {role}.dtype=bfloat16 where memory is short"
+        )
+    return text, notes
+
+
+def attention_of(config: PretrainedConfig, asked: str, role: str, name: str) -> tuple[str, list[str]]:
+    """The attention that a model has, of what was asked for, and what has to be said of it.
+
+    Raises:
+        UserError: flash attention, which it does not have.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    known = auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) or auto.MODEL_MAPPING.get(type(config), None)
+    if known is None or asked == "eager":
+        return asked, []
+    if asked.startswith("flash"):
+        if not getattr(known, "_supports_flash_attn", False):
+            raise UserError(f"{role}.attention: {known.__name__} has no flash attention; use {role}.attention=eager")
+        return asked, []
+    if getattr(known, "_supports_sdpa", False):
+        return asked, []
+    if getattr(known, "_is_stateful", False) and not hasattr(config, "num_attention_heads"):
+        return "eager", []  # it has no attention at all
+    line = f"{role}: {known.__name__} has no attention=sdpa, so that {name} is read with attention=eager"
+    return "eager", [line]
+
+
+def positions_of(config: PretrainedConfig) -> tuple[int | None, bool]:
+    """The positions that a model was made for, and whether there are no others (a table, and no rotation or slope)."""
+    found = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if not isinstance(found, int) or found <= 0:
+        return None, False
+    open_ended = getattr(config, "rope_parameters", None) or getattr(config, "alibi", False)
+    return found, not open_ended and config.model_type in TABLES
+
+
+# architectures that look positions up in a table, which ends
+TABLES = frozenset(
+    ("gpt2", "gpt-sw3", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "openai-gpt", "biogpt", "ctrl", "xglm")
+)
+
+
+def check_positions(config: PretrainedConfig, max_length: int, role: str, name: str) -> list[str]:
+    """What has to be said where texts may be longer than a model was made for.
+
+    Raises:
+        UserError: it has no positions there.
+    """
+    there, no_more = positions_of(config)
+    if there is None or max_length <= there:
+        return []
+    if no_more:
+        raise UserError(
+            f"{role}.max_length: {max_length} is more than the {there} positions of {name}; set "
+            f"{role}.max_length={there} or less"
+        )
+    return [
+        f"{role}: max_length={max_length} is more than the {there} positions that {name} was made for; longer texts "
+        "are read all the same"
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def offer_scorer(config: PretrainedConfig) -> None:
+    """See to it that transformers has a model with a ``score`` layer for this architecture.
+
+    Where it has none (Granite, Cohere, LFM2, Mamba, ...) it is the body with a linear layer, as transformers' own are.
+    A folder of such a model is read back here; transformers alone reads its body.
+
+    Raises:
+        UserError: it has no body that transformers knows.
+    """
+    from transformers import AutoModelForSequenceClassification as Auto
+    from transformers import PreTrainedModel
+    from transformers.modeling_layers import GenericForSequenceClassification
+    from transformers.models.auto import modeling_auto as auto
+
+    known = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if known is not None and _has_score(known):
+        return
+    causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if causal is None or auto.MODEL_MAPPING.get(type(config), None) is None:
+        return  # one of its own code, say: the auto class knows it, or says why not
+    parents = [cls for cls in causal.__mro__ if issubclass(cls, PreTrainedModel) and cls is not PreTrainedModel]
+    parent = next(cls for cls in reversed(parents) if cls.__name__.endswith(("PreTrainedModel", "Preln")))
+    name = re.sub(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$", "", causal.__name__)
+    options = {"base_model_prefix": causal.base_model_prefix, "__module__": __name__}
+    made = type(f"{name}ForSequenceClassification", (GenericForSequenceClassification, parent), options)
+    Auto.register(type(config), made, exist_ok=True)
+
+
+def _has_score(model: type) -> bool:
+    init = getattr(model.__init__, "__wrapped__", model.__init__)
+    return "score" in init.__code__.co_names
+
+
+@torch.no_grad()
+def logit_scale(model: nn.Module) -> float:
+    """The number that a language model multiplies its logits by (Granite, Cohere, Falcon-H1, MiniCPM), 1 for none.
+
+    The configuration names it, but not whether it multiplies or divides; that is asked of the model itself.
+    """
+    config = model.config
+    named = [
+        float(value)
+        for key, value in config.to_dict().items()
+        if re.search(r"(logit|lm_head).*(scal|mult)", key) and isinstance(value, int | float) and value not in (0, 1)
+    ]
+    if base := getattr(config, "dim_model_base", None):
+        named.append(base / config.hidden_size)
+    output = model.get_output_embeddings()
+    if not named or output is None:
+        return 1.0
+    tokens = torch.arange(1, 6, device=output.weight.device)[None]
+    own = output(model.base_model(input_ids=tokens, use_cache=False).last_hidden_state.to(output.weight.dtype)).double()
+    theirs = model(input_ids=tokens, use_cache=False).logits.double()
+    if cap := getattr(config, "final_logit_softcapping", None):
+        theirs = torch.atanh((theirs / cap).clamp(-0.999, 0.999)) * cap
+    measured = float((own * theirs).sum() / own.square().sum())
+    candidates = [1.0, *named, *(1.0 / value for value in named)]
+    best = min(candidates, key=lambda value: abs(value - measured))
+    return best if abs(best - measured) <= 0.02 * abs(measured) else 1.0
