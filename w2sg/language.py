@@ -14,6 +14,7 @@ from w2sg.logprobs import token_logprobs, top_tokens
 from w2sg.masks import attention_mask, read
 from w2sg.models import Source, load_transformer, quiet_loading, save_transformer, with_lora
 from w2sg.packing import keeps_replies_apart
+from w2sg.unreadable import reading
 
 log = logging.getLogger(__name__)
 
@@ -109,11 +110,15 @@ def load_policy(source: Source, saved: Path | None = None, trainable: bool = Tru
     spec = source.spec
     model, missing = load_transformer(AutoModelForCausalLM, source, saved)
     if missing:
-        raise UserError(f"{spec.name} has no weights for {missing[0]}, so it cannot write; choose a language model")
+        raise UserError(
+            f"{source.role}.name: {spec.name} has no weights for {missing[0]}, so it cannot write; choose a language "
+            "model"
+        )
     if spec.train == "lora" and (trainable or saved is not None):
         model = with_lora(model, spec, saved, TaskType.CAUSAL_LM, trainable)
     policy = Policy(model).eval()
-    _check_head(policy)
+    with reading(source.role, spec.name, "cannot be read by", "choose another architecture"):
+        _check_head(policy, source)
     if spec.gradient_checkpointing and trainable:
         policy.plain.activation_checkpointing_enable()
         if policy.adapted:
@@ -124,7 +129,7 @@ def load_policy(source: Source, saved: Path | None = None, trainable: bool = Tru
 
 
 @torch.no_grad()
-def _check_head(policy: Policy) -> None:
+def _check_head(policy: Policy, source: Source) -> None:
     """The output layer is applied here and not by the model, so that logits need not stand whole in memory."""
     tokens = torch.arange(1, 6)[None]
     batch = {"input_ids": tokens[:, :-1], "position_ids": torch.arange(4)[None], "source": torch.arange(4)}
@@ -135,8 +140,9 @@ def _check_head(policy: Policy) -> None:
     tolerance = 1e-3 if policy.head()[0].dtype == torch.float32 else 0.1
     if not torch.allclose(ours, found, atol=tolerance, rtol=tolerance):
         raise UserError(
-            f"{type(policy.plain).__name__}: its logits are more than its output layer applied to its final states, "
-            "which is all that is supported here"
+            f"{source.role}.name: {source.spec.name} ({type(policy.plain).__name__}): its logits are more than its "
+            "output layer applied to its final states, softcapped or times one number, which is all that is supported "
+            "here; choose another architecture"
         )
 
 

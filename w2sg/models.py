@@ -89,7 +89,7 @@ class Source:
         from transformers import AutoTokenizer
 
         where = {"revision": self.identity.get("revision"), "trust_remote_code": self.spec.trust_remote_code}
-        with quiet_loading(), reading(self.role, self.spec.name, "has a tokenizer that cannot be read"):
+        with quiet_loading():
             return AutoTokenizer.from_pretrained(self.folder, **where)
 
     @cached_property
@@ -245,7 +245,7 @@ def _from_hub(spec: ModelConfig, name: str, role: str) -> Source:
     from transformers import AutoConfig
 
     instead = (
-        f"check the name; without a network, download it where there is one (`hf download {name} --local-dir FOLDER`) "
+        f"Check the name; without a network, download it where there is one (`hf download {name} --local-dir FOLDER`) "
         f"and use `{role}=hf {role}.name=FOLDER`"
     )
     with (
