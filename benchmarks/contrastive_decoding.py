@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LlamaConfig, LogitsProcessor
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
+from w2sg.data.messages import LAST_TURN, Dialogue
 from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.contrastive import decode, stream
 from w2sg.decoding.engine import Engine, Several
@@ -233,7 +234,7 @@ def read(path: str | None, count: int, encode: Callable | None, vocabulary: int 
     if path and encode is not None:
         with open(path) as file:
             rows = [json.loads(line)["chosen"] for line, _ in zip(file, range(count), strict=False)]
-        prompts = encode([row[: row.rindex("\n\nAssistant:") + len("\n\nAssistant:")] for row in rows])
+        prompts = encode([Dialogue.of_text(row[: row.rindex(LAST_TURN)] + LAST_TURN) for row in rows])
     else:
         draw = np.random.default_rng(0)
         lengths = np.clip(draw.lognormal(np.log(130), 0.7, count), 8, 400).astype(int)

@@ -44,6 +44,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from w2sg import preference
 from w2sg.data.completions import Completions, per_reply
 from w2sg.data.loading import Examples, make_batch
+from w2sg.data.messages import Dialogue
 from w2sg.devices import quiet
 from w2sg.language import Policy, load_policy
 from w2sg.language_modules import PreferenceModule
@@ -458,7 +459,7 @@ def read(args: argparse.Namespace, source) -> list[Pair]:
                 if len(rows) == 2 * count:
                     break
         cut = [row["chosen"].rindex("\n\nAssistant:") + len("\n\nAssistant:") for row in rows]
-        prompts = chat.prompts([row["chosen"][:c] for row, c in zip(rows, cut, strict=True)])
+        prompts = chat.prompts([Dialogue.of_text(row["chosen"][:c]) for row, c in zip(rows, cut, strict=True)])
         sides = [chat.replies([row[s][c:] for row, c in zip(rows, cut, strict=True)]) for s in ("chosen", "rejected")]
         sides = [[np.append(reply, chat.end) for reply in side] for side in sides]
         pairs = [

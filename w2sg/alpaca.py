@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from w2sg import comparisons
-from w2sg.data.dialogue import ROLES, messages
+from w2sg.data.messages import SPEAKERS, Dialogue
 from w2sg.errors import UserError
 from w2sg.figures import estimate, p_value
 from w2sg.replies import Replies
@@ -25,7 +25,6 @@ from w2sg.store import read_json, write_json
 
 FOLDER = "alpaca_eval"
 MARK = re.compile(r"\n{2,}(?=(?:Human|Assistant|System):)")
-SPEAKERS = {role: name for name, role in ROLES.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -33,18 +32,17 @@ SPEAKERS = {role: name for name, role in ROLES.items()}
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def instruction(prompt: str) -> str:
+def instruction(prompt: Dialogue) -> str:
     """A prompt as AlpacaEval knows it: one question as it is, a longer dialogue as text up to its last question.
 
-    >>> instruction("\\n\\nHuman: Hi there\\n\\nAssistant:")
+    >>> instruction(Dialogue.of_text("\\n\\nHuman: Hi there\\n\\nAssistant:"))
     'Hi there'
-    >>> instruction("\\n\\nHuman: Hi\\n\\nAssistant: Hello\\n\\nHuman: Bye\\n\\nAssistant:")
+    >>> instruction(Dialogue.of_text("\\n\\nHuman: Hi\\n\\nAssistant: Hello\\n\\nHuman: Bye\\n\\nAssistant:"))
     'Human: Hi\\n\\nAssistant: Hello\\n\\nHuman: Bye'
     """
-    turns = messages(prompt)
-    if len(turns) == 1:
-        return turns[0]["content"]
-    return "\n\n".join(f"{SPEAKERS[turn['role']]}: {turn['content']}" for turn in turns)
+    if len(prompt.messages) == 1:
+        return prompt.messages[0].content
+    return "\n\n".join(f"{SPEAKERS[role]}: {content}" for role, content in prompt.messages)
 
 
 def unmarked(text: str) -> str:

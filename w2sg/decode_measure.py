@@ -81,7 +81,7 @@ class Comparison:
                     {
                         "system": name,
                         "prompt_id": replies.ids[k],
-                        "prompt": replies.prompts[k],
+                        "prompt": replies.prompts[k].text,
                         "reply": replies.texts[k],
                         "finished": bool(replies.finished[k]),
                         "tokens": int(replies.lengths[k]),

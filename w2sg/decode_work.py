@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from w2sg.data.messages import Dialogue
 from w2sg.decode_options import BestOfN, Decoder, Drafted, Eft, Guide, Plain, Search, needs_pair
 from w2sg.decoding.by_server import ServerGrower
 from w2sg.decoding.by_transformers import TransformersEngine
@@ -55,7 +56,7 @@ class Work:
             self.small = Several(*(TransformersEngine(policy) for policy in small))
         self.tuned = TransformersEngine(small[0]) if small else None
 
-    def write(self, prompts: list[str], ids: list[str], device: torch.device) -> Found:
+    def write(self, prompts: list[Dialogue], ids: list[str], device: torch.device) -> Found:
         """What is to be kept of each prompt."""
         decoder = self.decoder
         if isinstance(decoder, Drafted):
@@ -67,11 +68,11 @@ class Work:
         useful = int(sizes.sum())
         return Found(values.to(device), sizes.to(device), None, useful, max(useful, forwards))
 
-    def trace(self, prompts: list[str], ids: list[str]) -> list[Result]:
+    def trace(self, prompts: list[Dialogue], ids: list[str]) -> list[Result]:
         """The same again, with every hypothesis of every round noted."""
         return self._results(prompts, ids, True)[0]
 
-    def ask(self, prompts: list[str], ids: list[str]) -> dict[str, dict[str, Any]]:
+    def ask(self, prompts: list[Dialogue], ids: list[str]) -> dict[str, dict[str, Any]]:
         """What the server makes of each prompt, to be kept as it is."""
         decoder, grower = self.decoder, self.server
         begun, before = time.perf_counter(), replace(grower.asked)
@@ -104,7 +105,7 @@ class Work:
             rows[i] = shared | about | {"value": result.best.value, "candidates": candidates, "trace": result.trace}
         return rows
 
-    def _room(self, prompts: list[str]) -> list[int]:
+    def _room(self, prompts: list[Dialogue]) -> list[int]:
         """Tokens that a reply to each prompt may have, for the models that have as many positions and no more."""
         source, most = self.decoders.strong.source, self.decoder.max_new_tokens
         limits = [(source.chat, getattr(source.config, "max_position_embeddings", None))]
@@ -126,7 +127,7 @@ class Work:
             self.reward.read = 0
         return found
 
-    def _search(self, prompts: list[str], ids: list[str]) -> tuple[list[np.ndarray], int]:
+    def _search(self, prompts: list[Dialogue], ids: list[str]) -> tuple[list[np.ndarray], int]:
         results, grower = self._results(prompts, ids, False)
         value = isinstance(self.decoder, Search | BestOfN) and self.decoder.guide.implicit
         strong = self.strong.count.total / len(prompts)
@@ -151,7 +152,7 @@ class Work:
             tables.append(np.concatenate(parts))
         return tables, grower.forwards
 
-    def _results(self, prompts: list[str], ids: list[str], trace: bool) -> tuple[list[Result], EngineGrower]:
+    def _results(self, prompts: list[Dialogue], ids: list[str], trace: bool) -> tuple[list[Result], EngineGrower]:
         decoder, source = self.decoder, self.decoders.strong.source
         engine: Engine = self.strong
         beams, children, chunk, value, beta = 1, 1, decoder.max_new_tokens, None, 0.0
@@ -207,7 +208,7 @@ class Work:
             parts.append((guide.reward, RewardValue(self.reward)))
         return parts[0][1] if len(parts) == 1 and parts[0][0] == 1.0 else Mixture(parts)
 
-    def _draft(self, prompts: list[str], ids: list[str]) -> tuple[list[np.ndarray], int]:
+    def _draft(self, prompts: list[Dialogue], ids: list[str]) -> tuple[list[np.ndarray], int]:
         decoder, strong, pair = self.decoder, self.decoders.strong.source, self.decoders.pair
         most = decoder.max_new_tokens
         rule = Rule(decoder.window, decoder.threshold, decoder.check, decoder.draft or most, most)
@@ -225,7 +226,7 @@ class Work:
             tables.append(part)
         return tables, drafting.forwards
 
-    def _nudge(self, prompts: list[str], ids: list[str]) -> tuple[list[np.ndarray], int]:
+    def _nudge(self, prompts: list[Dialogue], ids: list[str]) -> tuple[list[np.ndarray], int]:
         decoder, chats = self.decoder, (self.decoders.pair.tuned.source.chat, self.decoders.strong.source.chat)
         columns = decoder.columns()
         nudging = Nudging(

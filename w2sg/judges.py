@@ -14,6 +14,7 @@ import numpy as np
 
 from w2sg import comparisons
 from w2sg.alpaca import instruction, unmarked
+from w2sg.data.messages import LAST_TURN, Dialogue, Message, transcript
 from w2sg.errors import UserError
 from w2sg.models import Source, find, same
 from w2sg.page import short
@@ -167,12 +168,13 @@ class LlmBench:
             )
         return Preferences(shown, both)
 
-    def question(self, prompt: str, first: str, second: str) -> str:
+    def question(self, prompt: Dialogue, first: str, second: str) -> Dialogue:
         """What the judge reads, as a dialogue of one question."""
         parts = {"{conversation}": instruction(prompt), "{first}": first, "{second}": second}
         # one pass: a reply may hold what looks like a place; and a speaker's mark in a reply begins no turn
         filled = re.sub("|".join(map(re.escape, parts)), lambda match: parts[match[0]], self.judge.question)
-        return f"\n\nHuman: {unmarked(filled)}\n\nAssistant:"
+        asked = unmarked(filled)
+        return Dialogue(transcript([("user", asked)]) + LAST_TURN, (Message("user", asked.strip()),))
 
     def accuracy(self) -> dict[str, Any]:
         """How often the judge prefers what people preferred, on the test split, and its bias for a position there."""

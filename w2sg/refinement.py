@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from w2sg import exemplars
 from w2sg.data.loading import Examples
+from w2sg.data.messages import Dialogue
 from w2sg.data.table import digest
 from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.errors import UserError
@@ -54,7 +55,7 @@ class Asked:
 
     query: int
     context: int
-    text: str
+    text: Dialogue
     exemplars: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     concept: str | None = None
@@ -137,7 +138,7 @@ class Refiner:
                 shown = [(pool.prompts[k], answer) for k, answer in zip(row, answers, strict=True)]
                 asked.append((q, j, [pool.ids[k] for k in row], shown))
 
-        def make(q: int) -> Callable[[Sequence[tuple[str, str]]], str]:
+        def make(q: int) -> Callable[[Sequence[tuple[Dialogue, str]]], Dialogue]:
             if isinstance(options, Iar):
                 return lambda part: inference(part, exemplar, options.infer)
             prompt = queries.texts[q]
@@ -163,8 +164,8 @@ class Refiner:
         )
 
     def _fitted(
-        self, name: str, wanted: Sequence[tuple[Callable[..., str], Sequence[tuple[str, str]]]], room: int
-    ) -> list[tuple[str, int]]:
+        self, name: str, wanted: Sequence[tuple[Callable[..., Dialogue], Sequence[tuple[Dialogue, str]]]], room: int
+    ) -> list[tuple[Dialogue, int]]:
         """Contexts that leave room for an answer, and how many exemplars each has; what had to go is counted."""
         chat, most = self.strong.source.chat, self.strong.source.spec.max_length - room
         whole = [make(shown) for make, shown in wanted]
@@ -278,27 +279,26 @@ class Refiner:
         own = {i: _own(*row) for i, *row in zip(weak.ids, weak.prompts, weak.texts, weak.finished, strict=True)}
         if isinstance(self.options, Unrefined):
             rows = [{"id": i, **row} for i, row in own.items()]
-            return Refined(weak, self._scored(name, rows), {"questions": len(weak), "weak": len(weak)})
+            return Refined(weak, self._scored(name, queries, rows), {"questions": len(weak), "weak": len(weak)})
         asked = self.ask(name, queries, weak if pool is None else pool, shuffle)
         found = self._spoken(name, self.candidates(name, asked, self.sampling, self.options.samples))
         chosen, scores = self._choose(name, queries, found)
         rows = [self._row(name, queries, own, q, c, found[q], scores.get(q)) for q in chosen for c in chosen[q]]
-        rows = self._accepted(name, self._scored(name, rows))
+        rows = self._accepted(name, self._scored(name, queries, rows))
         rows += self._instead(name, queries, own, asked, found, rows)
         used = [row for row in rows if row["used"]]
         sources = Counter(source for source, _ in {(row["source"], row["id"]) for row in used})
         counts = {"questions": len(queries), **sources, "dropped": len(queries) - len({row["id"] for row in used})}
-        ids, prompts, texts = ([row[key] for row in used] for key in ("id", "prompt", "refined"))
-        replies = as_replies(ids, prompts, texts, {"refined": self._stages[name]})
+        replies = _of_rows(queries, used, {"refined": self._stages[name]})
         return Refined(
-            replace(replies, finished=np.array([row["finished"] for row in used], bool), sample=_number(ids)),
+            replace(replies, finished=np.array([row["finished"] for row in used], bool)),
             rows,
             counts,
         )
 
     # -- one of several -----------------------------------------------------------------------------------------------
 
-    def _bare(self, prompt: str, instruction: str | None = None) -> str:
+    def _bare(self, prompt: Dialogue, instruction: str | None = None) -> Dialogue:
         """A question as the strong model is asked it, with nothing before it."""
         return dialogue(instruction or "", self.options.query.format(question=question_of(prompt)))
 
@@ -324,7 +324,10 @@ class Refiner:
         chat, places = self.strong.source.chat, list(found)
         contexts = {q: list({c.asked.context: c.asked.text for c in found[q]}.values()) for q in places}
         prompts = {q: chat.prompts([*contexts[q], self._bare(queries.texts[q])]) for q in places}
-        ids = [digest(*contexts[q], *(str(c.tokens.tolist()) for c in found[q])) for q in places]
+        ids = [
+            digest(*(context.identity for context in contexts[q]), *(str(c.tokens.tolist()) for c in found[q]))
+            for q in places
+        ]
         key = {
             "version": VERSION,
             "model": self.text.key_of(self.strong),
@@ -377,7 +380,7 @@ class Refiner:
         place = next(k for k, c in enumerate(among) if c is candidate)
         return {
             "id": i,
-            "prompt": queries.texts[q],
+            "prompt": queries.texts[q].text,
             "weak_answer": own[i]["weak_answer"],
             "refined": candidate.text,
             "source": "strong",
@@ -402,13 +405,11 @@ class Refiner:
             "exemplar_copy_rate": max((copied(candidate.text, other) for other in asked.shown), default=None),
         }
 
-    def _scored(self, name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _scored(self, name: str, queries: Prompts, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows with how much of the concept their answers have, and how right they are."""
         if not rows:
             return rows
-        ids = [row["id"] for row in rows]
-        replies = as_replies(ids, [row["prompt"] for row in rows], [row["refined"] for row in rows], {})
-        replies = replace(replies, sample=_number(ids))
+        replies = _of_rows(queries, rows, {})
         for axis in ("concept", "content"):
             values = self.axes.score(axis, f"{name}-{axis}", replies)
             for row, value in zip(rows, values if values is not None else [None] * len(rows), strict=True):
@@ -438,7 +439,8 @@ class Refiner:
         done = {row["id"] for row in rows if row["used"]}
         missing = [q for q, i in enumerate(queries.ids) if i not in done]  # those without any answer, too
         if accept.fallback == "weak":
-            return self._scored(f"{name}-fallback", [{"id": queries.ids[q], **own[queries.ids[q]]} for q in missing])
+            rows = [{"id": queries.ids[q], **own[queries.ids[q]]} for q in missing]
+            return self._scored(f"{name}-fallback", queries, rows)
         if accept.fallback == "drop" or not missing:
             return []
         stage = f"{name}-resampled"
@@ -451,7 +453,7 @@ class Refiner:
             for c in more[q]
         ]
         taken: set[str] = set()
-        for row in self._accepted(stage, self._scored(stage, new)):
+        for row in self._accepted(stage, self._scored(stage, queries, new)):
             row["source"] = "resampled"
             row["used"] = row["used"] and row["id"] not in taken
             taken |= {row["id"]} if row["used"] else set()
@@ -494,10 +496,17 @@ def write_refined(out: Path, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
-def _own(prompt: str, answer: str, finished: bool) -> dict[str, Any]:
+def _own(prompt: Dialogue, answer: str, finished: bool) -> dict[str, Any]:
     """The row of a question whose own weak answer is taught."""
-    known = {"prompt": prompt, "weak_answer": answer, "refined": answer, "source": "weak", "used": True}
+    known = {"prompt": prompt.text, "weak_answer": answer, "refined": answer, "source": "weak", "used": True}
     return known | {"finished": bool(finished), "exemplar_ids": [], "copy_rate": 1.0}
+
+
+def _of_rows(queries: Prompts, rows: list[dict[str, Any]], key: dict[str, Any]) -> Replies:
+    """The answers of rows of refined.parquet."""
+    asked, ids = dict(zip(queries.ids, queries.texts, strict=True)), [row["id"] for row in rows]
+    replies = as_replies(ids, [asked[i] for i in ids], [row["refined"] for row in rows], key)
+    return replace(replies, sample=_number(ids))
 
 
 def _number(ids: Sequence[str]) -> np.ndarray:

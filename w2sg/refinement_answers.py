@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from w2sg.data.dialogue import messages
+from w2sg.data.messages import Dialogue, Message
 from w2sg.data.sources import read_file
 from w2sg.data.table import Table, digest
 from w2sg.errors import UserError
@@ -33,7 +32,7 @@ def gold_answers(table: Table) -> Replies:
             "dataset: method=refine trains on answers, and this dataset has labels; choose one with answers "
             "(dataset=questions, gsm8k, dolly, or preference pairs), or method.target=labels"
         )
-    texts = [t[0][len(p) :].strip() for t, p in zip(table.texts, table.prompts, strict=True)]
+    texts = [table.reply(row) for row in range(len(table))]
     return _once(as_replies([prompt_id(p) for p in table.prompts], table.prompts, texts, {"gold": table.label_hash()}))
 
 
@@ -59,14 +58,14 @@ def answers_of_file(path: str, prompts: Prompts, missing: bool = False) -> Repli
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"method.answers: there is no file {file}; name one with a row {{prompt, answer}} a line")
-    found: dict[str, str] = {}
+    found: dict[tuple[Message, ...], str] = {}
     for where, row in read_file(file):
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "answer")):
             raise UserError(f"method.answers: {where} is no row {{prompt, answer}} of two texts")
-        key = _same(row["prompt"])
+        key = Dialogue.of_text(row["prompt"]).messages
         if found.setdefault(key, row["answer"]) != row["answer"]:
             raise UserError(f"method.answers: {where} is a second answer to a prompt; keep one of them")
-    rows = [k for k, prompt in enumerate(prompts.texts) if _same(prompt) in found]
+    rows = [k for k, prompt in enumerate(prompts.texts) if prompt.messages in found]
     if not rows and missing:
         return None
     if not rows:
@@ -74,7 +73,7 @@ def answers_of_file(path: str, prompts: Prompts, missing: bool = False) -> Repli
             f"method.answers: none of the {len(found)} prompts of {file.name} is among the {len(prompts)} of the "
             f"{prompts.name} split; they are joined by their text, so the file must have been written for this data"
         )
-    texts = [found[_same(prompts.texts[k])] for k in rows]
+    texts = [found[prompts.texts[k].messages] for k in rows]
     ids, asked = [prompts.ids[k] for k in rows], [prompts.texts[k] for k in rows]
     return as_replies(ids, asked, texts, {"answers": digest(*ids, *texts)})
 
@@ -87,11 +86,7 @@ def spoken(text: TextRun, name: str, replies: Replies) -> Replies:
     return replies.take(kept)
 
 
-def _same(prompt: str) -> str:
-    return digest(json.dumps(messages(prompt)))
-
-
-def as_replies(ids: Sequence[str], prompts: Sequence[str], texts: Sequence[str], key: dict[str, Any]) -> Replies:
+def as_replies(ids: Sequence[str], prompts: Sequence[Dialogue], texts: Sequence[str], key: dict[str, Any]) -> Replies:
     """Texts that no model of this run has tokens of as whole replies, one to each prompt."""
     zeros = np.zeros(len(ids), np.int64)
     return Replies(list(ids), list(prompts), list(texts), np.ones(len(ids), bool), zeros, zeros, key)

@@ -23,7 +23,6 @@ from w2sg.models import Source
 from w2sg.refinement import revision_of, write_refined
 from w2sg.refinement_options import InContext, LabelWords, Refine, RefineBaseline
 from w2sg.refinement_words import next_words, split_words
-from w2sg.replies import prompt_id
 from w2sg.report import Report
 from w2sg.run import Labels, Model
 from w2sg.statistics import Bootstrap
@@ -162,7 +161,7 @@ class Asking:
             return f"{self.cut(texts[0])}{self.question}"
         first = int(table.first[row])
         a, b = (texts[1 - first], texts[first]) if swapped else (texts[first], texts[1 - first])
-        prompt = table.prompts[row]
+        prompt = table.prompts[row].text
         a, b = (self.cut(text[len(prompt) :]) for text in (a, b))
         before = f"{self.cut(prompt)}\n\n" if prompt.strip() else ""
         return f"{before}A: {a}\n\nB: {b}{self.question}"
@@ -232,7 +231,7 @@ class Relabeller:
         ]
         for (row, context), prompt in zip(shown, prompts, strict=True):
             rows[row]["exemplar_ids"].append([self.weak.table.ids[k] for k in context])
-            rows[row]["prompt_hashes"].append(prompt_id(prompt))
+            rows[row]["prompt_hashes"].append(digest("prompt", prompt))
         self.rows[name] = rows
         # the stage says what was read, weak labels' words included, and nothing else decides these labels
         return Labels(table, found.float(), {"stage": self._stage(name), "contexts": digest(*map(str, contexts))})

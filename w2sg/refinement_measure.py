@@ -235,7 +235,7 @@ class Findings:
         rows = []
         for name, own in replies.items():
             for k in range(len(own)):
-                row = {"system": name, "prompt_id": own.ids[k], "prompt": own.prompts[k], "reply": own.texts[k]}
+                row = {"system": name, "prompt_id": own.ids[k], "prompt": own.prompts[k].text, "reply": own.texts[k]}
                 row["finished"] = bool(own.finished[k])
                 rows.append(row | {axis: float(values[name][k]) for axis, values in scores.items()})
         return rows
@@ -243,7 +243,7 @@ class Findings:
     def _examples(self, replies: dict[str, Replies], count: int) -> list[dict[str, Any]]:
         """The first test prompts in the order of their hashes, and the first refined labels."""
         shown = [
-            {"prompt": own.prompts[k], "answers": {name: r.texts[k] for name, r in replies.items()}}
+            {"prompt": own.prompts[k].text, "answers": {name: r.texts[k] for name, r in replies.items()}}
             for own in [next(iter(replies.values()))]
             for k in range(min(count, len(own)))
         ]

@@ -1,15 +1,13 @@
 """What the strong model reads when it refines an answer: exemplars and a question as one dialogue.
 
-Prompts are "Human: ... Assistant:" dialogues, as everywhere. Questions and answers stand in them on one line each
-(the authors' code strips newlines, too), so that no text in a context can begin a turn.
+Questions and answers stand in it on one line each (the authors' code strips newlines, too).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from w2sg.data.dialogue import messages
-from w2sg.data.sources import LAST_TURN, transcript
+from w2sg.data.messages import Dialogue, Message, joined
 from w2sg.errors import UserError
 
 NAMES = {"user": "User", "assistant": "Assistant", "system": "System"}
@@ -20,53 +18,55 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def question_of(prompt: str) -> str:
+def question_of(prompt: Dialogue) -> str:
     """A prompt on one line: a single question without its turn, a longer dialogue with all its speakers.
 
-    >>> question_of("\\n\\nHuman: What\\nis it?\\n\\nAssistant:")
+    >>> question_of(Dialogue.of_text("\\n\\nHuman: What\\nis it?\\n\\nAssistant:"))
     'What is it?'
     """
-    turns = messages(prompt)
-    if len(turns) == 1:
-        return flat(turns[0]["content"])
-    return flat(" ".join(f"{NAMES[turn['role']]}: {turn['content']}" for turn in turns))
+    if len(prompt.messages) == 1:
+        return flat(prompt.messages[0].content)
+    return flat(" ".join(f"{NAMES[role]}: {content}" for role, content in prompt.messages))
 
 
-def dialogue(system: str, user: str) -> str:
+def dialogue(system: str, user: str) -> Dialogue:
     """A prompt of a system message ("" for none) and a question.
 
     Raises:
         UserError: a text in it reads as a turn of the dialogue.
     """
-    turns = [{"role": "system", "content": system.strip()}] if system.strip() else []
-    turns.append({"role": "user", "content": user.strip()})
-    text = transcript(turns) + LAST_TURN
-    if messages(text) != turns:
+    turns = [Message("system", system.strip())] if system.strip() else []
+    found = Dialogue.of_messages([*turns, Message("user", user.strip())])
+    if not found.plain:  # a model without a template would read it as one
         raise UserError(
-            f"refine: a template begins a turn of its own ('Human:' after an empty line, say): {text.strip()[:80]!r}"
+            "refine: a template begins a turn of its own ('Human:' after an empty line, say): "
+            f"{found.text.strip()[:80]!r}"
         )
-    return text
+    return found
 
 
-def instructed(prompt: str, instruction: str | None) -> str:
+def instructed(prompt: Dialogue, instruction: str | None) -> Dialogue:
     """A prompt with an instruction before it, which may be part of what it had."""
     if not instruction:
         return prompt
-    return transcript([{"role": "system", "content": instruction.strip()}, *messages(prompt)]) + LAST_TURN
+    told = Dialogue.of_messages([Message("system", instruction.strip()), *prompt.messages])
+    return Dialogue(told.text, joined(told.messages))
 
 
-def block(exemplars: Sequence[tuple[str, str]], template: str) -> str:
+def block(exemplars: Sequence[tuple[Dialogue, str]], template: str) -> str:
     """Questions and answers, one after the other."""
     return "".join(template.format(question=question_of(q), answer=flat(a)) for q, a in exemplars).strip()
 
 
-def in_context(prompt: str, exemplars: Sequence[tuple[str, str]], exemplar: str, query: str, placement: str) -> str:
+def in_context(
+    prompt: Dialogue, exemplars: Sequence[tuple[Dialogue, str]], exemplar: str, query: str, placement: str
+) -> Dialogue:
     """Exemplars (prompt, answer) and then the question; without exemplars the question alone."""
     shown, asked = block(exemplars, exemplar), query.format(question=question_of(prompt))
     return dialogue(shown, asked) if placement == "system" else dialogue("", f"{shown}\n\n{asked}")
 
 
-def inference(exemplars: Sequence[tuple[str, str]], exemplar: str, infer: str) -> str:
+def inference(exemplars: Sequence[tuple[Dialogue, str]], exemplar: str, infer: str) -> Dialogue:
     """Exemplars, and what is asked about all of them."""
     return dialogue("", infer.format(exemplars=block(exemplars, exemplar)))
 
@@ -77,8 +77,10 @@ def first_sentence(text: str) -> str:
 
 
 def fitting(
-    exemplars: Sequence[tuple[str, str]], make: Callable[[Sequence[tuple[str, str]]], str], fits: Callable[[str], bool]
-) -> tuple[str, int]:
+    exemplars: Sequence[tuple[Dialogue, str]],
+    make: Callable[[Sequence[tuple[Dialogue, str]]], Dialogue],
+    fits: Callable[[Dialogue], bool],
+) -> tuple[Dialogue, int]:
     """A context that fits, and how many exemplars it has: the last ones are left out one by one where it is too long.
 
     A prompt that does not fit without any is given back all the same, for whoever writes to leave out and count.

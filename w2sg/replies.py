@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from w2sg.data.dialogue import Chat
+from w2sg.data.messages import Dialogue
 from w2sg.data.table import Table, digest
 
 
@@ -20,19 +21,19 @@ class Prompts:
     Attributes:
         name: of the split they come from.
         ids: [P] content hashes.
-        texts: [P] as they stand in the data.
+        texts: [P] the prompts themselves, as they stand in the data.
     """
 
     name: str
     ids: list[str]
-    texts: list[str]
+    texts: list[Dialogue]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def content_hash(self) -> str:
         """Of all prompts."""
-        return digest(*self.texts)
+        return digest(*(prompt.identity for prompt in self.texts))
 
     def first(self, count: int | None) -> Prompts:
         """The first ones (None: all): a random choice that stays the same, since tables are in an order by hash."""
@@ -41,13 +42,13 @@ class Prompts:
 
 def prompts_of(table: Table) -> Prompts:
     """The prompts of a table, each once."""
-    texts = list(dict.fromkeys(table.prompts))
-    return Prompts(table.name, [prompt_id(text) for text in texts], texts)
+    prompts = list(dict.fromkeys(table.prompts))
+    return Prompts(table.name, [prompt_id(prompt) for prompt in prompts], prompts)
 
 
-def prompt_id(text: str) -> str:
+def prompt_id(prompt: Dialogue) -> str:
     """The content hash by which everything about a prompt is joined."""
-    return digest("prompt", text)
+    return digest("prompt", prompt.identity)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Replies:
     """
 
     ids: list[str]
-    prompts: list[str]
+    prompts: list[Dialogue]
     texts: list[str]
     finished: np.ndarray
     sample: np.ndarray
@@ -134,7 +135,7 @@ def gold_pairs(table: Table) -> ReplyPairs:
     better = np.where(table.labels == 0, table.first, 1 - table.first)
     key = {"gold": table.label_hash()}
     for side in (better, 1 - better):
-        texts = [t[s][len(p) :].strip() for t, s, p in zip(table.texts, side, table.prompts, strict=True)]
+        texts = [table.reply(row, which) for row, which in enumerate(side)]
         count = len(table)
         ids = [prompt_id(prompt) for prompt in table.prompts]
         zeros = np.zeros(count, np.int64)

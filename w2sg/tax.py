@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from w2sg.alpaca import unmarked
+from w2sg.data.messages import Dialogue
 from w2sg.decode_options import Decoder, Eft, Plain
 from w2sg.errors import UserError
 from w2sg.replies import Prompts, Replies, prompt_id
@@ -81,7 +82,7 @@ def read_questions(file: Path) -> Questions:
     return Questions(Prompts("tax", list(ids), texts), answers, np.array(choices), np.array(right))
 
 
-def _question(line: str, where: str) -> tuple[str, list[str], Any]:
+def _question(line: str, where: str) -> tuple[Dialogue, list[str], Any]:
     """The dialogue, the choices, and the answer: the place of a choice, or a text where there are none."""
     try:
         row = json.loads(line)
@@ -94,7 +95,7 @@ def _question(line: str, where: str) -> tuple[str, list[str], Any]:
     if not options:
         if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not normalised(str(answer)):
             raise UserError(f"{where}: its answer must be a text or a number (got {answer!r}); mend or remove it")
-        return f"\n\nHuman: {question}\n\nAssistant:", [], str(answer)
+        return Dialogue.of_messages([("user", question)]), [], str(answer)
     if not isinstance(options, list) or not all(isinstance(o, str) and o.strip() for o in options):
         raise UserError(f"{where}: choices must be a list of texts (got {options!r}); mend or remove it")
     if not 2 <= len(options) <= len(LETTERS) or len({normalised(o) for o in options}) < len(options):
@@ -111,7 +112,7 @@ def _question(line: str, where: str) -> tuple[str, list[str], Any]:
         )
     listed = "\n".join(f"{letter}. {unmarked(o.strip())}" for letter, o in zip(letters, options, strict=True))
     asked = f"{question}\n\n{listed}\n\nAnswer with the letter of the right choice alone."
-    return f"\n\nHuman: {asked}\n\nAssistant:", [o.strip() for o in options], place
+    return Dialogue.of_messages([("user", asked)]), [o.strip() for o in options], place
 
 
 def normalised(text: str) -> str:

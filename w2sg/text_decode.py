@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from w2sg.data.dialogue import Chat
 from w2sg.data.loading import Examples
+from w2sg.data.messages import Dialogue
 from w2sg.data.table import digest
 from w2sg.decode_options import BestOfN, Contrastive, Decoder, Drafted, Plain, Search, Server, needs_pair
 from w2sg.decode_work import (
@@ -191,7 +192,7 @@ class Decoders:
         out the same.
         """
         if self.server is not None:
-            return [{"prompt": text, **self._rounds[i]} for i, text in zip(prompts.ids, prompts.texts, strict=True)]
+            return [{"prompt": p.text, **self._rounds[i]} for i, p in zip(prompts.ids, prompts.texts, strict=True)]
         key = self._key(decoder, prompts) | {"traces": True}
 
         def work(part: Path) -> dict[str, Any]:
@@ -202,8 +203,8 @@ class Decoders:
                 work = Work(self, decoder, policies, reward, self.text.stage_seed("plain"))
                 results = work.trace(prompts.texts, prompts.ids)
             found = [
-                {"prompt": text, "rule": r.rule, "best": r.best.text, "value": r.best.value, "rounds": r.trace}
-                for text, r in zip(prompts.texts, results, strict=True)
+                {"prompt": p.text, "rule": r.rule, "best": r.best.text, "value": r.best.value, "rounds": r.trace}
+                for p, r in zip(prompts.texts, results, strict=True)
             ]
             write_json(part / "traces.json", found)
             return {"examples": len(found)}
@@ -366,7 +367,7 @@ class Decoders:
         return Steered(candidates.take(first), candidates, values, facts, drafted, folder.name)
 
 
-def _as_text(chat: Chat, prompts: Sequence[str]) -> list[str]:
+def _as_text(chat: Chat, prompts: Sequence[Dialogue]) -> list[str]:
     """Prompts as texts, without the beginning that servers add by themselves."""
     start = chat.tokenizer.bos_token_id
     rows = [row[1:] if len(row) and row[0] == start else row for row in chat.prompts(prompts)]

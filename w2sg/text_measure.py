@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from w2sg import alpaca, comparisons
-from w2sg.data.dialogue import messages
+from w2sg.data.messages import Dialogue
 from w2sg.data.rows import pack, token_plan
 from w2sg.errors import UserError
 from w2sg.heads import load_head
@@ -113,12 +113,12 @@ class Bench:
         labels = self.run.predict(self._model(), single_texts(name, texts, ids))
         return labels.logits[:, 0].double().numpy(), labels.key
 
-    def texts(self, prompts: Sequence[str], replies: Sequence[str]) -> list[str]:
+    def texts(self, prompts: Sequence[Dialogue], replies: Sequence[str]) -> list[str]:
         """Whole dialogues as the judge reads them."""
         pairs = zip(prompts, replies, strict=True)
         if self._as_it_is:
-            return [self.source.chat.dialogue(messages(prompt), reply) for prompt, reply in pairs]
-        return [f"{prompt} {reply}" for prompt, reply in pairs]
+            return [self.source.chat.dialogue(prompt, reply) for prompt, reply in pairs]
+        return [f"{prompt.text} {reply}" for prompt, reply in pairs]
 
     def _model(self) -> Model:
         if self._reward_model is None:
@@ -459,7 +459,7 @@ def _sample_rows(system: str, replies: Replies, columns: dict[str, np.ndarray]) 
         {
             "system": system,
             "prompt_id": replies.ids[k],
-            "prompt": replies.prompts[k],
+            "prompt": replies.prompts[k].text,
             "reply": replies.texts[k],
             "finished": bool(replies.finished[k]),
             "tokens": int(replies.lengths[k]) if replies.tokens is not None else None,

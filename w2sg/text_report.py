@@ -72,7 +72,9 @@ def _examples(rows: list[dict[str, Any]], prompts: Prompts) -> list[dict[str, An
     shown = []
     for i, prompt in list(zip(prompts.ids, prompts.texts, strict=True))[:SHOWN]:
         replies = [row for row in rows if row["prompt_id"] == i]
-        shown.append({"prompt": prompt, "replies": [{k: v for k, v in r.items() if k != "prompt"} for r in replies]})
+        shown.append(
+            {"prompt": prompt.text, "replies": [{k: v for k, v in r.items() if k != "prompt"} for r in replies]}
+        )
     return shown
 
 

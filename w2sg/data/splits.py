@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from w2sg.config import build
+from w2sg.data.messages import Dialogue
 from w2sg.data.sources import Example, Source
 from w2sg.data.table import Table, uniform
 from w2sg.errors import UserError
@@ -205,7 +206,7 @@ def _parse(
         detail = f"no column {error}" if isinstance(error, KeyError) else str(error)
         drops.add("malformed", where, detail)
         return None
-    if any(not text[len(example.prompt) :].strip() for text in example.texts):
+    if any(not text[len(example.prompt.text) :].strip() for text in example.texts):
         drops.add("empty", where)
         return None
     if len(set(example.texts)) < len(example.texts):
@@ -337,7 +338,7 @@ def _filled(
 
 def _keys(example: Example) -> tuple[str, ...]:
     """What no two splits may share: the prompt, or the texts of a pair that has none."""
-    return (example.group,) if example.prompt or example.kind == "classes" else example.texts
+    return (example.group,) if example.prompt.text or example.kind == "classes" else example.texts
 
 
 def _groups(rows: list[Example]) -> dict[str, list[Example]]:
@@ -368,5 +369,5 @@ def _table(name: str, rows: Iterable[Example], kind: str, classes: int, seed: in
     else:
         first = np.array([int(uniform("first", seed, e.id) < 0.5) for e in rows], np.int64)
         labels = np.array([int(e.answer != f) for e, f in zip(rows, first, strict=True)], np.int64)
-    prompts = [e.group if kind == "classes" else e.prompt for e in rows]
+    prompts = [Dialogue.of_text(e.group) if kind == "classes" else e.prompt for e in rows]
     return Table(name, kind, classes, [e.id for e in rows], prompts, [e.texts for e in rows], first, labels)

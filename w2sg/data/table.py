@@ -9,6 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
+from w2sg.data.messages import Dialogue
+
 
 def digest(*parts: str) -> str:
     """The first 16 hex digits of the sha256 of strings, told apart by their lengths."""
@@ -34,8 +36,8 @@ class Table:
         kind: ``pairs`` (choose between two texts), ``classes``, or ``answers`` (questions with an answer, no label).
         classes: C, 2 for pairs.
         ids: [N] content hashes.
-        prompts: [N] what the texts answer (the passage or question of a class, or its text; "" for pairs without a
-            prompt); splits are disjoint by it.
+        prompts: [N] what the texts answer (the passage or question of a class, or its text; without text for pairs
+            that have no prompt); splits are disjoint by it. The texts of pairs and answers begin with its text.
         texts: [N] whole texts that a model reads: two for a pair, in an order that says nothing of the label; a
             question with its answer.
         first: [N] which of a pair's texts is the "first" reply; zeros for others.
@@ -46,7 +48,7 @@ class Table:
     kind: str
     classes: int
     ids: list[str]
-    prompts: list[str]
+    prompts: list[Dialogue]
     texts: list[tuple[str, ...]]
     first: np.ndarray
     labels: np.ndarray
@@ -57,6 +59,10 @@ class Table:
     @cached_property
     def _content(self) -> str:
         return digest(self.kind, *(part for i, t in zip(self.ids, self.texts, strict=True) for part in (i, *t)))
+
+    def reply(self, row: int, which: int = 0) -> str:
+        """What one of a row's texts says to its prompt."""
+        return self.texts[row][which][len(self.prompts[row].text) :].strip()
 
     def content_hash(self) -> str:
         """Of ids and texts: not of labels nor of which reply is first, so frozen features serve every seed."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 
+from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import stream
 from w2sg.decoding.search import Hypothesis
 from w2sg.errors import UserError
@@ -85,7 +86,7 @@ class ServerGrower:
         self,
         url: str,
         model: str,
-        texts: Callable[[Sequence[str]], list[str]],
+        texts: Callable[[Sequence[Dialogue]], list[str]],
         identities: Sequence[str],
         chunk: int,
         most: int,
@@ -137,7 +138,7 @@ class ServerGrower:
         """Let go of the connections."""
         self._client.close()
 
-    def start(self, prompts: Sequence[str]) -> list[Hypothesis]:
+    def start(self, prompts: Sequence[Dialogue]) -> list[Hypothesis]:
         self._before, self._rounds = self.texts(prompts), 0
         return [Hypothesis(p, -1, "", None, None, False, False, "") for p in range(len(prompts))]
 

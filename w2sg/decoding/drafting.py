@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from w2sg.data.dialogue import Chat
+from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import go_on, stream
 from w2sg.decoding.engine import Engine, Scorer
 from w2sg.decoding.scores import Settings
@@ -103,7 +104,7 @@ class Drafting:
         self.forwards = 0
 
     @torch.inference_mode()
-    def write(self, prompts: Sequence[str]) -> list[Draft]:
+    def write(self, prompts: Sequence[Dialogue]) -> list[Draft]:
         """A reply to each prompt."""
         rule, (small, large) = self.rule, self.chats
         count = len(prompts)

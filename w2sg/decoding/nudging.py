@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from w2sg.data.dialogue import Chat, TextChat
+from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import stream
 from w2sg.decoding.drafting import TOLERANCE, room_of
 from w2sg.decoding.engine import Scorer
@@ -110,7 +111,7 @@ class Nudging:
         self.forwards = 0
 
     @torch.inference_mode()
-    def write(self, prompts: Sequence[str]) -> list[Nudged]:
+    def write(self, prompts: Sequence[Dialogue]) -> list[Nudged]:
         """A reply to each prompt."""
         ids = [chat.prompts(prompts) for chat in self.chats]
         for engine, rows in zip(self.engines, ids, strict=True):

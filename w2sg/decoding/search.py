@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import go_on, stream
 from w2sg.decoding.engine import Engine
 from w2sg.decoding.scores import Settings
@@ -56,7 +57,7 @@ class Hypothesis:
 class Grower(Protocol):
     """Writes hypotheses on."""
 
-    def start(self, prompts: Sequence[str]) -> list[Hypothesis]:
+    def start(self, prompts: Sequence[Dialogue]) -> list[Hypothesis]:
         """An empty reply to each prompt."""
 
     def grow(self, live: Sequence[Hypothesis], children: Sequence[int]) -> list[Hypothesis]:
@@ -69,7 +70,7 @@ class Grower(Protocol):
 class Value(Protocol):
     """What a hypothesis is worth. Rows are those of the live hypotheses."""
 
-    def start(self, prompts: Sequence[str]) -> None:
+    def start(self, prompts: Sequence[Dialogue]) -> None:
         """Prompts, a row each."""
 
     def extend(self, grown: Sequence[Hypothesis]) -> np.ndarray:
@@ -99,7 +100,7 @@ class Result:
 def search(
     grower: Grower,
     value: Value | None,
-    prompts: Sequence[str],
+    prompts: Sequence[Dialogue],
     beams: int,
     children: int,
     trace: bool = False,
@@ -213,7 +214,7 @@ class EngineGrower:
     def __init__(
         self,
         engine: Engine,
-        encode: Callable[[Sequence[str]], list[np.ndarray]],
+        encode: Callable[[Sequence[Dialogue]], list[np.ndarray]],
         text_of: Callable[[Sequence[int]], str],
         identities: Sequence[str],
         columns: Sequence[float],
@@ -230,7 +231,7 @@ class EngineGrower:
         self.forwards, self.ends = 0, frozenset(stop)
 
     @torch.inference_mode()
-    def start(self, prompts: Sequence[str]) -> list[Hypothesis]:
+    def start(self, prompts: Sequence[Dialogue]) -> list[Hypothesis]:
         ids = self.encode(prompts)
         self.engine.start(ids)
         limit = self.engine.limit

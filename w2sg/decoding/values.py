@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from w2sg.data.dialogue import Chat
+from w2sg.data.messages import Dialogue
 from w2sg.decoding.engine import Scorer
 from w2sg.decoding.search import Hypothesis, Value
 
@@ -43,7 +44,7 @@ class ImplicitValue:
         self.beta, self.normalise, self.alpha = beta, normalise, alpha
 
     @torch.inference_mode()
-    def start(self, prompts: Sequence[str]) -> None:
+    def start(self, prompts: Sequence[Dialogue]) -> None:
         self.engine.start(self.chat.prompts(prompts))
         self.tokens = [np.zeros(0, np.int64) for _ in prompts]
         self.ratios = [np.zeros(0) for _ in prompts]
@@ -103,10 +104,10 @@ class RewardValue:
         rewards: of prompts and replies, [B].
     """
 
-    def __init__(self, rewards: Callable[[Sequence[str], Sequence[str]], np.ndarray]):
+    def __init__(self, rewards: Callable[[Sequence[Dialogue], Sequence[str]], np.ndarray]):
         self.rewards = rewards
 
-    def start(self, prompts: Sequence[str]) -> None:
+    def start(self, prompts: Sequence[Dialogue]) -> None:
         self.prompts = list(prompts)
 
     def extend(self, grown: Sequence[Hypothesis]) -> np.ndarray:
@@ -124,7 +125,7 @@ class Mixture:
     def __init__(self, parts: Sequence[tuple[float, Value]]):
         self.parts = list(parts)
 
-    def start(self, prompts: Sequence[str]) -> None:
+    def start(self, prompts: Sequence[Dialogue]) -> None:
         for _, value in self.parts:
             value.start(prompts)
 
