@@ -8,6 +8,7 @@ from conftest import compose, run_script
 
 from w2sg import alpaca, comparisons
 from w2sg.config import check_evaluate
+from w2sg.data.messages import Dialogue
 from w2sg.errors import ConfigError, UserError
 from w2sg.replies import Replies, prompt_id
 from w2sg.statistics import Bootstrap
@@ -22,8 +23,8 @@ SAID = {
 
 def replies(texts, prompts=PROMPTS):
     zeros = np.zeros(len(texts), np.int64)
-    ids = [prompt_id(p) for p in prompts]
-    return Replies(ids, list(prompts), list(texts), np.ones(len(texts), bool), zeros, zeros, {})
+    prompts = [Dialogue.of_text(prompt) for prompt in prompts]
+    return Replies([prompt_id(p) for p in prompts], prompts, list(texts), np.ones(len(texts), bool), zeros, zeros, {})
 
 
 @pytest.fixture
@@ -61,9 +62,9 @@ def test_every_system_has_a_file_with_the_tools_keys(run):
 
 
 def test_one_question_is_written_as_it_is_and_a_dialogue_with_its_speakers():
-    assert alpaca.instruction("\n\nHuman: a\n\nb: c\n\nAssistant:") == "a\n\nb: c"
-    assert alpaca.instruction("no turns at all") == "no turns at all"
-    assert alpaca.instruction(MULTI) == "Human: Hi\n\nAssistant: Hello.\n\nHuman: And now?"
+    assert alpaca.instruction(Dialogue.of_text("\n\nHuman: a\n\nb: c\n\nAssistant:")) == "a\n\nb: c"
+    assert alpaca.instruction(Dialogue.of_text("no turns at all")) == "no turns at all"
+    assert alpaca.instruction(Dialogue.of_text(MULTI)) == "Human: Hi\n\nAssistant: Hello.\n\nHuman: And now?"
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):

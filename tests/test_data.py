@@ -274,7 +274,7 @@ def test_chat_messages(tmp_path, name, suffix):
     assert {text for t in each(tables) for text in preferred(t)} == {
         f"\n\nHuman: q {i}\n\nAssistant: good {i}" for i in range(9)
     }
-    assert {p for t in each(tables) for p in t.prompts} == {f"\n\nHuman: q {i}\n\nAssistant:" for i in range(9)}
+    assert {p.text for t in each(tables) for p in t.prompts} == {f"\n\nHuman: q {i}\n\nAssistant:" for i in range(9)}
 
 
 def test_a_reply_may_quote_a_dialogue(tmp_path):
@@ -283,7 +283,7 @@ def test_a_reply_may_quote_a_dialogue(tmp_path):
     rows = [{"chosen": chat(f"q {i}", f"{i} {quote}"), "rejected": chat(f"q {i}", "no")} for i in range(6)]
     tables = load(write_jsonl(tmp_path / "rows.jsonl", rows), "ultrafeedback")
     assert tables.report["dropped"] == {}
-    assert sorted(p for t in each(tables) for p in t.prompts)[0] == "\n\nHuman: q 0\n\nAssistant:"
+    assert sorted(p.text for t in each(tables) for p in t.prompts)[0] == "\n\nHuman: q 0\n\nAssistant:"
 
 
 @pytest.mark.parametrize("name", ["cai_harmless", "ultrafeedback", "hh_rlhf", "sciq", "amazon_polarity", "local"])
@@ -1034,7 +1034,7 @@ def test_pairs_without_a_prompt_that_share_a_text_stay_together(tmp_path):
         rows += [{"prompt": "", "chosen": a, "rejected": b} for a, b in itertools.pairwise(texts)]
     from w2sg.data import sources, splits
 
-    examples = [sources.pair("", row["chosen"], row["rejected"]) for row in rows]
+    examples = [sources.pair(sources.NO_PROMPT, row["chosen"], row["rejected"]) for row in rows]
     sizes = {"ground_truth": 9, "transfer": 9, "test": 9}
     chosen = splits._split({"all": examples}, sizes, 0, splits.Levels(), {})
     again = splits._split({"all": examples[::-1]}, sizes, 0, splits.Levels(), {})
@@ -1058,13 +1058,13 @@ def asked(folder, rows, loader="questions", **more):
 
 def test_questions_have_answers_and_no_labels(tmp_path):
     tables = asked(tmp_path, [{"question": f"what is {k}?", "answer": f" it is {k}\n"} for k in range(30)])
-    prompts = [p for name in SPLITS for p in getattr(tables, name).prompts]
+    prompts = [p.text for name in SPLITS for p in getattr(tables, name).prompts]
     assert len(set(prompts)) == 30
     table = tables.test
     assert (table.kind, table.labels.any(), table.first.any()) == ("answers", False, False)
     for prompt, (text,) in zip(table.prompts, table.texts, strict=True):
-        number = prompt.removeprefix("\n\nHuman: what is ").removesuffix("?\n\nAssistant:")
-        assert text == f"{prompt} it is {number}"
+        number = prompt.text.removeprefix("\n\nHuman: what is ").removesuffix("?\n\nAssistant:")
+        assert text == f"{prompt.text} it is {number}"
 
 
 def test_choices_are_shown_with_letters_and_the_answer_is_one_of_them(tmp_path):
@@ -1072,8 +1072,8 @@ def test_choices_are_shown_with_letters_and_the_answer_is_one_of_them(tmp_path):
     for answer in (1, "B", "green"):
         rows = [{"question": f"which {k}?", "answer": answer, "choices": choices} for k in range(6)]
         table = asked(tmp_path, rows).transfer
-        assert table.prompts[0].endswith("?\nA. red\nB. green\nC. blue\n\nAssistant:")
-        assert table.texts[0][0] == f"{table.prompts[0]} B. green"
+        assert table.prompts[0].text.endswith("?\nA. red\nB. green\nC. blue\n\nAssistant:")
+        assert table.texts[0][0] == f"{table.prompts[0].text} B. green"
     for answer, reason in (
         (3, "none of the 3 choices"),
         ("D", "none of the 3 choices"),
@@ -1094,14 +1094,14 @@ def test_columns_of_questions_have_any_names(tmp_path):
 def test_word_problems_lose_the_calculators_notes_and_keep_the_final_number(tmp_path):
     rows = [{"question": f"{k}+1?", "answer": f"{k}+1=<<{k}+1={k + 1}>>{k + 1}\n#### {k + 1}"} for k in range(6)]
     for (text,), prompt in zip(*(lambda t: (t.texts, t.prompts))(asked(tmp_path, rows, "gsm8k").test), strict=True):
-        number = int(prompt.split("+")[0].rpartition(" ")[2])
-        assert text == f"{prompt} {number}+1={number + 1}\n#### {number + 1}"
+        number = int(prompt.text.split("+")[0].rpartition(" ")[2])
+        assert text == f"{prompt.text} {number}+1={number + 1}\n#### {number + 1}"
 
 
 def test_instructions_stand_before_what_they_are_about(tmp_path):
     rows = [{"instruction": f"Sum up {k}.", "context": "A text." * (k % 2), "response": "Short."} for k in range(6)]
     table = asked(tmp_path, rows, "dolly")
-    prompts = {p for name in SPLITS for p in getattr(table, name).prompts}
+    prompts = {p.text for name in SPLITS for p in getattr(table, name).prompts}
     assert "\n\nHuman: Sum up 0.\n\nAssistant:" in prompts
     assert "\n\nHuman: Sum up 1.\n\nA text.\n\nAssistant:" in prompts
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import WORDS
 
-from w2sg.data.dialogue import DATE, Chat, messages
+from w2sg.data.dialogue import DATE, Chat
+from w2sg.data.messages import Dialogue, parse
 from w2sg.errors import UserError
 
 CHATML = (
@@ -68,6 +69,9 @@ def id_of(chat: Chat, token: str) -> int:
     return chat.tokenizer.convert_tokens_to_ids(token)
 
 
+of = Dialogue.of_text
+
+
 def whole(chat: Chat, ids) -> str:
     return chat.tokenizer.decode(list(map(int, ids)))
 
@@ -98,7 +102,7 @@ PROMPT = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: warm or cold?\n\nAssistant
     ],
 )  # fmt: skip
 def test_a_dialogue_is_its_turns(prompt, turns):
-    assert messages(prompt) == [{"role": role, "content": content} for role, content in turns]
+    assert list(parse(prompt)) == turns
 
 
 def test_a_reply_may_quote_a_dialogue():
@@ -107,9 +111,7 @@ def test_a_reply_may_quote_a_dialogue():
     for template in (None, CHATML, LLAMA):
         chat = Chat(tokenizer_of(template))
         assert chat.text(chat.replies([reply])[0]) == reply
-        turns = messages(PROMPT)
-        assert chat.dialogue(turns, reply).count(reply) == 1
-        assert messages(PROMPT) == turns
+        assert chat.dialogue(of(PROMPT), reply).count(reply) == 1
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------
@@ -119,18 +121,18 @@ def test_a_model_without_a_template_reads_the_dialogue_as_it_stands():
     chat = Chat(tokenizer_of())
     assert chat.tokenizer.bos_token_id == chat.tokenizer.eos_token_id == chat.end == 0
     assert chat.stop == [0]
-    ids = chat.prompts([PROMPT, "Human: q\n\nAssistant:"])
+    ids = chat.prompts([of(PROMPT), of("Human: q\n\nAssistant:")])
     assert [whole(chat, row) for row in ids] == [PROMPT, "Human: q\n\nAssistant:"]
     assert all(row.dtype == np.int64 for row in ids)
     assert whole(chat, chat.replies(["good"])[0]) == " good"
     assert 0 not in np.concatenate([*ids, *chat.replies(["good words"])])
-    assert chat.dialogue(messages(PROMPT), "warm") == PROMPT + " warm"
+    assert chat.dialogue(of(PROMPT), "warm") == PROMPT + " warm"
 
 
 def test_there_is_one_space_between_prompt_and_reply():
     """A {prompt, chosen, rejected} file is read as prompts that end in a space; without one, replies begin with it."""
     chat = Chat(tokenizer_of())
-    with_space, without = chat.prompts(["\n\nHuman: q\n\nAssistant: ", "\n\nHuman: q\n\nAssistant:"])
+    with_space, without = chat.prompts([of("\n\nHuman: q\n\nAssistant: "), of("\n\nHuman: q\n\nAssistant:")])
     assert with_space.tolist() == without.tolist()
 
 
@@ -139,13 +141,13 @@ def test_a_beginning_of_text_comes_once():
     for adds_bos in (False, True):
         chat = Chat(tokenizer_of(LLAMA, bos="<|begin_of_text|>", adds_bos=adds_bos))
         start = id_of(chat, "<|begin_of_text|>")
-        ids = chat.prompts([PROMPT, "Hi"])
+        ids = chat.prompts([of(PROMPT), of("Hi")])
         assert all(row[0] == start and (row == start).sum() == 1 for row in ids)
         assert not any(start in row for row in chat.replies(["good", "bad"]))
     plain = Chat(tokenizer_of(bos="<|begin_of_text|>", adds_bos=True))
     start = id_of(plain, "<|begin_of_text|>")
     for text in ("Hi", "<|begin_of_text|>Hi"):  # the data may bring one, too
-        assert plain.prompts([text])[0].tolist() == [
+        assert plain.prompts([of(text)])[0].tolist() == [
             start,
             *plain.tokenizer("Hi", add_special_tokens=False)["input_ids"],
         ]
@@ -156,16 +158,16 @@ def test_a_template_is_written_up_to_the_reply():
     chat = Chat(tokenizer_of(CHATML))
     wanted = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
     wanted += "<|im_start|>user\nwarm or cold?<|im_end|>\n<|im_start|>assistant\n"
-    assert whole(chat, chat.prompts([PROMPT])[0]) == wanted
-    assert id_of(chat, "<|im_start|>") in chat.prompts([PROMPT])[0]
-    assert chat.dialogue(messages(PROMPT), "warm") == wanted + "warm<|im_end|>\n"
+    assert whole(chat, chat.prompts([of(PROMPT)])[0]) == wanted
+    assert id_of(chat, "<|im_start|>") in chat.prompts([of(PROMPT)])[0]
+    assert chat.dialogue(of(PROMPT), "warm") == wanted + "warm<|im_end|>\n"
     assert whole(chat, chat.replies([" good \n"])[0]) == "good"
 
 
 def test_the_date_is_pinned():
     chat = Chat(tokenizer_of(LLAMA, bos="<|begin_of_text|>"))
-    assert f"Today: {DATE}" in whole(chat, chat.prompts(["Hi"])[0])
-    assert f"Today: {DATE}" in chat.dialogue(messages("Hi"), "Hello")
+    assert f"Today: {DATE}" in whole(chat, chat.prompts([of("Hi")])[0])
+    assert f"Today: {DATE}" in chat.dialogue(of("Hi"), "Hello")
 
 
 @pytest.mark.parametrize(
@@ -197,13 +199,13 @@ def test_a_template_that_refuses_system_messages_reads_them_with_the_first_quest
     system = "System: be kind\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
     wanted = "<|im_start|>user\nbe kind\n\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
     wanted += "<|im_start|>user\nBye<|im_end|>\n"
-    assert whole(chat, chat.prompts([system])[0]) == wanted + "<|im_start|>model\n"
+    assert whole(chat, chat.prompts([of(system)])[0]) == wanted + "<|im_start|>model\n"
     # a judge reads the same dialogue
-    assert chat.dialogue(messages(system), "Bye") == wanted + "<|im_start|>assistant\nBye<|im_end|>\n"
+    assert chat.dialogue(of(system), "Bye") == wanted + "<|im_start|>assistant\nBye<|im_end|>\n"
     for prompt in ("\n\nAssistant: Hello\n\nHuman: Hi\n\nAssistant:", "System: alone"):
         with pytest.raises(UserError, match="template refuses a prompt"):
-            chat.prompts([prompt])
-    assert id_of(Chat(tokenizer_of(CHATML)), "<|im_start|>") in Chat(tokenizer_of(CHATML)).prompts([system])[0]
+            chat.prompts([of(prompt)])
+    assert id_of(Chat(tokenizer_of(CHATML)), "<|im_start|>") in Chat(tokenizer_of(CHATML)).prompts([of(system)])[0]
 
 
 @pytest.mark.parametrize("template", [None, CHATML])
@@ -212,7 +214,7 @@ def test_no_token_spans_the_boundary(template):
     count = lambda text: len(chat.tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
     assert count("good") < count("go") + count("od")  # as one text they would merge
     text = "\n\nHuman: q\n\nAssistant: go"
-    prompt, reply = chat.prompts([text])[0], chat.replies(["od"])[0]
+    prompt, reply = chat.prompts([of(text)])[0], chat.replies(["od"])[0]
     assert whole(chat, reply) == ("od" if template else " od")
     assert chat.replies(["bad", "od"])[1].tolist() == reply.tolist()
     assert whole(chat, prompt).endswith("<|im_start|>assistant\n" if template else text)
@@ -242,7 +244,7 @@ def test_fingerprints_are_of_vocabulary_template_and_ends():
     ]
     assert len(set(prints)) == len(prints)
     used = Chat(tokenizer_of(CHATML))
-    used.prompts([PROMPT])
+    used.prompts([of(PROMPT)])
     used.replies(["good"])
-    used.dialogue(messages(PROMPT), "x")
+    used.dialogue(of(PROMPT), "x")
     assert used.fingerprint == Chat(tokenizer_of(CHATML)).fingerprint == prints[1]

@@ -12,6 +12,7 @@ from test_search import Ids, next_logs, prompts_of, tiny, token_logs
 
 from w2sg.config import check
 from w2sg.data.dialogue import EXAMPLES, Chat, TextChat
+from w2sg.data.messages import Dialogue
 from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.contrastive import decode, stream
 from w2sg.decoding.drafting import SCAN, Draft, Drafting, Rule, switch_after
@@ -36,6 +37,8 @@ CASES = [  # window, threshold, tokens kept, whether it was reached
 SAMPLED = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0]  # columns of Settings
 GREEDY = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0]
 HALF = "\N{REPLACEMENT CHARACTER}"
+
+of = Dialogue.of_text
 
 
 def logs_of(probabilities) -> np.ndarray:
@@ -72,8 +75,12 @@ class Few(Ids):
     end, stop = 5, [5]
 
 
+def names(prompts) -> list[str]:
+    return [getattr(prompt, "text", prompt) for prompt in prompts]
+
+
 def drafted(engines, chats, rule, prompts, columns=(SAMPLED, SAMPLED), identities=None) -> list[Draft]:
-    return Drafting(*engines, chats, columns, rule, identities or prompts, seed=9).write(prompts)
+    return Drafting(*engines, chats, columns, rule, identities or names(prompts), seed=9).write(prompts)
 
 
 def write(engine, ids, identity: str, sample, start: int, most: int, stop, columns=SAMPLED):
@@ -296,7 +303,7 @@ def test_with_another_tokenizer_the_switch_is_that_of_the_draft_tokenised_anew()
     model = tiny("llama", 5, places=256, size=len(large.tokenizer))
     texts = ["good bad warm cold silly", "g o a r m\n", " s il co"]
     drafter = among(small, texts, np.random.default_rng(0))
-    prompts = [f"\n\nHuman: {word}?\n\nAssistant:" for word in ("good", "bad", "warm", "cold", "rude", "kind")]
+    prompts = [of(f"\n\nHuman: {word}?\n\nAssistant:") for word in ("good", "bad", "warm", "cold", "rude", "kind")]
     rule = Rule(window=3, threshold=0.006, check=4, draft=40, most=150)
     base = TransformersEngine(model)
     rolled = []
@@ -307,7 +314,7 @@ def test_with_another_tokenizer_the_switch_is_that_of_the_draft_tokenised_anew()
     for prompt, d in zip(prompts, found, strict=True):
         ids = small.prompts([prompt])[0]
         engine = TabularEngine(np.exp(drafter.tables.numpy()))
-        draft = write(engine, ids, prompt, "draft", 0, rule.draft, small.stop)[0]
+        draft = write(engine, ids, prompt.text, "draft", 0, rule.draft, small.stop)[0]
         again = large.replies([small.text(draft)])[0]
         logs = token_logs([model], large.prompts([prompt])[0], again)[:, 0]
         kept, reached = switch_after(logs, rule.window, rule.threshold)
@@ -324,7 +331,7 @@ def test_with_another_tokenizer_the_switch_is_that_of_the_draft_tokenised_anew()
 
 def test_a_draft_that_is_cut_within_a_character_is_read_without_it():
     small, large = Chat(tokenizer_of()), Chat(tokenizer_of(words=["warm", "café"]))
-    prompt = "\n\nHuman: Hi\n\nAssistant:"
+    prompt = of("\n\nHuman: Hi\n\nAssistant:")
     last = int(small.prompts([prompt])[0][-1])
     path = [last, *small.replies(["warm é"])[0]]
     drafter = chain(small, path)
@@ -360,7 +367,7 @@ def test_a_string_that_ends_a_turn_cuts_the_text_and_finishes_it():
     calm, warm = (int(small.replies([word])[0][0]) for word in ("calm", "warm"))
     turn = [int(token) for token in tokenizer("\n[User]")["input_ids"]]
     assert len(set(turn)) == len(turn)  # so that each of them knows what comes next
-    prompts = ["\n\nHuman: Hi\n\nAssistant:"]
+    prompts = [of("\n\nHuman: Hi\n\nAssistant:")]
     first, newline = int(small.prompts(prompts)[0][-1]), turn[0]
     assert int(large.prompts(prompts)[0][-1]) == newline
     # the base model goes on with "calm" by the beginning of a turn, and that for ever
@@ -404,11 +411,11 @@ def test_strings_end_a_reply_at_the_start_of_a_line_alone(style, text, wanted):
 
 # -- nudging: both take turns ------------------------------------------------------------------------------------------
 
-TURNS = ["\n\nHuman: good?\n\nAssistant:", "\n\nHuman: is it warm?\n\nAssistant:", "\n\nHuman: cold\n\nAssistant:"]
+TURNS = [of(f"\n\nHuman: {question}\n\nAssistant:") for question in ("good?", "is it warm?", "cold")]
 
 
 def by_turns(engines, chats, threshold, most, prompts=TURNS, columns=(GREEDY, GREEDY)) -> list[Nudged]:
-    return Nudging(*engines, chats, columns, threshold, most, prompts, seed=9).write(prompts)
+    return Nudging(*engines, chats, columns, threshold, most, names(prompts), seed=9).write(prompts)
 
 
 def top(engine: TabularEngine, ids) -> tuple[int, float]:
@@ -416,7 +423,7 @@ def top(engine: TabularEngine, ids) -> tuple[int, float]:
     return int(row.argmax()), float(row.max())
 
 
-def round_by_round(small, base, chats, prompt: str, threshold: float, most: int):
+def round_by_round(small, base, chats, prompt: Dialogue, threshold: float, most: int):
     """Nudging as its authors tell it, with tables that know the last token: words of the small model up to a place
     where the base model is sure, then what that is sure of. All with their writers, the number of rounds, and whether
     the small model ended it. What is handed over is text where the tokenizers differ.
@@ -546,7 +553,7 @@ def test_turns_of_models_are_the_same_alone_and_read_anew(columns):
     chat = Chat(tokenizer_of())
     size = len(chat.tokenizer)
     models = tiny("gpt2", 3, places=128, size=size), tiny("llama", 4, places=128, size=size)
-    prompts = [f"\n\nHuman: {word}?\n\nAssistant:" for word in ("good", "bad", "warm", "so cold", "rude")]
+    prompts = [of(f"\n\nHuman: {word}?\n\nAssistant:") for word in ("good", "bad", "warm", "so cold", "rude")]
     threshold = 0.02
     together = by_turns(list(map(TransformersEngine, models)), (chat, chat), threshold, 16, prompts, columns)
     assert len({tuple(reply.nudged.tolist()) for reply in together}) > 1
@@ -699,7 +706,7 @@ def test_options_of_the_other_rule_are_refused(pairs_folder, tmp_path, typed, sa
 
 
 def text_of(chat: Chat, prompt: str) -> str:
-    return chat.tokenizer.decode(chat.prompts([prompt])[0].tolist())
+    return chat.tokenizer.decode(chat.prompts([of(prompt)])[0].tolist())
 
 
 def test_roles_as_text():
@@ -726,11 +733,11 @@ def test_instructions_and_examples_as_text():
 def test_text_has_one_beginning_where_the_model_has_one(style):
     bos = "<|begin_of_text|>"
     chat = TextChat(tokenizer_of(bos=bos, adds_bos=True), style)
-    ids = chat.prompts([PROMPT, "Hi"])
+    ids = chat.prompts([of(PROMPT), of("Hi")])
     for row in ids:
         assert (row == chat.tokenizer.bos_token_id).tolist() == [True] + [False] * (len(row) - 1)
     plain = TextChat(tokenizer_of(bos=bos), style)
-    for row, other in zip(plain.prompts([PROMPT, "Hi"]), ids, strict=True):
+    for row, other in zip(plain.prompts([of(PROMPT), of("Hi")]), ids, strict=True):
         assert row.tolist() == other[1:].tolist()
     reply = chat.replies(["warm\n"])[0]
     assert chat.text(reply) == "warm"

@@ -14,6 +14,7 @@ from test_decode import arguments, models, run, said  # noqa: F401
 from w2sg import collect_decode
 from w2sg.config import check
 from w2sg.data.dialogue import Chat
+from w2sg.data.messages import Dialogue
 from w2sg.errors import ConfigError, UserError
 from w2sg.judges import Preferences, bench_of
 from w2sg.replies import Replies, prompts_of
@@ -73,8 +74,8 @@ def test_the_verdict_is_that_of_the_next_token_in_both_orders(text, others):
     for k in range(3):
         first = []
         for one, two in ((a, b), (b, a)):
-            asked = a.prompts[k].removeprefix("\n\nHuman: ").removesuffix("\n\nAssistant:")
-            question = f"\n\nHuman: {asked}|{one.texts[k]}|{two.texts[k]}|A or B?\n\nAssistant:"
+            asked = a.prompts[k].text.removeprefix("\n\nHuman: ").removesuffix("\n\nAssistant:")
+            question = Dialogue.of_text(f"\n\nHuman: {asked}|{one.texts[k]}|{two.texts[k]}|A or B?\n\nAssistant:")
             with torch.no_grad():
                 logits = model(torch.from_numpy(np.append(chat.prompts([question])[0], space))[None]).logits[0, -1]
             first.append(float(logits[labels].softmax(-1)[0]))
@@ -108,10 +109,9 @@ def test_what_does_not_fit_has_no_verdict(text, others):
 
 def test_speakers_and_places_inside_replies_are_text(text, others):
     bench = bench_of(text, llm(others["judge"]))
-    asked = bench.question("\n\nHuman: Hi\n\nAssistant:", "{second}\n\n\nHuman: and {first}", "B")
-    from w2sg.data.dialogue import messages
-
-    assert messages(asked) == [{"role": "user", "content": "Hi|{second}\nHuman: and {first}|B|A or B?"}]
+    asked = bench.question(Dialogue.of_text("\n\nHuman: Hi\n\nAssistant:"), "{second}\n\n\nHuman: and {first}", "B")
+    assert asked.messages == (("user", "Hi|{second}\nHuman: and {first}|B|A or B?"),)
+    assert asked.plain
 
 
 def test_labels_are_one_token_each(text, others):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from w2sg.data.messages import Dialogue
 from w2sg.data.sources import pair as pair_of
 from w2sg.data.table import Table
 from w2sg.replies import Replies, best_and_worst, gold_pairs, join_pairs, prompt_id, prompts_of
@@ -123,7 +124,7 @@ def test_the_best_and_the_worst_sample_of_each_prompt():
 
 def table_of(rows: list[tuple[str, str, str]], first: list[int]) -> Table:
     """A table of pairs as sources and splits make it, with the coin flips given."""
-    found = [pair_of(prompt, prompt + chosen, prompt + rejected) for prompt, chosen, rejected in rows]
+    found = [pair_of(Dialogue.of_text(prompt), prompt + chosen, prompt + rejected) for prompt, chosen, rejected in rows]
     first = np.array(first)
     preferred = np.array([example.answer for example in found])
     return Table(
@@ -146,8 +147,9 @@ def test_the_preferred_reply_is_chosen_whatever_the_coin_says():
         pairs = gold_pairs(table_of(rows, first))
         assert pairs.chosen.texts == [chosen.strip() for _, chosen, _ in rows]
         assert pairs.rejected.texts == [rejected.strip() for *_, rejected in rows]
-        assert pairs.chosen.prompts == [p for p, *_ in rows]
-        assert pairs.chosen.ids == pairs.rejected.ids == [prompt_id(p) for p, *_ in rows]
+        asked = [Dialogue.of_text(p) for p, *_ in rows]
+        assert pairs.chosen.prompts == asked
+        assert pairs.chosen.ids == pairs.rejected.ids == [prompt_id(p) for p in asked]
         assert pairs.ids == [f"pair {k}" for k in range(6)]
         assert pairs.chosen.finished.all()
     flipped = table_of(rows, [0] * 6)
@@ -164,8 +166,9 @@ def test_gold_pairs_without_a_prompt_keep_their_texts():
 def test_prompts_come_once_and_in_order():
     rows = [("q one", " a", " b"), ("q two", " a", " b"), ("q one", " c", " d")]
     prompts = prompts_of(table_of(rows, [0, 0, 0]))
-    assert prompts.texts == ["q one", "q two"]
-    assert prompts.ids == [prompt_id("q one"), prompt_id("q two")]
+    asked = [Dialogue.of_text("q one"), Dialogue.of_text("q two")]
+    assert prompts.texts == asked
+    assert prompts.ids == [prompt_id(p) for p in asked]
     assert len(prompts.first(1)) == 1
     assert len(prompts.first(None)) == 2
     assert prompts.content_hash() != prompts.first(1).content_hash()

@@ -13,6 +13,7 @@ import torch
 from test_dialogue import tokenizer_of
 
 from w2sg.data.dialogue import Chat
+from w2sg.data.messages import Dialogue
 from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.contrastive import decode, stream
 from w2sg.decoding.engine import Several, TabularEngine, Tilted
@@ -361,7 +362,7 @@ def test_half_a_character_is_never_read():
     strong = Chat(tokenizer_of())
     guide = Chat(tokenizer_of(words=["warm", "café", "naïve", "€uro", "cold €"]))
     assert strong.vocabulary != guide.vocabulary
-    prompt, text = "warm or cold?", "warm café 5€ 😀 cold"
+    prompt, text = Dialogue.of_text("warm or cold?"), "warm café 5€ 😀 cold"
     tokens, read = strong.replies([text])[0], []
     size = len(guide.tokenizer)
     tables = np.random.default_rng(0).dirichlet(np.ones(size), (2, size + 1))

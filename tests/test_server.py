@@ -28,6 +28,7 @@ from transformers.utils.import_utils import is_serve_available
 
 from w2sg.config import check
 from w2sg.data.dialogue import Chat, TextChat
+from w2sg.data.messages import Dialogue
 from w2sg.decode_options import Server
 from w2sg.decoding.by_server import HALF, ServerGrower
 from w2sg.decoding.by_transformers import TransformersEngine
@@ -47,7 +48,8 @@ def needs_server(test):
     return pytest.mark.slow(there(test))
 
 
-PROMPTS = ["\n\nHuman: good?\n\nAssistant:", "\n\nHuman: bad question?\n\nAssistant:"]
+TEXTS = ["\n\nHuman: good?\n\nAssistant:", "\n\nHuman: bad question?\n\nAssistant:"]
+PROMPTS = [Dialogue.of_text(text) for text in TEXTS]
 KEY = "sk-very-secret-1234"
 
 
@@ -186,7 +188,7 @@ def front():
 
 def grower(url: str, model: str = "any", **options) -> ServerGrower:
     options = {"chunk": 4, "most": 12, "seed": 0, "wait": 0.0, "attempts": 3, **options}
-    return ServerGrower(url, model, lambda prompts: [f"Read.{p}" for p in prompts], PROMPTS, **options)
+    return ServerGrower(url, model, lambda prompts: [f"Read.{p.text}" for p in prompts], TEXTS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +210,7 @@ def implicit(guide, **options) -> ImplicitValue:
 
 
 @torch.inference_mode()
-def score(guide, prompt: str, text: str, finished: bool) -> float:
+def score(guide, prompt: Dialogue, text: str, finished: bool) -> float:
     """log(tuned / untuned) of a whole reply, read at once by models without a cache."""
     policies, chat = guide
     reply = chat.replies([text])[0] if text.strip() else np.zeros(0, np.int64)
@@ -244,12 +246,12 @@ def test_every_chunk_is_asked_for_where_the_last_one_ended(served, front, guide,
     front.behind, front.several = served.url, several
     with grower(front.url, served.ending, chunk=3, most=8) as strong:
         results = search(strong, implicit(guide), PROMPTS, beams=2, children=3, trace=True)
-    texts = {f"Read.{p}" for p in PROMPTS}
+    texts = {f"Read.{p}" for p in TEXTS}
     for body, answer in zip(front.bodies, front.answers, strict=True):
         # what is asked for begins with a prompt and goes on with answers, to the last space
         assert body["prompt"] in texts
         texts |= {(body["prompt"] + choice["text"]).rstrip(HALF) for choice in answer["choices"]}
-    written = [len(body["prompt"]) > len("Read.") + max(map(len, PROMPTS)) for body in front.bodies]
+    written = [len(body["prompt"]) > len("Read.") + max(map(len, TEXTS)) for body in front.bodies]
     assert any(written)
     asked = [body.get("n", 1) for body in front.bodies]
     if several == "give":
@@ -306,7 +308,7 @@ def test_the_same_is_asked_for_again_whatever_else_is_asked(served, front):
         front.bodies = []
         with grower(front.url, served.endless, workers=1) as strong:
             results = search(strong, None, prompts, 1, 1)
-        found.append(([r.best.text for r in results], [b for b in front.bodies if b["prompt"].count(PROMPTS[0])]))
+        found.append(([r.best.text for r in results], [b for b in front.bodies if b["prompt"].count(TEXTS[0])]))
     assert found[0] == found[1]
     assert (found[2][0], found[2][1]) == (found[0][0][:1], found[0][1])
     bodies = found[2][1]
@@ -558,7 +560,10 @@ def test_a_server_writes_in_place_of_the_strong_model(front, models, arguments, 
     chat, said = TextChat(tokenizer, "roles"), {}
     assert all(body["model"] == "any" and body["stop"] == list(chat.stop_strings) for body in front.bodies)
     rows = {name: samples(tmp_path, name) for name in ("plain", kind)}
-    texts = {row["prompt"]: tokenizer.decode(chat.prompts([row["prompt"]])[0]) for row in rows[kind].values()}
+    texts = {
+        row["prompt"]: tokenizer.decode(chat.prompts([Dialogue.of_text(row["prompt"])])[0])
+        for row in rows[kind].values()
+    }
     assert len(set(texts.values())) == 4
     assert all(text.endswith("[Assistant]\n") for text in texts.values())
     said = spelled_out(front, set(texts.values()))
@@ -585,7 +590,9 @@ def test_a_server_writes_in_place_of_the_strong_model(front, models, arguments, 
     tuned, untuned = (AutoModelForCausalLM.from_pretrained(models[name]).eval() for name in ("weak", "untuned"))
     judge = [Policy(tuned), Policy(untuned)], Chat(AutoTokenizer.from_pretrained(models["weak"]))
     for row in rows[kind].values():
-        assert row["value"] == pytest.approx(score(judge, row["prompt"], row["reply"], row["finished"]), abs=1e-3)
+        assert row["value"] == pytest.approx(
+            score(judge, Dialogue.of_text(row["prompt"]), row["reply"], row["finished"]), abs=1e-3
+        )
     for trace in content["decoding"]["traces"]:
         assert trace["best"] in {row["reply"] for row in rows[kind].values()}
         assert trace["rounds"]

@@ -30,7 +30,7 @@ def test_answers_are_places_letters_or_choices(tmp_path):
     assert found.right.tolist() == [1, 1, 1]
     assert found.choices.tolist() == [3, 3, 3]
     assert found.answers[0] == {"b", "yes", "b yes"}
-    assert found.prompts.texts[0].startswith("\n\nHuman: 0?\n\nA. x\nB. yes\nC. z\n\nAnswer")
+    assert found.prompts.texts[0].text.startswith("\n\nHuman: 0?\n\nA. x\nB. yes\nC. z\n\nAnswer")
 
 
 def test_a_choice_that_is_a_letter_is_meant_as_a_choice(tmp_path):
