@@ -206,19 +206,20 @@ def start_ranks(script: str, *overrides: str, folder: Path, count: int = 2) -> C
         known = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in ranks.items()}}
         processes.append(commands.start(script, overrides, known, file, file))
 
-    def finish(timeout: int = 240) -> str:
+    def finish(timeout: int = 240, code: int = 0) -> str:
         deadline = time.monotonic() + timeout
         while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
-            if any(process.exitcode for process in processes):
+            if not code and any(process.exitcode for process in processes):
                 break  # the others would wait for this one
             time.sleep(0.05)
         for process in processes:
             process.kill()
             process.join()
         said = "\n".join(file.read_text() for file in files)
-        assert [process.exitcode for process in processes] == [0] * count, said
+        assert [process.exitcode for process in processes] == [code] * count, said
         return said
 
+    finish.processes = processes
     return finish
 
 

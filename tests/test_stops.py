@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, start_ranks
+from test_devices import DDP, FSDP, arguments
 from test_training import examples, options
 
 from w2sg import losses, stops
@@ -351,6 +352,25 @@ def live_through(strategy: str, folder: str) -> None:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_each_signal_to_each_rank_and_to_both(strategy, tmp_path):
     assert "lived through 19" in start_ranks("tests/test_stops.py", strategy, str(tmp_path), folder=tmp_path)()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "rank", "number"), [("ddp", 1, signal.SIGTERM), ("fsdp", 0, signal.SIGUSR1)])
+def test_a_run_of_two_ends_in_one_line(how, rank, number, pairs_folder, tiny_llama, tmp_path):
+    """A signal during the student to one process of two, as torchrun starts them."""
+    on = {"ddp": DDP, "fsdp": FSDP}[how]
+    typed = arguments(pairs_folder, tiny_llama, tmp_path, "strong.epochs=60", "trainer.checkpoint_minutes=0.001", *on)
+    finish, store = start_ranks("train.py", *typed, folder=tmp_path), tmp_path / "store"
+    while not list(store.glob("student-*.part/scratch/fit-*.ckpt")) and all(p.is_alive() for p in finish.processes):
+        time.sleep(0.05)
+    os.kill(finish.processes[rank].pid, number)
+    began = time.monotonic()
+    said = finish(30, code=128 + number)
+    assert time.monotonic() - began < 10
+    line = f"ended by {signal.Signals(number).name}; the same command goes on from here\n"
+    assert said.count(line) == 1
+    assert "Traceback" not in said
+    assert list(store.glob("student-*.part/scratch/fit-*.ckpt"))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ the main thread cannot. That thread also passes the word on between ranks.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import secrets
@@ -118,6 +119,7 @@ class _Ear:
 _ear: _Ear | None = None
 _peers: Peers | None = None  # of this process's run
 _ended = False
+_status: int | None = None  # of the process, once its last command was stopped
 
 
 def ended() -> bool:
@@ -264,11 +266,23 @@ def command(last: bool = False) -> Iterator[None]:
 
 
 def _soon() -> None:
+    global _status
     error = sys.exc_info()[1]
     if isinstance(error, Stopped):
+        _status = error.code
         timer = threading.Timer(LEAVING, os._exit, (error.code,))
         timer.daemon = True
         timer.start()
+
+
+@atexit.register
+def _out() -> None:
+    """The last thing at exit, for it was registered first: process groups would wait for the other ranks yet."""
+    if _status is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(_status)
 
 
 def _end(stop: Stopped, chained: dict[int, Any]) -> None:
