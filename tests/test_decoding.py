@@ -663,7 +663,7 @@ def test_the_growing_cache_gives_the_logits_of_the_copying_one(pair, monkeypatch
     layer = engine.cache.layers[0]
     assert type(layer).__name__ == "GrowingLayer"
     assert layer.get_seq_length() == max(map(len, prompts)) + 110 > 64 + max(map(len, prompts))
-    monkeypatch.setattr(by_transformers, "_cache", lambda config: DynamicCache(config=config))
+    monkeypatch.setattr(by_transformers, "growing_cache", lambda config: DynamicCache(config=config))
     theirs, _ = read()
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b) or torch.allclose(a, b, atol=1e-5)

@@ -208,6 +208,8 @@ def test_a_model_reads_one_token_again_where_the_switch_is_within_a_look():
     class Sure(TransformersEngine):
         """Agrees with the draft after some tokens."""
 
+        at = after = 0
+
         def read(self, chunks):
             super().read(chunks)
             values = np.where(np.arange(self.at, self.at + len(chunks[0])) < self.after, 0.1, 0.99)

@@ -571,17 +571,24 @@ def test_a_window_is_of_tokens_and_not_of_what_fills_up_shorter_prompts(window):
             rows = [np.append(row, token) for row, token in zip(rows, tokens, strict=True)]
 
 
-def test_a_model_whose_cache_is_unknown_is_refused():
-    """One that swallows it would write every token as if it were the first."""
-    policy = tiny("llama")
+def test_a_model_whose_cache_is_unknown_is_read_from_its_start(caplog):
+    """One that swallows the cache would write every token as if it were the first."""
+    policy, generator = tiny("llama"), np.random.default_rng(0)
 
     class Own(type(policy.plain)):
         def forward(self, input_ids, state=None, **options):
             return super().forward(input_ids)
 
     policy.plain.__class__ = Own
-    with pytest.raises(UserError, match="no cache that decoding knows"):
-        TransformersEngine(policy)
+    rows = [draw(generator, 4), draw(generator, 9)]
+    engine = TransformersEngine(policy)
+    with torch.inference_mode():
+        engine.start(rows)
+        logits = engine.extend(torch.tensor([3, 5]))
+    for row, token, found in zip(rows, (3, 5), logits[0].log_softmax(-1).numpy(), strict=True):
+        assert np.abs(found - next_logs(policy, [*row, token])[-1]).max() < 1e-4
+    TransformersEngine(policy)
+    assert caplog.text.count("read anew from their start; this is slower") == 1
 
 
 def test_tokens_read_are_counted():

@@ -55,6 +55,16 @@ class Work:
         elif len(small) > 1:
             self.small = Several(*(TransformersEngine(policy) for policy in small))
         self.tuned = TransformersEngine(small[0]) if small else None
+        if self.strong is not None and small:
+            self._write_what_all_read(small)
+
+    def _write_what_all_read(self, small: list[Any]) -> None:
+        """One vocabulary may have embeddings of unequal size: no model writes an id that another has no row for."""
+        chats = [writer.source.chat for writer in (self.decoders.strong, self.decoders.pair.tuned)]
+        if chats[0].vocabulary == chats[1].vocabulary:
+            least = min(policy.plain.get_input_embeddings().num_embeddings for policy in (self.strong.policy, *small))
+            for engine in (self.strong, self.tuned):
+                engine.write_below(least)
 
     def write(self, prompts: list[Dialogue], ids: list[str], device: torch.device) -> Found:
         """What is to be kept of each prompt."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from w2sg.backbones import logit_scale
+from w2sg.data.dialogue import Chat
+from w2sg.data.table import digest
 from w2sg.errors import UserError
 from w2sg.logprobs import token_logprobs, top_tokens
 from w2sg.masks import attention_mask, read
@@ -24,6 +27,10 @@ class Policy(nn.Module):
 
     Args:
         model: a ``...ForCausalLM``, or a peft model around one.
+
+    Attributes:
+        writable: [V] ids that stand for a token of its tokenizer; None for all. Only these are ever written, while
+            log-probabilities are over all V, as in training.
     """
 
     def __init__(self, model: nn.Module):
@@ -31,6 +38,7 @@ class Policy(nn.Module):
         self.model = model
         self.softcap = getattr(self.plain.config, "final_logit_softcapping", None)
         self.scale = logit_scale(self.plain)
+        self.writable: Tensor | None = None
 
     @property
     def plain(self) -> nn.Module:
@@ -119,6 +127,10 @@ def load_policy(source: Source, saved: Path | None = None, trainable: bool = Tru
     policy = Policy(model).eval()
     with reading(source.role, spec.name, "cannot be read by", "choose another architecture"):
         _check_head(policy, source)
+    rows = len(policy.head()[0])
+    if len(missing_ids(source.chat, rows)):
+        policy.writable = torch.zeros(rows, dtype=torch.bool)
+        policy.writable[torch.from_numpy(source.chat.ids[source.chat.ids < rows])] = True
     if spec.gradient_checkpointing and trainable:
         policy.plain.activation_checkpointing_enable()
         if policy.adapted:
@@ -126,6 +138,18 @@ def load_policy(source: Source, saved: Path | None = None, trainable: bool = Tru
     if not trainable:
         policy.requires_grad_(False)
     return policy
+
+
+def missing_ids(chat: Chat, rows: int) -> np.ndarray:
+    """Ids of a model with this many rows that no token of its tokenizer has."""
+    return np.setdiff1d(np.arange(rows), chat.ids)
+
+
+def padding(source: Source) -> dict[str, str]:
+    """For cache keys: ids that a model may never write; nothing for a model that has none."""
+    config = source.config.get_text_config(decoder=True)
+    missing = missing_ids(source.chat, getattr(config, "vocab_size", None) or 0)
+    return {"unwritable": digest(*map(str, missing.tolist()))} if len(missing) else {}
 
 
 @torch.no_grad()

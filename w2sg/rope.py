@@ -28,6 +28,14 @@ def borders(config: Any) -> list[int]:
     return sorted(int(border) for border in found if border)
 
 
+def sides(config: Any, lengths: Tensor) -> Tensor:
+    """Which frequencies texts of these lengths have, as a number; past a border of dynamic NTK all differ."""
+    found = torch.bucketize(lengths, torch.tensor(borders(config), device=lengths.device))  # borders passed
+    settings = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [one.get("rope_type") or "" for one in (settings, *settings.values()) if isinstance(one, dict)]
+    return torch.where(found > 0, lengths, 0) if any("dynamic" in kind for kind in kinds) else found
+
+
 def rows_by_themselves(model: nn.Module) -> None:
     """Let each row of a batch have the frequencies of its own length, in place."""
     if not borders(model.config):
@@ -47,11 +55,9 @@ class _ByRow:
     """A rotary embedding that is asked for rows of one kind of length at a time."""
 
     def forward(self, x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        lengths = position_ids.amax(-1) + 1
-        group = torch.bucketize(lengths, torch.tensor(borders(self.config), device=lengths.device))  # borders passed
+        group = sides(self.config, position_ids.amax(-1) + 1)
         dynamic = any("dynamic" in kind for kind in _kinds(self))
-        if dynamic:  # beyond the border every length has its own
-            group = torch.where(group > 0, lengths, 0)
+        if dynamic:
             self._forget()
         if position_ids.ndim != 2 or bool((group == group[0]).all()):
             return super().forward(x, position_ids, *args, **kwargs)

@@ -41,6 +41,7 @@ from w2sg.decode_work import (
 from w2sg.decoding.by_server import ServerGrower
 from w2sg.errors import UserError
 from w2sg.inputs import VERSION
+from w2sg.language import padding
 from w2sg.replies import Prompts, Replies
 from w2sg.shards import Found
 from w2sg.stages import ReadJob, load_found
@@ -163,6 +164,7 @@ class Decoders:
             "rows": 2,  # a reply without tokens has one, too
             "decoder": decoder.model_dump(exclude={"batch_size", "server"}),
             "models": models,
+            **self._unwritable(decoder),
             "max_length": [source.spec.max_length for source in self._sources(decoder)],
             **({"reward": self.reward_key} if self.reward_key and decoder.guide.reward else {}),
             "prompts": [digest(*(str(row.tolist()) for row in chat.prompts(prompts.texts))) for chat in chats],
@@ -172,6 +174,12 @@ class Decoders:
             "seed": self.text.stage_seed("plain"),
             **(self._served_key(prompts) if self.server else {}),
         }
+
+    def _unwritable(self, decoder: Decoder) -> dict[str, Any]:
+        """Of each model that writes tokens, the ids that it may not; nothing where there are none."""
+        sources = self._sources(decoder)[self.server is not None :]
+        found = [padding(source).get("unwritable") for source in sources]
+        return {"unwritable": found} if any(found) else {}
 
     def _job(self, decoder: Decoder, prompts: Prompts) -> ReadJob:
         policies, reward = self._models(decoder)

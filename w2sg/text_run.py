@@ -28,7 +28,7 @@ from w2sg.decoding.contrastive import Decoded, ReplyRows
 from w2sg.decoding.engine import Engine, Several
 from w2sg.errors import TrainingError, UserError
 from w2sg.inputs import VERSION
-from w2sg.language import Policy, load_policy
+from w2sg.language import Policy, load_policy, padding
 from w2sg.language_modules import PreferenceModule, ReplyModule, SupervisedModule, WeakTargetModule, objective
 from w2sg.logprobs import position_kl
 from w2sg.models import Source
@@ -381,6 +381,7 @@ class TextRun:
             "prompts": {"rows": len(fits), "content": digest(*(str(row.tolist()) for row in rows.prompts))},
             "ids": digest(*rows.prompt_ids),
             "stop": source.chat.stop,
+            **padding(source),
             "settings": columns,
             "samples": samples,
             "max_new_tokens": sampling.max_new_tokens,
@@ -431,7 +432,7 @@ class TextRun:
         examples = Examples(rows, ids, torch.zeros(len(ids), dtype=torch.long))
         return ReadJob(policies, read, examples, rows=sampling.batch_size, whole=True)
 
-    def _by_vllm(self, writer: Writer, rows: ReplyRows, ids: list[str], part: Path) -> dict[str, Any]:
+    def _by_vllm(self, writer: Writer, rows: ReplyRows, row_ids: list[str], part: Path) -> dict[str, Any]:
         source = writer.source
         if reason := by_vllm.why_not(
             source.gguf is not None, source.spec.train == "lora" and writer.folder is not None
@@ -439,11 +440,12 @@ class TextRun:
             raise UserError(f"engine: vLLM cannot sample {writer.name}: {reason}; use engine=transformers")
         model = str(writer.saved or source.folder)
         revision = None if writer.saved else source.identity.get("revision")
-        found = by_vllm.sample(model, revision, source.spec.dtype, source.spec.max_length, rows, source.chat.stop)
+        spec, ids = source.spec, source.chat.ids.tolist() if padding(source) else None
+        found = by_vllm.sample(model, revision, spec.dtype, spec.max_length, rows, source.chat.stop, ids)
         values, sizes, flags = _tensors(found)
         save_file({"values": values, "sizes": sizes, "flags": flags}, part / "values.safetensors")
-        write_json(part / "ids.json", ids)
-        return {"examples": len(ids), "tokens": found.useful, "padded_tokens": found.forwards}
+        write_json(part / "ids.json", row_ids)
+        return {"examples": len(row_ids), "tokens": found.useful, "padded_tokens": found.forwards}
 
     def _engine(self, writer: Writer, reference: Writer | None) -> tuple[nn.ModuleList, Any]:
         """The models that write, and what makes an engine of them once they are on their device."""

@@ -80,6 +80,12 @@ class Chat:
         return hashlib.sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
     @cached_property
+    def ids(self) -> np.ndarray:
+        """Ids that stand for something, in order. Models may have more, to fill their embeddings up."""
+        known = {*self.tokenizer.get_vocab().values(), *self.tokenizer.added_tokens_decoder, *self.stop}
+        return np.array(sorted(known), np.int64)
+
+    @cached_property
     def fingerprint(self) -> str:
         """Of vocabulary, merges, special tokens and template: equal for models between which ids may travel."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)

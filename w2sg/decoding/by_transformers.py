@@ -6,7 +6,6 @@ Shapes: m models, B rows, L tokens, V tokens in the vocabulary.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import weakref
 from collections.abc import Iterator, Sequence
@@ -16,90 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from w2sg.decoding.caches import cache_argument, growing_cache, has_state, select_rows
 from w2sg.decoding.engine import Count
 from w2sg.decoding.packed import pack
 from w2sg.decoding.prefix import Levels, Prefix, attending
+from w2sg.decoding.sight import Sight, by_length, positions_of, reads_from_start, sight_of
 from w2sg.errors import UserError
 from w2sg.language import Policy
 from w2sg.logprobs import token_logprobs
+from w2sg.rope import borders, rows_by_themselves, sides
 
 log = logging.getLogger(__name__)
-
-# of models that have been asked: whether their rows may share their prompts' keys
-_SHARES: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-
-
-def _cache(config: Any) -> Any:
-    """A cache that appends in place; transformers' own copies all it holds at every token."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    class GrowingLayer(DynamicLayer):
-        _buffers: tuple[Tensor, Tensor] | None = None
-        _rows: Tensor | None = None  # to go on with; copied only when there is more to hold
-
-        def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-            old = self.get_seq_length()
-            new = old + keys.shape[-2]
-            if not self.is_initialized:
-                self.lazy_initialization(keys, values)
-            if self._buffers is None or self._rows is not None or self._buffers[0].shape[-2] < new:
-                room = new + max(64, new // 2)
-                self._buffers = tuple(
-                    self._moved(held, part.new_empty((*part.shape[:-2], room, part.shape[-1])))
-                    for part, held in zip((keys, values), (self.keys, self.values), strict=True)
-                )
-                self._rows = None
-            for buffer, part in zip(self._buffers, (keys, values), strict=True):
-                buffer[..., old:new, :] = part
-            self.keys, self.values = (buffer[..., :new, :] for buffer in self._buffers)
-            return self.keys, self.values
-
-        def batch_select_indices(self, indices: Tensor) -> None:
-            self._rows = indices if self._rows is None else self._rows[indices]
-
-        def held(self) -> tuple[Tensor, Tensor]:
-            """Keys and values of the rows that go on."""
-            both = self.keys, self.values
-            return both if self._rows is None else tuple(part.index_select(0, self._rows) for part in both)
-
-        def _moved(self, held: Tensor, buffer: Tensor) -> Tensor:
-            if not self.get_seq_length():
-                return buffer
-            start = buffer[..., : held.shape[-2], :]
-            if self._rows is None:
-                start.copy_(held)
-            else:
-                torch.index_select(held, 0, self._rows, out=start)
-            return buffer
-
-    cache = DynamicCache(config=config)
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
-def _select(cache: Any, rows: Tensor) -> None:
-    """Go on with these rows of a cache alone."""
-    for layer in cache.layers:
-        # layers with a state have no other way to do it, or one that forgets the state; static ones have no other
-        if _has_state(layer) or not hasattr(layer, "batch_select_indices"):
-            layer.reorder_cache(rows)
-        else:
-            layer.batch_select_indices(rows)
-
-
-def _has_state(layer: Any) -> bool:
-    from transformers.cache_utils import LinearAttentionCacheLayerMixin
-
-    return isinstance(layer, LinearAttentionCacheLayerMixin)
-
-
-def _cache_argument(model: Any) -> str:
-    """What a model calls its cache; some that have a state swallow any other name without a word."""
-    known = inspect.signature(type(model).forward).parameters
-    for name in ("past_key_values", "cache_params"):
-        if name in known:
-            return name
-    raise UserError(f"{type(model).__name__}: it takes no cache that decoding knows how to fill")
+_SAID: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()  # of each model, to say it once
 
 
 class TransformersEngine:
@@ -109,8 +36,11 @@ class TransformersEngine:
     taken back, are columns of the cache that it does not see. What all prompts begin with, the system prompt of a chat
     template say, is read once.
 
-    A cache that cannot have such holes (recurrent states, or a window of attention that the rows have outgrown) is made
-    anew from all tokens of the rows where it would need them, which is said once.
+    A cache that cannot have such holes (recurrent states, distances that count columns, or a window of attention that
+    the rows have outgrown) is made anew from all tokens of the rows where it would need them, and so are keys at a
+    length at which the model turns them otherwise. A model whose rows cannot be filled up at all, or whose cache is
+    unknown, reads everything from its start, rows of equal length together. Each is found out by `w2sg.decoding.sight`
+    and said once.
 
     Args:
         policy: the model; it must not be in training mode.
@@ -129,32 +59,59 @@ class TransformersEngine:
         pack(policy)
         config = policy.plain.config
         self.device = next(policy.parameters()).device
-        self.limit = getattr(config, "max_position_embeddings", None)
+        self.limit = positions_of(config)
+        self.name = f"{type(policy.plain).__name__} in {str(policy.plain.dtype).removeprefix('torch.')}"
+        self.writable = None if policy.writable is None else policy.writable.to(self.device)
         self.count = Count()
-        self._said = False
-        self._cache_argument = _cache_argument(policy.plain)
-        self._recurrent = getattr(policy.plain, "_is_stateful", False) or any(map(_has_state, self._empty().layers))
-        self._window = _window(config)
+        rows_by_themselves(policy.plain)
+        self._turns = bool(borders(config))
+        self._cache_argument = cache_argument(policy.plain)
+        states = self._states_of_cache()
+        self.recurrent = getattr(policy.plain, "_is_stateful", False) or any(states or ())
         self._restarts = False
-        if self._recurrent:
+        self.adopt(sight_of(self, cached=self._cache_argument is not None and states is not None))
+        if self.recurrent and self._fills:
             self._restarts = not self._goes_on()
-        self._shares = False
-        if not self._recurrent and self._window is None and columns is None:
-            if policy.plain not in _SHARES:
-                _SHARES[policy.plain] = self._sharing_works()
-            self._shares = _SHARES[policy.plain]
         self.count = Count()
+        if not self._fills:
+            self._say("rows of unequal length cannot stand in one batch of it, or its cache is unknown")
+
+    def write_below(self, count: int) -> None:
+        """Write ids below this number alone, where another model that has no more is to read them."""
+        rows = len(self.policy.head()[0])
+        if count < rows:
+            mask = torch.arange(rows, device=self.device) < count
+            self.writable = mask if self.writable is None else self.writable & mask
+
+    def adopt(self, sight: Sight) -> None:
+        """Read as far as this goes."""
+        self._fills, self._gaps_work, self._window = sight.filled, sight.gaps, sight.window
+        self._shares = sight.shares
+
+    def _states_of_cache(self) -> list[bool] | None:
+        """Which layers of the cache hold a state; None where no cache can be made."""
+        try:
+            return [has_state(layer) for layer in self._empty().layers]
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+            log.debug("%s: no cache: %s", type(self.policy.plain).__name__, error)
+            return None
 
     def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
-        self.cache, self._owing, self._holes = self._empty(), False, False
+        self._owing, self._holes = False, False
         self._prefixes, self._gaps = [], False
+        if not self._fills:
+            return self._start_from_start(prompts)
+        self.cache = self._empty()
         # what fills up shorter prompts comes between their start and their end where the start is read once
         seen = self._window is None or max(map(len, prompts)) <= self._window
-        shared = _common_start(prompts) if seen and not self._recurrent else 0
+        shared = _common_start(prompts) if seen and self._gaps_work else 0
+        sides = self._side_of(torch.tensor([len(p) for p in prompts] + [shared], device=self.device))
+        shared = shared if bool((sides == sides[-1]).all()) else 0
         if shared:
             start = torch.as_tensor(np.asarray(prompts[0][:shared]), device=self.device)[None]
             self.ids, self.mask = start, torch.ones_like(start)
             self.next = self.mask.sum(1)
+            self._side = self._side_of(self.next)
             self._forward(start, torch.arange(shared, device=self.device)[None])
             self._owed = self.next.new_full((1,), -1)
             self._take(torch.zeros(len(prompts), dtype=torch.long, device=self.device))
@@ -163,12 +120,13 @@ class TransformersEngine:
         self.mask = torch.cat([own.new_ones((len(prompts), shared)), own], 1)
         self._holes = bool(shared) and bool((own == 0).any())
         self.next = self.mask.sum(1)
+        self._side = self._side_of(self.next)
         self._owed = self.next.new_full((len(prompts),), -1)
         self.count.prompt += sum(map(len, prompts))
         return self._forward(ids, shared + (own.cumsum(1) - 1).clamp(min=0))
 
     def extend(self, tokens: Tensor) -> Tensor:
-        if self._owing or (self._holes and self._holes_hurt(1)):
+        if self._owing or (self._holes and self._holes_hurt(1)) or not self._fills or self._turned(self.next + 1):
             self.read([np.array([token]) for token in tokens.tolist()])
             return self.logits
         self.count.written += len(tokens)
@@ -197,16 +155,17 @@ class TransformersEngine:
             raise self._too_long(int((self.next + sizes).max()))
         self._gaps = self._gaps or bool((own == 0).any())
         self._holes = self._holes or self._gaps or (self._restarts and ids.shape[1] > 1)
-        if self._holes and self._holes_hurt(ids.shape[1]):
-            states = self._read_anew(whole, sizes, ids.shape[1])
+        turned = self._turned(self.next + sizes)
+        if not self._fills or turned or (self._holes and self._holes_hurt(ids.shape[1])):
+            states = self._read_anew(whole, sizes, ids.shape[1], turned)
         else:
             self.ids, self.mask = torch.cat([self.ids, ids], 1), torch.cat([self.mask, own], 1)
             positions = self.next[:, None] + (own.cumsum(1) - 1).clamp(min=0)
             self.next = self.next + sizes
             states = self._states(ids, self._within(positions))
         rows = torch.arange(len(whole), device=self.device)
-        last = self.policy.logits(states[:, rows, (sizes - 1).clamp(min=0)])
-        self.logits = torch.where((sizes > 0)[None, :, None], last, before)
+        last = self.head(states[:, rows, (sizes - 1).clamp(min=0)])
+        self.logits = self._checked(torch.where((sizes > 0)[None, :, None], last, before))
         found = self._token_values(states, before, ids, own)
         return [part[int(token >= 0) :] for token, part in zip(owed, found, strict=True)]
 
@@ -236,13 +195,15 @@ class TransformersEngine:
     def _take(self, rows: Tensor) -> None:
         count = len(self.mask)
         self.ids, self.mask, self.next, self._owed = (x[rows] for x in (self.ids, self.mask, self.next, self._owed))
-        self.logits = self.logits[:, rows]
+        self.logits, self._side = self.logits[:, rows], self._side[rows]
+        if not self._fills:
+            return
         # columns in which no row has a token any more are kept: cutting them would copy the cache again
         rows = torch.cat([rows, rows + count]) if self.base_too else rows
         for prefix in self._prefixes:
             prefix.select(rows)
         if not self._prefixes or self.cache.get_seq_length():  # else nothing was read since the fork
-            _select(self.cache, rows)
+            select_rows(self.cache, rows)
 
     def _columns(self) -> int:
         """Tokens that the cache holds for each row by itself."""
@@ -266,7 +227,7 @@ class TransformersEngine:
         """A cache without tokens."""
         config = self.policy.plain.config
         if self.columns is None:
-            return _cache(config)
+            return growing_cache(config)
         from transformers import StaticCache
 
         return StaticCache(config=config, max_cache_len=self.columns)
@@ -300,8 +261,18 @@ class TransformersEngine:
             raise self._too_long(int(self.next.max()))
         found = self._run(self.policy.plain.base_model, ids, positions).last_hidden_state
         last = self.policy.ready(found[:, -1])
-        self.logits = self.policy.logits(last).view(2 if self.base_too else 1, len(ids), -1)
+        self.logits = self._checked(self.head(last).view(2 if self.base_too else 1, len(ids), -1))
         return self.logits
+
+    def _checked(self, logits: Tensor) -> Tensor:
+        """Logits, of which none is no number; those of tokens that are ruled out may be minus infinity."""
+        sums = logits.sum(-1)
+        if bool((sums.isnan() | sums.isposinf()).any()):
+            raise UserError(
+                f"{self.name} gave logits that are no numbers (NaN or infinity): its weights are damaged, or its "
+                "states are too large for that type; try dtype=float32, or load the model anew"
+            )
+        return logits
 
     def _within(self, positions: Tensor) -> Tensor:
         return positions if self.limit is None else positions.clamp(max=self.limit - 1)
@@ -316,6 +287,10 @@ class TransformersEngine:
         """Final states of these tokens, [m, B, L, D]."""
         found = self.policy.ready(self._run(self.policy.plain.base_model, ids, positions).last_hidden_state)
         return found.view(2 if self.base_too else 1, *ids.shape, -1)
+
+    def head(self, states: Tensor) -> Tensor:
+        """[..., V] logits of states that are ready for the output layer."""
+        return self.policy.logits(states)
 
     def _token_values(self, states: Tensor, before: Tensor, ids: Tensor, own: Tensor) -> list[np.ndarray]:
         """[B] of [n, m] log-probabilities of given tokens, the first by the logits before them."""
@@ -333,7 +308,15 @@ class TransformersEngine:
     # -- caches that have no holes ------------------------------------------------------------------------------------
 
     def _holes_hurt(self, more: int) -> bool:
-        return self._recurrent or (self._window is not None and self.ids.shape[1] + more > self._window)
+        return not self._gaps_work or (self._window is not None and self.ids.shape[1] + more > self._window)
+
+    def _turned(self, lengths: Tensor) -> bool:
+        """Whether rows come to a length at which the keys that they have are turned by the wrong frequencies."""
+        return self._turns and bool((self._side_of(lengths) != self._side).any())
+
+    def _side_of(self, lengths: Tensor) -> Tensor:
+        """Which rotary frequencies texts of these lengths have, as a number for each."""
+        return sides(self.policy.plain.config, lengths) if self._turns else torch.zeros_like(lengths)
 
     def _goes_on(self) -> bool:
         """Whether several tokens at once are read on from a state, which some models then forget without a word."""
@@ -345,48 +328,74 @@ class TransformersEngine:
         # a state that was lost shows in the first digit, an order of summation in the third even in bf16
         return bool((self.logits - whole).norm() <= 2e-2 * whole.norm())
 
-    def _sharing_works(self) -> bool:
-        """Whether the model says the same with a shared prefix as without."""
-        if not getattr(self.policy.plain, "_supports_attention_backend", False):
-            return False
-        prompts, more = [np.arange(1, 13), np.arange(1, 6)], [np.arange(5, 8), np.arange(1, 2), np.arange(2, 4)]
-        found, usual = [], self.worth
-        for self.worth in (1, usual):
-            self._shares = self.worth == 1
-            try:
-                with torch.inference_mode():
-                    self.start(prompts)
-                    self.select(torch.tensor([0, 0, 1]))
-                    self.read(more)
-                    self.extend(torch.tensor([3, 4, 5], device=self.device))
-                    self.select(torch.tensor([1, 0, 2, 2]))
-                    self.extend(torch.tensor([3, 4, 5, 6], device=self.device))
-            except (NotImplementedError, AttributeError, KeyError, TypeError) as error:
-                log.debug("%s: prompts are not shared between rows: %s", type(self.policy.plain).__name__, error)
-                return False
-            found.append(self.logits)
-        # attention in another order rounds differently, and that is all it may do
-        within = 1e-4 if self.policy.plain.dtype == torch.float32 else 2e-2
-        return bool((found[1] - found[0]).norm() <= within * found[0].norm())
+    def _start_from_start(self, prompts: Sequence[np.ndarray]) -> Tensor:
+        """Prompts as rows of a model whose rows cannot be filled up."""
+        self.ids, self.mask = _left(prompts, self.device)
+        self.next = self.mask.sum(1)
+        self._side, self._owed = self._side_of(self.next), self.next.new_full((len(prompts),), -1)
+        self.count.prompt += sum(map(len, prompts))
+        if self.limit is not None and int(self.next.max()) > self.limit:
+            raise self._too_long(int(self.next.max()))
+        self.logits = self._checked(self.head(self._all_from_start(1)[:, :, 0]))
+        return self.logits
 
-    def _read_anew(self, chunks: Sequence[np.ndarray], sizes: Tensor, longest: int) -> Tensor:
-        """Read all tokens of the rows and these from the start; the states of these, filled on the right."""
-        if not self._said:
-            kind = "its state" if self._recurrent else f"its window of {self._window} tokens"
+    def _all_from_start(self, last: int) -> Tensor:
+        """[m, B, last, D] states of the last tokens of all rows, rows of equal length together, without filling."""
+        lengths, found = self.next.tolist(), None
+        for length, places in by_length(lengths).items():
+            rows = torch.tensor(places, device=self.device)
+            states = self.from_start(self.ids[rows][:, self.ids.shape[1] - length :])[:, :, -last:]
+            if found is None:
+                found = states.new_zeros((len(states), len(lengths), last, states.shape[-1]))
+            found[:, rows, last - states.shape[2] :] = states
+        return found
+
+    def from_start(self, ids: Any) -> Tensor:
+        """[m, B, L, D] final states of whole texts of one length, [B, L], without a cache."""
+        ids = torch.as_tensor(np.asarray(ids) if isinstance(ids, list) else ids, device=self.device)
+        count = len(ids)
+        self.count.computed += ids.numel()
+        if self.base_too:
+            ids = torch.cat([ids, ids])
+        positions = self._within(torch.arange(ids.shape[1], device=self.device).expand(ids.shape))
+        with contextlib.ExitStack() as stack:
+            if self.base_too:
+                stack.enter_context(_first_half_adapted(self.policy.model))
+            found = reads_from_start(self.policy.plain.base_model, ids, position_ids=positions)
+        states = self.policy.ready(found)
+        return states.view(2 if self.base_too else 1, count, *states.shape[1:])
+
+    def _say(self, why: str) -> None:
+        """Say once what makes reading slow."""
+        said = _SAID.setdefault(self.policy.plain, set())
+        if why not in said:
             log.warning(
-                "%s: %s cannot be cut back, so that texts are read anew from their start; this is slower",
+                "%s: %s, so that texts are read anew from their start; this is slower",
                 type(self.policy.plain).__name__,
-                kind,
+                why,
             )
-            self._said = True
+            said.add(why)
+
+    def _read_anew(self, chunks: Sequence[np.ndarray], sizes: Tensor, longest: int, turned: bool) -> Tensor:
+        """Read all tokens of the rows and these from the start; the states of these, filled on the right."""
+        if turned:
+            self._say("its frequencies change with the length of a text")
+        elif self._fills:
+            kind = f"its window of {self._window} tokens" if self._gaps_work else "distances in its cache"
+            self._say(f"{'its state' if self.recurrent else kind} cannot be cut back")
         kept = [row[seen.bool()].cpu().numpy() for row, seen in zip(self.ids, self.mask, strict=True)]
         self.count.given += sum(map(len, kept))
-        self.cache = self._empty()
+        self._prefixes, self._gaps = [], False
         self.ids, self.mask = _left([np.append(a, b) for a, b in zip(kept, chunks, strict=True)], self.device)
         self.next, self._holes = self.mask.sum(1), False
-        states = self._states(self.ids, self._within((self.mask.cumsum(1) - 1).clamp(min=0)))
-        place = self.ids.shape[1] - sizes[:, None] + torch.arange(longest, device=self.device)
-        place = place.clamp(max=self.ids.shape[1] - 1)
+        self._side = self._side_of(self.next)
+        if self._fills:
+            self.cache = self._empty()
+            states = self._states(self.ids, self._within((self.mask.cumsum(1) - 1).clamp(min=0)))
+        else:
+            states = self._all_from_start(longest)
+        place = states.shape[2] - sizes[:, None] + torch.arange(longest, device=self.device)
+        place = place.clamp(max=states.shape[2] - 1)
         return states[:, torch.arange(len(place), device=self.device)[:, None], place]
 
 
@@ -399,17 +408,6 @@ def _left(rows: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Ten
         ids[row, longest - len(tokens) :] = torch.from_numpy(np.array(tokens, np.int64))
         own[row, longest - len(tokens) :] = 1
     return ids.to(device), own.to(device)
-
-
-def _window(config: Any) -> int | None:
-    """Tokens that the layers with the shortest sight look back on; None where all see everything."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and not {"sliding_attention", "chunked_attention"} & set(kinds):
-        return None
-    if not getattr(config, "use_sliding_window", True):
-        return None
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min((w for w in windows if w), default=None)
 
 
 def _common_start(prompts: Sequence[np.ndarray], worth: int = 8) -> int:

@@ -25,7 +25,13 @@ def why_not(gguf: bool, adapted: bool) -> str | None:
 
 
 def sample(
-    model: str, revision: str | None, dtype: str, max_length: int, rows: ReplyRows, stop: Sequence[int]
+    model: str,
+    revision: str | None,
+    dtype: str,
+    max_length: int,
+    rows: ReplyRows,
+    stop: Sequence[int],
+    ids: Sequence[int] | None = None,
 ) -> Decoded:
     """Write a reply to each row.
 
@@ -34,6 +40,7 @@ def sample(
         max_length: tokens of prompt and reply.
         rows: all of one sampling setting without a contrast or a repetition penalty.
         stop: tokens that end a reply.
+        ids: tokens that may be written; None for all.
     """
     from vllm import LLM, SamplingParams
 
@@ -57,6 +64,7 @@ def sample(
                 max_tokens=rows.max_new_tokens,
                 stop_token_ids=list(stop),
                 ignore_eos=True,  # what ends a reply is said above
+                allowed_token_ids=None if ids is None else list(ids),
                 logprobs=0,  # of the token that was drawn
                 seed=int(draw * 2**31),
                 detokenize=False,

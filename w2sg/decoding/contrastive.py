@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from w2sg.decoding.engine import Engine
-from w2sg.decoding.scores import Settings, choose, contrastive_scores, penalise
+from w2sg.decoding.scores import Settings, next_tokens
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def go_on(
         logits: [m, B, V] of each row's next token.
         settings: of the B rows. A repetition penalty is of what is written here.
         uniform: [B, T] random numbers; T is the most tokens that are written. stop: tokens that end a row.
-        room: [B] the most tokens that each row may still have.
+        room: [B] the most tokens that each row may still have; a row without room writes nothing.
 
     Returns:
         What was written, and the rows that the engine is left with, in its order: all that did not stop or reach their
@@ -109,13 +109,11 @@ def go_on(
     stopped = torch.zeros(rows, dtype=torch.bool, device=device)
     uniform, ends = uniform.to(device), torch.tensor(sorted(stop), device=device)
     settings = settings.take(alive)
-    done = torch.zeros(rows, dtype=torch.bool, device=device)
+    allowed = getattr(engine, "writable", None), getattr(engine, "name", "the model")
+    done = room <= 0
     forwards = 0
-    for step in range(most):
-        logs = logits.log_softmax(-1)
-        scores = contrastive_scores(logs[0], logs[1] if len(logs) > 1 else None, settings.alpha, settings.relative_top)
-        scores = penalise(scores, written[alive, :step], settings.repetition_penalty)
-        tokens = choose(scores, settings, uniform[alive, step])
+    for step in range(0 if bool(done.all()) else most):
+        tokens, logs = next_tokens(logits, settings, uniform[alive, step], written[alive, :step], *allowed)
         forwards += len(alive)
         live = alive[~done]
         written[live, step] = tokens[~done]

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from w2sg.decoding.scores import FLOOR
+
 
 class Engine(Protocol):
     """What a decoder asks of models: a batch of rows of tokens, and what comes next in each.
@@ -21,11 +23,16 @@ class Engine(Protocol):
         limit: tokens that a row may have; None where there is no limit.
         logits: [m, B, V] of each row's next token.
         count: tokens that each of the models has read.
+        writable: [V] ids that may be written; None for all. Models have rows that no token of the tokenizer has, to
+            fill their embeddings up to a round number, each by its own amount.
+        name: of the model and its type of numbers, for errors.
     """
 
     limit: int | None
     logits: Tensor
     count: Count
+    writable: Tensor | None
+    name: str
 
     def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
         """Read prompts, a row each: [m, B, V] logits of the next token."""
@@ -78,6 +85,7 @@ class Several:
 
     def __init__(self, *engines: Engine):
         self.engines = engines
+        self._rows = 0
         limits = [engine.limit for engine in engines if engine.limit is not None]
         self.limit = min(limits, default=None)
 
@@ -90,6 +98,18 @@ class Several:
     def count(self) -> Count:
         """Of the first model; the others read the same."""
         return self.engines[0].count
+
+    @property
+    def writable(self) -> Tensor | None:
+        """[V] what every model may write."""
+        found = [mask for engine in self.engines if (mask := getattr(engine, "writable", None)) is not None]
+        least = self._rows
+        return torch.stack([_fitted(mask, least) for mask in found]).all(0) if found else None
+
+    @property
+    def name(self) -> str:
+        """Of the models."""
+        return " and ".join(dict.fromkeys(getattr(engine, "name", "the model") for engine in self.engines))
 
     def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
         return self._together([engine.start(prompts) for engine in self.engines])
@@ -109,10 +129,15 @@ class Several:
         for engine in self.engines:
             engine.select(rows)
 
-    @staticmethod
-    def _together(logits: list[Tensor]) -> Tensor:
-        least = min(x.shape[-1] for x in logits)  # some models pad their vocabulary, each by its own amount
+    def _together(self, logits: list[Tensor]) -> Tensor:
+        # some models pad their vocabulary, each by its own amount: they are compared over the ids that all have
+        least = self._rows = min(x.shape[-1] for x in logits)
         return torch.cat([x[..., :least] for x in logits])
+
+
+def _fitted(mask: Tensor, count: int) -> Tensor:
+    """A mask of ids of this many."""
+    return mask[:count] if len(mask) >= count else torch.cat([mask, mask.new_zeros(count - len(mask))])
 
 
 class Tilted:
@@ -141,6 +166,16 @@ class Tilted:
         """Of the base."""
         return self.base.count
 
+    @property
+    def writable(self) -> Tensor | None:
+        """[V] what all three may write."""
+        return self._both.writable
+
+    @property
+    def name(self) -> str:
+        """Of the models."""
+        return self._both.name
+
     def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
         return self._tilt(self._both.start(prompts))
 
@@ -151,7 +186,9 @@ class Tilted:
         self._both.select(rows)
 
     def _tilt(self, logits: Tensor) -> Tensor:
-        return (logits[0] + self.beta * (logits[1] - logits[2]))[None]
+        base, tuned, untuned = logits
+        # what a small model rules out is e^-10000 there, not nothing: two of nothing have no ratio
+        return (base + self.beta * (tuned.clamp(min=FLOOR) - untuned.clamp(min=FLOOR)))[None]
 
 
 class TabularEngine:
@@ -163,7 +200,7 @@ class TabularEngine:
 
     def __init__(self, tables: np.ndarray):
         self.tables = torch.as_tensor(np.asarray(tables), dtype=torch.float64).log()
-        self.limit, self.count = None, Count()
+        self.limit, self.count, self.writable, self.name = None, Count(), None, "tables"
 
     @property
     def logits(self) -> Tensor:

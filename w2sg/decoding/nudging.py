@@ -17,7 +17,7 @@ from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import stream
 from w2sg.decoding.drafting import TOLERANCE, room_of
 from w2sg.decoding.engine import Scorer
-from w2sg.decoding.scores import Settings, choose, contrastive_scores
+from w2sg.decoding.scores import Settings, next_tokens
 from w2sg.decoding.values import common_start
 
 SMALL, BASE = 0, 1
@@ -224,13 +224,14 @@ class Nudging:
         rows = {id(reply): row for row, reply in enumerate(live)}
         logits = self.engines[who].logits
         places = torch.tensor([rows[id(reply)] for reply in some], device=logits.device)
-        logs = logits[0, places].log_softmax(-1)
         columns = torch.tensor([list(self.columns[who])]).expand(len(some), -1).to(logits.device)
         settings = Settings.from_columns(columns)
-        scores = contrastive_scores(logs, None, settings.alpha, settings.relative_top)
         uniform: Tensor = torch.tensor([self._number(who, reply) for reply in some], dtype=torch.float64)
-        tokens = choose(scores, settings, uniform.to(logits.device))
-        sure = logs.amax(-1).double() >= np.log(self.threshold) - TOLERANCE
+        engine = self.engines[who]
+        writable, name = getattr(engine, "writable", None), getattr(engine, "name", "the model")
+        tokens, logs = next_tokens(logits[:1, places], settings, uniform.to(logits.device), None, writable, name)
+        best = logs[0] if writable is None else logs[0].masked_fill(~writable, -torch.inf)
+        sure = best.amax(-1).double() >= np.log(self.threshold) - TOLERANCE
         return tokens.tolist(), sure.tolist()
 
     def _number(self, who: int, reply: _Reply) -> float:

@@ -133,7 +133,7 @@ class Levels:
         mean = shares[..., self.after] @ values
         for prefix, part in zip(self.prefixes, self.parts, strict=True):
             mean = mean + prefix.mean(layer, shares[..., part])
-        return mean.view(rows, heads, new, width)
+        return mean.view(rows, heads, new, values.shape[-1])  # some have values narrower than keys
 
 
 @contextlib.contextmanager

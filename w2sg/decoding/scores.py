@@ -11,6 +11,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from w2sg.errors import UserError
+
+FLOOR = -1e4  # nats; a token that a reference rules out counts as this unlikely to it, so that ratios stay numbers
 CANDIDATES = 64  # looked at first when a nucleus is cut out; more where it is larger
 
 
@@ -75,10 +78,12 @@ def contrastive_scores(
         log_aligned, log_reference: [B, V] normalised log-probabilities in fp32; without a reference, alpha is 1.
         alpha: [B] in [0, 1]; it weighs against the contrast, unlike in most code for contrastive decoding.
         relative_top: [B].
+
+    A token that the aligned model rules out (minus infinity) is never taken, whatever the reference says of it.
     """
     scores = log_aligned
     if log_reference is not None:
-        scores = log_aligned - (1 - alpha)[:, None] * log_reference
+        scores = log_aligned - (1 - alpha)[:, None] * log_reference.clamp(min=FLOOR)
     return scores.masked_fill(~head_mask(log_aligned, relative_top), -torch.inf)
 
 
@@ -151,3 +156,44 @@ def choose(scores: Tensor, settings: Settings, uniform: Tensor) -> Tensor:
     place = torch.where(passed.any(-1), passed.int().argmax(-1), last.argmax(-1))
     drawn = ids.gather(1, place[:, None])[:, 0]
     return torch.where(greedy, scores.argmax(-1), drawn)
+
+
+def next_tokens(
+    logits: Tensor,
+    settings: Settings,
+    uniform: Tensor,
+    written: Tensor | None = None,
+    writable: Tensor | None = None,
+    name: str = "the model",
+) -> tuple[Tensor, Tensor]:
+    """The next token of each row, and what the models think of all of them.
+
+    At temperature 0 a model without a reference writes the first of its likeliest tokens by its logits as they are:
+    normalising rounds, and may bring two of them together.
+
+    Args:
+        logits: [m, B, V] of the aligned model and, for a contrast, its reference.
+        uniform: [B] numbers in [0, 1). written: [B, t] tokens so far, for a repetition penalty.
+        writable: [V] tokens that may be written; None for all. Log-probabilities are over the whole vocabulary.
+        name: of the model, for errors.
+
+    Returns:
+        [B] tokens, and [m, B, V] log-probabilities.
+
+    Raises:
+        UserError: no token is left to a row, or a score is no number.
+    """
+    logs = logits.log_softmax(-1)
+    first, aligned = logits[0], logs[0]
+    if writable is not None:
+        first, aligned = (x.masked_fill(~writable, -torch.inf) for x in (first, aligned))
+    scores = contrastive_scores(aligned, logs[1] if len(logs) > 1 else None, settings.alpha, settings.relative_top)
+    if written is not None:
+        scores = penalise(scores, written, settings.repetition_penalty)
+    if not bool((scores.amax(-1) > -torch.inf).all()):
+        raise UserError(f"{name}: every token is ruled out, or a score is no number, so there is nothing to write")
+    tokens = choose(scores, settings, uniform)
+    if len(logits) == 1:
+        plain = (settings.temperature == 0) & (settings.repetition_penalty == 1)
+        tokens = torch.where(plain, first.argmax(-1), tokens)
+    return tokens, logs

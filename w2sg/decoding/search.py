@@ -51,7 +51,7 @@ class Hypothesis:
     def key(self) -> Any:
         """What it says: hypotheses with equal keys are one."""
         said = self.text if self.tokens is None else tuple(self.tokens[: len(self.tokens) - self.closing].tolist())
-        return said, self.ended
+        return said, self.finished, self.cut
 
 
 class Grower(Protocol):

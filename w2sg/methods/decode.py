@@ -124,8 +124,8 @@ def check_vocabulary(decoder: Decoder, weak: Source, strong: Source) -> None:
 
 def plain_of(decoder: Decoder) -> Plain:
     """The same sampling without a guide."""
-    shared = decoder.model_dump(include=set(Plain.model_fields) - {"kind", "batch_size"})
-    return Plain(**{"kind": "sampling", "batch_size": 32, "engine": "transformers", **shared})
+    shared = decoder.model_dump(include=set(Plain.model_fields) - {"kind"})
+    return Plain(**{"kind": "sampling", "engine": "transformers", **shared})
 
 
 def problems(config: TrainConfig) -> list[str]:
