@@ -291,5 +291,5 @@ def print_annotations(file: Path, run: Path | None, to: Path | None, console: An
         write_json(target, found)
     except OSError as error:
         raise UserError(f"to: {target} cannot be written ({error.strerror or error}); name another folder") from error
-    console.print(f"written: {target}", soft_wrap=True)
+    console.say(f"written: {target}")
     return found

@@ -30,14 +30,15 @@ def show(collection: Collection, console: Any) -> None:
     """Print a line per setting and loss, with the corrected p of student against teacher; then what is resolved."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Grid
+    from rich.text import Text
 
-    console.print(f"[bold]{heading(collection.content)}[/]")
+    console.print(heading(collection.content), style="bold")
     teachers = {(e["setting"], e["loss"]): e for e in collection.content["student_against_teacher"]}
     for setting in _settings(collection.content):
         rows = [row for row in collection.content["cells"] if row["setting"] == setting]
         shared = {m: row["accuracy"][m] for row in rows for m in BASELINES if m in row["accuracy"]}
         names = [f"{words} {_mean(shared[m])}" for m, words in BASELINES.items() if m in shared]
-        words = f"[bold]{setting}[/]: " + ", ".join(names)
+        words = Text.assemble((setting, "bold"), ": " + ", ".join(names))
         grid = Grid(title=words, title_justify="left", title_style="", box=SIMPLE_HEAD)
         for column in ("loss", "seeds", "student", "PGR", "p"):
             grid.add_column(column, justify="left" if column == "loss" else "right", no_wrap=True)
@@ -49,7 +50,7 @@ def show(collection: Collection, console: Any) -> None:
     for line in findings(collection.content):
         console.print(f"- {line}")
     for line in collection.left_out:
-        console.print(f"[yellow]left out[/]: {line}")
+        console.say(f": {line}", "left out", "yellow")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

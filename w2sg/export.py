@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from rich.console import Console
 from torch import Tensor, nn
 
+from w2sg.console import Plain
 from w2sg.errors import UserError
 from w2sg.language import load_policy
 from w2sg.models import Source, find, quiet_loading
@@ -321,7 +321,7 @@ def export(trained: Trained, to: Path) -> list[Path]:
     return sorted(to.iterdir())
 
 
-def print_export(place: Path, to: Path, system: str | None, out: Path, root: Path, console: Console) -> None:
+def print_export(place: Path, to: Path, system: str | None, out: Path, root: Path, console: Plain) -> None:
     """Export, and say what was written.
 
     Raises:
@@ -333,9 +333,4 @@ def print_export(place: Path, to: Path, system: str | None, out: Path, root: Pat
     files = export(trained, to)
     size = sum(file.stat().st_size for file in files) / 1e6
     stage = "as it was found" if trained.folder is None else trained.folder.name
-    console.print(
-        f"{trained.name} ({stage}) of {trained.spec.name} written to {to}: {len(files)} files, {size:.1f} MB",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
+    console.say(f"{trained.name} ({stage}) of {trained.spec.name} written to {to}: {len(files)} files, {size:.1f} MB")

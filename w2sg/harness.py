@@ -20,11 +20,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import nn
 
+from w2sg.console import Plain
 from w2sg.errors import UserError
 from w2sg.export import ORIGIN, Trained, find_trained, kind_of, load
 from w2sg.models import quiet_loading
@@ -80,7 +79,7 @@ def run_harness(
     to: Path | None,
     out: Path,
     root: Path,
-    console: Console,
+    console: Plain,
 ) -> list[dict[str, Any]]:
     """Evaluate a model, print the table and write `RESULT`.
 
@@ -119,7 +118,7 @@ def run_harness(
         row.pop("each")
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / RESULT, subject, found)
-    console.print(f"written: {folder / RESULT}", soft_wrap=True, markup=False, highlight=False)
+    console.say(f"written: {folder / RESULT}")
     return found
 
 
@@ -345,7 +344,7 @@ def compare(row: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def show(found: list[dict[str, Any]], console: Console) -> None:
+def show(found: list[dict[str, Any]], console: Plain) -> None:
     """The table: task, metric, value ± standard error; with a baseline also that of it and the difference."""
     compared = any("before" in row for row in found)
     table = Table(box=None, pad_edge=False)
@@ -365,7 +364,7 @@ def show(found: list[dict[str, Any]], console: Console) -> None:
         if compared:
             cells.append(_measured(row["before_value"], row["before_stderr"]))
             cells.append(_measured(row["difference"], row["difference_stderr"], "+.3f"))
-        table.add_row(*map(Text, cells))
+        table.add_row(*cells)
     console.print(table)
 
 

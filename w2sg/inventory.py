@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import Timeout
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
-from rich.text import Text
 
+from w2sg.console import Plain
 from w2sg.errors import UserError
 from w2sg.store import DAMAGED, KEY, MANIFEST, PART, REFERENCE, Store, flatten, problem, read_json, remove
 
@@ -72,11 +71,11 @@ def rows(root: str | Path) -> list[Row]:
     return sorted(found, key=lambda row: (row.name, -row.age))
 
 
-def print_list(root: str | Path, console: Console) -> None:
+def print_list(root: str | Path, console: Plain) -> None:
     """A table of every stage, with what is wrong with the damaged ones below it, and the totals."""
     found = rows(root)
     if not found:
-        _say(console, f"There are no stages in {root}.")
+        console.say(f"There are no stages in {root}.")
         return
     table = Table(box=None, pad_edge=False)
     for title in ("stage", "hash", "state"):
@@ -88,16 +87,16 @@ def print_list(root: str | Path, console: Console) -> None:
         took = "" if row.seconds is None else _duration(row.seconds)
         state = "being made" if row.locked and row.state == "unfinished" else row.state
         cells = [row.name, row.hash, state, decimal(row.size), _duration(row.age), took, row.summary]
-        table.add_row(*map(Text, cells))  # Text: a key may hold what rich would take for markup
+        table.add_row(*cells)
     console.print(table)
     for row in found:
         if row.problem:
-            _say(console, f"{row.folder.name} is damaged: {row.problem}")
+            console.say(f"{row.folder.name} is damaged: {row.problem}")
     counts = {state: sum(row.state == state for row in found) for state in ("finished", "unfinished", "damaged")}
-    _say(console, ", ".join(f"{n} {s}" for s, n in counts.items() if n) + f"; {decimal(sum(r.size for r in found))}")
+    console.say(", ".join(f"{n} {s}" for s, n in counts.items() if n) + f"; {decimal(sum(r.size for r in found))}")
 
 
-def print_why(root: str | Path, key_prefix: str, console: Console) -> None:
+def print_why(root: str | Path, key_prefix: str, console: Plain) -> None:
     """What a stage was made for, what it was made from, and how it differs from the nearest other one of its name.
 
     Args:
@@ -109,29 +108,29 @@ def print_why(root: str | Path, key_prefix: str, console: Console) -> None:
     found = rows(root)
     row = _choose(found, Path(key_prefix).name, root)
     state = row.state + (f": {row.problem}" if row.problem else ", being made now" if row.locked else "")
-    _say(console, f"{row.stage} ({state})")
+    console.say(f"{row.stage} ({state})")
     if row.key is None:
-        _say(console, f"Its {KEY} cannot be read.")
+        console.say(f"Its {KEY} cannot be read.")
         return
     flat = flatten(row.key)
     width = max(map(len, flat), default=0)
     for field, value in flat.items():
-        _say(console, f"  {field:<{width}}  {value!r}")
-    _say(console, "Made from:" if _upstream(row.key) else "Made from no other stage.")
+        console.say(f"  {field:<{width}}  {value!r}")
+    console.say("Made from:" if _upstream(row.key) else "Made from no other stage.")
     states = _best(found)
     for depth, stage in _ancestors(row.stage, states, {row.stage}):
-        _say(console, f"{'  ' * depth}{stage} ({states[stage].state if stage in states else 'not in the store'})")
+        console.say(f"{'  ' * depth}{stage} ({states[stage].state if stage in states else 'not in the store'})")
     nearest = Store(root).nearest(row.name, row.key)
     if nearest is None:
-        _say(console, f"There is no other finished stage named {row.name}.")
+        console.say(f"There is no other finished stage named {row.name}.")
         return
-    _say(console, f"The nearest other one is {nearest[0]}; it has, and this one has:")
+    console.say(f"The nearest other one is {nearest[0]}; it has, and this one has:")
     width = max(len(field) for field, *_ in nearest[1])
     for field, theirs, ours in nearest[1]:
-        _say(console, f"  {field:<{width}}  {theirs!r}  {ours!r}")
+        console.say(f"  {field:<{width}}  {theirs!r}  {ours!r}")
 
 
-def prune(root: str | Path, used: set[str], apply: bool, console: Console) -> int:
+def prune(root: str | Path, used: set[str], apply: bool, console: Plain) -> int:
     """Remove what no run needs: unfinished stages that nobody is making, damaged ones, and finished ones out of use.
 
     In use are the stages in used, those being made, and all that these were made from. What a living process is
@@ -163,28 +162,23 @@ def prune(root: str | Path, used: set[str], apply: bool, console: Console) -> in
                 with store.lock(row.stage, wait=False):
                     remove(row.folder)
             except Timeout:
-                _say(console, f"kept {row.folder.name}: a process has just begun to make it")
+                console.say(f"kept {row.folder.name}: a process has just begun to make it")
                 continue
             except OSError as error:
-                _say(console, f"could not remove {row.folder.name}: {error}")
+                console.say(f"could not remove {row.folder.name}: {error}")
                 continue
         freed += row.size
-        _say(console, f"{'removed' if apply else 'would remove'} {row.folder.name} ({decimal(row.size)}): {reason}")
+        console.say(f"{'removed' if apply else 'would remove'} {row.folder.name} ({decimal(row.size)}): {reason}")
     for stage, sure in sorted(locked.items()):
-        _say(
-            console,
+        console.say(
             f"kept {stage}, which {'is' if sure else 'may be'} being made, and what it is made from. Other stages that "
             "its job has finished and not yet reported count as unused: better prune when it is done.",
         )
-    _say(console, f"{'freed' if apply else 'would free'} {decimal(freed)}")
+    console.say(f"{'freed' if apply else 'would free'} {decimal(freed)}")
     return freed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _folders(root: Path) -> list[Path]:

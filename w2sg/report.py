@@ -100,15 +100,15 @@ class Report:
 
     def show(self, out: Path) -> None:
         """Print what was found."""
-        from rich.console import Console
+        from w2sg.console import Plain
 
-        content, console = self.content, Console()
+        content, console = self.content, Plain()
         console.print(self._accuracies() if self.table is None else self.table(content))
         if "pgr" in content:
             console.print(pgr_sentence(content["pgr"]))
         for line in content["warnings"]:
-            console.print(f"[yellow]note[/]: {line}")
-        console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+            console.say(f": {line}", "note", "yellow")
+        console.say(f"report: {out / 'report.html'}")
 
     def _accuracies(self) -> Any:
         from rich.table import Table as Grid

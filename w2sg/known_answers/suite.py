@@ -28,7 +28,7 @@ from w2sg.known_answers.result import Check, Findings, Panel, Quantity
 from w2sg.store import write_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from w2sg.console import Plain
 
 OWN = "closed form derived here and checked by simulation"
 CHECKS = (
@@ -168,8 +168,10 @@ def run(check: Check) -> Done:
     return Done(check, findings, time.perf_counter() - begun)
 
 
-def run_known_answers(name: str, out: Path, console: Console) -> bool:
+def run_known_answers(name: str, out: Path, console: Plain) -> bool:
     """Run, print and write ``known_answers.html`` and ``.json`` below ``out``; whether all holds."""
+    from rich.text import Text
+
     checks, finished = chosen(name), []
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -182,12 +184,12 @@ def run_known_answers(name: str, out: Path, console: Console) -> bool:
         show(done, console)
     failed = [done.check.name for done in finished if not done.findings.passed]
     seconds = sum(done.seconds for done in finished)
-    verdict = f"[red]failed: {', '.join(failed)}[/]" if failed else "[green]all hold[/]"
+    verdict = (f"failed: {', '.join(failed)}", "red") if failed else ("all hold", "green")
     count = f"{len(finished)} check{'s' * (len(finished) != 1)}"
-    console.print(f"{count} in {seconds:.0f} s: {verdict}")
+    console.print(Text.assemble(f"{count} in {seconds:.0f} s: ", verdict))
     write_json(out / "known_answers.json", [_record(done) for done in finished])
     (out / "known_answers.html").write_text(whole_page(name, finished), encoding="utf-8")
-    console.print(f"written: {out / 'known_answers.html'}, {out / 'known_answers.json'}", soft_wrap=True)
+    console.say(f"written: {out / 'known_answers.html'}, {out / 'known_answers.json'}")
     return not failed
 
 
@@ -212,19 +214,23 @@ def cells(quantity: Quantity) -> tuple[str, str, str, str]:
     return quantity.name, f"{bound}{quantity.expected:.5g}", f"{quantity.got:.5g}", f"{quantity.tolerance:.2g}"
 
 
-def show(done: Done, console: Console) -> None:
+def show(done: Done, console: Plain) -> None:
     """Print one check's numbers as a table."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
-    word = "[green]pass[/]" if done.findings.passed else "[red]FAIL[/]"
-    console.print(f"{word} [bold]{done.check.name}[/] ({done.seconds:.1f} s): {done.check.says}", soft_wrap=True)
+    def word(passed: bool) -> tuple[str, str]:
+        return ("pass", "green") if passed else ("FAIL", "red")
+
+    words = f" ({done.seconds:.1f} s): {done.check.says}"
+    console.print(Text.assemble(word(done.findings.passed), " ", (done.check.name, "bold"), words), soft_wrap=True)
     grid = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("quantity", "expected", "got", "tolerance", ""):
         left = column in ("quantity", "")
         grid.add_column(column, justify="left" if left else "right", no_wrap=column != "quantity")
     for quantity in done.findings.quantities:
-        grid.add_row(*cells(quantity), "[green]pass[/]" if quantity.passed else "[red]FAIL[/]")
+        grid.add_row(*cells(quantity), Text.assemble(word(quantity.passed)))
     console.print(grid)
 
 

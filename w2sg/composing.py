@@ -1,0 +1,283 @@
+"""Composing what was typed, before Hydra runs anything: every problem of every run at once, one line each.
+
+Hydra stops at the first key or choice that it does not know, and says so in words of its own. Here each override is
+tried alone, and the nearest real key or choice is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from w2sg.config import CONF
+from w2sg.errors import ConfigError
+from w2sg.suggest import ELSEWHERE, above, exists, listed, similar, unknown_key
+from w2sg.typed import Typed, problem_of
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+HERE = ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", "hydra_plugins.hydra_joblib_launcher")
+PROGRAMS = {"train": "train.py", "decode": "evaluate.py decoder=...", "evaluate": "evaluate.py"}
+FEW = 14  # choices of a group that are all named
+
+
+def settle(name: str, typed: Typed, check: Callable[[Any, Mapping[str, str]], Any] | None) -> None:
+    """Compose and check every run that a command line asks for.
+
+    Args:
+        name: the file of conf/ that the program starts from.
+        typed: the command line.
+        check: what looks at a composed run and its choices; None composes alone.
+
+    Raises:
+        ConfigError: everything that is wrong with any of the runs.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    if problems := [p for o in typed.overrides if (p := problem_of(o, typed.multirun))]:
+        known = [o for o in typed.overrides if problem_of(o, typed.multirun) is None]
+        with _conf(typed):
+            problems += _refused(name, [o for o in known if not _is_sweep(o)])
+        raise ConfigError(problems)
+    with _conf(typed):
+        single = [o for o in typed.overrides if not _is_sweep(o)]
+        try:
+            cfg = hydra.compose(name, overrides=single, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explained(name, [single], error)) from error
+        swept = typed.multirun or cfg.hydra.mode == RunMode.MULTIRUN
+        if not swept:
+            if check is not None:
+                check(_without_hydra(cfg), cfg.hydra.runtime.choices)
+            return
+        if cfg.hydra.sweeper._target_ != BASIC:  # it decides on its runs as it goes
+            return
+        jobs = _jobs(cfg, typed.overrides)
+        if check is not None and not str(cfg.hydra.launcher._target_).startswith(HERE):
+            check = None  # runs on other machines: this one may lack what they have
+        found: dict[str, list[int]] = {}
+        for place, job in enumerate(jobs):
+            try:
+                cfg = hydra.compose(name, overrides=job, return_hydra_config=True)
+            except (HydraException, OmegaConfBaseException) as error:
+                raise ConfigError(_explained(name, jobs, error)) from error
+            try:
+                if check is not None:
+                    check(_without_hydra(cfg), cfg.hydra.runtime.choices)
+            except ConfigError as error:
+                for problem in error.problems:
+                    found.setdefault(problem, []).append(place)
+        if found:
+            raise ConfigError([p + _which(places, jobs) for p, places in found.items()])
+
+
+def _conf(typed: Typed) -> Any:
+    """The folder that configurations are composed from."""
+    from hydra import initialize_config_dir
+
+    return initialize_config_dir(str(CONF), version_base="1.3")
+
+
+def _without_hydra(cfg: Any) -> Any:
+    from omegaconf import open_dict
+
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def _is_sweep(override: str) -> bool:
+    return _parse(override).is_sweep_override()
+
+
+def _jobs(cfg: Any, overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run of a sweep, as Hydra's sweeper takes them apart."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*params, *overrides])
+    (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    return [[o for o in job if not o.startswith("hydra.mode=")] for job in jobs]
+
+
+def _which(places: Sequence[int], jobs: Sequence[Sequence[str]]) -> str:
+    """The runs of a sweep that have a problem, where not all have."""
+    if len(places) == len(jobs):
+        return ""
+    common = set.intersection(*map(set, jobs))
+    own = " ".join(o for o in jobs[places[0]] if o not in common)
+    return f" (in {len(places)} of {len(jobs)} runs: {own}{', ...' if len(places) > 1 else ''})"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What Hydra refuses, explained
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _explained(name: str, jobs: Sequence[Sequence[str]], error: Exception) -> list[str]:
+    """Every override that cannot be composed; where each alone can, the first line of what Hydra says."""
+    problems: dict[str, None] = {}
+    seen: set[str] = set()
+    for job in jobs:
+        if set(job) <= seen:
+            continue
+        problems |= dict.fromkeys(_refused(name, job, seen))
+        seen |= set(job)
+    return list(problems) or [f"the command line cannot be composed: {str(error).strip().splitlines()[0]}"]
+
+
+def _refused(name: str, overrides: Sequence[str], before: frozenset[str] | set[str] = frozenset()) -> list[str]:
+    """What is wrong with each override that the others, which are kept, leave impossible."""
+    problems, kept = [], []
+    groups = [o for o in overrides if _group(o)]
+    for override in [*groups, *(o for o in overrides if o not in groups)]:
+        if _tree(name, (*kept, override)) is not None:
+            kept.append(override)
+        elif override not in before:
+            problems.append(_problem(name, override, kept))
+    return problems
+
+
+@cache
+def _tree(name: str, overrides: tuple[str, ...]) -> dict[str, Any] | None:
+    """The plain values that overrides compose to; None where they do not."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(hydra.compose(name, overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException):
+        return None
+
+
+@cache
+def _parse(override: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(override)
+
+
+def options(group: str) -> list[str]:
+    """The choices of a group."""
+    folder = {"weak": "model", "strong": "model"}.get(group, group.partition("@")[0].strip("/"))
+    return sorted(file.stem for file in (CONF / folder).glob("*.yaml") if not file.stem.startswith("_"))
+
+
+def _group(override: str) -> str | None:
+    """The group whose file an override chooses."""
+    key = _parse(override).key_or_group
+    return key if "." not in key and options(key) else None
+
+
+def _problem(name: str, override: str, kept: Sequence[str]) -> str:
+    """Why one override cannot be composed with those that are kept, and what to type in its place."""
+    parsed = _parse(override)
+    key, value = parsed.key_or_group, None if parsed.is_delete() else parsed.value()
+    tree = _tree(name, tuple(kept)) or {}
+    group = _group(override)
+    if group is not None and name != "evaluate":
+        wrong = [str(v) for v in (value if isinstance(value, list) else [value]) if v is not None]
+        wrong = [v for v in wrong if v not in options(group)]
+        if wrong and group not in ("model", "measure", "alignment"):
+            return f"{group}: {unknown_choice(group, wrong[0])}"
+    for other, program in PROGRAMS.items():
+        if other != name and _tree(other, (override,)) is not None:
+            return f"{key}: is read by `python {program}`" + ("" if name == "train" else ", and not here")
+    if parsed.is_delete():
+        return f"{key}: there is nothing of that name to leave out{unknown_key(key, tree)}"
+    if group is not None:
+        near = ELSEWHERE.get(group) or [k for k in ("method.judge.kind",) if group == "judge" and exists(k, tree)]
+        return f"{group}: is no choice here{f'; did you mean {listed(near)}?' if near else ''}"
+    return f"{key}: no such key{_meant(name, key, value, tree, kept)}"
+
+
+def _meant(name: str, key: str, value: Any, tree: Mapping[str, Any], kept: Sequence[str]) -> str:
+    """What an unknown key may be meant for."""
+    parts = key.replace("/", ".").split(".")
+    if exists(dotted := ".".join(parts), tree):
+        return f"; did you mean {dotted}={value}?"
+    own = {*tree, "experiment", "pair"}
+    for part in parts:  # a group typed as a key
+        if part in own and options(part) and str(value) in options(part):
+            return f"; did you mean {part}={value}?"
+    if part := next((p for p in parts if p in own and len(parts) > 1 and p != parts[0] and options(p)), None):
+        return f"; did you mean {part}=? ({unknown_choice(part, str(value))})"
+    if holders := _holders(name, key, kept):
+        return f" of {_chosen(tree, parts[0], kept)}; it is of {listed(holders)}"
+    return unknown_key(key, tree)
+
+
+def _holders(name: str, key: str, kept: Sequence[str]) -> list[str]:
+    """The choices of the group that a key begins with that have the key."""
+    group = key.partition(".")[0]
+    section = key.partition(".")[2]
+    if group not in ("method", "decoder", "refine", "loss", "dataset", "judge") or not section:
+        return []
+    others = [o for o in kept if _group(o) != group]
+    trees = {choice: _tree(name, (*others, f"{group}={choice}")) for choice in options(group)}
+    return [f"{group}={choice}" for choice, tree in trees.items() if tree is not None and exists(key, tree)]
+
+
+def _chosen(tree: Mapping[str, Any], group: str, kept: Sequence[str]) -> str:
+    typed = [o for o in kept if _group(o) == group]
+    if typed:
+        return typed[-1].lstrip("+")
+    node = tree.get(group)
+    target = str((node or {}).get("_target_", "")).rpartition(".")[2] if isinstance(node, Mapping) else ""
+    return f"{group}={target}" if target in options(group) else f"this {group}"
+
+
+def unknown_choice(group: str, value: str) -> str:
+    """What to do about a choice that a group does not have.
+
+    >>> print(unknown_choice("loss", "reverse_kl"))
+    there is no reverse_kl; did you mean loss=rkl? The choices: cace, ce, conf_ce, conf_rce, jeffreys, kl, product, rce, \
+rkl, symmetric
+    """
+    there = options(group)
+    known = _files(group)
+    exact = [c for c, words in known.items() if value.casefold() in words]
+    near = exact or similar(value, there)
+    if not near:
+        near = [c for c, words in known.items() if similar(value, words, 1, 0.8)][:3]
+    words = f"there is no {value}"
+    if near:
+        words += f"; did you mean {listed([f'{group}={c}' for c in near])}?"
+    elif group in ("weak", "strong"):
+        words += f"; of the hub, a folder or a file: {group}=hf {group}.name={value}"
+    elif group == "dataset":
+        words += f"; of a file, a folder or the hub: dataset=local dataset.path={value}"
+    if len(there) <= FEW:
+        words += f"{'' if near else ';'} {'T' if near else 't'}he choices: {', '.join(there)}"
+    else:
+        words += f"{'' if near else '.'} All {len(there)} are in `python train.py --help`"
+    return words
+
+
+@cache
+def _files(group: str) -> dict[str, list[str]]:
+    """What else each choice may be called: its function, its model's or its data's name."""
+    import yaml
+
+    folder = {"weak": "model", "strong": "model"}.get(group, group)
+    found = {}
+    for choice in options(group):
+        content = yaml.safe_load((CONF / Path(folder) / f"{choice}.yaml").read_text(encoding="utf-8")) or {}
+        words = [str(content.get(key, "")) for key in ("_target_", "name", "path", "kind")]
+        words[0] = words[0].rpartition(".")[2]
+        words += [word.rpartition("/")[2] for word in words]
+        found[choice] = [word.casefold() for word in words if word]
+    return found
+
+
+def problems_of_section(key: str, value: Any, tree: Mapping[str, Any]) -> str:
+    """What to do where one value was typed for a section."""
+    section, node = above(f"{key}.", tree)
+    return f"{section}: is a section with the keys {', '.join(map(str, node))} (got {value!r})"

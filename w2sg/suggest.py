@@ -1,0 +1,289 @@
+"""What was probably meant by a key or a choice that there is none of: the nearest one that there is."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+# What transformers, TRL, PEFT, Lightning and common scripts call what has another name here: last parts of keys, or
+# what is to be typed.
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "learning_rate": ("lr",),
+    "rate": ("lr",),
+    "bs": ("batch_size",),
+    "batch": ("batch_size",),
+    "train_batch_size": ("batch_size",),
+    "per_device_train_batch_size": ("batch_size", "micro_batch"),
+    "per_gpu_train_batch_size": ("batch_size", "micro_batch"),
+    "per_device_eval_batch_size": ("trainer.eval_tokens",),
+    "eval_batch_size": ("trainer.eval_tokens",),
+    "micro_batch_size": ("micro_batch",),
+    "gradient_accumulation_steps": ("micro_batch",),
+    "accumulate_grad_batches": ("micro_batch",),
+    "grad_accum": ("micro_batch",),
+    "num_train_epochs": ("epochs",),
+    "num_epochs": ("epochs",),
+    "n_epochs": ("epochs",),
+    "max_epochs": ("epochs",),
+    "epoch": ("epochs",),
+    "max_steps": ("epochs",),
+    "num_steps": ("epochs",),
+    "max_seq_length": ("max_length",),
+    "max_seq_len": ("max_length",),
+    "max_len": ("max_length",),
+    "max_ctx": ("max_length",),
+    "model_max_length": ("max_length",),
+    "max_prompt_length": ("max_length",),
+    "block_size": ("max_length",),
+    "seq_len": ("max_length",),
+    "max_tokens": ("max_new_tokens",),
+    "fp16": ("trainer.precision=bf16-mixed",),
+    "bf16": ("trainer.precision=bf16-mixed",),
+    "amp": ("trainer.precision=bf16-mixed",),
+    "mixed_precision": ("trainer.precision=bf16-mixed",),
+    "torch_dtype": ("dtype",),
+    "gpus": ("trainer.devices",),
+    "gpu": ("trainer.devices",),
+    "num_gpus": ("trainer.devices",),
+    "n_gpu": ("trainer.devices",),
+    "num_devices": ("trainer.devices",),
+    "num_processes": ("trainer.devices",),
+    "nproc_per_node": ("trainer.devices",),
+    "world_size": ("trainer.devices",),
+    "device": ("trainer.accelerator",),
+    "nnodes": ("trainer.num_nodes",),
+    "nodes": ("trainer.num_nodes",),
+    "fsdp": ("trainer=fsdp",),
+    "ddp": ("trainer=ddp",),
+    "deepspeed": ("trainer=fsdp",),
+    "model": ("weak=", "strong="),
+    "models": ("weak=", "strong="),
+    "model_name": ("weak=", "strong="),
+    "model_name_or_path": ("weak=", "strong="),
+    "pretrained": ("weak=", "strong="),
+    "weak_model": ("weak=",),
+    "weak_model_size": ("weak=",),
+    "weak_model_name": ("weak=",),
+    "teacher": ("weak=",),
+    "strong_model": ("strong=",),
+    "strong_model_size": ("strong=",),
+    "strong_model_name": ("strong=",),
+    "student": ("strong=",),
+    "ref_model": ("untuned",),
+    "reward_model": ("method.judge.model",),
+    "model_revision": ("revision",),
+    "attn_implementation": ("attention",),
+    "optim": ("optimizer",),
+    "opt": ("optimizer",),
+    "lr_scheduler_type": ("schedule",),
+    "lr_scheduler": ("schedule",),
+    "scheduler": ("schedule",),
+    "lr_schedule": ("schedule",),
+    "warmup_ratio": ("warmup",),
+    "warmup_steps": ("warmup",),
+    "max_grad_norm": ("clip",),
+    "gradient_clip_val": ("clip",),
+    "grad_clip": ("clip",),
+    "wd": ("weight_decay",),
+    "early_stopping": ("patience",),
+    "early_stopping_patience": ("patience",),
+    "val_frac": ("validation",),
+    "val_split": ("validation",),
+    "label_smoothing_factor": ("label_smoothing",),
+    "output_dir": ("out",),
+    "outdir": ("out",),
+    "save_dir": ("out",),
+    "results_folder": ("out",),
+    "results_dir": ("out",),
+    "default_root_dir": ("out",),
+    "cache_dir": ("store",),
+    "run_name": ("out",),
+    "report_to": ("logger=",),
+    "wandb": ("logger=wandb",),
+    "use_wandb": ("logger=wandb",),
+    "tensorboard": ("logger=tensorboard",),
+    "project_name": ("logger.project",),
+    "wandb_project": ("logger.project",),
+    "wandb_entity": ("logger.entity",),
+    "logging_steps": ("logger.every",),
+    "log_every_n_steps": ("logger.every",),
+    "save_steps": ("trainer.checkpoint_minutes",),
+    "ds_name": ("dataset=",),
+    "data": ("dataset=", "dataset.path"),
+    "dataset_name": ("dataset=", "dataset.path"),
+    "dataset_path": ("dataset.path",),
+    "data_path": ("dataset.path",),
+    "data_dir": ("dataset.path",),
+    "train_file": ("dataset.path",),
+    "n_docs": ("dataset.sizes.ground_truth", "dataset.sizes.transfer"),
+    "n_test_docs": ("dataset.sizes.test",),
+    "max_train_samples": ("dataset.sizes.ground_truth", "dataset.sizes.transfer"),
+    "max_eval_samples": ("dataset.sizes.test",),
+    "train_size": ("dataset.sizes.ground_truth", "dataset.sizes.transfer"),
+    "test_size": ("dataset.sizes.test",),
+    "noise_rate": ("dataset.noise.rate",),
+    "data_seed": ("dataset.split_seed",),
+    "random_seed": ("seed",),
+    "loss_type": ("loss=",),
+    "objective": ("loss=",),
+    "criterion": ("loss=",),
+    "algorithm": ("method=",),
+    "algo": ("method=",),
+    "task": ("method=", "dataset="),
+    "dpo_beta": ("beta",),
+    "kl_coef": ("beta",),
+    "top_n": ("top_k",),
+    "temp": ("temperature",),
+    "rank": ("lora.r",),
+    "lora_r": ("lora.r",),
+    "lora_rank": ("lora.r",),
+    "lora_alpha": ("lora.alpha",),
+    "lora_dropout": ("lora.dropout",),
+    "target_modules": ("lora.targets",),
+    "lora_target_modules": ("lora.targets",),
+    "use_peft": ("train=lora",),
+    "peft": ("train=lora",),
+    "use_lora": ("train=lora",),
+    "lora": ("train=lora",),
+    "linear_probe": ("train=head",),
+    "load_in_4bit": ("quantise",),
+    "load_in_8bit": ("quantise",),
+    "quantize": ("quantise",),
+    "bits": ("quantise",),
+    "resume": ("out",),
+    "resume_from_checkpoint": ("out",),
+    "config": ("experiment=",),
+    "n": ("samples", "trials"),
+}
+MOST = 8  # names in one line
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of all that is set, and of the sections on the way."""
+    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+        yield f"{prefix}{key}"
+        yield from leaves(value, f"{prefix}{key}.")
+
+
+def exists(key: str, tree: Any) -> bool:
+    """Whether a dotted key stands in a configuration."""
+    for part in key.split("."):
+        if not isinstance(tree, Mapping) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def above(key: str, tree: Any) -> tuple[str, Any]:
+    """The longest beginning of a key that is a section, and what stands there."""
+    found: list[str] = []
+    for part in key.split(".")[:-1]:
+        if not isinstance(tree, Mapping) or not isinstance(tree.get(part), Mapping):
+            break
+        found.append(part)
+        tree = tree[part]
+    return ".".join(found), tree
+
+
+def similar(word: str, names: Iterable[str], count: int = 3, cutoff: float = 0.65) -> list[str]:
+    """The names that are spelled like a word, best first; those that differ in signs and case alone before all."""
+
+    def bare(text: str) -> str:
+        return re.sub(r"[\W_]+", "", text.casefold())
+
+    own = {name: bare(name) for name in names}
+    same = [name for name, text in own.items() if text == bare(word)]
+    if same:
+        return same
+    scores = {n: difflib.SequenceMatcher(None, bare(word), text, autojunk=False).ratio() for n, text in own.items()}
+    near = sorted((n for n in own if scores[n] >= cutoff), key=lambda n: (-scores[n], n))
+    return [n for n in near if scores[n] >= scores[near[0]] - 0.15][:count]
+
+
+def nearest(key: str, tree: Mapping[str, Any]) -> list[str]:
+    """The keys of a configuration that one which is not in it may be meant for, the likeliest first.
+
+    >>> nearest("weak.learning_rate", {"weak": {"lr": None}, "seed": 0})
+    ['weak.lr']
+    >>> nearest("dataset.nois.rate", {"dataset": {"noise": {"rate": 0.0}}})
+    ['dataset.noise.rate']
+    """
+    known = list(leaves(tree))
+    last = key.rpartition(".")[2]
+    section, node = above(key, tree)
+    inside = [k for k in known if k.startswith(section + ".")] if section else []
+    if whole := [k for k in known if k.endswith(f".{key}")]:
+        return _ordered(whole)
+    alias = [found for name in ELSEWHERE.get(last.casefold(), ()) for found in _own(name, inside, known)]
+    if own := [found for found in alias if found in inside]:
+        return own
+    if same := [k for k in inside if k.endswith(f".{last}")]:
+        return _ordered(same)
+    if near := _spelled(key.split("."), tree):
+        return [near]
+    if alias:
+        return alias
+    if same := [k for k in known if k == last or k.endswith(f".{last}")]:
+        return _ordered(same)
+    if isinstance(node, Mapping) and (alike := similar(last, (k.rpartition(".")[2] for k in inside))):
+        return _ordered(k for k in inside if k.rpartition(".")[2] in alike)
+    alike = similar(last, {k.rpartition(".")[2] for k in known}, cutoff=0.75)
+    return _ordered(k for k in known if k.rpartition(".")[2] in alike)
+
+
+def _own(name: str, inside: Sequence[str], known: Sequence[str]) -> list[str]:
+    """What a word of `ELSEWHERE` stands for in this configuration; a group's choice, as ``logger=``, is itself."""
+    stem, equals, _ = name.partition("=")
+    if not equals or stem == "train":
+        for there in (inside, known):
+            found = _ordered(k for k in there if k == stem or k.endswith(f".{stem}"))
+            if found:
+                return [k + name[len(stem) :] for k in found]
+        return []
+    return [name] if stem in known or "." not in stem else []
+
+
+def _spelled(parts: Sequence[str], tree: Any) -> str | None:
+    """The key whose every part is that of another one, or spelled like it."""
+    found = []
+    for part in parts:
+        if not isinstance(tree, Mapping):
+            return None
+        alike = [part] if part in tree else similar(part, tree, 1)
+        if not alike:
+            return None
+        found.append(alike[0])
+        tree = tree[alike[0]]
+    return ".".join(found)
+
+
+def _ordered(keys: Iterable[str]) -> list[str]:
+    """A method's own first: its stages read nothing else."""
+    order = ("method", "refine", "decoder", "strong", "weak", "training")
+    first = {name: place for place, name in enumerate(order)}
+    return sorted(dict.fromkeys(keys), key=lambda key: first.get(key.partition(".")[0], len(first)))
+
+
+def listed(names: Sequence[str], most: int = MOST) -> str:
+    """Names in a sentence; of many, the first.
+
+    >>> listed(["a", "b", "c"])
+    'a, b or c'
+    """
+    names = list(names)
+    if len(names) > most:
+        return ", ".join(names[:most]) + ", ..."
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def unknown_key(key: str, tree: Mapping[str, Any]) -> str:
+    """What to do about a key that is not there, to follow ``key: no such key``."""
+    section, node = above(key, tree)
+    near = nearest(key, tree)
+    own = [str(k) for k in node if not str(k).startswith("_")] if section and isinstance(node, Mapping) else []
+    words = f"; did you mean {listed(near)}?" if near else ""
+    if own and not near or (own and len(own) <= MOST and not any(found.startswith(f"{section}.") for found in near)):
+        words += f" ({section} has {', '.join(own)})" if near else f"; {section} has {', '.join(own)}"
+    return words or "; `python train.py --cfg job` shows all keys"
