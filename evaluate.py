@@ -11,20 +11,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from w2sg import stops
-from w2sg.cli import readable_errors
-from w2sg.config import CONF, check, check_evaluate, register
+from w2sg.cli import launch, readable_errors
+from w2sg.config import check, check_evaluate
 from w2sg.errors import UserError
 from w2sg.schema import EvaluateConfig
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-register()
+    from w2sg.console import Plain
 
 
 def used_stages(out: Path) -> set[str]:
@@ -36,7 +33,7 @@ def used_stages(out: Path) -> set[str]:
     used: set[str] = set()
     for file in out.rglob("report.json"):
         try:
-            used |= {stage["key"] for stage in json.loads(file.read_text())["stages"]}
+            used |= {stage["key"] for stage in json.loads(file.read_text(encoding="utf-8"))["stages"]}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{file} is no report of a run ({error!r}), so nothing says which stages it uses; mend or remove it"
@@ -44,7 +41,7 @@ def used_stages(out: Path) -> set[str]:
     return used
 
 
-def gather(runs: Path, console: Console) -> None:
+def gather(runs: Path, console: Plain) -> None:
     """One table and one page over all finished runs below a folder."""
     from w2sg import collect_decode, collect_page, collect_refined, collect_text
     from w2sg.collect import collect
@@ -57,20 +54,10 @@ def gather(runs: Path, console: Console) -> None:
         if found := kind.collect(runs):
             kind.show(found, console)
             files += kind.write(found, runs)
-    console.print("written: " + ", ".join(map(str, files)), soft_wrap=True)
+    console.say("written: " + ", ".join(map(str, files)))
 
 
-def typed_key(key: object) -> str:
-    """The stage as it was typed: the beginning of a hash such as 12e4 is read as a number."""
-    if not isinstance(key, str):
-        for override in reversed(HydraConfig.get().overrides.task):
-            name, _, value = override.partition("=")
-            if name.strip("+") == "key":
-                return value.strip("'\"")
-    return str(key)
-
-
-def downstream(config: EvaluateConfig, console: Console) -> None:
+def downstream(config: EvaluateConfig, console: Plain) -> None:
     """The harness's table of one model."""
     from w2sg.harness import Options, run_harness
 
@@ -80,21 +67,6 @@ def downstream(config: EvaluateConfig, console: Console) -> None:
     run_harness(Path(config.harness), config.system, options, config.baseline, to, out, root, console)
 
 
-FOLDERS = ("runs", "export", "harness", "annotations", "of", "to", "include", "out", "root")
-
-
-def quoted(override: str) -> str:
-    """An override whose folder holds what Hydra has another use for, quoted: runs are called ``loss=rkl,seed=1``.
-
-    >>> quoted("export=outputs/loss=rkl,seed=1")
-    'export="outputs/loss=rkl,seed=1"'
-    """
-    name, _, value = override.partition("=")
-    plain = name not in FOLDERS or not set("=,") & set(value) or value[0] in "'\"[{"
-    return override if plain else f'{name}="{value}"'
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="decode")
 def decode(cfg: DictConfig) -> float | None:
     """Answer test prompts in one way, beside plain samples; returns the win rate over them, for sweepers."""
     with readable_errors():
@@ -114,17 +86,16 @@ def decodes(arguments: list[str]) -> bool:
     >>> decodes(["-m", "decoder=search,eft"]), decodes(["runs=outputs"])
     (True, False)
     """
-    return any(argument.partition("=")[0].lstrip("+") in ("decoder", "experiment") for argument in arguments)
+    return any(argument.partition("=")[0].lstrip("+-") in ("decoder", "experiment") for argument in arguments)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
-def main(cfg: DictConfig) -> None:
+def look(cfg: DictConfig) -> None:
     """Gather finished runs; look at a store or prune it; export or evaluate a model; read annotations; check theory."""
     with readable_errors():
         config = check_evaluate(cfg)
-        from rich.console import Console
+        from w2sg.console import Plain
 
-        console, root = Console(), Path(config.root)
+        console, root = Plain(), Path(config.root)
         if config.runs is not None:
             gather(Path(config.runs), console)
             return
@@ -153,14 +124,21 @@ def main(cfg: DictConfig) -> None:
         if config.store == "list":
             inventory.print_list(root, console)
         elif config.store == "why":
-            inventory.print_why(root, typed_key(config.key), console)
+            inventory.print_why(root, str(config.key), console)
         else:
             inventory.prune(root, used_stages(Path(config.out)), config.apply, console)
             if not config.apply:
                 console.print("nothing was removed; add apply=true to do so")
 
 
+def main() -> None:
+    """A decoder where one is named, else what runs left behind."""
+    if decodes(sys.argv[1:]):
+        launch(decode, "decode", check)
+    else:
+        launch(look, "evaluate", lambda cfg, _: check_evaluate(cfg))
+
+
 if __name__ == "__main__":
-    sys.argv[1:] = map(quoted, sys.argv[1:])
     with stops.command(last=True):
-        decode() if decodes(sys.argv[1:]) else main()
+        main()

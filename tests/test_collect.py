@@ -110,11 +110,11 @@ def test_differences_between_losses_are_paired_and_equal_losses_are_called_ident
 
 
 def test_the_files_and_the_page_say_the_same(sweep, capsys):
-    from rich.console import Console
+    from w2sg.console import Plain
 
     found = collect(sweep)
     collect_page.write(found, sweep)
-    collect_page.show(found, Console(width=160))
+    collect_page.show(found, Plain(width=160))
     shown = capsys.readouterr().out
     assert "student against teacher: better in" in shown
     rows = list(csv.DictReader((sweep / "summary.csv").read_text().splitlines()))

@@ -10,7 +10,6 @@ import torch
 from conftest import ROOT, compose, run_script
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 
 from w2sg.config import check
@@ -52,7 +51,7 @@ BAD = [  # what was typed, the key that is named, words of the remedy
     (["strong.candidates=8"], "strong.candidates", "valid list"),
     (["strong.candidates=[8,0]"], "strong.candidates.1", "greater than 0"),
     (["logger.tags=a"], "logger.tags", "valid list"),
-    (["training=3"], "training", "dictionary"),
+    (["training=3"], "training", "a section with the keys full, lora, head"),
     # names that are none of the choices
     (["training.full.optimizer=sgd"], "training.full.optimizer", "'adamw', 'adam' or 'adafactor'"),
     (["training.full.schedule=step"], "training.full.schedule", "'cosine', 'linear' or 'constant'"),
@@ -166,42 +165,6 @@ def test_a_bad_value_is_named_with_its_remedy_and_alone(overrides, key, remedy):
     assert found[0].startswith(f"{key}: ")
     assert remedy in found[0]
     assert "\n" not in found[0]
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("loss=best", ["'loss/best'", "'loss'", "conf_ce", "rkl"]),
-        ("weak=gpt5", ["'weak/gpt5'", "'weak'", "bow", "smollm2-135m-gguf"]),
-        ("strong=gpt2_xl", ["'strong/gpt2_xl'", "gpt2-xl"]),
-        ("dataset=mine", ["'dataset/mine'", "local", "cai_harmless"]),
-        ("trainer=fast", ["'trainer/fast'", "cpu", "ddp"]),
-        ("logger=mlflow", ["'logger/mlflow'", "wandb"]),
-        ("method=magic", ["'method/magic'", "finetune"]),
-    ],
-)
-def test_an_unknown_choice_lists_the_choices(override, words):
-    with pytest.raises(MissingConfigException) as caught:
-        compose(override)
-    for word in words:
-        assert word in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("sede=1", ["'sede'", "+sede=1"]),
-        ("training.full.learning_rate=1", ["'learning_rate'", "training.full.learning_rate"]),
-        ("strong.dtypes=float32", ["'dtypes'", "strong.dtypes"]),
-        ("losses=rkl", ["'losses'"]),
-    ],
-)
-def test_an_unknown_key_is_named(override, words):
-    with pytest.raises(ConfigCompositionException) as caught:
-        compose(override)
-    text = f"{caught.value} {caught.value.__cause__}"
-    for word in words:
-        assert word in text
 
 
 def test_all_problems_come_at_once_one_line_each():
@@ -439,7 +402,11 @@ def test_a_run_refuses_before_it_works(options, words, pairs_folder, tiny_gpt2, 
             ["training.full.lr=-1", "dataset.noise.rate=2"],
             ["error: The configuration does not hold together", "\n  training.full.lr: ", "\n  dataset.noise.rate: "],
         ),
-        ("train.py", ["strong=gpt5"], ["Available options in 'strong'", "gpt2-xl", "smollm2-135m-gguf"]),
+        (
+            "train.py",
+            ["strong=gpt2xl", "lr=1"],
+            ["\n  strong: there is no gpt2xl; ", "strong=gpt2-xl?", "\n  lr: "],
+        ),
         ("evaluate.py", [], ["error: ", "runs: say what to do"]),
         ("evaluate.py", ["store=nonsense"], ["error: ", "'list', 'why' or 'prune'"]),
         ("evaluate.py", ["store=why"], ["error: ", "key: "]),

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import BETTER, ROOT, WORDS, compose, run_script, save_tiny_model, write_jsonl
-from rich.console import Console
 
 from w2sg.config import check, check_evaluate
+from w2sg.console import Plain
 from w2sg.errors import ConfigError, UserError
 from w2sg.export import Trained, export, find_trained, load, print_export
 from w2sg.harness import Options, compare, rows, run_harness, show
@@ -169,7 +169,7 @@ def test_adapters_are_not_merged_into_another_base(finished, tmp_path):
 
 
 def test_what_cannot_be_exported_is_said(finished, pairs_folder, tmp_path):
-    console = Console(quiet=True)
+    console = Plain(quiet=True)
     with pytest.raises(UserError, match=r"this run has no student: untuned, base, weak, cong-s, cong$"):
         named(finished, "student")
     with pytest.raises(UserError, match="say which model of the run you mean: untuned, base, weak"):
@@ -204,7 +204,7 @@ def test_what_cannot_be_exported_is_said(finished, pairs_folder, tmp_path):
 
 
 def harness(place, system, options, console=None, baseline=False, to=None, out=Path("nowhere")):
-    return run_harness(place, system, options, baseline, to, out, out / "store", console or Console(quiet=True))
+    return run_harness(place, system, options, baseline, to, out, out / "store", console or Plain(quiet=True))
 
 
 @pytest.mark.slow
@@ -212,7 +212,7 @@ def harness(place, system, options, console=None, baseline=False, to=None, out=P
 def test_the_harness_evaluates_a_system_and_its_base(finished, tasks, tmp_path, capsys):
     options = Options(["tiny_choice", "tiny_words"], include=tasks)
     place = finished / "a=1,b=2"
-    found = harness(place, "cong", options, Console(width=120), baseline=True, to=tmp_path)
+    found = harness(place, "cong", options, Plain(width=120), baseline=True, to=tmp_path)
     choice, words = found
     assert [(r["task"], r["metric"], r["examples"]) for r in found] == [
         ("tiny_choice", "acc", 12),
@@ -317,7 +317,7 @@ def test_differences_have_the_standard_error_of_pairs(capsys):
     (lost,) = rows("cong", results([1.0], math.inf), Options(["t"]))
     assert lost["value"] is None
     assert compare(lost, base)["difference"] is None
-    show([found, compare(lost, base)], Console(width=80))
+    show([found, compare(lost, base)], Plain(width=80))
     table = capsys.readouterr().out
     assert "m ↓" in table
     assert "+0.250 ± 0.250" in table

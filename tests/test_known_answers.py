@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_script
-from rich.console import Console
 
 from w2sg import diagnostics, ensembles, losses, metrics, modules, stages, statistics
+from w2sg.console import Plain
 from w2sg.data import noise, splits
 from w2sg.errors import UserError
 from w2sg.known_answers import concepts, labels, suite
@@ -208,7 +208,7 @@ def test_a_failure_is_printed_written_and_returned(tmp_path, monkeypatch):
     found.add("none", 2.0, float("nan"), 0.5, "for show", "<=")
     broken = Check("broken", "It <fails>.", "nobody", lambda bench: found)
     monkeypatch.setattr(suite, "CHECKS", (broken, *suite.chosen("product_of_contexts")))
-    console = Console(record=True, width=120)
+    console = Plain(record=True, width=120)
     assert not suite.run_known_answers("all", tmp_path / "out", console)
     text = console.export_text()
     assert "FAIL broken" in text
@@ -229,7 +229,7 @@ def test_the_folder_is_looked_at_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(suite, "run", lambda check: pytest.fail("began to work"))
     with pytest.raises(UserError, match=r"out: .* cannot be written"):
-        suite.run_known_answers("all", tmp_path / "file", Console())
+        suite.run_known_answers("all", tmp_path / "file", Plain())
 
 
 def test_the_command(tmp_path):

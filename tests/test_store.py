@@ -13,10 +13,10 @@ from pathlib import Path
 
 import filelock
 import pytest
-from rich.console import Console
 
 import w2sg
 from w2sg import inventory, store
+from w2sg.console import Plain as Terminal
 from w2sg.errors import UserError
 from w2sg.store import ABSENT, Store, canonical, differences, flatten, folder_name, hash_file, read_json, write_json
 
@@ -600,7 +600,7 @@ def small(tmp_path):
 
 
 def shown(function, *args):
-    console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Terminal(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     try:
         function(*args, console)
     finally:
@@ -678,7 +678,7 @@ def test_prune(small):
     for name in gone:
         assert f"would remove {name}" in text
     assert text.count("would remove") == len(gone)
-    quiet = Console(quiet=True)
+    quiet = Terminal(quiet=True)
     assert inventory.prune(root, {small["student"]}, True, quiet) == sum(before[name] for name in gone)
     assert {row.folder.name for row in inventory.rows(root)} == set(before) - gone
     assert (root / "notes.txt").exists()
@@ -700,5 +700,5 @@ def test_prune_survives_keys_that_name_each_other(tmp_path):
     for stage, key in ((a, {"x": b}), (b, {"x": a})):
         (tmp_path / f"{stage}.part").mkdir()
         write_json(tmp_path / f"{stage}.part" / "key.json", key)
-    inventory.prune(tmp_path, {a}, True, Console(quiet=True))
+    inventory.prune(tmp_path, {a}, True, Terminal(quiet=True))
     assert inventory.rows(tmp_path) == []

@@ -4,10 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from w2sg import stops
 from w2sg.errors import UserError
+
+
+def launch(task: Callable[[Any], Any], name: str, check: Callable[[Any, Mapping[str, str]], Any]) -> None:
+    """Run a program of Hydra's on ``sys.argv``, once every run that is typed there holds.
+
+    Args:
+        task: called with each run's configuration.
+        name: the file of conf/ that it starts from.
+        check: raises `UserError` where a composed configuration and its choices do not hold.
+    """
+    import hydra
+
+    from w2sg.composing import settle
+    from w2sg.config import CONF, register
+    from w2sg.console import any_terminal
+    from w2sg.typed import typed
+
+    any_terminal()
+    with readable_errors():
+        register()
+        found = typed(sys.argv[1:], sweeps=name != "evaluate")
+        sys.argv[1:] = found.arguments
+        shows = found.has("--help", "-h", "--cfg", "-c", "--info", "-i")
+        elsewhere = found.has("--config-path", "-cp", "--config-dir", "-cd", "--experimental-rerun")
+        if not elsewhere and not found.has("--hydra-help", "--version", "--shell-completion", "-sc"):
+            settle(found.value("--config-name") or name, found, None if shows else check)
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
 
 
 @contextlib.contextmanager
@@ -21,9 +49,7 @@ def readable_errors() -> Iterator[None]:
         with stops.command():
             yield
     except UserError as error:
-        from rich.console import Console
+        from w2sg.console import Plain
 
-        console = Console(stderr=True)
-        console.print("error:", style="bold red", end=" ")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        Plain(stderr=True).say(str(error), "error: ", "bold red")
         sys.exit(1)

@@ -13,16 +13,17 @@ from typing import Any
 
 from w2sg.config import CONF
 from w2sg.errors import ConfigError
-from w2sg.suggest import ELSEWHERE, above, exists, listed, similar, unknown_key
+from w2sg.suggest import ELSEWHERE, exists, leaves, listed, nearest, similar, unknown_key
 from w2sg.typed import Typed, problem_of
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-HERE = ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", "hydra_plugins.hydra_joblib_launcher")
+HERE = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher")
 PROGRAMS = {"train": "train.py", "decode": "evaluate.py decoder=...", "evaluate": "evaluate.py"}
+Check = Callable[[Any, Mapping[str, str]], Any]
 FEW = 14  # choices of a group that are all named
 
 
-def settle(name: str, typed: Typed, check: Callable[[Any, Mapping[str, str]], Any] | None) -> None:
+def settle(name: str, typed: Typed, check: Check | None) -> None:
     """Compose and check every run that a command line asks for.
 
     Args:
@@ -34,25 +35,23 @@ def settle(name: str, typed: Typed, check: Callable[[Any, Mapping[str, str]], An
         ConfigError: everything that is wrong with any of the runs.
     """
     import hydra
-    from hydra.errors import HydraException
     from hydra.types import RunMode
-    from omegaconf.errors import OmegaConfBaseException
 
     if problems := [p for o in typed.overrides if (p := problem_of(o, typed.multirun))]:
         known = [o for o in typed.overrides if problem_of(o, typed.multirun) is None]
-        with _conf(typed):
-            problems += _refused(name, [o for o in known if not _is_sweep(o)])
+        with _conf():
+            problems += _refused(name, [o for o in known if not _is_sweep(o)], check)
         raise ConfigError(problems)
-    with _conf(typed):
+    with _conf():
         single = [o for o in typed.overrides if not _is_sweep(o)]
         try:
             cfg = hydra.compose(name, overrides=single, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_explained(name, [single], error)) from error
+        except _refusals() as error:
+            raise ConfigError(_explained(name, [single], error, check)) from error
         swept = typed.multirun or cfg.hydra.mode == RunMode.MULTIRUN
         if not swept:
             if check is not None:
-                check(_without_hydra(cfg), cfg.hydra.runtime.choices)
+                _checked(cfg, check)
             return
         if cfg.hydra.sweeper._target_ != BASIC:  # it decides on its runs as it goes
             return
@@ -63,11 +62,11 @@ def settle(name: str, typed: Typed, check: Callable[[Any, Mapping[str, str]], An
         for place, job in enumerate(jobs):
             try:
                 cfg = hydra.compose(name, overrides=job, return_hydra_config=True)
-            except (HydraException, OmegaConfBaseException) as error:
-                raise ConfigError(_explained(name, jobs, error)) from error
+            except _refusals() as error:
+                raise ConfigError(_explained(name, jobs, error, None)) from error
             try:
                 if check is not None:
-                    check(_without_hydra(cfg), cfg.hydra.runtime.choices)
+                    _checked(cfg, check)
             except ConfigError as error:
                 for problem in error.problems:
                     found.setdefault(problem, []).append(place)
@@ -75,19 +74,20 @@ def settle(name: str, typed: Typed, check: Callable[[Any, Mapping[str, str]], An
             raise ConfigError([p + _which(places, jobs) for p, places in found.items()])
 
 
-def _conf(typed: Typed) -> Any:
+def _conf() -> Any:
     """The folder that configurations are composed from."""
     from hydra import initialize_config_dir
 
     return initialize_config_dir(str(CONF), version_base="1.3")
 
 
-def _without_hydra(cfg: Any) -> Any:
+def _checked(cfg: Any, check: Check) -> None:
     from omegaconf import open_dict
 
+    choices = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
-    return cfg
+    check(cfg, choices)
 
 
 def _is_sweep(override: str) -> bool:
@@ -119,20 +119,33 @@ def _which(places: Sequence[int], jobs: Sequence[Sequence[str]]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _explained(name: str, jobs: Sequence[Sequence[str]], error: Exception) -> list[str]:
+def _refusals() -> tuple[type[Exception], ...]:
+    """What composing raises, in Hydra's and OmegaConf's words."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return HydraException, OmegaConfBaseException, ValueError
+
+
+def _explained(name: str, jobs: Sequence[Sequence[str]], error: Exception, check: Check | None) -> list[str]:
     """Every override that cannot be composed; where each alone can, the first line of what Hydra says."""
     problems: dict[str, None] = {}
     seen: set[str] = set()
     for job in jobs:
-        if set(job) <= seen:
-            continue
-        problems |= dict.fromkeys(_refused(name, job, seen))
-        seen |= set(job)
+        if not set(job) <= seen:
+            problems |= dict.fromkeys(_refused(name, job, check, seen))
+            seen |= set(job)
     return list(problems) or [f"the command line cannot be composed: {str(error).strip().splitlines()[0]}"]
 
 
-def _refused(name: str, overrides: Sequence[str], before: frozenset[str] | set[str] = frozenset()) -> list[str]:
-    """What is wrong with each override that the others, which are kept, leave impossible."""
+def _refused(
+    name: str, overrides: Sequence[str], check: Check | None, before: frozenset[str] | set[str] = frozenset()
+) -> list[str]:
+    """What is wrong with each override that the others leave impossible, and then with those that compose.
+
+    Args:
+        before: overrides that were looked at in another run.
+    """
     problems, kept = [], []
     groups = [o for o in overrides if _group(o)]
     for override in [*groups, *(o for o in overrides if o not in groups)]:
@@ -140,6 +153,13 @@ def _refused(name: str, overrides: Sequence[str], before: frozenset[str] | set[s
             kept.append(override)
         elif override not in before:
             problems.append(_problem(name, override, kept))
+    if check is not None and problems and name != "evaluate":
+        import hydra
+
+        try:
+            _checked(hydra.compose(name, overrides=kept, return_hydra_config=True), check)
+        except ConfigError as error:
+            problems += error.problems
     return problems
 
 
@@ -147,13 +167,11 @@ def _refused(name: str, overrides: Sequence[str], before: frozenset[str] | set[s
 def _tree(name: str, overrides: tuple[str, ...]) -> dict[str, Any] | None:
     """The plain values that overrides compose to; None where they do not."""
     import hydra
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     try:
         return OmegaConf.to_container(hydra.compose(name, overrides=list(overrides)))
-    except (HydraException, OmegaConfBaseException):
+    except _refusals():
         return None
 
 
@@ -187,13 +205,16 @@ def _problem(name: str, override: str, kept: Sequence[str]) -> str:
         wrong = [v for v in wrong if v not in options(group)]
         if wrong and group not in ("model", "measure", "alignment"):
             return f"{group}: {unknown_choice(group, wrong[0])}"
+    if group is not None and value is None and not parsed.is_delete():
+        return f"{group}: needs a choice, as {group}={options(group)[0]}"
+    ours = group is None and any(k.rpartition(".")[2] == key for k in leaves(tree))
     for other, program in PROGRAMS.items():
-        if other != name and _tree(other, (override,)) is not None:
+        if other != name and not ours and _tree(other, (override,)) is not None:
             return f"{key}: is read by `python {program}`" + ("" if name == "train" else ", and not here")
     if parsed.is_delete():
         return f"{key}: there is nothing of that name to leave out{unknown_key(key, tree)}"
     if group is not None:
-        near = ELSEWHERE.get(group) or [k for k in ("method.judge.kind",) if group == "judge" and exists(k, tree)]
+        near = [k + str(value) for k in ELSEWHERE.get(group, ())]
         return f"{group}: is no choice here{f'; did you mean {listed(near)}?' if near else ''}"
     return f"{key}: no such key{_meant(name, key, value, tree, kept)}"
 
@@ -201,16 +222,29 @@ def _problem(name: str, override: str, kept: Sequence[str]) -> str:
 def _meant(name: str, key: str, value: Any, tree: Mapping[str, Any], kept: Sequence[str]) -> str:
     """What an unknown key may be meant for."""
     parts = key.replace("/", ".").split(".")
+    if parts[0] == "hydra":
+        return " of Hydra's; `python train.py --cfg hydra` shows them"
     if exists(dotted := ".".join(parts), tree):
         return f"; did you mean {dotted}={value}?"
     own = {*tree, "experiment", "pair"}
     for part in parts:  # a group typed as a key
         if part in own and options(part) and str(value) in options(part):
             return f"; did you mean {part}={value}?"
-    if part := next((p for p in parts if p in own and len(parts) > 1 and p != parts[0] and options(p)), None):
+    if part := next((p for p in parts[1:] if p in own and options(p)), None):
         return f"; did you mean {part}=? ({unknown_choice(part, str(value))})"
+    for count in range(1, len(parts)):
+        if exists(start := ".".join(parts[:count]), tree) and not exists(f"{start}.{parts[count]}", tree):
+            node: Any = tree
+            for part in parts[:count]:
+                node = node[part]
+            if node is not None and not isinstance(node, Mapping):
+                near = [k for k in nearest(key, tree) if k.rpartition(".")[2] == parts[-1]]
+                return f"; {start} is one value{f'; did you mean {listed(near)}?' if near else ''}"
     if holders := _holders(name, key, kept):
         return f" of {_chosen(tree, parts[0], kept)}; it is of {listed(holders)}"
+    alone = not nearest(key, tree) or (len(parts) > 1 and parts[0] not in tree)
+    if alone and (others := _elsewhere(name, key, tree, kept)):
+        return f"; did you mean {listed(others)}?"
     return unknown_key(key, tree)
 
 
@@ -225,6 +259,19 @@ def _holders(name: str, key: str, kept: Sequence[str]) -> list[str]:
     return [f"{group}={choice}" for choice, tree in trees.items() if tree is not None and exists(key, tree)]
 
 
+def _elsewhere(name: str, key: str, tree: Mapping[str, Any], kept: Sequence[str]) -> list[str]:
+    """Keys of other methods that end like this one, each with its method."""
+    if name != "train" or any(k.endswith(f".{key}") for k in leaves(tree)):
+        return []
+    found: dict[str, list[str]] = {}
+    others = [o for o in kept if _group(o) != "method"]
+    for choice in options("method"):
+        for own in leaves(_tree(name, (*others, f"method={choice}")) or {}):
+            if own.endswith(f".{key}"):
+                found.setdefault(own, []).append(f"method={choice}")
+    return [f"{own} (of {listed(methods)})" for own, methods in found.items()]
+
+
 def _chosen(tree: Mapping[str, Any], group: str, kept: Sequence[str]) -> str:
     typed = [o for o in kept if _group(o) == group]
     if typed:
@@ -237,9 +284,8 @@ def _chosen(tree: Mapping[str, Any], group: str, kept: Sequence[str]) -> str:
 def unknown_choice(group: str, value: str) -> str:
     """What to do about a choice that a group does not have.
 
-    >>> print(unknown_choice("loss", "reverse_kl"))
-    there is no reverse_kl; did you mean loss=rkl? The choices: cace, ce, conf_ce, conf_rce, jeffreys, kl, product, rce, \
-rkl, symmetric
+    >>> print(unknown_choice("trainer", "ddpp"))
+    there is no ddpp; did you mean trainer=ddp? The choices: auto, cpu, ddp, fsdp, gpu
     """
     there = options(group)
     known = _files(group)
@@ -250,10 +296,12 @@ rkl, symmetric
     words = f"there is no {value}"
     if near:
         words += f"; did you mean {listed([f'{group}={c}' for c in near])}?"
+    elif group == "training" and value in ("full", "lora", "head"):
+        return words + f"; did you mean strong.train={value} or weak.train={value}?"
     elif group in ("weak", "strong"):
-        words += f"; of the hub, a folder or a file: {group}=hf {group}.name={value}"
-    elif group == "dataset":
-        words += f"; of a file, a folder or the hub: dataset=local dataset.path={value}"
+        words += f" here; one of the hub, a folder or a file is typed {group}=hf {group}.name={value}"
+    elif (group == "dataset" and "/" in value) or "." in value:
+        return words + f" here; one of the hub, a folder or a file is typed dataset=local dataset.path={value}"
     if len(there) <= FEW:
         words += f"{'' if near else ';'} {'T' if near else 't'}he choices: {', '.join(there)}"
     else:
@@ -275,9 +323,3 @@ def _files(group: str) -> dict[str, list[str]]:
         words += [word.rpartition("/")[2] for word in words]
         found[choice] = [word.casefold() for word in words if word]
     return found
-
-
-def problems_of_section(key: str, value: Any, tree: Mapping[str, Any]) -> str:
-    """What to do where one value was typed for a section."""
-    section, node = above(f"{key}.", tree)
-    return f"{section}: is a section with the keys {', '.join(map(str, node))} (got {value!r})"

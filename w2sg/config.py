@@ -14,7 +14,7 @@ import inspect
 import json
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pydantic.errors import PydanticUserError
 
 from w2sg.errors import ConfigError, UserError
 from w2sg.schema import EvaluateConfig, FitOptions, ModelConfig, Strict, TrainConfig, TrainerConfig
+from w2sg.suggest import unknown_key
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -107,9 +108,14 @@ def check(cfg: Any, choices: Mapping[str, str] | None = None) -> TrainConfig:
             f"pair: {pair} is contradicted by weak={models[0]} strong={models[1]}; choose another pair=, or pair=none "
             "with both models"
         )
+    if (name := _misnamed(container, (choices or {}).get("dataset"))) is not None:
+        problems.append(
+            f"dataset.name: it only names the rows, which are those of dataset={choices['dataset']}; for those of "
+            f"{name} choose dataset={name}"
+        )
     for key in ("method", "loss", "dataset"):
         if isinstance(node := container.get(key), dict):
-            problems += target_problems(key, node)
+            problems += target_problems(key, node, container)
     problems += _cross_problems(container)
     if config is not None and not problems:  # what the method itself has to say, where its options are in order
         module = importlib.import_module(pkgutil.resolve_name(config.method["_target_"]).__module__)
@@ -117,6 +123,15 @@ def check(cfg: Any, choices: Mapping[str, str] | None = None) -> TrainConfig:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _misnamed(container: dict[str, Any], chosen: str | None) -> str | None:
+    """The file of conf/dataset whose name was typed for the rows of another one."""
+    dataset = container.get("dataset")
+    name = dataset.get("name") if isinstance(dataset, dict) else None
+    if chosen in (None, "local", "questions", name) or not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        return None  # a file may be a copy of one of the others
+    return name if (CONF / "dataset" / f"{name}.yaml").is_file() else None
 
 
 def check_evaluate(cfg: Any) -> EvaluateConfig:
@@ -147,7 +162,7 @@ def _validate(schema: type[Strict], cfg: Any) -> tuple[Any, dict[str, Any], list
             found.setdefault(_key(e, container), []).append(e)
         for key, errors in found.items():
             if key not in missing:
-                problems += _explain(key, errors)
+                problems += _explain(key, errors, container, _section(schema, key))
     return None, container, problems
 
 
@@ -163,11 +178,38 @@ def _key(error: dict[str, Any], container: Any) -> str:
     return ".".join(parts)
 
 
-def _explain(key: str, errors: list[dict[str, Any]]) -> list[str]:
-    """Lines for one key; it has several errors where several types would do."""
+def _section(annotation: Any, key: str) -> list[str]:
+    """The keys of the section that a dotted key names; none where it is no section."""
+    for part in filter(None, key.split(".")):
+        fields = {field.alias or name: field.annotation for name, field in _fields(annotation).items()}
+        annotation = fields.get(part)
+    return list(_fields(annotation))
+
+
+def _fields(annotation: Any) -> dict[str, Any]:
+    """The fields of a section; of several kinds of one, those of all."""
+    if inspect.isclass(annotation) and issubclass(annotation, Strict):
+        return dict(annotation.model_fields)
+    found: dict[str, Any] = {}
+    for part in getattr(annotation, "__args__", ()):
+        found |= _fields(part)
+    return found
+
+
+def _explain(key: str, errors: list[dict[str, Any]], tree: dict[str, Any], section: Sequence[str] = ()) -> list[str]:
+    """Lines for one key; it has several errors where several types would do.
+
+    Args:
+        tree: the configuration, among whose keys an unknown one may have its namesake.
+        section: the keys that stand below this one.
+    """
     kind, value = errors[0]["type"], errors[0]["input"]
     if kind == "extra_forbidden":
-        return [f"{key}: no such key here"]
+        return [f"{key}: no such key here{unknown_key(key, _without(tree, key.split('.')))}"]
+    if section and not isinstance(value, dict):
+        typed = f"{key}={value}" if isinstance(value, str) else f"{key}=..."
+        names = ", ".join(section)
+        return [f"{key}: a section with the keys {names}; set one of them in place of {typed}"]
     if kind == "missing":
         return [f"{key}: needs a value"]
     if kind == "value_error":  # our own rules name the key below this one themselves
@@ -175,7 +217,21 @@ def _explain(key: str, errors: list[dict[str, Any]]) -> list[str]:
         return [f"{key}.{rule}".removeprefix(".") for rule in rules]
     if kind == "string_type" and isinstance(value, int | float):
         return [f"{key}: {value} is not text; where it is meant to be, quote it twice: '{key}=\"{value}\"'"]
-    return [f"{key}: {_messages(errors)} (got {value!r})"]
+    hint = "; nothing is written null" if value == "None" else ""
+    if isinstance(value, list) and any(e["type"] in NUMBERS for e in errors):
+        hint = f"; to run each of several values: -m {key}={','.join(map(str, value))}"
+    return [f"{key}: {_messages(errors)} (got {value!r}){hint}"]
+
+
+NUMBERS = ("float_type", "int_type", "greater_than")
+
+
+def _without(tree: dict[str, Any], parts: list[str]) -> dict[str, Any]:
+    """A configuration without one of its keys, which is no model for itself."""
+    if len(parts) == 1:
+        return {k: v for k, v in tree.items() if k != parts[0]}
+    inside = tree.get(parts[0])
+    return {**tree, parts[0]: _without(inside, parts[1:])} if isinstance(inside, dict) else tree
 
 
 def _messages(errors: list[dict[str, Any]]) -> str:
@@ -191,7 +247,7 @@ OWN_GROUPS = {"refine", "decoder"}  # options of methods that are typed as group
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_"}
 
 
-def target_problems(key: str, node: dict[str, Any]) -> list[str]:
+def target_problems(key: str, node: dict[str, Any], tree: Mapping[str, Any] | None = None) -> list[str]:
     """What keeps a ``_target_`` node from being called: a wrong path, or options that the function does not take."""
     target = node.get("_target_")
     if not isinstance(target, str):
@@ -224,11 +280,13 @@ def target_problems(key: str, node: dict[str, Any]) -> list[str]:
         if required and name not in given:
             problems.append(f"{key}.{name}: {target} needs a value; give it with +{key}.{name}=")
     if key != "dataset":  # its keys are in the schema
-        problems += _type_problems(key, function, {k: v for k, v in given.items() if k in options})
+        problems += _type_problems(key, function, {k: v for k, v in given.items() if k in options}, tree or {})
     return problems
 
 
-def _type_problems(key: str, function: Callable[..., Any], options: dict[str, Any]) -> list[str]:
+def _type_problems(
+    key: str, function: Callable[..., Any], options: dict[str, Any], others: Mapping[str, Any]
+) -> list[str]:
     """Options that are not what the function's annotations say; where there are none, nothing is known."""
     problems = []
     for name, value in options.items():
@@ -240,7 +298,9 @@ def _type_problems(key: str, function: Callable[..., Any], options: dict[str, An
                 typed = (name,) if name in OWN_GROUPS else (key, name)
                 found.setdefault(".".join(filter(None, (*typed, _key(e, value)))), []).append(e)
             for path, errors in found.items():
-                problems += _explain(path, errors)
+                below = path.split(".")[len(typed) :]
+                section = _section(_hint(function, name), ".".join(below))
+                problems += _explain(path, errors, {**others, key: options}, section)
         except PydanticUserError:  # an annotation that it does not know
             continue
     return problems
@@ -268,6 +328,8 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
     problems = []
     training, dataset = sections.get("training"), sections.get("dataset")
     method = container.get("method")
+    if container.get("decoder") is not None and not (isinstance(method, dict) and "decoder" in method):
+        problems.append("decoder: read by `python evaluate.py decoder=...` alone; leave it out")
     if container.get("refine") is not None and not (isinstance(method, dict) and "refine" in method):
         problems.append("refine: read by method=refine alone; add that, or leave refine out")
     loss = container.get("loss")

@@ -14,7 +14,8 @@ class ConfigError(UserError):
 
     def __init__(self, problems: list[str]):
         self.problems = problems
-        super().__init__("The configuration does not hold together:\n" + "\n".join(f"  {p}" for p in problems))
+        words = "The configuration does not hold together:\n" + "\n".join(f"  {p}" for p in problems)
+        super().__init__(problems[0] if len(problems) == 1 else words)
 
 
 class TrainingError(UserError):

@@ -284,6 +284,6 @@ def unknown_key(key: str, tree: Mapping[str, Any]) -> str:
     near = nearest(key, tree)
     own = [str(k) for k in node if not str(k).startswith("_")] if section and isinstance(node, Mapping) else []
     words = f"; did you mean {listed(near)}?" if near else ""
-    if own and not near or (own and len(own) <= MOST and not any(found.startswith(f"{section}.") for found in near)):
+    if (own and not near) or (own and len(own) <= MOST and not any(found.startswith(f"{section}.") for found in near)):
         words += f" ({section} has {', '.join(own)})" if near else f"; {section} has {', '.join(own)}"
     return words or "; `python train.py --cfg job` shows all keys"

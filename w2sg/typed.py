@@ -236,4 +236,3 @@ def problem_of(override: str, multirun: bool) -> str | None:
             f"'{key}=\"{value}\"' for text with commas"
         )
     return None
-
