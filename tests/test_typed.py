@@ -16,10 +16,9 @@ from w2sg.typed import quoted, typed
 
 # -- quotes -----------------------------------------------------------------------------------------------------------
 
-ODD = """a[b]|[a]|[a,b]|a,b|a=b|loss=rkl,seed=1|x(1)|100%|a b|数据/ф|é|it's|'x|a{b}|{a:1}|a$b|a${b|${|a#b;c&d|a'b"c\\'|a\\|C:\\x y\\
-|7|1e5|12e4|true|[/x]|~|range(1,3)|a\u00a0b|\udcff|<script>|a!b^c`|@x|a:b|(a)|%s %d|a\tb|1_000|-x|+x""".replace(
-    "\n", ""
-)
+ODD = """a[b]|[a]|[a,b]|a,b|a=b|loss=rkl,seed=1|x(1)|100%|a b|数据/ф|é|it's|'x|a{b}|{a:1}|a$b|a${b|${|a#b;c&d
+|a'b"c\\'|a\\|C:\\x y\\|7|1e5|12e4|true|[/x]|~|range(1,3)|a\u00a0b|\udcff|<script>|a!b^c`|@x|a:b|(a)|%s %d|a\tb
+|1_000|-x|+x""".replace("\n", "")
 ODD = [*ODD.split("|"), "a|b"]
 KEYS = ["out", "runs", "dataset.path", "strong.name", "weak.name", "weak.untuned", "method.judge.model", "export", "to"]
 
@@ -168,8 +167,6 @@ UNKNOWN = [  # what is typed, what is offered
     ("runs=outputs", "evaluate.py"),
     ("loss=null", "needs a choice"),
     ("lr=1e-5", "strong.lr, weak.lr, training.full.lr"),
-    ("--lr=0.1", "strong.lr, weak.lr, training.full.lr"),
-    ("+lr=1", "strong.lr, weak.lr, training.full.lr"),
     ("batch_size=16", "training.full.batch_size"),
     ("epochs=3", "strong.epochs, weak.epochs"),
     ("dataset.nois.rate=.3", "dataset.noise.rate?"),
@@ -181,7 +178,6 @@ UNKNOWN = [  # what is typed, what is offered
     ("sede=1", "seed?"),
     ("strong.dtypes=float32", "strong.dtype?"),
     ("strong.lora_r=8", "strong.lora.r?"),
-    ("+strong.rank=8", "strong.lora.r?"),
     ("strong.batch_size=8", "training.full.batch_size"),
     ("strong.model=gpt2", "strong=gpt2?"),
     ("loss.name=rkl", "loss=rkl?"),
@@ -200,29 +196,45 @@ UNKNOWN = [  # what is typed, what is offered
     ("bf16=true", "trainer.precision=bf16-mixed?"),
     ("gradient_accumulation_steps=4", "strong.micro_batch or weak.micro_batch?"),
     ("output_dir=x", "did you mean out?"),
-    ("dataset.noise=flip", "a section with the keys kind, rate, shrink, rates"),
-    ("dataset.sizes=5", "a section with the keys ground_truth, transfer, test"),
-    ("training.full.lr=[1,2]", "-m training.full.lr=1,2"),
-    ("training.full.lr=1e-5,1e-4", "add -m"),
-    ("training.full.lr=[1", "cannot be read"),
-    ("strong.layer=None", "nothing is written null"),
-    ("seed=a", "valid integer"),
-    ("rkl", "a setting is typed key=value"),
-    ("dataset.name=hh_rlhf", "choose dataset=hh_rlhf"),
     ("hydra.vrbose=1", "--cfg hydra"),
-    ("out=${nowhere}", "nowhere"),
 ]
 
 
+@pytest.fixture(scope="module")
+def refused():
+    """All of them typed at once: composing each alone takes longer."""
+    return problems(*(row[0] for row in UNKNOWN))
+
+
 @pytest.mark.parametrize(("argument", "words"), UNKNOWN, ids=[row[0] for row in UNKNOWN])
-def test_one_line_names_what_was_meant(argument, words):
-    found = problems(argument)
-    assert len(found) == 1, found
-    key = argument.lstrip("-+~").partition("=")[0]
-    assert found[0].startswith(f"{key}: ")
-    assert words in found[0]
-    assert "\n" not in found[0]
-    assert "hydra.cc" not in found[0]
+def test_one_line_names_what_was_meant(argument, words, refused):
+    assert len(refused) == len(UNKNOWN)
+    key = argument.lstrip("~").partition("=")[0]
+    (line,) = [line for line in refused if line.startswith(f"{key}: ") and words in line]
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--lr=0.1", "lr: no such key; did you mean strong.lr, weak.lr, training.full.lr"),
+        ("+lr=1", "lr: no such key here; did you mean strong.lr, weak.lr, training.full.lr"),
+        ("+strong.rank=8", "did you mean strong.lora.r?"),
+        ("dataset.noise=flip", "a section with the keys kind, rate, shrink, rates"),
+        ("training.full.lr=[1,2]", "to run each of several values: -m training.full.lr=1,2"),
+        ("training.full.lr=1e-5,1e-4", "training.full.lr: 1e-5,1e-4 are several values; add -m"),
+        ("training.full.lr=[1", "training.full.lr: [1 cannot be read"),
+        ("strong.layer=None", "nothing is written null"),
+        ("dataset.name=hh_rlhf", "choose dataset=hh_rlhf"),
+        ("rkl", "rkl: a setting is typed key=value"),
+        ("out=${nowhere}", "nowhere"),
+        ("seed=a", "seed: input should be a valid integer (got 'a')"),
+    ],
+)
+def test_one_problem_is_one_line(argument, words):
+    (line,) = problems(argument)
+    assert words in line
+    assert "\n" not in line
 
 
 WRITERS = ["weak=gpt2", "strong=gpt2"]
@@ -258,9 +270,9 @@ def test_every_problem_of_every_kind_comes_at_once():
 
 
 def test_a_sweep_is_checked_whole_before_its_first_run():
-    found = problems("-m", "loss=ce,rkl", "seed=0,-1", "strong.lr=1e-4,x")
+    found = problems("-m", "seed=0,-1", "strong.lr=1e-4,x")
     assert [line.partition(":")[0] for line in found] == ["strong.lr", "seed"]
-    assert all("in 4 of 8 runs" in line for line in found)
+    assert all("in 2 of 4 runs" in line for line in found)
     assert problems("loss=ce,kll", "-m")[0].startswith("loss: there is no kll; did you mean loss=kl")
     assert problems("experiment=rkl_gpt2_hh", "lr=1", "loss=rkl")[0].startswith("lr: no such key")
 
