@@ -148,11 +148,19 @@ def _refused(
     """
     problems, kept = [], []
     groups = [o for o in overrides if _group(o)]
-    for override in [*groups, *(o for o in overrides if o not in groups)]:
+    for override in groups:
         if _tree(name, (*kept, override)) is not None:
             kept.append(override)
         elif override not in before:
             problems.append(_problem(name, override, kept))
+    chosen = tuple(kept)
+    for override in (o for o in overrides if o not in groups):
+        parsed, tree = _parse(override), _tree(name, chosen) or {}
+        known = parsed.is_add() or exists(parsed.key_or_group, tree)  # faster than composing them one by one
+        if known or _tree(name, (*chosen, override)) is not None:
+            kept.append(override)
+        elif override not in before:
+            problems.append(_problem(name, override, chosen))
     if check is not None and problems and name != "evaluate":
         import hydra
 
@@ -209,7 +217,7 @@ def _problem(name: str, override: str, kept: Sequence[str]) -> str:
         return f"{group}: needs a choice, as {group}={options(group)[0]}"
     ours = group is None and any(k.rpartition(".")[2] == key for k in leaves(tree))
     for other, program in PROGRAMS.items():
-        if other != name and not ours and _tree(other, (override,)) is not None:
+        if other != name and not ours and _reads(other, override):
             return f"{key}: is read by `python {program}`" + ("" if name == "train" else ", and not here")
     if parsed.is_delete():
         return f"{key}: there is nothing of that name to leave out{unknown_key(key, tree)}"
@@ -217,6 +225,13 @@ def _problem(name: str, override: str, kept: Sequence[str]) -> str:
         near = [k + str(value) for k in ELSEWHERE.get(group, ())]
         return f"{group}: is no choice here{f'; did you mean {listed(near)}?' if near else ''}"
     return f"{key}: no such key{_meant(name, key, value, tree, kept)}"
+
+
+def _reads(name: str, override: str) -> bool:
+    """Whether another program would take an override."""
+    if _group(override):
+        return _tree(name, (override,)) is not None
+    return exists(_parse(override).key_or_group, _tree(name, ()))
 
 
 def _meant(name: str, key: str, value: Any, tree: Mapping[str, Any], kept: Sequence[str]) -> str:
