@@ -15,7 +15,7 @@ from rich.table import Table
 
 from w2sg.console import Plain
 from w2sg.errors import UserError
-from w2sg.store import DAMAGED, KEY, MANIFEST, PART, REFERENCE, Store, flatten, problem, read_json, remove
+from w2sg.store import DAMAGED, KEY, MANIFEST, PART, REFERENCE, Store, flatten, is_stage, problem, read_json, remove
 
 State = Literal["finished", "unfinished", "damaged"]
 NAMED = ("model.name", "data.name")  # fields that say most about a stage, where its key has them
@@ -137,6 +137,8 @@ def prune(root: str | Path, used: set[str], apply: bool, console: Plain) -> int:
     making is never removed; but what it finished before, and neither names in the key of its present stage nor has
     reported yet, is not known to be in use: prune when no job is at work, which the output reminds of.
 
+    A folder is removed only if what is in it says that it is a stage: its key, or its manifest.
+
     Args:
         used: the `<name>-<hash>` of every stage that a run to be kept names.
         apply: remove; otherwise only say what would be.
@@ -154,6 +156,9 @@ def prune(root: str | Path, used: set[str], apply: bool, console: Plain) -> int:
     for stage in sorted(keep):
         _ancestors(stage, best, keep)
     for row in found:
+        if not is_stage(row.folder):
+            console.say(f"kept {row.folder.name}: it has a stage's name and is none; remove it yourself if it may go")
+            continue
         if row.stage in locked or (row.state == "finished" and row.stage in keep):
             continue
         reason = {"finished": "no run uses it", "unfinished": "nobody is making it", "damaged": row.problem}[row.state]
@@ -206,7 +211,7 @@ def _row(store: Store, folder: Path) -> Row | None:
         if wrong is None and folder.name.endswith(DAMAGED):
             wrong = "it was found damaged and moved aside"
         state = "damaged" if wrong else "finished"
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         key = read_json(folder / KEY)
         if state == "finished":
             took = read_json(folder / MANIFEST)["info"].get("seconds")

@@ -109,6 +109,7 @@ class Stages:
         self.checkpoint_minutes, self.curve_every = checkpoint_minutes, curve_every
         self.records: list[StageRecord] = []
         self._walked: set[str] = set()  # stages that this run has asked for before
+        self._making: list[dict[str, None]] = []  # of each stage that is being made: those it has asked for
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
@@ -223,22 +224,37 @@ class Stages:
             )
             if not cached:
                 self._announce(name, key, path)
-                info = work(part, hold)
+                self._making.append({})
+                try:
+                    info = work(part, hold)
+                finally:
+                    asked = list(self._making.pop())
                 hold.begin()  # what is done is sealed before a signal is heeded
                 self.devices.wait()
                 if claim is not None:
-                    claim.seal(info)
+                    claim.seal({**info, "rests_on": asked} if asked else info)
             info = self.devices.agree(claim.info if claim is not None else None)
+        for making in self._making:
+            making |= dict.fromkeys([*info.get("rests_on", ()), path.name])
         tokens, padded = info.get("tokens", 0), info.get("padded_tokens", 0)
         fraction = tokens / padded if padded else None
         seconds = float(info.get("seconds", 0.0))
         if path.name in self._walked:
             return path
+        for other in info.get("rests_on", ()):
+            self._recall(other)
         self._walked.add(path.name)
         self.records.append(StageRecord(name, path.name, cached, seconds, tokens, fraction, info))
         if self.devices.main:
             log.info("%s: %s", name, "from the store" if cached else f"done in {seconds:.1f} s")
         return path
+
+    def _recall(self, folder: str) -> None:
+        """A stage that one from the store was made from, while it is there itself: the run rests on it, too."""
+        if folder in self._walked or not (self.store.root / folder).is_dir():
+            return
+        self._walked.add(folder)
+        self.records.append(StageRecord(folder.rpartition("-")[0], folder, True, 0.0, 0, None, {}))
 
     def _announce(self, name: str, key: dict[str, Any], path: Path) -> None:
         if not self.devices.main:

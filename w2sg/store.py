@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -39,7 +39,17 @@ PART, DAMAGED = ".part", ".damaged"
 REFERENCE = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)-(?P<hash>[0-9a-f]{16})")  # how a key names another stage
 TEMPORARY = ".w2sg-tmp"
 FULL = {errno.ENOSPC, errno.EDQUOT}
-UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+UNWRITABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+FAILING = {errno.EIO, errno.ESTALE}  # of a disk or a network file system
 
 _verified: dict[Path, list] = {}  # folder -> its files' sizes and times when this process last hashed all of them
 _holders: dict[Path, int] = {}  # lock file -> the thread of this process that holds it
@@ -51,8 +61,17 @@ _holders: dict[Path, int] = {}  # lock file -> the thread of this process that h
 
 def hash_file(path: str | Path) -> str:
     """The sha256 of a file's bytes, as 64 hex digits. Raises OSError where the file cannot be read."""
-    with open(path, "rb") as file:
+    with _open(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open(path: str | Path) -> BinaryIO:
+    """A file to read; what is no file raises OSError and is not waited for, as a pipe without a writer would be."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -77,10 +96,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file. Raises ValueError naming the file where it is not JSON, OSError where it cannot be read."""
+    with _open(path) as file:
+        content = file.read()
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(content.decode("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{path} is not JSON of ours: it is nested too deeply") from None
 
 
 def remove(path: Path) -> None:
@@ -188,7 +211,8 @@ def differences(theirs: dict, ours: dict) -> list[tuple[str, Any, Any]]:
 def problem(folder: Path, key: dict | None = None, hashes: bool = True) -> str | None:
     """What is wrong with a sealed folder, in words, or None where it is sound.
 
-    Files that the manifest does not name are ignored: they cannot have been part of the result.
+    Files that the manifest does not name cannot have been part of the result, but what loads a model might read them:
+    they are a fault, save hidden ones (.DS_Store, .nfs...), which nothing of ours reads.
 
     Args:
         key: what key.json must hold; without it, key.json must hold the key that the folder is named after.
@@ -199,6 +223,8 @@ def problem(folder: Path, key: dict | None = None, hashes: bool = True) -> str |
         PermissionError: something in it may not be read, which says nothing about its soundness.
     """
     try:
+        if not stat.S_ISREG(os.lstat(folder / MANIFEST).st_mode):
+            return f"{MANIFEST} is not a file"
         manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or manifest.pop("check", None) != _digest(manifest):
             return f"{MANIFEST} was changed"
@@ -211,16 +237,17 @@ def problem(folder: Path, key: dict | None = None, hashes: bool = True) -> str |
         name = folder.name.removesuffix(DAMAGED).rpartition("-")[0]
         if key is None and folder_name(name, stored) != folder.name.removesuffix(DAMAGED):
             return f"{KEY} is not the key that the folder is named after"
+        if wrong := _not_of(manifest, folder):
+            return wrong
         seen = []
         for file, expected in manifest["files"].items():
-            status = os.stat(folder / file)
+            status = os.lstat(folder / file)
             if not stat.S_ISREG(status.st_mode):
                 return f"{file} is not a file"
             if status.st_size != expected["size"]:
                 return f"{file} has {status.st_size} bytes instead of {expected['size']}"
-            seen.append((file, status.st_size, status.st_mtime_ns))
-        status = os.stat(folder / MANIFEST)
-        seen.append((MANIFEST, status.st_size, status.st_mtime_ns))
+            seen.append(_mark(file, status))
+        seen.append(_mark(MANIFEST, os.lstat(folder / MANIFEST)))
         if hashes and _verified.get(folder) != seen:
             for file, expected in manifest["files"].items():
                 if hash_file(folder / file) != expected["sha256"]:
@@ -232,9 +259,56 @@ def problem(folder: Path, key: dict | None = None, hashes: bool = True) -> str |
         return f"{_within(error.filename, folder)} is missing"
     except OSError as error:
         return f"{_within(error.filename, folder)} cannot be read ({error.strerror})"
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, UserError, RecursionError) as error:
         return str(error).replace(f"{folder}{os.sep}", "")
     return None
+
+
+def _mark(name: str, status: os.stat_result) -> tuple[str, int, int, int, int]:
+    """What changes with a file's content: a time can be set back, but not that of the change itself."""
+    return name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _not_of(manifest: dict, folder: Path) -> str | None:
+    """How a manifest and what is in its folder differ in their files."""
+    files = manifest.get("files")
+    plain = isinstance(manifest.get("info"), dict) and isinstance(files, dict)
+    if not plain or not all(isinstance(f, dict) and {"size", "sha256"} <= f.keys() for f in files.values()):
+        return f"{MANIFEST} is not one of ours"
+    if KEY not in files:
+        return f"{MANIFEST} does not name {KEY}"
+    if strange := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
+        return f"{MANIFEST} names {strange[0]}, which is elsewhere"
+    for where, folders, names in os.walk(folder):
+        inside = Path(where).relative_to(folder)
+        if inside == Path() and SCRATCH in folders:
+            folders.remove(SCRATCH)
+        for name in folders:
+            if (Path(where) / name).is_symlink():
+                return f"{(inside / name).as_posix()} is a symbolic link"
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            file = (inside / name).as_posix()
+            if file not in files and file != MANIFEST and not name.startswith("."):
+                return f"{file} was not there when it was sealed"
+    return None
+
+
+def is_stage(folder: Path) -> bool:
+    """Whether a folder is a stage, finished or not, sound or not, by what is in it: anybody may use such a name."""
+    stage = folder.name.removesuffix(PART).removesuffix(DAMAGED)
+    if folder.is_symlink() or not REFERENCE.fullmatch(stage):
+        return False
+    with suppress(OSError, ValueError, TypeError, UserError, RecursionError):
+        if folder_name(stage.rpartition("-")[0], read_json(folder / KEY)) == stage:
+            return True
+    with suppress(OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        manifest = read_json(folder / MANIFEST)
+        if manifest.pop("check", None) == _digest(manifest) and KEY in manifest["files"]:
+            return True
+    with suppress(OSError):  # begun a moment before its maker died
+        return folder.name.endswith(PART) and all(file.name.endswith(TEMPORARY) for file in folder.iterdir())
+    return False
 
 
 def _within(file: Any, folder: Path) -> str:
@@ -311,8 +385,7 @@ class Claim:
                 _sync(self.path.parent)
         self._open, self.cached = False, True
         shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
-        seen = [(name, (self.path / name).stat()) for name in [*files, MANIFEST]]
-        _verified[self.path] = [(name, status.st_size, status.st_mtime_ns) for name, status in seen]
+        _verified[self.path] = [_mark(name, (self.path / name).lstat()) for name in [*files, MANIFEST]]
         return self.path
 
     def _results(self) -> list[Path]:
@@ -347,7 +420,7 @@ class Claim:
     def _prepare(self) -> None:
         try:
             fault = None if canonical(read_json(self.part / KEY)) == canonical(self._key) else "is for another key"
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, UserError, RecursionError):
             fault = f"has no readable {KEY}"
         if fault:
             if os.path.lexists(self.part):
@@ -358,6 +431,13 @@ class Claim:
         (self.part / MANIFEST).unlink(missing_ok=True)  # of a sealing that did not reach its rename
         self.scratch.mkdir(exist_ok=True)
         self._open = True
+
+
+def _file_lock(file: Path) -> FileLock:
+    try:
+        return FileLock(file, thread_local=False, fallback_to_soft=False)  # such a lock would outlive a kill
+    except TypeError:  # an older filelock, which has no such fallback
+        return FileLock(file, thread_local=False)
 
 
 class Store:
@@ -445,7 +525,7 @@ class Store:
             match = REFERENCE.fullmatch(folder.name)
             if not match or match["name"] != name or folder.name == ours:
                 continue
-            with suppress(OSError, ValueError, TypeError):
+            with suppress(OSError, ValueError, TypeError, UserError, RecursionError):
                 when = os.stat(folder / MANIFEST).st_mtime_ns
                 theirs = read_json(folder / KEY)
                 if folder_name(name, theirs) == folder.name:
@@ -460,12 +540,12 @@ class Store:
 
         Raises:
             filelock.Timeout: another process, or another claim of this one, holds it, and wait is False.
-            UserError: the root cannot be written.
+            UserError: the root cannot be written, or its file system has no locks.
         """
         file = self.root / ".locks" / f"{folder}.lock"
-        with self._writing(file):
+        with self._writing(file), self._locking(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(file, thread_local=False)
+            lock = _file_lock(file)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -481,6 +561,28 @@ class Store:
         finally:
             del _holders[file]
             lock.release()
+
+    @contextmanager
+    def _locking(self, file: Path) -> Iterator[None]:
+        """Explain a lock that cannot be tried."""
+        try:
+            yield
+        except NotImplementedError as error:  # filelock's word for ENOSYS
+            raise self._lockless(file, "Function not implemented") from error
+        except OSError as error:
+            if file.is_dir() or file.is_symlink() or (file.exists() and not file.is_file()):
+                raise UserError(
+                    f"{file} should be an empty file, the lock of a stage, and is something else; remove it"
+                ) from error
+            if isinstance(error, Timeout) or error.errno in FULL | UNWRITABLE:
+                raise
+            raise self._lockless(file, error.strerror or str(error)) from error
+
+    def _lockless(self, file: Path, why: str) -> UserError:
+        return UserError(
+            f"The store {self.root} cannot be locked ({file.name}: {why}): its file system has no working flock, as "
+            "some network file systems are mounted. Set `store=` to a folder on a local disk."
+        )
 
     def locked(self, folder: str) -> bool | None:
         """Whether a living process holds the lock of `<name>-<hash>`; None where this user may not try the lock."""
@@ -520,6 +622,11 @@ class Store:
             try:
                 yield
             except OSError as error:
+                if error.errno in FAILING:
+                    raise UserError(
+                        f"The store's disk failed while making {path} ({error}). What is finished is kept; give the "
+                        "same command again when it works, or set `store=` to a folder on another disk."
+                    ) from error
                 if error.errno not in UNWRITABLE:
                     raise
                 raise UserError(
