@@ -392,6 +392,46 @@ REFUSALS = [
 ]
 
 
+OK = b'{"choices": [{"text": "a b c d e f g h i j k l m n", "finish_reason": "length"}]'
+MISBEHAVING = [  # whatever is wrong is named in one line, with the server
+    (200, OK + b', "usage": {"prompt_tokens": 3, "completion_tokens": 14}}', ["ignores max_tokens", "wrote 14"]),
+    (200, OK.replace(b"n", b"n " * 20, 1) + b"}", ["ignores max_tokens"]),
+    (200, b'{"choices": [{"text": "Read.\\n\\nHuman: good?\\n\\nAssistant: x", "finish_reason": "stop"}]}', ["(echo)"]),
+    (200, b'{"choices": [{"text": "a", "finish_reason": "eos_token"}]}', ["for the reason 'eos_token'"]),
+    (200, b'{"choices": [{"text": "a", "finish_reason": null}]}', ["for the reason None"]),
+    (200, b'{"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}', ["as chats are answered"]),
+    (200, b'data: {"choices": [{"text": "a"}]}\n\ndata: [DONE]', ["streams pieces"]),
+    (200, b"", ["an empty body"]),
+    (
+        503,
+        b"<!DOCTYPE html><html><style>p {}</style><p>Over capacity</p></html>",
+        ["a page of HTML", "Over cap"],
+    ),
+    (404, b"<html><h1>404</h1>nginx</html>", ["a page of HTML", "nginx"]),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "wanted"), MISBEHAVING)
+def test_what_a_server_does_otherwise_is_named(front, status, body, wanted):
+    front.first = [(status, {}, body)] * 10
+    told = refused(grower(front.url, size=lambda text: len(text.split()), workers=1))
+    assert all(part in told for part in [front.url, *wanted])
+    assert not any(part in told for part in ("<p>", "p {}", "\n"))
+
+
+def test_another_models_name_and_single_texts_are_said_once(front, caplog):
+    caplog.set_level(logging.INFO)
+    front.answer = lambda body: (
+        200,
+        {},
+        json.dumps({"model": "other", "choices": [{"text": " a", "finish_reason": "length"}]}).encode(),
+    )
+    with grower(front.url, workers=1) as strong:
+        search(strong, None, PROMPTS, 2, 1, distinct=False)
+    assert caplog.text.count("answers as the model 'other'; 'any' was asked for") == 1
+    assert caplog.text.count("gives one text a request") == 1
+
+
 @pytest.mark.parametrize(("status", "body", "wanted"), REFUSALS)
 def test_answers_that_are_none(front, status, body, wanted):
     front.first = [(status, {}, body)] * 10

@@ -142,8 +142,11 @@ def same(a: Source, b: Source) -> bool:
     return one == other
 
 
-def find(spec: ModelConfig, role: str) -> Source:
+def find(spec: ModelConfig, role: str, weights: bool = True) -> Source:
     """Locate a model by hub id, folder, GGUF file or ``package:<module>/<file>``; read its configuration only.
+
+    Args:
+        weights: False where a model lends its tokenizer alone, so that a folder need hold no more.
 
     Raises:
         UserError: it is not there; says how to give a local copy.
@@ -169,7 +172,7 @@ def find(spec: ModelConfig, role: str) -> Source:
         if getattr(source.config, "quantization_config", None) is not None:
             del source.config.quantization_config
     elif is_folder:
-        files = files_of(path, role, weights=not spec.random_init)
+        files = files_of(path, role, weights=weights and not spec.random_init)
         source = Source(spec, {"files": {p.name: hash_file(p) for p in files}}, str(path), scored=has_score(files))
         with reading(role, name, "has a config.json that cannot be read"), quiet_loading():
             source.config = AutoConfig.from_pretrained(str(path), trust_remote_code=spec.trust_remote_code)

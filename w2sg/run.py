@@ -80,6 +80,13 @@ class Model:
     layer: int | None
 
 
+def _served(config: TrainConfig) -> bool:
+    """Whether a server writes in place of the strong model, of which the tokenizer alone is read."""
+    decoder = config.method.get("decoder")
+    server = decoder.get("server") if isinstance(decoder, dict) else None
+    return isinstance(server, dict) and server.get("url") is not None
+
+
 class Run:
     """One experiment.
 
@@ -97,7 +104,7 @@ class Run:
         self.config, self.out, self.typed = config, Path(out), typed or []
         # Whatever can be found missing is looked for before any work is done.
         self.weak = find(config.weak, "weak")
-        self.strong = find(config.strong, "strong")
+        self.strong = find(config.strong, "strong", weights=not _served(config))
         self.untuned = None
         if config.weak.untuned is not None:
             before = config.weak.model_copy(update={"name": config.weak.untuned, "revision": None})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,10 +19,12 @@ from w2sg.decoding.contrastive import stream
 from w2sg.decoding.search import Hypothesis
 from w2sg.errors import UserError
 
+log = logging.getLogger(__name__)
 AGAIN = {408, 429}  # states of a server that pass, as do those from 500 on
 LONGEST_WAIT = 60.0  # seconds between two attempts
 CONNECT = 10.0  # seconds to wait for a connection, however long an answer may take
 REASONS = ("stop", "length", "content_filter")
+ECHO = 16  # characters of a prompt from which on a text that begins with all of them repeats it
 HALF = "\N{REPLACEMENT CHARACTER}"  # what a character of several bytes is while some of them are missing
 
 
@@ -127,6 +130,7 @@ class ServerGrower:
         self._lock = threading.Lock()
         self._several: bool | None = None  # whether the server gives several choices; None until the first request
         self._answered = False
+        self._names: set[str] = set()  # of other models
 
     def __enter__(self) -> ServerGrower:
         return self
@@ -153,6 +157,8 @@ class ServerGrower:
                 self._several = False  # and if that is not why, the next request says what is
             else:
                 self._several = len(found[0]) == len(names[0])
+            if not self._several:
+                log.info("the server at %s gives one text a request, so each is asked for by itself", self.url)
         with ThreadPoolExecutor(self.workers) as pool:
             if self._several:
                 rows = [row for row in range(len(live)) if not found[row]]
@@ -204,7 +210,7 @@ class ServerGrower:
             body["n"] = count
         if self.stop:
             body["stop"] = self.stop
-        return self._choices(self._post(body), body["prompt"])[:count]
+        return self._choices(self._post(body), body)[:count]
 
     def _post(self, body: dict[str, Any]) -> httpx2.Response:
         trouble, told = "", 0.0
@@ -257,7 +263,7 @@ class ServerGrower:
         if status != 200:
             raise UserError(f"the server at {self.url} answers with status {status}: {said}. Correct the address")
 
-    def _choices(self, response: httpx2.Response, asked: str) -> list[tuple[str, str]]:
+    def _choices(self, response: httpx2.Response, body: dict[str, Any]) -> list[tuple[str, str]]:
         try:
             answer = response.json()
         except ValueError:
@@ -277,16 +283,42 @@ class ServerGrower:
         if not right:
             raise UserError(
                 f"the server at {self.url} does not answer in the format of OpenAI's completions (choices of text and "
-                f"finish_reason, which is stop or length), but with: {self._said(response)}. Use one that does"
+                f"finish_reason, which is stop or length), but {_instead(answer, response)}: {self._said(response)}. "
+                "Use one that does"
             )
+        self._keeps_to(body, found, usage[1])
+        self._other_name(answer.get("model"))
         with self._lock:
             if not any(usage):
                 self.asked.uncounted += 1
                 if self.size is not None:
-                    usage = [self.size(asked), sum(self.size(text) for text, _ in found)]
+                    usage = [self.size(body["prompt"]), sum(self.size(text) for text, _ in found)]
             self.asked.prompt_tokens += usage[0]
             self.asked.completion_tokens += usage[1]
         return found
+
+    def _keeps_to(self, body: dict[str, Any], found: Sequence[tuple[str, str]], counted: int) -> None:
+        """A chunk is what is added to a text, and no longer than asked for: searches and lengths hang on both."""
+        most, asked = body["max_tokens"], body["prompt"].strip()
+        for text, _ in found:
+            # by another tokenizer than the server's a text may have a few tokens more, and half characters have many
+            size = 0 if self.size is None else self.size(text.replace(HALF, ""))
+            written = counted if counted > most * len(found) else size if size > 2 * most + 8 else 0
+            if written:
+                raise UserError(
+                    f"the server at {self.url} ignores max_tokens: it was asked for {most} tokens at most and wrote "
+                    f"{written}. Use one that keeps to it"
+                )
+            if len(asked) >= ECHO and text.strip().startswith(asked):
+                raise UserError(
+                    f"the server at {self.url} repeats the prompt before what it adds (echo), so that replies would "
+                    "begin with their questions. Switch that off there, or use another"
+                )
+
+    def _other_name(self, name: Any) -> None:
+        if isinstance(name, str) and name not in ("", self.model) and name not in self._names:
+            self._names.add(name)
+            log.warning("the server at %s answers as the model %r; %r was asked for", self.url, name, self.model)
 
     def _said(self, response: httpx2.Response) -> str:
         """What an answer says, most of all of an error, in short."""
@@ -301,10 +333,29 @@ class ServerGrower:
         return self._safe(text)
 
     def _safe(self, text: str) -> str:
-        """Servers may repeat the key that they were given."""
+        """Servers may repeat the key that they were given, and proxies answer in pages."""
+        if re.search(r"<(!doctype|html|body)\b", text[:1000], re.IGNORECASE):
+            text = f"a page of HTML, {re.sub(r'<(script|style).*?</[^>]*>|<[^>]*>', ' ', text, flags=re.DOTALL)}"
         text = text.replace(self._key, "***") if self._key else text
         text = " ".join(text.split()) or "nothing"
         return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def _instead(answer: Any, response: httpx2.Response) -> str:
+    """What an answer is in place of a completion, in a few words."""
+    text = response.text.strip()
+    if not text:
+        return "with nothing (an empty body)"
+    if text.startswith("data:") or "event-stream" in response.headers.get("content-type", ""):
+        return "streams pieces of it"
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    choices = choices if isinstance(choices, list) else []
+    if any(isinstance(choice, dict) and "message" in choice for choice in choices):
+        return "as chats are answered"
+    reasons = [choice["finish_reason"] for choice in choices if isinstance(choice, dict) and "finish_reason" in choice]
+    if others := [reason for reason in reasons if reason is None or reason not in REASONS]:
+        return f"ends a text for the reason {others[0]!r}, and says"
+    return "with"
 
 
 def _lineage(parent: Hypothesis, child: int, rounds: int) -> str:
