@@ -232,7 +232,7 @@ def model_source(name: str) -> Source:
 def read(path: str | None, count: int, encode: Callable | None, vocabulary: int | None) -> list[np.ndarray]:
     """Prompts as token ids, longest first."""
     if path and encode is not None:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             rows = [json.loads(line)["chosen"] for line, _ in zip(file, range(count), strict=False)]
         prompts = encode([Dialogue.of_text(row[: row.rindex(LAST_TURN)] + LAST_TURN) for row in rows])
     else:
@@ -443,7 +443,7 @@ def child(name: str) -> float:
 def forget_peak() -> None:
     """Begin to measure the process's memory anew: loading a model takes more than using it (Linux)."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         print("the peak includes loading", file=sys.stderr)
 
@@ -452,7 +452,7 @@ def process_peak() -> int:
     """Bytes that the process had at most."""
     status = Path("/proc/self/status")
     if status.is_file():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
         if "VmHWM" in lines:
             return int(lines["VmHWM"].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -453,7 +453,7 @@ def read(args: argparse.Namespace, source) -> list[Pair]:
     if args.data:
         chat = (source or model_source(args.tokenizer)).chat
         rows = []
-        with open(args.data) as file:
+        with open(args.data, encoding="utf-8") as file:
             for line in file:
                 rows.append(json.loads(line))
                 if len(rows) == 2 * count:

@@ -98,7 +98,7 @@ def main() -> None:
 def read(path: str | None, count: int) -> list[tuple[str, str]]:
     """Pairs of texts."""
     if path:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             rows = [json.loads(line) for line, _ in zip(file, range(count), strict=False)]
         return [(row["chosen"], row["rejected"]) for row in rows]
     draw = np.random.default_rng(0)

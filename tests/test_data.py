@@ -85,7 +85,7 @@ def write(path: Path, rows: list[dict]) -> Path:
     if path.suffix == ".gz":
         path.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
     elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
+        path.write_text(json.dumps(rows), encoding="utf-8")
     elif path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:

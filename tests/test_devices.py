@@ -352,5 +352,5 @@ def test_torchrun_starts_the_processes_and_nothing_else_does(pairs_folder, tiny_
 
 if __name__ == "__main__":
     with without_drawing():
-        for out, overrides in json.loads(Path(sys.argv[1]).read_text()).items():
+        for out, overrides in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")).items():
             run(Path(out), overrides)

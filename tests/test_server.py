@@ -91,7 +91,7 @@ def served(tmp_path_factory) -> Served:
     port = free_port()
     # what the command `transformers serve` starts, without the imports of its other commands
     start = f"from transformers.cli.serve import Serve; Serve(host='127.0.0.1', port={port}, device='cpu')"
-    with open(folder / "log", "w") as log:
+    with open(folder / "log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", start],
             env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},

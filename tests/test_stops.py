@@ -194,7 +194,7 @@ def test_a_run_that_waits_for_another_says_so_and_hears_signals(tmp_path, caplog
     work = stages(tmp_path)
     file = work.store.root / ".locks" / f"{work.store.peek('m', {}).path.name}.lock"
     file.parent.mkdir(parents=True)
-    with open(file, "w") as other:
+    with open(file, "w", encoding="utf-8") as other:
         fcntl.flock(other, fcntl.LOCK_EX)  # as another process would hold it
         threading.Timer(0.5, send, (signal.SIGTERM,)).start()
         began = time.monotonic()

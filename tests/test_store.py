@@ -600,7 +600,7 @@ def small(tmp_path):
 
 
 def shown(function, *args):
-    console = Terminal(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Terminal(width=160, record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
         function(*args, console)
     finally:

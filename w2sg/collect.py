@@ -76,7 +76,8 @@ class Finished:
         """Test ids in order, and per model [N] whether it was right on each."""
         import pyarrow.parquet as pq
 
-        table = pq.read_table(self.folder / "predictions.parquet")
+        with open(self.folder / "predictions.parquet", "rb") as file:  # pyarrow takes no path that is not UTF-8
+            table = pq.read_table(file)
         ids = np.array(table["id"].to_pylist())
         order = np.argsort(ids)
         labels = np.array(table["label"].to_pylist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -92,7 +93,8 @@ def _group(runs: list[Finished]) -> dict[str, Any]:
 def _columns(run: Finished) -> dict[str, list[Any]]:
     import pyarrow.parquet as pq
 
-    return pq.read_table(run.folder / "predictions.parquet").to_pydict()
+    with open(run.folder / "predictions.parquet", "rb") as file:  # pyarrow takes no path that is not UTF-8
+        return pq.read_table(file).to_pydict()
 
 
 def _sampling(run: Finished) -> str:
@@ -216,7 +218,12 @@ def _sections(group: dict[str, Any]) -> list[str]:
     ]
     head += [Raw("strong tokens<br>read per token"), Raw("… by each<br>small model"), Raw("ms per<br>token")]
     who = f"{short(group['strong'])} on {group['dataset']}, seed {group['seed']}"
-    sections = [f"<h2>{who}</h2>", _frontier(group["rows"]), _divergence(group["rows"]), table(head, rows, "dense")]
+    sections = [
+        f"<h2>{html.escape(who)}</h2>",
+        _frontier(group["rows"]),
+        _divergence(group["rows"]),
+        table(head, rows, "dense"),
+    ]
     if "wins" in group:
         wins = group["wins"]
         cells = [

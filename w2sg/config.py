@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import json
+import os
 import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from w2sg.errors import ConfigError, UserError
+from w2sg.printable import printable
 from w2sg.schema import EvaluateConfig, FitOptions, ModelConfig, Strict, TrainConfig, TrainerConfig
 from w2sg.suggest import unknown_key
 
@@ -320,12 +321,12 @@ def _hint(function: Callable[..., Any], parameter: str) -> Any:
 
 def _cross_problems(container: dict[str, Any]) -> list[str]:
     """Rules that span several sections, each looked at where the sections that it reads are in order."""
+    problems = _path_problems(container)
     sections: dict[str, Any] = {}
     for name, field in TrainConfig.model_fields.items():
         if name in container and inspect.isclass(field.annotation) and issubclass(field.annotation, Strict):
             with contextlib.suppress(ValidationError):
                 sections[name] = field.annotation.model_validate(container[name])
-    problems = []
     training, dataset = sections.get("training"), sections.get("dataset")
     method = container.get("method")
     if container.get("decoder") is not None and not (isinstance(method, dict) and "decoder" in method):
@@ -356,6 +357,24 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
                     f"training.{mode}.optimizer: torch's adafactor cannot train weights that are cut over devices; use "
                     "adamw, or trainer=ddp"
                 )
+    return problems
+
+
+def _path_problems(container: dict[str, Any]) -> list[str]:
+    """Folders whose weights no library would open: safetensors, pyarrow and tokenizers take UTF-8 alone."""
+    places = {"out": container.get("out"), "store": container.get("store")}
+    for role in ("weak", "strong"):
+        node = container.get(role)
+        places[f"{role}.name"] = node.get("name") if isinstance(node, dict) else None
+    problems = []
+    for key, value in places.items():
+        try:
+            if isinstance(value, str):
+                os.fsencode(value).decode()
+        except UnicodeDecodeError:
+            problems.append(f"{key}: {printable(value)} has bytes in it that are no UTF-8; rename it")
+        except UnicodeEncodeError:  # an ASCII locale, into which the name came from elsewhere
+            continue
     return problems
 
 

@@ -16,11 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-# C0 and C1 controls but tab and newline; marks that turn the direction of what follows; half of a surrogate pair, which
-# is a byte of a path that is not UTF-8.
-CONTROLS = (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-SHOWN = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in CONTROLS}
-SHOWN |= {code: f"\\x{code - 0xDC00:02x}" for code in range(0xDC80, 0xDD00)}
+from w2sg.printable import SHOWN, printable
 
 # For terminals without them; anything else is shown as its code.
 ASCII = {
@@ -51,15 +47,6 @@ ASCII = {
 }
 
 
-def printable(text: str) -> str:
-    r"""A text whose control characters and bytes that are no UTF-8 are written out, so that they do nothing.
-
-    >>> print(printable("a\x1b[31mb\r"))
-    a\x1b[31mb\x0d
-    """
-    return text.translate(SHOWN)
-
-
 def _degrade(error: UnicodeError) -> tuple[str, int]:
     """What a stream writes for characters that its encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
@@ -78,6 +65,7 @@ def any_terminal() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="w2sg.degrade")
+    logging.lastResort.setFormatter(LogFormatter())  # of programs that set up no log
 
 
 class Plain(Console):

@@ -155,7 +155,7 @@ def _plain(system: str) -> str:
 
 def _report(run: Path) -> dict[str, Any]:
     try:
-        content = json.loads((run / "report.json").read_text())
+        content = json.loads((run / "report.json").read_text(encoding="utf-8"))
         content["config"]["store"], content["stages"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{run / 'report.json'} is no report of a run ({error!r})") from error

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from w2sg.printable import printable
+
 COLOURS = {
     "weak": "#94a3b8",
     "student": "#2563eb",
@@ -102,8 +104,15 @@ def _lines(panels: Sequence[tuple[str, list[dict[str, float]], dict[str, str]]])
 
 def svg(figure: Any, alt: str) -> str:
     """The figure as an image that needs no other file, with words for those who cannot see it."""
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names of data and models, which may hold a dollar
+        text.set_text(printable(text.get_text()))
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "w2sg"}):  # else every drawing has other ids in it
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
 
@@ -170,7 +179,8 @@ def p_text(p: float) -> str:
 
 def page(title: str, sections: Iterable[str]) -> str:
     """One self-contained HTML page."""
-    return PAGE.format(title=html.escape(title), body="\n".join(section for section in sections if section))
+    body = "\n".join(section for section in sections if section)
+    return PAGE.format(title=html.escape(printable(title)), body=printable(body))
 
 
 PAGE = """<!doctype html>

@@ -96,7 +96,7 @@ class MixtureHead(LinearHead):
 
 def load_head(folder: Path) -> LinearHead:
     """A head saved by a finished stage."""
-    shape = json.loads((folder / "head.json").read_text())
+    shape = json.loads((folder / "head.json").read_text(encoding="utf-8"))
     head = {"LinearHead": LinearHead, "MixtureHead": MixtureHead}[shape.pop("kind")](**shape)
     head.load_state_dict(load_file(folder / "head.safetensors"))
     return head

@@ -486,7 +486,8 @@ def write_refined(out: Path, rows: list[dict[str, Any]]) -> Path:
     table = pa.table({name: [row.get(name) for row in rows] for name in names})
     try:
         out.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, file.with_suffix(".tmp"))
+        with open(file.with_suffix(".tmp"), "wb") as written:  # pyarrow takes no path that is not UTF-8
+            pq.write_table(table, written)
         file.with_suffix(".tmp").replace(file)
     except OSError as error:
         raise UserError(

@@ -83,7 +83,8 @@ class Report:
 
         out.mkdir(parents=True, exist_ok=True)
         parquet = out / "predictions.parquet"
-        pq.write_table(pa.table(self.predictions), out / "predictions.parquet.tmp")
+        with open(out / "predictions.parquet.tmp", "wb") as file:  # pyarrow takes no path that is not UTF-8
+            pq.write_table(pa.table(self.predictions), file)
         (out / "predictions.parquet.tmp").replace(parquet)
         page = out / "report.html"
         (out / "report.html.tmp").write_text(self.page(self.content, self.curves), encoding="utf-8")
@@ -92,7 +93,8 @@ class Report:
         if self.replies is not None:
             columns = dict.fromkeys(key for row in self.replies for key in row)  # not all have all
             samples = {key: [row.get(key) for row in self.replies] for key in columns}
-            pq.write_table(pa.table(samples), out / "samples.parquet.tmp")
+            with open(out / "samples.parquet.tmp", "wb") as file:
+                pq.write_table(pa.table(samples), file)
             (out / "samples.parquet.tmp").replace(out / "samples.parquet")
             files.append(out / "samples.parquet")
         write_json(out / "report.json", self.content)

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 KEY, MANIFEST, SCRATCH = "key.json", "manifest.json", "scratch"
 PART, DAMAGED = ".part", ".damaged"
 REFERENCE = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)-(?P<hash>[0-9a-f]{16})")  # how a key names another stage
+HALVES = re.compile("[\ud800-\udfff]")  # half of a pair, which UTF-8 has no bytes for: one byte of an odd path
 TEMPORARY = ".w2sg-tmp"
 FULL = {errno.ENOSPC, errno.EDQUOT}
 UNWRITABLE = {
@@ -82,6 +83,7 @@ def write_json(path: str | Path, value: Any) -> None:
     """
     path = Path(path)
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = HALVES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}")
     try:
         with open(temporary, "w", encoding="utf-8") as file:

@@ -32,7 +32,8 @@ def halfspaces(bench: Bench) -> Findings:
     n_transfer, n_test = 12000, 16000
     x = draw.normal(size=(100 + n_transfer + n_test, D))
     file = bench.folder / "halfspaces.jsonl"
-    file.write_text("".join(json.dumps({"text": f"point {i}", "label": int(p[0] < 0)}) + "\n" for i, p in enumerate(x)))
+    lines = [json.dumps({"text": f"point {i}", "label": int(p[0] < 0)}) + "\n" for i, p in enumerate(x)]
+    file.write_text("".join(lines), encoding="utf-8")
     data = bench.tables(file, {"ground_truth": 100, "transfer": n_transfer, "test": n_test})
     shared = set(data.transfer.texts) & set(data.test.texts)
     found.add("rows that transfer and test share", 0, len(shared), 0, "splits are disjoint")

@@ -100,7 +100,7 @@ def leakage(bench: Bench) -> Findings:
 
     def write(path, indices) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(rows[i]) + "\n" for i in indices))
+        path.write_text("".join(json.dumps(rows[i]) + "\n" for i in indices), encoding="utf-8")
 
     def of(table) -> Tensor:
         return torch.tensor(x[[int(t[0].split()[1]) for t in table.texts]], dtype=torch.float32)[:, None]
