@@ -4,12 +4,22 @@ After each, the same command ends as if nothing had been. A small part runs with
 ``python tests/test_hostile.py --minutes 10``.
 """
 
+import argparse
+import contextlib
 import errno
 import json
 import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import ROOT
 
 from w2sg import inventory, sealed
 from w2sg import store as stores
@@ -229,3 +239,187 @@ def test_prune_leaves_what_only_looks_like_a_stage(tmp_path):
     assert not path.exists()
     assert sorted(p.name for p in root.iterdir() if p.name != ".locks") == sorted([*names, f"link-{'3' * 16}"])
     assert sum("has a stage's name and is none" in line for line in said) == 4
+
+
+# -- deaths at any write ----------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@contextlib.contextmanager
+def dying_at(count: int, error: BaseException):
+    """A call that brings something to the disk raises: of an odd ``count`` before it does, of an even one after."""
+    calls = [0]
+
+    def counted(function):
+        def call(*args):
+            calls[0] += 1
+            if calls[0] == count:
+                raise error
+            result = function(*args)
+            calls[0] += 1
+            if calls[0] == count:
+                raise error
+            return result
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("replace", "rename", "fsync"):
+            patch.setattr(os, name, counted(getattr(os, name)))
+        yield
+
+
+def work(folder) -> tuple:
+    """A fit that chooses its best epoch and a reading; a checkpoint after every step."""
+    from test_stops import examples, found, job, stages
+
+    from w2sg.heads import BagOfWords
+    from w2sg.stages import ReadJob, load_values
+
+    made = stages(folder, checkpoint_minutes=0.0)
+    fitted = found(made.fit("m", {}, job))
+    torch.manual_seed(1)
+    model, data = BagOfWords(64, True, 2), examples(50)
+    return fitted, load_values(made.read("r", {}, lambda: ReadJob(model, model, data)))[1]
+
+
+def equal(one, two) -> bool:
+    from test_stops import same
+
+    return same(one[0], two[0]) and torch.equal(one[1], two[1])
+
+
+def disturb(folder: Path, draw: random.Random, whole: tuple) -> None:
+    """Kill, fill the disk, damage what is there; then the same work must give the same."""
+    for _ in range(draw.randint(1, 3)):
+        error = draw.choice([Killed(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), OSError(errno.EIO, "broken")])
+        with contextlib.suppress(Killed, OSError, UserError), dying_at(draw.randint(1, 150), error):
+            work(folder)
+        files = [file for file in folder.rglob("*") if file.is_file() and ".locks" not in file.parts]
+        if files and draw.random() < 0.7:
+            kind = draw.choice([k for k in DAMAGE if not k.startswith("a link") or k == "a link to nothing"])
+            DAMAGE[kind](draw.choice(sorted(files)))
+    assert equal(work(folder), whole)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return work(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 10, 11, 12, 41, 66, 93, 110])
+def test_a_run_that_dies_at_any_write_ends_as_if_it_had_not(count, undisturbed, tmp_path):
+    with contextlib.suppress(Killed), dying_at(count, Killed()):
+        work(tmp_path)
+    assert equal(work(tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_among_deaths_full_disks_and_damage_ends_as_if_nothing_had_been(seed, undisturbed, tmp_path):
+    disturb(tmp_path, random.Random(seed), undisturbed)
+
+
+@pytest.mark.parametrize("damaged", ["newest", "both", "best"])
+def test_a_damaged_checkpoint_costs_what_was_done_since_the_one_before(damaged, undisturbed, tmp_path, caplog):
+    with contextlib.suppress(Killed), dying_at(61, Killed()):
+        work(tmp_path)
+    scratch = next(tmp_path.rglob("scratch"))
+    fits = sorted(scratch.glob("fit-*.ckpt"))
+    assert len(fits) == 2
+    chosen = {"newest": fits[1:], "both": fits, "best": list(scratch.glob("best-*.ckpt"))}[damaged]
+    for file in chosen:
+        flip(file)
+    caplog.set_level("INFO")
+    assert equal(work(tmp_path), undisturbed)
+    steps = [int(file.name[4:13]) for file in fits]
+    expected = {"newest": f"goes on at step {steps[0]},"}.get(damaged, "starts afresh")
+    assert expected in caplog.text
+    assert "is damaged and removed" in caplog.text
+
+
+# -- the whole: python tests/test_hostile.py --minutes 10 --------------------------------------------------------------
+
+
+def command(out: Path, data: Path, model: Path, *more: str) -> list[str]:
+    from test_devices import arguments
+
+    typed = arguments(data, model, out, "trainer=cpu", "training.full.validation=0.2", "strong.epochs=4", *more)
+    return [sys.executable, str(ROOT / "train.py"), *typed]
+
+
+def result(out: Path) -> dict:
+    """What a run's predictions are, and which stages it rests on."""
+    import pyarrow.parquet as pq
+
+    tables = [pq.read_table(file).to_pydict() for file in sorted(out.glob("*/predictions.parquet"))]
+    keys = [sorted(s["key"] for s in json.loads(file.read_text())["stages"]) for file in sorted(out.glob("*/*.json"))]
+    return {"predictions": tables, "stages": keys}
+
+
+def sweep(out: Path, data: Path, model: Path, draw: random.Random, whole: dict) -> None:
+    """Two sweeps on one store at a time, killed and asked to end over and over, until both have ended."""
+    typed = [command(out / f"{k}", data, model, f"store={out / 'store'}", "-m", "loss=ce,rkl") for k in range(2)]
+    known = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"}
+    left, deaths = set(range(2)), 0
+    while left:
+        files = {k: (out / f"said-{k}").open("w") for k in left}
+        running = {k: subprocess.Popen(typed[k], stdout=files[k], stderr=files[k], env=known) for k in left}
+        for k, process in running.items():
+            sent = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(draw.uniform(5, 25) if deaths < 8 else 600)
+            if process.poll() is None:
+                sent = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+                process.send_signal(sent)
+                process.wait(15)
+                deaths += 1
+            files[k].close()
+            said = (out / f"said-{k}").read_text()
+            expected = {None: 0, signal.SIGKILL: -9}.get(sent, 128 + (sent or 0))
+            assert process.returncode in (0, expected, -(sent or 0)), said
+            assert "Traceback" not in said, said
+            if process.returncode == 0:
+                left.discard(k)
+        parts = [file for file in out.rglob("*") if file.is_file() and "scratch" in file.parts]
+        if parts and draw.random() < 0.5:
+            flip(draw.choice(sorted(parts)))
+    for k in range(2):
+        assert result(out / f"{k}") == whole, (out, k)
+    print(f"two sweeps, {deaths} deaths: as if nothing had been", flush=True)
+
+
+def main() -> None:
+    """Disturb runs in every way that is here for some minutes, from a seed that is printed."""
+    from conftest import make_pairs, save_tiny_model, write_jsonl
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    typed = parser.parse_args()
+    draw, end, rounds = random.Random(typed.seed), time.monotonic() + 60 * typed.minutes, 0
+    print("seed", typed.seed, flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for seed, (split, count) in enumerate({"ground_truth": 96, "transfer": 96, "test": 64}.items()):
+            write_jsonl(folder / "pairs" / f"{split}.jsonl", make_pairs(count, seed))
+        model = save_tiny_model(folder / "model")
+        whole = work(folder / "whole")
+        subprocess.run(
+            command(folder / "sweep", folder / "pairs", model, "-m", "loss=ce,rkl"), check=True, capture_output=True
+        )
+        swept = result(folder / "sweep")
+        while time.monotonic() < end:
+            for _ in range(10):
+                (place := folder / f"disturbed-{rounds}").mkdir()
+                disturb(place, draw, whole)
+                rounds += 1
+            print(f"{rounds} disturbed stages: as if nothing had been", flush=True)
+            (place := folder / f"sweeps-{rounds}").mkdir()
+            sweep(place, folder / "pairs", model, draw, swept)
+
+
+if __name__ == "__main__":
+    main()

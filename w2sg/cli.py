@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from w2sg import stops
+from w2sg import outputs, stops
 from w2sg.errors import UserError
 
 
@@ -45,6 +45,7 @@ def readable_errors() -> Iterator[None]:
     A run that a signal asked to end says so in one line and ends with 128 + the signal's number (143 for SIGTERM),
     whatever it has done being kept.
     """
+    outputs.one_notice_per_log()
     try:
         with stops.command():
             yield

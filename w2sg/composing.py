@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from w2sg import outputs
 from w2sg.config import CONF
 from w2sg.errors import ConfigError
 from w2sg.suggest import ELSEWHERE, exists, leaves, listed, nearest, similar, unknown_key
@@ -84,10 +85,15 @@ def _conf() -> Any:
 def _checked(cfg: Any, check: Check) -> None:
     from omegaconf import open_dict
 
-    choices = cfg.hydra.runtime.choices
+    choices, unwritable = cfg.hydra.runtime.choices, outputs.problem(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
-    check(cfg, choices)
+    try:
+        check(cfg, choices)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *([unwritable] if unwritable else [])]) from error
+    if unwritable:
+        raise ConfigError([unwritable])
 
 
 def _is_sweep(override: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from typing import Any, TypeVar
@@ -10,10 +11,17 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from w2sg import processes, stops
 from w2sg.checkpoints import SealedFiles
+from w2sg.errors import UserError
 from w2sg.schema import TrainerConfig
 from w2sg.sharding import Sharded
 
@@ -30,12 +38,23 @@ class Devices:
         quiet()
         processes.disband()  # the processes of the sweep's last job
         self.config = config
-        self.fabric = Fabric(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            strategy="ddp" if config.strategy == "fsdp" else config.strategy,  # here only for talking to each other
-        )
+        self.environment = _started_by(config.num_nodes)
+        try:
+            self.fabric = Fabric(
+                accelerator=config.accelerator,
+                devices=config.devices,
+                num_nodes=config.num_nodes,
+                strategy="ddp" if config.strategy == "fsdp" else config.strategy,  # only for talking to each other
+                plugins=self.environment,
+            )
+        except (ValueError, RuntimeError, KeyError) as error:
+            if not isinstance(self.environment[0] if self.environment else None, SLURMEnvironment):
+                raise
+            raise UserError(
+                f"trainer: SLURM started {os.environ.get('SLURM_NTASKS')} tasks, and the run asks for "
+                f"trainer.devices={config.devices} on trainer.num_nodes={config.num_nodes}; give srun one task for "
+                f"each device, --nodes={config.num_nodes} --ntasks-per-node={config.devices} ({_first_line(error)})"
+            ) from error
         if self.fabric.world_size > 1:
             processes.gather(self.fabric)
             self.fabric.launch()
@@ -114,11 +133,48 @@ class Devices:
             use_distributed_sampler=False,  # our loaders know their ranks
             num_sanity_val_steps=0,
             log_every_n_steps=1,  # the module decides which steps are points of a curve
-            plugins=[] if files is None else [files],
+            plugins=[*self.environment, *([] if files is None else [files])],
             **options,
         )
         trainer._signal_connector = _NoSignals(trainer)
         return trainer
+
+
+def _started_by(nodes: int) -> list[ClusterEnvironment]:
+    """Who starts the ranks, where the environment's variables could mislead; none where Lightning may look itself.
+
+    Raises:
+        UserError: several machines, and SLURM was not asked to start anything on them.
+    """
+    if TorchElasticEnvironment.detect():  # inside of a SLURM job, too
+        return [TorchElasticEnvironment()]
+    if "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return []
+    if "SLURM_STEP_NUM_TASKS" in os.environ or os.environ.get("SLURM_PROCID", "0") != "0":
+        try:
+            return [SLURMEnvironment(auto_requeue=False)]
+        except RuntimeError as error:
+            os.environ.setdefault("SLURM_NTASKS_PER_NODE", _per_node(error))
+            return [SLURMEnvironment(auto_requeue=False)]
+    # a script that sbatch runs once: its variables are of the job, and no other task is coming
+    if nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={nodes}: SLURM has started this process alone; begin the command with srun, so that it "
+            "is started on each machine"
+        )
+    return [LightningEnvironment()]
+
+
+def _per_node(error: RuntimeError) -> str:
+    """Tasks on each machine, which Lightning wants to read from a variable that --ntasks alone does not set."""
+    tasks, nodes = (int(os.environ.get(name, "1")) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
+    if tasks % nodes:
+        raise UserError(f"trainer: SLURM started {tasks} tasks on {nodes} machines; use --ntasks-per-node") from error
+    return str(tasks // nodes)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 class _NoSignals(_SignalConnector):

@@ -16,6 +16,20 @@ from w2sg.schema import TrainConfig
 log = logging.getLogger(__name__)
 
 
+class Curves(CSVLogger):
+    """CSV files of a run's curves, which end where they cannot be written: the run goes on, and says so once."""
+
+    said = False
+
+    def save(self) -> None:
+        try:
+            super().save()
+        except OSError as error:
+            if not Curves.said:
+                Curves.said = True
+                log.warning("curves cannot be written to %s (%s); the run goes on", self.log_dir, error.strerror)
+
+
 class StageLogger(Logger):
     """A stage's view of the run's one W&B run: ``<stage>/<curve>`` over ``<stage>/step``."""
 
@@ -94,7 +108,7 @@ class Loggers:
         """The Lightning logger of one stage, or None."""
         match self.options.kind:
             case "csv":
-                return CSVLogger(self.out, name="csv", version=name)
+                return Curves(self.out, name="csv", version=name)
             case "tensorboard":
                 try:
                     return TensorBoardLogger(self.out, name="tensorboard", version=name)

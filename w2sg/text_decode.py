@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from w2sg import stops
 from w2sg.data.dialogue import Chat
 from w2sg.data.loading import Examples
 from w2sg.data.messages import Dialogue
@@ -43,9 +43,10 @@ from w2sg.errors import UserError
 from w2sg.inputs import VERSION
 from w2sg.language import padding
 from w2sg.replies import Prompts, Replies
+from w2sg.sealed import seal, sweep, unsound
 from w2sg.shards import Found
 from w2sg.stages import ReadJob, load_found
-from w2sg.store import SCRATCH, read_json, write_json
+from w2sg.store import SCRATCH, read_json, remove, write_json
 from w2sg.text_run import TextRun, Writer
 
 log = logging.getLogger(__name__)
@@ -284,7 +285,7 @@ class Decoders:
         """Have the server write, and keep what came of each batch of prompts as soon as it is there."""
         scratch = part / SCRATCH
         scratch.mkdir(parents=True, exist_ok=True)
-        done = {i: row for file in sorted(scratch.glob("*.json.gz")) for i, row in _read_rows(file).items()}
+        done = _answered_before(scratch)
         todo = [k for k, i in enumerate(prompts.ids) if i not in done]
         if done and todo:
             log.info("%d of %d prompts were answered before", len(done), len(prompts))
@@ -298,11 +299,14 @@ class Decoders:
                     some = todo[start : start + decoder.batch_size]
                     work = Work(self, decoder, policies, reward, seed, grower)
                     rows = work.ask([prompts.texts[k] for k in some], [prompts.ids[k] for k in some])
-                    _write_rows(scratch / f"{len(done):06d}.json.gz", rows)
+                    with stops.deferred():
+                        seal(
+                            scratch, f"answers-{len(done):06d}", ".json.gz", lambda f, rows=rows: f.write(_packed(rows))
+                        )
                     done |= rows
                 if grower.asked.uncounted:
                     log.warning("the server does not count tokens: they are counted by the tokenizer of strong=")
-        _write_rows(part / "answers.json.gz", done)
+        (part / "answers.json.gz").write_bytes(_packed(done))
         written = sum(c["tokens"] for row in done.values() for c in row["candidates"])
         seconds = sum(row["seconds"] for row in done.values())
         return {"examples": len(done), "tokens": written, "padded_tokens": written, "seconds": seconds}
@@ -387,10 +391,21 @@ def _ends(chat: Chat) -> list[str]:
     return [*chat.stop_strings, *([chat.tokenizer.decode([chat.end])] if chat.template else [])]
 
 
-def _write_rows(file: Path, rows: dict[str, Any]) -> None:
-    text = json.dumps(rows, ensure_ascii=False, allow_nan=False)
-    file.with_suffix(".tmp").write_bytes(gzip.compress(text.encode(), 6, mtime=0))
-    os.replace(file.with_suffix(".tmp"), file)
+def _packed(rows: dict[str, Any]) -> bytes:
+    return gzip.compress(json.dumps(rows, ensure_ascii=False, allow_nan=False).encode(), 6, mtime=0)
+
+
+def _answered_before(scratch: Path) -> dict[str, Any]:
+    """What a server answered before the run was stopped; damaged files are deleted, and their prompts asked again."""
+    sweep(scratch)
+    done: dict[str, Any] = {}
+    for file in sorted(scratch.glob("*.json.gz")):
+        if wrong := unsound(file):
+            log.warning("the answers %s cannot be used (%s); they are asked for again", file.name, wrong)
+            remove(file)
+        else:
+            done |= _read_rows(file)
+    return done
 
 
 def _read_rows(file: Path) -> dict[str, Any]:
