@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from w2sg.console import Plain
@@ -300,9 +301,13 @@ def export(trained: Trained, to: Path) -> list[Path]:
         The files.
 
     Raises:
-        UserError: there is something at ``to`` already.
+        UserError: there is something at ``to`` already, or it cannot be written.
     """
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+    try:
+        taken = os.path.lexists(to) and not (to.is_dir() and not any(to.iterdir()))
+    except OSError as error:
+        raise UserError(f"to: {to} cannot be read ({error.strerror}); name another folder") from error
+    if taken:
         raise UserError(f"to: there is something at {to} already; name another folder, or remove it")
     model, tokenizer = load(trained)
     part = to.absolute().with_name(f".{to.absolute().name}.{os.getpid()}.part")
@@ -315,6 +320,12 @@ def export(trained: Trained, to: Path) -> list[Path]:
         for file in part.iterdir():
             file.chmod((part / ORIGIN).stat().st_mode)  # safetensors lets only its owner read what it writes
         os.replace(part, to)
+    except (OSError, SafetensorError) as error:
+        remove(part)
+        raise UserError(
+            f"to: {to} cannot be written ({getattr(error, 'strerror', None) or error}); free space, or name another "
+            "folder; nothing was left behind"
+        ) from error
     except BaseException:
         remove(part)
         raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import logging
 import math
 import sys
@@ -106,6 +107,7 @@ def run_harness(
     if options.include is not None and not options.include.is_dir():
         raise UserError(f"include: there is no folder {options.include}")
     folder = subject.folder if to is None else to
+    writable(folder)
     with _harness():
         manager = task_manager(options)
         load_tasks(manager, options.tasks)  # what is missing is said before a model is loaded
@@ -116,10 +118,27 @@ def run_harness(
     show(found, console)
     for row in found:
         row.pop("each")
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / RESULT, subject, found)
+    try:
+        write(folder / RESULT, subject, found)
+    except OSError as error:
+        raise UserError(f"to: {folder / RESULT} cannot be written ({error.strerror or error})") from error
     console.say(f"written: {folder / RESULT}")
     return found
+
+
+def writable(folder: Path) -> None:
+    """Try a folder before hours are spent on what is to be written there.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written in it.
+    """
+    probe = folder / f".{RESULT}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"to: {folder} cannot be written ({error.strerror or error}); name another folder") from error
 
 
 def find_subject(place: Path, system: str | None, out: Path, root: Path) -> Subject:
@@ -159,9 +178,16 @@ def _harness() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     try:
         sys.path[:] = [entry for entry in path if Path(entry or ".").resolve() != ours]
-        import evaluate  # noqa: F401 (kept in sys.modules for the harness)
+        try:
+            import evaluate  # noqa: F401 (kept in sys.modules for the harness)
 
-        sys.path[:] = path
+            sys.path[:] = path
+            for part in ("lm_eval", "lm_eval.tasks", "lm_eval.models.huggingface"):
+                importlib.import_module(part)
+        except ImportError as error:
+            raise UserError(
+                f"harness: lm-eval is not wholly installed ({error}); pip install 'w2sg[harness]'"
+            ) from error
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from w2sg.errors import UserError
+from w2sg.printable import printable
 from w2sg.schema import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,17 @@ def _group(config: TrainConfig) -> str:
     return f"{config.dataset.name}: {weak} -> {strong}"[:128]
 
 
+def _mode(typed: str | None) -> str:
+    """Whether W&B sends what it is told; old names of its modes included."""
+    mode = typed or os.environ.get("WANDB_MODE") or "online"
+    return {"dryrun": "offline", "run": "online"}.get(mode, mode)
+
+
+def _brief(error: Exception) -> str:
+    """An error of a library in one line."""
+    return " ".join(printable(str(error)).split())[:300] or type(error).__name__
+
+
 class Loggers:
     """Gives every stage its logger, and closes the run's dashboards with what came out.
 
@@ -81,26 +94,33 @@ class Loggers:
         self.wandb = self._start_wandb(config) if config.logger.kind == "wandb" and main else None
 
     def _start_wandb(self, config: TrainConfig) -> Any:
-        import wandb
-
-        options = self.options
+        """The W&B run. What is typed counts, then what W&B's environment variables say, then our defaults."""
+        options, there = self.options, os.environ
+        own = {
+            "project": ("WANDB_PROJECT", options.project, "w2sg"),
+            "entity": ("WANDB_ENTITY", options.entity, None),
+            "mode": ("WANDB_MODE", options.mode, None),
+            "group": ("WANDB_RUN_GROUP", options.group, _group(config)),
+            "name": ("WANDB_NAME", None, printable(self.out.name)[:128]),
+            # a resumed run goes on; an agent of a sweep gives its runs ids of its own
+            "id": ("WANDB_RUN_ID", None, hashlib.sha256(os.fsencode(self.out.resolve())).hexdigest()[:16]),
+            "dir": ("WANDB_DIR", None, str(self.out)),
+            "resume": ("WANDB_RESUME", None, "allow" if _mode(options.mode) == "online" else None),
+        }
+        given = {key: typed or (None if there.get(name) else ours) for key, (name, typed, ours) in own.items()}
+        tags = [*(name[:64] for name in _names(config)), *options.tags, *there.get("WANDB_TAGS", "").split(",")]
         try:
+            import wandb
+
             return wandb.init(
-                project=options.project,
-                entity=options.entity,
-                mode=options.mode,
-                group=options.group or _group(config),
-                tags=list(dict.fromkeys([*(name[:64] for name in _names(config)), *options.tags])),
-                name=self.out.name,
-                id=hashlib.sha256(str(self.out.resolve()).encode()).hexdigest()[:16],  # a resumed run goes on
-                resume="allow" if options.mode == "online" else None,
-                dir=str(self.out),
+                **given,
+                tags=list(dict.fromkeys(filter(None, tags))),
                 config=config.model_dump(by_alias=True),
                 settings=wandb.Settings(silent=True),
             )
         except Exception as error:  # wandb raises its own, requests' and plain errors here
             raise UserError(
-                f"logger: Weights & Biases could not start ({error}); `wandb login` first, or use "
+                f"logger: Weights & Biases could not start ({_brief(error)}); `wandb login` first, or use "
                 "logger.mode=offline, or logger=csv"
             ) from error
 
@@ -110,12 +130,7 @@ class Loggers:
             case "csv":
                 return Curves(self.out, name="csv", version=name)
             case "tensorboard":
-                try:
-                    return TensorBoardLogger(self.out, name="tensorboard", version=name)
-                except ModuleNotFoundError as error:
-                    raise UserError(
-                        "logger: tensorboard is not installed; `pip install 'w2sg[tensorboard]'`, or use logger=csv"
-                    ) from error
+                return TensorBoardLogger(self.out, name="tensorboard", version=name)
             case "wandb" if self.wandb is not None:
                 return StageLogger(self.wandb, name)
         return None
@@ -127,9 +142,24 @@ class Loggers:
         files: list[Path],
         replies: list[dict[str, Any]] | None = None,
     ) -> None:
-        """Put accuracies and PGR into the dashboard's summary; log the page, the predictions and what was written."""
+        """Put accuracies and PGR into the dashboard's summary; log the page, the predictions and what was written.
+
+        The report is on the disk by now: what W&B refuses is said, and the run ends as it would without it.
+        """
         if self.wandb is None:
             return
+        try:
+            self._summarise(report, predictions, files, replies)
+        except Exception as error:  # as at its start
+            log.warning("Weights & Biases did not take the report (%s); it is in %s", _brief(error), self.out)
+
+    def _summarise(
+        self,
+        report: dict[str, Any],
+        predictions: dict[str, list],
+        files: list[Path],
+        replies: list[dict[str, Any]] | None,
+    ) -> None:
         import wandb
 
         for model, values in report["metrics"].items():
@@ -161,4 +191,7 @@ class Loggers:
     def finish(self, failed: bool) -> None:
         """Close the dashboards; a failed run is marked as failed."""
         if self.wandb is not None:
-            self.wandb.finish(exit_code=1 if failed else 0)
+            try:
+                self.wandb.finish(exit_code=1 if failed else 0)
+            except Exception as error:  # as at its start
+                log.warning("Weights & Biases could not close its run (%s)", _brief(error))

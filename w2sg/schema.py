@@ -210,12 +210,19 @@ class TrainerConfig(Strict):
 
 class LoggerConfig(Strict):
     kind: Literal["none", "csv", "tensorboard", "wandb"]
-    project: str
+    project: str | None
     entity: str | None
-    mode: Literal["online", "offline", "disabled"]
+    mode: Literal["online", "offline", "disabled"] | None
     group: str | None
     tags: list[str]
     every: PositiveInt
+
+    def rules(self) -> list[str]:
+        needs = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}.get(self.kind, ())
+        if needs and not any(importlib.util.find_spec(name) for name in needs):
+            extra = "'w2sg[tensorboard]'" if self.kind == "tensorboard" else "wandb"
+            return [f"kind: the package {needs[0]} is not installed; pip install {extra}, or use logger=csv"]
+        return []
 
 
 class TrainConfig(Strict):

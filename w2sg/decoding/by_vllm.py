@@ -42,7 +42,12 @@ def sample(
         stop: tokens that end a reply.
         ids: tokens that may be written; None for all.
     """
-    from vllm import LLM, SamplingParams
+    try:
+        from vllm import LLM, SamplingParams
+    except ImportError as error:
+        raise UserError(
+            f"vLLM is not wholly installed ({error}); pip install 'w2sg[vllm]', or engine=transformers"
+        ) from error
 
     engine = LLM(
         model=model,

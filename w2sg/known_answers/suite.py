@@ -187,8 +187,11 @@ def run_known_answers(name: str, out: Path, console: Plain) -> bool:
     verdict = (f"failed: {', '.join(failed)}", "red") if failed else ("all hold", "green")
     count = f"{len(finished)} check{'s' * (len(finished) != 1)}"
     console.print(Text.assemble(f"{count} in {seconds:.0f} s: ", verdict))
-    write_json(out / "known_answers.json", [_record(done) for done in finished])
-    (out / "known_answers.html").write_text(whole_page(name, finished), encoding="utf-8")
+    try:
+        write_json(out / "known_answers.json", [_record(done) for done in finished])
+        (out / "known_answers.html").write_text(whole_page(name, finished), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"out: {out} cannot be written ({error.strerror or error}); name another folder") from error
     console.say(f"written: {out / 'known_answers.html'}, {out / 'known_answers.json'}")
     return not failed
 
