@@ -45,14 +45,27 @@ def test_a_win_rate_is_the_share_of_wins_and_half_the_ties():
 def test_a_win_rate_reads_only_the_order_of_two_rewards():
     """However small their difference."""
     assert win_rate([1e-300, -5.0], [0.0, -5.0], Bootstrap(2)).value == 0.75
-    assert win_rate([7], [7], Bootstrap(1)) == Estimate(0.5, 0.5, 0.5)
+    one = win_rate([7], [7], Bootstrap(1))
+    assert one.value == 0.5
+    assert one.low < 0.1 < 0.9 < one.high  # one tie says nothing
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 300])
 def test_a_sure_winner_has_exactly_1_and_its_loser_0(n):
-    """Float32 weights of 7 prompts sum to more than 1."""
-    assert win_rate(np.ones(n), np.zeros(n), Bootstrap(n)) == Estimate(1.0, 1.0, 1.0)
-    assert win_rate(np.zeros(n), np.ones(n), Bootstrap(n)) == Estimate(0.0, 0.0, 0.0)
+    """Float32 weights of 7 prompts sum to more than 1; and n of n is no proof of all: Clopper and Pearson's limit."""
+    won, lost = (win_rate(a, b, Bootstrap(n)) for a, b in ((np.ones(n), np.zeros(n)), (np.zeros(n), np.ones(n))))
+    assert (won.value, won.high, lost.value, lost.low) == (1.0, 1.0, 0.0, 0.0)
+    assert won.low == pytest.approx(0.025 ** (1 / n))
+    assert lost.high == pytest.approx(1 - 0.025 ** (1 / n))
+
+
+def test_prompts_that_are_all_ties_or_nearly_all_have_an_interval_of_some_width():
+    """1 - .025^(1/100) = .0362 of the prompts may be decided: half of that either way."""
+    found = win_rate(np.ones(100), np.ones(100), Bootstrap(100))
+    assert found.value == 0.5
+    assert (found.low, found.high) == pytest.approx((0.5 - 0.0181, 0.5 + 0.0181), abs=1e-4)
+    one = win_rate(np.r_[np.ones(99), 2], np.ones(100), Bootstrap(100))
+    assert one.low < 0.5 < one.value < one.high
 
 
 def test_the_interval_of_a_win_rate_is_the_binomials():
@@ -101,7 +114,8 @@ def test_the_matrix_is_complementary_and_of_the_same_draws_as_single_win_rates()
 
 def test_a_matrix_of_one_system_or_one_prompt():
     assert win_matrix({"x": [1, 2]}) == {"names": ["x"], "value": [[None]], "low": [[None]], "high": [[None]]}
-    assert win_matrix({"x": [1], "y": [0]})["low"] == [[None, 1.0], [0.0, None]]
+    one = win_matrix({"x": [1], "y": [0]})
+    assert (one["value"][0][1], one["low"][0][1], one["high"][0][1]) == (1.0, pytest.approx(0.025), 1.0)
     with pytest.raises(ValueError, match="no systems"):
         win_matrix({})
 
@@ -436,7 +450,8 @@ def test_the_rate_of_graded_preferences_is_their_mean():
     found = preference_rate([0.9, 0.2, 0.5], Bootstrap(3))
     assert found.value == pytest.approx(1.6 / 3)
     assert 0.2 <= found.low < found.value < found.high <= 0.9
-    assert preference_rate(np.ones(7), Bootstrap(7)) == Estimate(1.0, 1.0, 1.0)
+    sure = preference_rate(np.ones(7), Bootstrap(7))
+    assert (sure.value, sure.low, sure.high) == (1.0, pytest.approx(0.025 ** (1 / 7)), 1.0)
 
 
 def test_graded_preferences_for_length_alone_are_seen_through():

@@ -95,18 +95,28 @@ def test_an_overconfident_student_a_leaking_teacher_and_a_better_untrained_model
     found = json.loads(json.dumps(content[0]))
     found["metrics"]["student"]["intervals"]["overconfidence"] = [0.02, 0.1]
     found["diagnostics"]["teacher_transfer_minus_test"] = {"value": 0.1, "low": 0.05, "high": 0.15}
-    found["tests"]["student - zero_shot"] = {"difference": -0.1, "low": -0.2, "high": -0.01, "p": 0.01}
+    found["tests"]["student - zero_shot"] = {
+        "difference": -0.1,
+        "low": -0.2,
+        "high": -0.01,
+        "p": 0.01,
+        "test": "exact McNemar",
+    }
     found["data"]["overlaps"] = {"transfer and test": 3}
     lines = " / ".join(_warnings(check(compose()), found))
-    for words in ("overconfident", "carry ground truth", "is better than the student", "transfer and test 3"):
+    for words in ("overconfident", "carry ground truth", "is more accurate than the student", "transfer and test 3"):
         assert words in lines
 
 
 def test_the_verdict_says_what_the_numbers_say(content):
     found = json.loads(json.dumps(content[0]))
-    for low, high, words in ((0.01, 0.1, "better than"), (-0.1, -0.01, "worse than"), (-0.1, 0.1, "not told apart")):
-        found["tests"]["student - weak"] |= {"low": low, "high": high}
+    for difference, p, words in ((0.05, 0.04, "better"), (-0.05, 0.04, "worse"), (0.05, 0.06, "not told apart")):
+        # the word is of the test whose p stands beside it, whatever an interval of another kind says
+        found["tests"]["student - weak"] |= {"difference": difference, "p": p, "low": 0.001, "high": 0.1}
         assert words in page.verdict(found)
+        assert "exact McNemar" in page.verdict(found)
+    found["tests"]["student - weak"]["test"] = "exact sign flips over prompts"
+    assert "intervals are over test prompts alone" in page.verdict(found)
     found["pgr"]["resolved"] = False
     assert "no share of it is claimed" in page.verdict(found)
     assert "gap not resolved" in page.pgr_sentence({**found["pgr"], "gap_high": 0.1})
@@ -151,7 +161,7 @@ def test_the_dashboard_gets_curves_summary_page_and_table(dashboard, pairs_folde
     told = dashboard.run
     assert {"weak/loss", "student/loss", "ceiling/loss", "report", "predictions"} <= set(told.logged)
     table = told.logged["predictions"]
-    assert table.columns == ["id", "label", "weak", "student", "ceiling"]
+    assert table.columns == ["id", "prompt", "label", "weak", "student", "ceiling"]
     assert len(table.data) == 64
     assert told.summary["student/accuracy"] == found["metrics"]["student"]["accuracy"]
     assert told.summary["test/gain"] == found["diagnostics"]["test"]["gain"]["value"]

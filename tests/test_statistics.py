@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from w2sg import statistics
+from w2sg import bootstrap, statistics
 from w2sg.statistics import Bootstrap
 
 
@@ -48,7 +48,7 @@ def test_bootstrap_blocks_are_the_same_draws_as_one_piece(monkeypatch):
     whole = Bootstrap(50, 40).means(np.arange(50.0)[:, None])
     assert len(whole) == 40
     assert whole.mean() == pytest.approx(24.5, abs=1.5)
-    monkeypatch.setattr(statistics, "BLOCK", 50 * 7)  # too small to be kept: drawn anew, in blocks of 7
+    monkeypatch.setattr(bootstrap, "BLOCK", 50 * 7)  # too small to be kept: drawn anew, in blocks of 7
     parts, again = Bootstrap(50, 40), Bootstrap(50, 40)
     assert parts.means(np.arange(50.0)[:, None]) == pytest.approx(again.means(np.arange(50.0)[:, None]))
     assert len(parts.means(np.ones((50, 1)))) == 40

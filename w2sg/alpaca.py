@@ -243,7 +243,8 @@ def compare(annotations: list[Annotation], known: dict[str, dict[str, set[str]]]
     for (own, other), rows in judged.items():
         preferred = np.array([np.mean(values) for values in rows.values()])
         lengths = [np.array([len(key[side]) for key in rows], np.float64) for side in (1, 2)]
-        bootstrap = Bootstrap(len(rows))
+        asked = [instruction_ for instruction_, *_ in rows]
+        bootstrap = Bootstrap(len(rows), clusters=asked)
         pairs.append(
             {
                 "system": own,
@@ -252,7 +253,7 @@ def compare(annotations: list[Annotation], known: dict[str, dict[str, set[str]]]
                 "win_rate": comparisons.preference_rate(preferred, bootstrap).as_dict(),
                 "length_controlled": comparisons.length_controlled_preference(preferred, *lengths, bootstrap).as_dict(),
                 "longer": bootstrap.mean(lengths[0] - lengths[1]).as_dict(),
-                "p": comparisons.paired_test(preferred, np.full(len(rows), 0.5)),
+                "p": comparisons.paired_test(preferred, np.full(len(rows), 0.5), asked),
             }
         )
     return {

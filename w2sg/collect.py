@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from w2sg import statistics
+from w2sg.data.table import Groups
 from w2sg.errors import UserError
 from w2sg.store import flatten
 
@@ -74,6 +76,20 @@ class Finished:
     @cached_property
     def right(self) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
         """Test ids in order, and per model [N] whether it was right on each."""
+        return self._predictions[0], self._predictions[1]
+
+    @property
+    def prompts(self) -> list[str] | None:
+        """[N] the prompt of each test row, in the order of `right`; None in the files of an earlier version."""
+        return self._predictions[2]
+
+    @property
+    def said(self) -> str:
+        """A hash of ids and logits: two runs that have it in common are one run."""
+        return self._predictions[3]
+
+    @cached_property
+    def _predictions(self) -> tuple[tuple[str, ...], dict[str, np.ndarray], list[str] | None, str]:
         import pyarrow.parquet as pq
 
         with open(self.folder / "predictions.parquet", "rb") as file:  # pyarrow takes no path that is not UTF-8
@@ -81,13 +97,46 @@ class Finished:
         ids = np.array(table["id"].to_pylist())
         order = np.argsort(ids)
         labels = np.array(table["label"].to_pylist())
-        found = {}
+        found, whole = {}, hashlib.sha256("\n".join(ids[order].tolist()).encode())
         for name in table.column_names:
-            if name not in ("id", "label"):
+            if name not in ("id", "label", "prompt"):
                 logits = np.array(table[name].to_pylist(), np.float64)
                 choice = np.where(logits >= 0, 0, 1) if logits.ndim == 1 else logits.argmax(1)
                 found[name] = (choice == labels)[order]
-        return tuple(ids[order].tolist()), found
+                whole.update(name.encode() + logits[order].tobytes())
+        prompts = None
+        if "prompt" in table.column_names:
+            column = table["prompt"].to_pylist()
+            prompts = [column[i] for i in order]
+        return tuple(ids[order].tolist()), found, prompts, whole.hexdigest()
+
+
+class Prompts:
+    """Which test rows of all runs belong together: rows of one prompt, whichever run says so.
+
+    Attributes:
+        unknown: how many runs do not say it; each of their rows is its own prompt unless another run says more.
+    """
+
+    def __init__(self, runs: Iterable[Finished]):
+        shared, self.unknown, seen = Groups(), 0, set()
+        for run in runs:
+            if run.prompts is None:
+                self.unknown += 1
+            elif (rows := (run.right[0], tuple(run.prompts))) not in seen:
+                seen.add(rows)
+                for row, prompt in zip(*rows, strict=True):
+                    shared.join((f"row {row}", f"prompt {prompt}"))
+        self._shared, self._numbers = shared, {}
+        self._of_ids: dict[tuple[str, ...], np.ndarray] = {}
+
+    def of(self, ids: tuple[str, ...]) -> np.ndarray:
+        """[N] the number of each row's prompt."""
+        if ids not in self._of_ids:
+            roots = [self._shared.root(f"row {row}") for row in ids]
+            numbers = [self._numbers.setdefault(root, len(self._numbers)) for root in roots]
+            self._of_ids[ids] = np.array(numbers, np.int64)
+        return self._of_ids[ids]
 
 
 @dataclass
@@ -98,27 +147,70 @@ class Cell:
         setting: what sets it apart from the other settings, in words.
         values: the same as keys and values.
         loss: the loss in words.
+        prompts: of the rows of all runs.
         runs: (split seed, seed) -> run.
     """
 
     setting: str
     values: dict[str, Any]
     loss: str
+    prompts: Prompts
     runs: dict[tuple[int, int], Finished] = field(default_factory=dict)
 
-    def shared_rows(self) -> bool:
-        """Whether all seeds were tested on the same rows."""
-        return len({run.right[0] for run in self.runs.values()}) == 1
-
     def hits(self, model: str, replicates: Iterable[tuple[int, int]] | None = None) -> list[np.ndarray]:
-        """Per seed, [N] whether a model was right."""
+        """Per run, [N] whether a model was right."""
         return [self.runs[r].right[1][model] for r in (replicates or self.runs)]
 
     def accuracy(self, model: str) -> dict[str, float | int | None]:
-        """Mean and standard deviation over seeds; sd is None for one seed."""
-        values = [hits.mean() for hits in self.hits(model)]
+        """Mean and standard deviation over splits, their seeds averaged before (over seeds where there is one split);
+        sd is None where there is one.
+        """
+        values = by_split({r: float(hits.mean()) for r, hits in zip(self.runs, self.hits(model), strict=True)})
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return {"mean": float(np.mean(values)), "sd": sd, "seeds": len(values)}
+        return {"mean": float(np.mean(values)), "sd": sd, "seeds": len(self.runs)}
+
+    def repeats(self, values: dict[tuple[int, int], np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Values of each run's rows as `w2sg.statistics.over_repeats` takes them.
+
+        Args:
+            values: of some of the runs [N, ...].
+
+        Returns:
+            Of each split, its seeds averaged (of each seed where there is one split), the values and the rows' prompts.
+        """
+        several = len({split for split, _ in values}) > 1
+        groups: dict[Any, list[tuple[tuple[str, ...], np.ndarray]]] = defaultdict(list)
+        for replicate, own in values.items():
+            groups[replicate[0] if several else replicate].append((self.runs[replicate].right[0], own))
+        found, prompts = [], []
+        for runs in groups.values():
+            ids = runs[0][0]
+            if all(other == ids for other, _ in runs):
+                found.append(np.mean([own for _, own in runs], 0))
+            else:  # another dataset.path, say: a row counts as often as it was tested
+                ids = tuple(i for other, _ in runs for i in other)
+                found.append(np.concatenate([own for _, own in runs]))
+            prompts.append(self.prompts.of(ids))
+        return found, prompts
+
+
+def by_split(values: dict[tuple[int, int], float]) -> list[float]:
+    """A number for each split, the mean of its seeds; for each seed where there is one split."""
+    splits = defaultdict(list)
+    for (split, _), value in values.items():
+        splits[split].append(value)
+    return list(values.values()) if len(splits) == 1 else [float(np.mean(own)) for own in splits.values()]
+
+
+def what_varies(replicates: Iterable[tuple[int, int]]) -> str:
+    """What the repeats are, in words."""
+    splits = Counter(split for split, _ in replicates)
+    if len(splits) == 1:
+        (count,) = splits.values()
+        return f"{count} seed{'s' * (count != 1)} of one split"
+    most, least = max(splits.values()), min(splits.values())
+    seeds = "" if most == 1 else f", {least if least == most else f'{least} to {most}'} seeds of each averaged"
+    return f"{len(splits)} splits{seeds}"
 
 
 @dataclass(frozen=True)
@@ -151,9 +243,15 @@ def collect(root: Path) -> Collection | None:
     if not runs:
         more = "".join(f"\n  {line}" for line in left_out)
         raise UserError(f"runs: no finished run below {root}; a finished run leaves a report.json{more}")
-    cells, repeated = _cells(runs)
+    prompts = Prompts(runs)
+    cells, repeated, same = _cells(runs, prompts)
     if repeated:
         left_out.append(f"{repeated} older runs of the same configuration")
+    if same:
+        left_out.append(
+            f"{same} runs that predict to the last digit what a run of another split seed (or seed) of theirs does: "
+            "nothing that these choose differs there, so they are no repeats"
+        )
     rows = [_row(cell) for cell in cells]
     shared = {k: v for k, v in _common(runs[0]).items() if k not in cells[0].values}
     comparisons = _comparisons(cells)
@@ -169,6 +267,7 @@ def collect(root: Path) -> Collection | None:
         "between_losses": comparisons,
         "ahead": _ahead(comparisons),
         "left_out": left_out,
+        "notes": _notes(cells, prompts),
         "seconds": _seconds(runs),
     }
     return Collection(cells, content, left_out)
@@ -196,21 +295,52 @@ def read(root: Path) -> tuple[list[Finished], list[str]]:
     return runs, left_out
 
 
-def _cells(runs: list[Finished]) -> tuple[list[Cell], int]:
-    """Group by setting and loss; of two runs with the same seed the newer counts."""
+def _cells(runs: list[Finished], prompts: Prompts) -> tuple[list[Cell], int, int]:
+    """Group by setting and loss; of two runs with the same seed the newer counts, and of two that are one the first."""
     varyings, loss_options = varying(runs)
     cells: dict[tuple[str, str], Cell] = {}
-    repeated = 0
+    repeated = same = 0
     newest = sorted(runs, key=lambda run: (run.folder / "report.json").stat().st_mtime)
     for run in newest:
         values = {k: run.settings.get(k) for k in varyings}
         setting, loss = words(values), _loss(run, loss_options)
-        cell = cells.setdefault((json.dumps(values, sort_keys=True, default=str), loss), Cell(setting, values, loss))
+        key = json.dumps(values, sort_keys=True, default=str), loss
+        cell = cells.setdefault(key, Cell(setting, values, loss, prompts))
         repeated += run.replicate in cell.runs
         cell.runs[run.replicate] = run
     for cell in cells.values():
-        cell.runs = dict(sorted(cell.runs.items()))
-    return sorted(cells.values(), key=_order), repeated
+        said: set[str] = set()
+        kept = {}
+        for replicate, run in sorted(cell.runs.items()):
+            if run.said not in said:
+                kept[replicate] = run
+            said.add(run.said)
+        same += len(cell.runs) - len(kept)
+        cell.runs = kept
+    return sorted(cells.values(), key=_order), repeated, same
+
+
+def _notes(cells: list[Cell], prompts: Prompts) -> list[str]:
+    """What to know of the repeats before believing an interval."""
+    lines = []
+    if prompts.unknown:
+        lines.append(
+            f"{prompts.unknown} runs are of an earlier version and do not say which test rows share a prompt: each of "
+            "their rows counts as a prompt of its own"
+        )
+    for what in ("seeds", "splits"):
+        two = [
+            cell
+            for cell in cells
+            if len({split for split, _ in cell.runs} if what == "splits" else cell.runs) == 2
+            and (len({split for split, _ in cell.runs}) > 1) == (what == "splits")
+        ]
+        if two:
+            lines.append(
+                f"two {what} in {len(two)} of {len(cells)} cells: how much {what} differ has one degree of freedom "
+                "there, so the intervals are wide and err on the safe side, and what is not resolved may well be there"
+            )
+    return lines
 
 
 def _order(cell: Cell) -> tuple:
@@ -305,27 +435,46 @@ def _row(cell: Cell) -> dict[str, Any]:
         row[measure] = None if None in values else float(np.mean(values))
     for part in ("gain", "misfit", "remainder"):
         row[part] = float(np.mean([r["diagnostics"]["test"][part]["value"] for r in reports]))
+    row["repeats"] = what_varies(cell.runs)
     if len(cell.runs) == 1:
         row["pgr"] = reports[0]["pgr"] | {"seeds": 1}
     else:
-        hits = [cell.hits(model) for model in ("weak", "student", "ceiling")]
-        if not cell.shared_rows():
-            hits = [[h.mean() for h in model] for model in hits]
-        row["pgr"] = statistics.gap_recovered_over_seeds(*(np.stack(model) for model in hits))
-        alone = statistics.gap_recovered_over_seeds(
-            *(np.array([h.mean() for h in cell.hits(model)]) for model in ("weak", "student", "ceiling"))
-        )
+        above = {r: _above(run) for r, run in cell.runs.items()}
+        values, prompts = cell.repeats(above)
+        row["pgr"] = statistics.gap_recovered(values, prompts, f"{what_varies(cell.runs)}, and test prompts")
+        alone = statistics.gap_recovered_over_seeds(*_accuracies(cell))
         row["pgr_over_seeds_alone"] = alone
     return row
 
 
-def _difference(a: list[np.ndarray], b: list[np.ndarray], shared: bool) -> dict[str, Any]:
-    """Over seeds and rows where the rows are the same ones; over seeds alone where every seed has rows of its own."""
-    if shared or len(a) == 1:
-        return statistics.paired_difference(np.stack(a), np.stack(b))
-    exact = [statistics.mcnemar(x, y)["p"] for x, y in zip(a, b, strict=True)]
-    means = np.array([x.mean() - y.mean() for x, y in zip(a, b, strict=True)])
-    return statistics.difference_over_seeds(means) | {"mcnemar_p": exact}
+def _above(run: Finished) -> np.ndarray:
+    """[N, 2] how far the student and the ceiling are above the weak model, row by row."""
+    weak, student, ceiling = (run.right[1][m].astype(np.float64) for m in ("weak", "student", "ceiling"))
+    return np.stack([student - weak, ceiling - weak], 1)
+
+
+def _accuracies(cell: Cell) -> Iterable[np.ndarray]:
+    """Of weak model, student and ceiling the accuracies of each repeat."""
+    for model in ("weak", "student", "ceiling"):
+        hits = zip(cell.runs, cell.hits(model), strict=True)
+        yield np.array(by_split({r: float(h.mean()) for r, h in hits}))
+
+
+def _difference(
+    cell: Cell, a: dict[tuple[int, int], np.ndarray], b: dict[tuple[int, int], np.ndarray]
+) -> dict[str, Any]:
+    """Of two models on the same rows of each run: over repeats and prompts, and the exact test of each run."""
+    exact = [statistics.mcnemar(a[r], b[r], cell.prompts.of(cell.runs[r].right[0])) for r in a]
+    if len(a) == 1:
+        ((replicate, mine),) = a.items()
+        prompts = cell.prompts.of(cell.runs[replicate].right[0])
+        found = statistics.paired_difference(mine[None], b[replicate][None], prompts)
+        test = f"{exact[0]['test']}, one run"
+    else:
+        values, prompts = cell.repeats({r: a[r].astype(np.float64) - b[r] for r in a})
+        found = statistics.difference_over_repeats(values, prompts)
+        test = f"Student's t over {what_varies(a)}, and test prompts"
+    return found | {"test": test, "mcnemar_p": [e["p"] for e in exact], "exact": exact[0]["test"]}
 
 
 def _against(cells: list[Cell], other: str) -> list[dict[str, Any]]:
@@ -335,18 +484,26 @@ def _against(cells: list[Cell], other: str) -> list[dict[str, Any]]:
             "setting": cell.setting,
             "loss": cell.loss,
             "seeds": len(cell.runs),
-            **_difference(cell.hits("student"), cell.hits(other), cell.shared_rows()),
+            **_difference(cell, *({r: run.right[1][m] for r, run in cell.runs.items()} for m in ("student", other))),
         }
         for cell in cells
     ]
 
 
 def _correct(family: list[dict[str, Any]], losses: Callable[[dict[str, Any]], set[str]]) -> None:
-    """Add p values corrected for the number of tests (Holm). A loss that predicts what another does counts once."""
-    tests = {(e["setting"], *sorted(losses(e))): e["p"] for e in family if not e.get("identical")}
+    """Add p values corrected for the number of tests (Holm).
+
+    A loss that predicts what another does counts once, where it was run with the same seeds: with others it is a test
+    of its own, with a p of its own.
+    """
+
+    def test(e: dict[str, Any]) -> tuple[Any, ...]:
+        return (e["setting"], *sorted(losses(e)), e["seeds"], abs(e["difference"]), e["p"])
+
+    tests = {test(e): e["p"] for e in family if not e.get("identical")}
     corrected = dict(zip(tests, statistics.holm(list(tests.values())), strict=True))
     for entry in family:
-        entry["p_holm"] = 1.0 if entry.get("identical") else corrected[entry["setting"], *sorted(losses(entry))]
+        entry["p_holm"] = 1.0 if entry.get("identical") else corrected[test(entry)]
 
 
 def _comparisons(cells: list[Cell]) -> list[dict[str, Any]]:
@@ -363,8 +520,7 @@ def _comparisons(cells: list[Cell]) -> list[dict[str, Any]]:
             )
             if not common or any(first.runs[r].right[0] != second.runs[r].right[0] for r in common):
                 continue
-            a, b = second.hits("student", common), first.hits("student", common)
-            shared = len({first.runs[r].right[0] for r in common}) == 1
+            a, b = ({r: cell.runs[r].right[1]["student"] for r in common} for cell in (second, first))
             found.append(
                 {
                     "setting": setting,
@@ -372,14 +528,16 @@ def _comparisons(cells: list[Cell]) -> list[dict[str, Any]]:
                     "b": first.loss,
                     "seeds": len(common),
                     "identical": bool(same),
-                    **_difference(a, b, shared),
+                    **_difference(second, a, b),
                 }
             )
     return found
 
 
 def _ahead(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For every two losses that meet in several settings: in how many the first is ahead, with the exact sign test."""
+    """For every two losses that meet in several settings: in how many the first is ahead, with the exact sign test, and
+    its p corrected for the number of pairs (Holm).
+    """
     from scipy.stats import binomtest
 
     wins: Counter = Counter()
@@ -395,6 +553,8 @@ def _ahead(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if settings > 1:
             p = binomtest(ahead, ahead + behind).pvalue if ahead + behind else 1.0
             found.append({"a": a, "b": b, "settings": settings, "ahead": ahead, "behind": behind, "p": float(p)})
+    for entry, p in zip(found, statistics.holm([e["p"] for e in found]), strict=True):
+        entry["p_holm"] = p
     return found
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from w2sg import figures
 from w2sg.collect import Collection
-from w2sg.figures import COLOURS, PALETTE, Raw, estimate, new_figure, number, p_text, p_value, page, reach, svg, table
+from w2sg.figures import COLOURS, LEVEL, PALETTE, Raw, estimate, new_figure, number, p_text, p_value, reach, svg, table
 from w2sg.side_by_side import write_summary
 
-LEVEL = 0.05
 BASELINES = {"weak": "weak", "ceiling": "ceiling", "zero_shot": "untrained"}
 
 
@@ -40,7 +40,7 @@ def show(collection: Collection, console: Any) -> None:
         names = [f"{words} {_mean(shared[m])}" for m, words in BASELINES.items() if m in shared]
         words = Text.assemble((setting, "bold"), ": " + ", ".join(names))
         grid = Grid(title=words, title_justify="left", title_style="", box=SIMPLE_HEAD)
-        for column in ("loss", "seeds", "student", "PGR", "p"):
+        for column in ("loss", "runs", "student", "PGR", "p"):
             grid.add_column(column, justify="left" if column == "loss" else "right", no_wrap=True)
         for row in rows:
             p = p_value(teachers[setting, row["loss"]]["p_holm"])
@@ -66,8 +66,10 @@ def findings(content: dict[str, Any]) -> list[str]:
     worse = [e for e in teachers if e["p_holm"] < LEVEL and e["difference"] < 0]
     lines.append(
         f"student against teacher: better in {len(better)}, worse in {len(worse)}, not resolved in "
-        f"{len(teachers) - len(better) - len(worse)} of {len(teachers)} cells (setting and loss; corrected p < .05)"
+        f"{len(teachers) - len(better) - len(worse)} of {len(teachers)} cells (setting and loss; corrected p < .05; "
+        f"{_tests(teachers)})"
     )
+    lines += content["notes"]
     unresolved = [row for row in content["cells"] if not row["pgr"]["resolved"]]
     if unresolved:
         lines.append(f"the gap itself is not resolved in {len(unresolved)} of {len(content['cells'])} cells: no PGR")
@@ -85,7 +87,7 @@ def findings(content: dict[str, Any]) -> list[str]:
         }:
             lines.append(
                 f"{entry['a']} is ahead of {entry['b']} in {entry['ahead']} of {entry['settings']} settings, behind in "
-                f"{entry['behind']} (sign test p = {entry['p']:.2g})".replace("_", " ")
+                f"{entry['behind']} (sign test over settings, corrected p {p_text(entry['p_holm'])})".replace("_", " ")
             )
     untrained = [
         row
@@ -94,10 +96,15 @@ def findings(content: dict[str, Any]) -> list[str]:
     ]
     if untrained:
         lines.append(
-            f"the untrained strong model is at least as accurate as the student in {len(untrained)} of "
-            f"{len(content['cells'])} cells"
+            f"the mean accuracy of the untrained strong model is at least that of the student in {len(untrained)} of "
+            f"{len(content['cells'])} cells (means compared, not a test)"
         )
     return lines
+
+
+def _tests(entries: list[dict[str, Any]]) -> str:
+    """The tests that were made, in words."""
+    return "; ".join(dict.fromkeys(e["test"] for e in entries))
 
 
 def _settings(content: dict[str, Any]) -> list[str]:
@@ -144,7 +151,8 @@ def summary_page(content: dict[str, Any], root: str) -> str:
     """The whole page."""
     seconds = content["seconds"]
     several = any(len(row["seeds"]) > 1 for row in content["cells"])
-    bars = "Bars are means over seeds, whiskers one standard deviation" if several else "Bars are single runs"
+    spread = "over splits (their seeds averaged), or over seeds where there is one split"
+    bars = f"Bars are means, whiskers one standard deviation {spread}" if several else "Bars are single runs"
     sections = [
         f"<h1>{html.escape(heading(content))}</h1>",
         f"<p class=command>python evaluate.py runs={html.escape(root)}</p>",
@@ -157,23 +165,28 @@ def summary_page(content: dict[str, Any], root: str) -> str:
         lines_figure(content),
         "<h2>Student against teacher</h2>",
         difference_figure(content),
-        "<p class=note>Accuracy of the student minus that of its teacher, with 95 % intervals over test rows, and over "
-        "seeds where there are several. Filled: still resolved after correction for the number of tests.</p>",
+        "<p class=note>Accuracy of the student minus that of its teacher, with 95 % intervals over test prompts, and "
+        "over splits or seeds where there are several. Filled: still resolved after correction for the number of "
+        "tests.</p>",
         _table(content),
         "<h2>Between losses</h2>",
         _matrices(content),
         _ahead_table(content),
         "<h2>How the numbers were made</h2>",
-        "<p class=note>PGR over several seeds has Fieller's interval; the draw of test rows is added to the spread of "
-        "seeds where all seeds share their rows (summary.json also holds the interval over seeds alone). With one seed "
-        "it is the bootstrap over test rows. Where the gap between ceiling and weak model cannot be told from 0, no "
-        "PGR is given. Differences are paired by seed and row: Student's t over both, or the exact McNemar test for "
-        "one seed; the exact test of each seed is in summary.json. Corrected p: Holm, over all tests of the table's "
-        "kind on this page; losses with identical predictions count once.</p>",
+        "<p class=note>Runs are repeats by split, their seeds averaged before; by seed where there is one split. "
+        "PGR over several repeats has Fieller's interval over repeats and test prompts: what two repeats share "
+        "because prompts were in both their test splits is added to the spread of the repeats (summary.json also "
+        "holds the interval over repeats alone). With one run it is the bootstrap over test prompts. Where the gap "
+        "between ceiling and weak model cannot be told from 0, no PGR is given. Differences are paired by run and "
+        "row: Student's t over repeats and prompts, or for one run the exact test over prompts, McNemar's where "
+        "each prompt has one row. Corrected p: Holm, over all tests of the table's kind on this page; losses with "
+        "identical predictions on the same seeds count once. Training rows: seeds of one split share them, and "
+        "those of several splits come from one pool, so no interval here says what other training data would "
+        "do.</p>",
         f"<p>The stages of these runs took {seconds['computed']:,.0f} s once; without the store they would have taken "
         f"{seconds['without_store']:,.0f} s.</p>",
     ]
-    return page(heading(content), sections)
+    return figures.page(heading(content), sections)
 
 
 def heading(content: dict[str, Any]) -> str:
@@ -193,7 +206,7 @@ def _table(content: dict[str, Any]) -> str:
         test = teachers[row["setting"], row["loss"]]
         name = [row["setting"]] * several + [row["loss"].replace("_", " ")]
         models = (_mean(row["accuracy"].get(m)) for m in ("weak", "student", "ceiling", "zero_shot"))
-        accuracies.append((*name, len(row["seeds"]), *models, number(row["length_only"]), _pgr(row["pgr"])))
+        accuracies.append((*name, row["repeats"], *models, number(row["length_only"]), _pgr(row["pgr"])))
         tests.append(
             (
                 *name,
@@ -208,11 +221,13 @@ def _table(content: dict[str, Any]) -> str:
             )
         )
     first = ["setting"] * several + ["loss"]
-    head = (*first, "seeds", "weak", "student", "ceiling", "untrained", "length", "PGR")
-    other = ("student − weak", "corrected p", "McNemar p by seed", "NLL", "overconf.", "gain", "misfit", "remainder")
+    head = (*first, "runs", "weak", "student", "ceiling", "untrained", "length", "PGR")
+    other = ("student − weak", "corrected p", "exact p of each run", "NLL", "overconf.", "gain", "misfit", "remainder")
     note = (
-        "<p class=note>NLL, overconfidence (mean confidence − accuracy) and the three-point identity gain = misfit + "
-        "remainder (nats, on test) are the student's, means over seeds.</p>"
+        f"<p class=note>p: {_tests(content['student_against_teacher'])}. The exact test of each run is "
+        f"{html.escape(content['student_against_teacher'][0]['exact'])}. NLL, "
+        "overconfidence (mean confidence − accuracy) and the three-point identity gain = misfit + "
+        "remainder (nats, on test) are the student's, means over runs.</p>"
     )
     return table(head, accuracies, "left") + table((*first, *other), tests, "left") + note
 
@@ -258,11 +273,15 @@ def _ahead_table(content: dict[str, Any]) -> str:
     if not content["ahead"]:
         return ""
     rows = [
-        (f"{e['a']} against {e['b']}".replace("_", " "), e["settings"], e["ahead"], e["behind"], p_value(e["p"]))
+        (f"{e['a']} against {e['b']}".replace("_", " "), e["settings"], e["ahead"], e["behind"], p_value(e["p_holm"]))
         for e in content["ahead"]
     ]
-    note = "<p class=note>The sign test takes settings for independent, which they are not where they share data.</p>"
-    return "<h3>Across settings</h3>" + table(("", "settings", "ahead", "behind", "sign test p"), rows) + note
+    note = (
+        "<p class=note>The sign test takes settings for independent, which they are not where they share data; p is "
+        "corrected for the number of pairs (Holm).</p>"
+    )
+    head = ("", "settings", "ahead", "behind", "sign test, corrected p")
+    return "<h3>Across settings</h3>" + table(head, rows) + note
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ The comparison of ConG (arXiv 2510.07884) with the length control of AlpacaEval 
 
 Shapes: N prompts, K systems, R bootstrap samples. Row n of every array is the same prompt: replies are joined by prompt
 before they come here. Rewards are the judge's own scale; lengths are in any one unit (AlpacaEval counts characters).
-Intervals are at 95 %, over prompts. Where every prompt agrees, the percentile interval has no width.
+Intervals are at 95 %, over prompts. Where (nearly) every prompt agrees, that of a win rate is Clopper and Pearson's.
 
 Every function raises ValueError for arrays that are empty, of different lengths or of another length than
 ``bootstrap.n``, and for NaN and infinity in them.
@@ -14,12 +14,13 @@ Every function raises ValueError for arrays that are empty, of different lengths
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
-from w2sg.statistics import Bootstrap, Estimate, interval, mcnemar
+from w2sg.bootstrap import Bootstrap, Estimate, interval, share_interval
+from w2sg.statistics import mcnemar
 
 RIDGE = 1e-6  # times half the squared coefficients, beside the mean log loss
 STEPS = 500  # of Newton, at most; ten are usual, under a hundred are taken where the data are separable
@@ -49,9 +50,7 @@ def preference_rate(preferred: np.ndarray, bootstrap: Bootstrap) -> Estimate:
         preferred: [N] in [0, 1], how far a is preferred; 0.5 is a tie.
     """
     (preferred,) = _preferences(bootstrap, preferred=preferred)
-    found = bootstrap.mean(preferred)
-    # float32 weights alone would give rates above 1
-    return Estimate(found.value, *(min(max(end, 0.0), 1.0) for end in (found.low, found.high)))
+    return bootstrap.share(preferred)
 
 
 def win_matrix(rewards: dict[str, np.ndarray], bootstrap: Bootstrap | None = None) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def win_matrix(rewards: dict[str, np.ndarray], bootstrap: Bootstrap | None = Non
     return {"names": names, **parts}
 
 
-def paired_test(a: np.ndarray, b: np.ndarray) -> float:
+def paired_test(a: np.ndarray, b: np.ndarray, prompts: Sequence[Hashable] | None = None) -> float:
     """Two-sided p of the exact sign test that a and b win equally often; 1 where all prompts are ties.
 
     The sign test rather than Wilcoxon's: it tests what `win_rate` reports and holds for any rescaling of a prompt's
@@ -89,10 +88,11 @@ def paired_test(a: np.ndarray, b: np.ndarray) -> float:
     judge trained on pairs within a prompt does not calibrate. Ties are left out, and the test is exact all the same.
 
     Args:
-        a, b: [N] rewards.
+        a, b: [N] rewards. prompts: [N] the prompt of each row, where some have several: then the exact test flips the
+            signs of whole prompts.
     """
     a, b = _columns(None, a=a, b=b)
-    return mcnemar(a > b, b > a)["p"]
+    return mcnemar(a > b, b > a, prompts)["p"]
 
 
 def _wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -102,10 +102,17 @@ def _wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _rates(wins: np.ndarray, bootstrap: Bootstrap) -> list[Estimate]:
     """Of each column of wins [N, M]."""
-    halves = 2 * len(wins)
-    # a win rate is a number of half prompts: float32 weights alone would give rates above 1
-    samples = np.rint(bootstrap.means(wins) * np.float64(halves)) / halves
-    return [Estimate(float(w.mean()), *interval(s)) for w, s in zip(wins.T, samples.T, strict=True)]
+    samples = bootstrap.means(wins).astype(np.float64)
+    if bootstrap.codes is None:
+        # a win rate is a number of half prompts: float32 weights alone would give rates above 1
+        halves = 2 * len(wins)
+        samples = np.rint(samples * halves) / halves
+    found = []
+    for own, sample in zip(wins.T, samples.T, strict=True):
+        value = float(own.mean())
+        low, high = share_interval(own, bootstrap.codes, interval(sample))
+        found.append(Estimate(value, max(low, 0.0), min(high, 1.0)))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from w2sg.data import audit
 from w2sg.decode_options import BestOfN, DecodeEvaluation, Decoder, Drafted
 from w2sg.decode_page import decode_page, title
 from w2sg.errors import UserError
-from w2sg.preference import displaced
+from w2sg.preference import displacement
 from w2sg.statistics import Bootstrap
 from w2sg.tax import lost
 from w2sg.text_measure import Bench, concatenate
@@ -310,8 +310,9 @@ class Comparison:
         if judge and judge["accuracy"]["low"] is not None and judge["accuracy"]["low"] <= 0.5:
             lines.append("the judge cannot be told from a coin on the test split's own pairs; its opinion says little")
         weak = found["training"].get("weak")
-        if weak and weak["last"].get("rewards/chosen") and displaced(0.0, weak["last"]["rewards/chosen"]):
-            lines.append("the guide's alignment lowered the likelihood of the chosen replies (likelihood displacement)")
+        if weak:
+            tuning = self.run.config.method["alignment"]
+            lines += displacement("the guide's alignment", tuning["loss"], weak["last"])
         lines += lost(found["tax"]) if "tax" in found else []
         for name, counts in found["dropped"].items():
             if out := [f"{n} {reason}" for reason, n in counts.items() if "(kept)" not in reason]:

@@ -91,7 +91,10 @@ def verdict(content: dict[str, Any]) -> str:
         if other in own["against"]:
             wins = own["against"][other]["win_rate"]
             parts.append(f"against {words} {_judged(wins)}")
-    return f"On {found['prompts']:,} test prompts the win rate is {'; '.join(parts)}. One seed."
+    return (
+        f"On {found['prompts']:,} test prompts the win rate is {'; '.join(parts)}: 95 % intervals over "
+        "prompts, of one run; other seeds add to them."
+    )
 
 
 def _judged(wins: dict[str, Any]) -> str:

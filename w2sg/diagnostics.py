@@ -12,8 +12,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from w2sg.bootstrap import Bootstrap, Estimate, share_interval
 from w2sg.metrics import confidence, correct
-from w2sg.statistics import Bootstrap, Estimate
+from w2sg.statistics import Spread
 
 GAMMA = 1e-3  # probabilities of the theory lie in [GAMMA, 1 - GAMMA] (arXiv 2502.11107)
 SATURATED = math.log((1 - GAMMA) / GAMMA)  # a logit beyond this lies outside of it
@@ -80,7 +81,7 @@ def agreement(student: Tensor, teacher: Tensor, labels: Tensor, bootstrap: Boots
     surest = sure >= np.quantile(sure, 0.9)
 
     def share(part: np.ndarray, whole: np.ndarray) -> dict[str, Any]:
-        return {**bootstrap.ratio(part & whole, whole).as_dict(), "rows": int(whole.sum())}
+        return {**bootstrap.share(part & whole, whole).as_dict(), "rows": int(whole.sum())}
 
     everywhere = np.ones(len(w), bool)
     return {
@@ -105,18 +106,33 @@ def certainty(logits: Tensor) -> dict[str, float]:
     }
 
 
-def leak(teacher_on_transfer: np.ndarray, teacher_on_test: np.ndarray) -> dict[str, Any]:
+def leak(
+    teacher_on_transfer: np.ndarray,
+    teacher_on_test: np.ndarray,
+    transfer_prompts: np.ndarray | None = None,
+    test_prompts: np.ndarray | None = None,
+) -> dict[str, Any]:
     """The teacher's accuracy on transfer minus that on test, with a normal interval; clearly positive is a leak.
 
     A teacher that saw transfer rows while it trained is better there than on test, and its labels carry ground truth.
+    Where it is right (or wrong) on nearly all of a split, that split has its exact limits instead.
 
     Args:
-        teacher_on_transfer, teacher_on_test: [N], [M] whether it was right.
+        teacher_on_transfer, teacher_on_test: [N], [M] whether it was right. transfer_prompts, test_prompts: [N], [M]
+            the number of each row's prompt; None: each row has its own.
     """
-    a, b = (np.asarray(x, np.float64) for x in (teacher_on_transfer, teacher_on_test))
-    difference = float(a.mean() - b.mean())
-    error = math.sqrt(a.var() / len(a) + b.var() / len(b))
-    return Estimate(difference, difference - 1.96 * error, difference + 1.96 * error).as_dict()
+    means, below, above = [], [], []
+    for hits, prompts in ((teacher_on_transfer, transfer_prompts), (teacher_on_test, test_prompts)):
+        hits = np.asarray(hits, np.float64)
+        mean, spread = hits.mean(), Spread.of_clusters(hits[:, None], prompts)
+        reach = 1.96 * math.sqrt(spread.covariance[0, 0])
+        low, high = share_interval(hits, prompts, (mean - reach, mean + reach))
+        means.append(mean)
+        below.append(mean - low)
+        above.append(high - mean)
+    difference = float(means[0] - means[1])
+    low, high = math.hypot(below[0], above[1]), math.hypot(above[0], below[1])
+    return Estimate(difference, difference - low, difference + high).as_dict()
 
 
 def theorem_conditions(loss: str, head_only: bool, mixture: bool) -> dict[str, bool]:

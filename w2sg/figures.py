@@ -33,6 +33,8 @@ COLOURS = {
 # of losses: pale for forward, full for reverse, so that the pairs of the paper stand together
 PALETTE = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#475569", "#a16207")
 
+LEVEL = 0.05  # of tests: where p lies below it a difference is called resolved
+
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     """A figure in inches and its axes (an array where there are several columns)."""

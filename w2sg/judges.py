@@ -181,14 +181,14 @@ class LlmBench:
         pairs = gold_pairs(self.run.data.test)
         found = self.preferences("test-pairs", pairs.chosen, pairs.rejected)
         preferred, known = found.preferred[found.known], found.known
-        bootstrap = Bootstrap(len(preferred))
+        bootstrap = Bootstrap(len(preferred), clusters=np.array(self.run.data.test.clusters)[known])
         right = (preferred > 0.5) + 0.5 * (preferred == 0.5)
         longer = np.array([len(c) - len(r) for c, r in zip(pairs.chosen.texts, pairs.rejected.texts, strict=True)])
         return {
             "kind": "llm",
             "model": self.source.spec.name,
             "trained": False,
-            "accuracy": bootstrap.mean(right).as_dict(),
+            "accuracy": bootstrap.share(right).as_dict(),
             "length_correlation": comparisons.reward_length_correlation(preferred, longer[known], bootstrap).as_dict(),
             "on_test_pairs": found.of_judge(),
         }

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from w2sg.statistics import Bootstrap, interval
+from w2sg.bootstrap import Bootstrap, binomial_interval, cluster_sums, interval, share_interval
 
 BINS = 15  # of confidence, for the calibration error, reliability curves and histograms
 
@@ -95,12 +95,24 @@ def intervals(logits: Tensor, labels: Tensor, bootstrap: Bootstrap) -> dict[str,
     samples = bootstrap.means(torch.cat([torch.stack(list(columns.values()), 1), bins], 1).numpy())
     found = dict(zip(columns, samples.T, strict=False)) | {"ece": np.abs(samples[:, len(columns) :]).sum(1)}
     out: dict[str, list[float] | None] = {name: list(interval(values)) for name, values in found.items()}
+    out["accuracy"] = list(share_interval(hit.numpy(), bootstrap.codes, out["accuracy"]))
     score, positive = _one_against_rest(logits, labels)
     out["auroc"] = None
     if (positive.any(0) & ~positive.all(0)).all():
         areas = [weighted_auroc(score[:, k].numpy(), positive[:, k].numpy(), bootstrap) for k in range(score.shape[1])]
-        out["auroc"] = list(interval(np.mean(areas, 0)))
+        out["auroc"] = _area_interval(interval(np.mean(areas, 0)), positive.numpy(), bootstrap)
     return out
+
+
+def _area_interval(ends: tuple[float, float], positive: np.ndarray, bootstrap: Bootstrap) -> list[float]:
+    """Where every sample has an area of 1 (or 0), the exact limit of the smaller class's prompts: the other end."""
+    low, high = ends
+    if low == high and low in (0.0, 1.0):
+        sides = [
+            (cluster_sums(side.astype(np.int64), bootstrap.codes) > 0).sum(0).min() for side in (positive, ~positive)
+        ]
+        low, high = binomial_interval(low, min(sides))
+    return [low, high]
 
 
 def bin_of(sure: Tensor) -> Tensor:

@@ -7,7 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from w2sg.figures import COLOURS, Raw, estimate, facts, new_figure, number, p_text, p_value, page, reach, svg, table
+from w2sg.figures import (
+    COLOURS,
+    LEVEL,
+    Raw,
+    estimate,
+    facts,
+    new_figure,
+    number,
+    p_text,
+    p_value,
+    page,
+    reach,
+    svg,
+    table,
+)
+from w2sg.statistics import MCNEMAR
 
 ROLES = {
     "weak": "weak supervisor",
@@ -136,7 +151,8 @@ def verdict(content: dict[str, Any]) -> str:
     if not {"weak", "student", "ceiling"} <= measured.keys():
         return ""
     weak = tests["student - weak"]
-    how = "better than" if weak["low"] > 0 else "worse than" if weak["high"] < 0 else "not told apart from"
+    resolved = weak["p"] < LEVEL
+    how = ("better than" if weak["difference"] > 0 else "worse than") if resolved else "not told apart from"
     pgr = content["pgr"]
     share = f"The performance gap recovered is {estimate(pgr, 2)}."
     if not pgr["resolved"]:
@@ -144,10 +160,22 @@ def verdict(content: dict[str, Any]) -> str:
     return (
         f"The student is {how} its teacher: {measured['student']['accuracy']:.3f} against "
         f"{measured['weak']['accuracy']:.3f}, a difference of "
-        f"{estimate({**weak, 'value': weak['difference']}, sign=True)} on {content['data']['sizes']['test']:,} test "
-        f"rows (exact McNemar p {p_text(weak['p'])}). {share} One seed: other seeds and training rows add to "
-        "these intervals."
+        f"{estimate({**weak, 'value': weak['difference']}, sign=True)} on {tested(content['data'])} "
+        f"({test_name(weak)}, p {p_text(weak['p'])}). {share} One run: intervals are over test "
+        f"{'prompts' if test_name(weak) != MCNEMAR else 'rows'} alone; other seeds and training rows add to them."
     )
+
+
+def tested(data: dict[str, Any]) -> str:
+    """How many test rows there are, and of how many prompts."""
+    within = data.get("prompts_within_test", {})
+    of = f" of {within['prompts']:,} prompts" if within and within["prompts"] < within["rows"] else ""
+    return f"{data['sizes']['test']:,} test rows{of}"
+
+
+def test_name(found: dict[str, Any]) -> str:
+    """Which test a p value is of."""
+    return found.get("test", MCNEMAR)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -186,8 +214,13 @@ def tests_table(tests: dict[str, Any]) -> str:
     ]
     if not rows:
         return ""
-    head = ("accuracy, paired", "difference", "student alone right", "other alone right", "exact McNemar p")
-    return table(head, rows)
+    name = test_name(next(iter(tests.values())))
+    head = ("accuracy, paired", "difference", "student alone right", "other alone right", f"p ({name})")
+    what = "prompts" if name != MCNEMAR else "test rows"
+    note = (
+        f"<p class=note>Differences with 95 % intervals over {what}; p values are not corrected for their number.</p>"
+    )
+    return table(head, rows) + note
 
 
 def _agreement(found: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ With D = log(policy / reference)(chosen) - log(policy / reference)(rejected) and
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -197,3 +197,21 @@ def displaced(first_chosen: float, now_chosen: float) -> bool:
         Razin et al. 2024, arXiv 2410.08847.
     """
     return now_chosen < first_chosen
+
+
+def displacement(name: str, loss: str, last: Mapping[str, float]) -> list[str]:
+    """What a report warns of, where the last logged batch of a fit shows `displaced` replies.
+
+    Without a reference a reward is the log-probability itself, always negative, and those of the first and the last
+    batch, which are of other replies, cannot be compared: nothing is said of such losses.
+
+    Args:
+        name: of the fit. loss: its loss's name. last: what was logged last.
+    """
+    if loss in REFERENCE_FREE or not last.get("rewards/chosen") or not displaced(0.0, last["rewards/chosen"]):
+        return []
+    how = "as the rejected ones did, further" if last["rewards/margins"] > 0 else "and no margin came of it"
+    return [
+        f"{name}: likelihood displacement: the chosen replies of the last logged batch are less likely than before "
+        f"training (reward {last['rewards/chosen']:+.3f}), {how}"
+    ]

@@ -102,7 +102,7 @@ def _started_from(model: Model, source: Source) -> bool:
 def _quality(weak: Labels, refined: Labels) -> dict[str, Any]:
     """How right labels are before any training, and how much refinement changed."""
     gold = torch.as_tensor(weak.table.labels)
-    bootstrap = Bootstrap(len(gold))
+    bootstrap = Bootstrap(len(gold), clusters=weak.table.clusters)
     right = {name: metrics.correct(own.logits, gold).numpy() for name, own in (("weak", weak), ("refined", refined))}
     found: dict[str, Any] = {f"{name}_accuracy": float(hits.mean()) for name, hits in right.items()}
     gap = bootstrap.mean(right["refined"] - right["weak"].astype(np.float64))

@@ -121,7 +121,10 @@ def verdict(content: dict[str, Any]) -> str:
         lines.append(
             f"{axis.capitalize()} of the student on {found['prompts']:,} test prompts: {score}; {', '.join(parts)}."
         )
-    lines.append("One seed: other seeds and training rows add to these intervals.")
+    lines.append(
+        '95 % intervals over test prompts, of one run: other seeds and training rows add to them. "Not resolved": the '
+        "interval holds no difference."
+    )
     return " ".join(lines)
 
 

@@ -19,7 +19,8 @@ from w2sg.data import audit
 from w2sg.data.splits import Tables
 from w2sg.data.table import Table
 from w2sg.errors import UserError
-from w2sg.page import ROLES, pgr_sentence, run_page, title
+from w2sg.figures import LEVEL, p_text
+from w2sg.page import ROLES, pgr_sentence, run_page, tested, title
 from w2sg.schema import TrainConfig
 from w2sg.stages import Stages
 from w2sg.statistics import Bootstrap
@@ -145,13 +146,13 @@ def make_report(
         transfer: the rows that the student was trained on, the label logits that it saw, and its own.
         notes: facts of the method.
     """
-    test, bootstrap = data.test, Bootstrap(len(data.test))
+    test, bootstrap = data.test, Bootstrap(len(data.test), clusters=data.test.clusters)
     labels = torch.as_tensor(test.labels)
     loss = config.loss["_target_"].rpartition(".")[2]
     content = {**heading(config, typed, loss), **measured(predictions, labels, bootstrap)}
     content["diagnostics"] = _diagnose(config, loss, predictions, labels, transfer, bootstrap)
     rule, credit = audit.length_rule(data.ground_truth, test)
-    length = bootstrap.mean(credit)
+    length = bootstrap.share(credit)
     content["data"] = {
         **audit.summary(data),
         "length_only": {"rule": rule, "accuracy": length.value, "low": length.low, "high": length.high},
@@ -186,7 +187,7 @@ def measured(predictions: dict[str, Tensor], labels: Tensor, bootstrap: Bootstra
             name: {**metrics.measure(logits, labels), "intervals": metrics.intervals(logits, labels, bootstrap)}
             for name, logits in predictions.items()
         },
-        "tests": _tests(right),
+        "tests": _tests(right, bootstrap.codes),
     }
     if {"weak", "student", "ceiling"} <= right.keys():
         found["pgr"] = statistics.performance_gap_recovered(
@@ -195,15 +196,23 @@ def measured(predictions: dict[str, Tensor], labels: Tensor, bootstrap: Bootstra
     return found
 
 
-def _tests(right: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The student against every other model on the same rows: difference with interval, exact McNemar."""
+def _tests(right: dict[str, np.ndarray], prompts: np.ndarray | None) -> dict[str, Any]:
+    """The student against every other model on the same rows: difference with interval, and the exact test over
+    prompts.
+
+    Args:
+        right: [N] of each model. prompts: [N] the prompt of each row; None where each has its own.
+    """
     found = {}
     for other in right.keys() - {"student"} if "student" in right else ():
         a, b = right["student"], right[other]
-        difference = statistics.paired_difference(a[None], b[None])
+        difference = statistics.paired_difference(a[None], b[None], prompts)
         found[f"student - {other}"] = {
             **{k: difference[k] for k in ("difference", "low", "high")},
-            **{k.replace("_a", "_student").replace("_b", "_other"): v for k, v in statistics.mcnemar(a, b).items()},
+            **{
+                k.replace("_a", "_student").replace("_b", "_other"): v
+                for k, v in statistics.mcnemar(a, b, prompts).items()
+            },
         }
     return dict(sorted(found.items()))
 
@@ -231,18 +240,22 @@ def _diagnose(
     if transfer is not None:
         table, teacher, own = transfer
         gold = torch.as_tensor(table.labels)
-        resampled = Bootstrap(len(table))
+        resampled = Bootstrap(len(table), clusters=table.clusters)
         found["transfer"] = diagnostics.identity(own, teacher, gold, resampled)
         found["transfer"] |= diagnostics.agreement(own, teacher, gold, resampled)
         noiseless = config.dataset.noise.kind == "none"  # noise hits the labels of transfer alone
         on = [metrics.correct(x, y).numpy() for x, y in ((teacher, gold), (weak, labels))]
-        found["teacher_transfer_minus_test"] = diagnostics.leak(*on) if noiseless else None
+        leak = diagnostics.leak(*on, resampled.codes, bootstrap.codes)
+        found["teacher_transfer_minus_test"] = leak if noiseless else None
     return found
 
 
 def columns(test: Any, predictions: dict[str, Tensor]) -> dict[str, list]:
-    """One row per test example. C = 2: the logit of the first reply (or class 0); C > 2: all logits."""
-    columns: dict[str, list] = {"id": list(test.ids), "label": test.labels.tolist()}
+    """One row per test example: its id, a hash of its prompt, its label, and each model's logits.
+
+    C = 2: the logit of the first reply (or class 0); C > 2: all logits.
+    """
+    columns: dict[str, list] = {"id": list(test.ids), "prompt": test.clusters, "label": test.labels.tolist()}
     for name, logits in predictions.items():
         columns[name] = (logits[:, 0] - logits[:, 1]).tolist() if logits.shape[1] == 2 else logits.tolist()
     return columns
@@ -281,7 +294,7 @@ def _training(config: TrainConfig, stages: Stages, notes: dict[str, Any]) -> dic
 def _warnings(config: TrainConfig, content: dict[str, Any]) -> list[str]:
     """What a reader must know before believing a number."""
     lines = []
-    found, sizes = content["diagnostics"], content["data"]["sizes"]
+    found = content["diagnostics"]
     if config.training.select_on == "gold":
         lines.append("the student was selected on GOLD labels (training.select_on=gold): its accuracy is optimistic")
     if (pgr := content.get("pgr")) and not pgr["resolved"]:
@@ -295,8 +308,8 @@ def _warnings(config: TrainConfig, content: dict[str, Any]) -> list[str]:
         low, high = student["intervals"]["accuracy"]
         if high - low > 0.06:
             lines.append(
-                f"{sizes['test']} test rows know an accuracy to about {(high - low) / 2:.3f} only; smaller differences "
-                "cannot be seen, and most published ones are smaller"
+                f"{tested(content['data'])} know an accuracy to about {(high - low) / 2:.3f} only; smaller "
+                "differences cannot be seen, and most published ones are smaller"
             )
         if student["intervals"]["overconfidence"][0] > 0:
             lines.append(
@@ -305,17 +318,30 @@ def _warnings(config: TrainConfig, content: dict[str, Any]) -> list[str]:
                 f"{student['intervals']['overconfidence'][1]:.3f}]"
             )
     untrained = content["tests"].get("student - zero_shot")
-    if untrained and untrained["low"] <= 0:
-        how = "better than" if untrained["high"] < 0 else "as good as"
+    if untrained and not (untrained["p"] < LEVEL and untrained["difference"] > 0):
+        resolved = untrained["p"] < LEVEL
+        how = "more accurate than the student" if resolved else "not told apart from the student by accuracy"
         lines.append(
-            f"the strong model without any training is {how} the student ({untrained['difference']:+.3f} for the "
-            f"student, p = {untrained['p']:.2g}): what the student can do, it need not have learnt from its teacher"
+            f"the strong model without any training is {how} ({untrained['difference']:+.3f} "
+            f"[{untrained['low']:+.3f}, {untrained['high']:+.3f}] for the student, {untrained['test']} p "
+            f"{p_text(untrained['p'])}): "
+            + (
+                "what the student can do, it need not have learnt from its teacher"
+                if resolved
+                else "whether the student learnt anything from its teacher is not known from accuracy"
+            )
         )
     leak = found.get("teacher_transfer_minus_test")
     if leak and leak["low"] > 0:
         lines.append(
             f"the teacher is better on transfer than on test by {leak['value']:.3f} [{leak['low']:.3f}, "
             f"{leak['high']:.3f}]: it may have seen transfer rows, and its labels then carry ground truth"
+        )
+    within = content["data"]["prompts_within_test"]
+    if within["prompts"] < within["rows"]:
+        lines.append(
+            f"{within['rows that share a prompt']:,} of {within['rows']:,} test rows share their prompt with others "
+            f"({within['prompts']:,} prompts): intervals and tests are over prompts, not rows"
         )
     shared = {k: v for k, v in content["data"]["overlaps"].items() if v}
     if shared:

@@ -12,13 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from w2sg.collect import Finished, varying, words
+from w2sg.collect import Finished, by_split, varying, words
 from w2sg.errors import UserError
 from w2sg.figures import number, page, table
 from w2sg.store import write_json
 
 PARTS = ("mean", "sd", "low", "high")
-NOTE = "Means ± standard deviation over seeds; with one seed, the run's own interval over prompts."
+NOTE = (
+    "Means ± standard deviation over splits, their seeds averaged before (over seeds where there is one split); with "
+    "one run, its own interval over prompts. They describe these runs and test nothing: seeds of one split share their "
+    "training rows, and splits of one pool many of them."
+)
 
 Measures = Mapping[str, Mapping[str, float | None] | None]
 
@@ -26,7 +30,8 @@ Measures = Mapping[str, Mapping[str, float | None] | None]
 def rows_of(
     runs: Sequence[Finished], measures: Callable[[dict[str, Any]], Measures], columns: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A row per setting: for each column its mean over seeds, their standard deviation, and their number.
+    """A row per setting: for each column its mean over splits, whose seeds are averaged before (over seeds where there
+    is one split), their standard deviation, and the number of runs.
 
     One seed keeps the interval that its own report has. Of two runs of one setting and seed the newer counts, and the
     older one for what the newer has not measured (a baseline, say).
@@ -46,19 +51,19 @@ def rows_of(
         settings[cell] = values
     rows = []
     for cell, replicates in cells.items():
-        found = [own for _, own in sorted(replicates.items())]
+        found = dict(sorted(replicates.items()))
         row: dict[str, Any] = {"setting": words(settings[cell]), "seeds": len(found)}
         for name in columns:
-            there = [f[name] for f in found if f.get(name) is not None and f[name]["value"] is not None]
+            there = {r: f[name] for r, f in found.items() if f.get(name) is not None and f[name]["value"] is not None}
             if not there:
                 row[name] = None
                 continue
-            values = [f["value"] for f in there]
+            values = by_split({r: f["value"] for r, f in there.items()})
             row[name] = {"mean": float(np.mean(values)), "sd": None, "low": None, "high": None}
             if len(values) > 1:
                 row[name]["sd"] = float(np.std(values, ddof=1))
             else:
-                row[name] |= {k: there[0].get(k) for k in ("low", "high")}
+                row[name] |= {k: next(iter(there.values())).get(k) for k in ("low", "high")}
         rows.append(row)
     return sorted(rows, key=lambda row: row["setting"])
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from w2sg.alpaca import unmarked
+from w2sg.bootstrap import difference_interval
 from w2sg.data.messages import Dialogue
 from w2sg.decode_options import Decoder, Eft, Plain
 from w2sg.errors import UserError
@@ -162,10 +163,13 @@ def _compared(right: dict[str, dict[str, bool]]) -> dict[str, Any]:
     common = sorted(set.intersection(*map(set, right.values())))
     columns = {name: np.array([own[i] for i in common], np.float64) for name, own in right.items()}
     bootstrap = Bootstrap(len(common))
-    found: dict[str, Any] = {"accuracy": {name: bootstrap.mean(column).as_dict() for name, column in columns.items()}}
+    found: dict[str, Any] = {"accuracy": {name: bootstrap.share(column).as_dict() for name, column in columns.items()}}
     for name, column in columns.items():
         if name != "plain":
             found["difference"] = bootstrap.mean(column - columns["plain"]).as_dict()
+            ends = found["difference"]["low"], found["difference"]["high"]
+            low, high = difference_interval(column, columns["plain"], bootstrap, ends)
+            found["difference"] |= {"low": low, "high": high}
             found["p"] = mcnemar(column, columns["plain"])["p"]
     return found
 

@@ -259,6 +259,7 @@ class Bench:
         labels = torch.as_tensor(table.labels)
         logits = rewards.gather(1, torch.stack([labels, 1 - labels], 1))  # chosen is in front where the label is 0
         chosen = {key: np.full(len(table), np.nan) for key in ("log_probability", "tokens")}
+        chosen["prompt"] = np.array(table.clusters)
         chosen["log_probability"][rows.kept] = sums[0][:, 0].numpy()
         chosen["tokens"][rows.kept] = rows.completions.sizes[:, 0]
         return logits, chosen
@@ -392,13 +393,14 @@ class Bench:
         known = ~np.isnan(chosen - rejected)
         chosen, rejected = chosen[known], rejected[known]
         right = (chosen > rejected) + 0.5 * (chosen == rejected)
+        bootstrap = Bootstrap(len(right), clusters=np.array(self.run.data.test.clusters)[known])
         return {
             "kind": "reward",
             "model": self.source.spec.name,
             "trained": not self._as_it_is,
-            "accuracy": Bootstrap(len(right)).mean(right).as_dict(),
+            "accuracy": bootstrap.share(right).as_dict(),
             "length_correlation": comparisons.reward_length_correlation(
-                chosen, np.array([len(t) for t in pairs.chosen.texts])[known], Bootstrap(len(chosen))
+                chosen, np.array([len(t) for t in pairs.chosen.texts])[known], bootstrap
             ).as_dict(),
         }
 
@@ -439,10 +441,10 @@ def reading_as(base: Writer, writer: Writer) -> Writer:
 
 
 def _perplexity(chosen: dict[str, np.ndarray]) -> dict[str, float | None]:
-    """exp of the mean negative log-likelihood per token, with its interval over replies."""
+    """exp of the mean negative log-likelihood per token, with its interval over prompts."""
     there = ~np.isnan(chosen["tokens"])
     nll, tokens = -chosen["log_probability"][there], chosen["tokens"][there]
-    ratio = Bootstrap(len(nll)).ratio(nll, tokens)
+    ratio = Bootstrap(len(nll), clusters=chosen["prompt"][there]).ratio(nll, tokens)
     return {k: None if v is None else float(np.exp(v)) for k, v in ratio.as_dict().items()}
 
 

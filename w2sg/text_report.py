@@ -10,7 +10,7 @@ from torch import Tensor
 from w2sg import report
 from w2sg.data import audit
 from w2sg.page import ROLES
-from w2sg.preference import REFERENCE_FREE, displaced
+from w2sg.preference import displacement
 from w2sg.statistics import Bootstrap
 from w2sg.store import read_json
 from w2sg.text_page import text_page, title
@@ -37,12 +37,13 @@ def write_report(
     """
     config, data, stages = run.config, run.data, run.stages
     predictions = {NAMES.get(name, name): values for name, values in logits.items()}
-    labels, bootstrap = torch.as_tensor(data.test.labels), Bootstrap(len(data.test))
+    labels = torch.as_tensor(data.test.labels)
+    bootstrap = Bootstrap(len(data.test), clusters=data.test.clusters)
     content = report.heading(config, run.typed, config.method["dpo"]["loss"])
     content |= report.measured(predictions, labels, bootstrap)
     content["text"] = text | {"examples": _examples(rows, prompts), "training": training_of(stages)}
     rule, credit = audit.length_rule(data.ground_truth, data.test)
-    length = bootstrap.mean(credit)
+    length = bootstrap.share(credit)
     content["data"] = {
         **audit.summary(data),
         "length_only": {"rule": rule, "accuracy": length.value, "low": length.low, "high": length.high},
@@ -100,17 +101,8 @@ def _warnings(content: dict[str, Any]) -> list[str]:
     """What a reader must know before believing a number."""
     lines, text = [], content["text"]
     for name, fit in text["training"].items():
-        last = fit["last"]
-        if not last.get("rewards/chosen"):
-            continue
-        # without a reference a reward is of the log-probability itself, and those of two batches cannot be compared
         tuning = content["config"]["method"]["alignment" if name in ("weak", "ceiling") else "dpo"]
-        if tuning["loss"] not in REFERENCE_FREE and displaced(0.0, last["rewards/chosen"]):
-            how = "as the rejected ones did, further" if last["rewards/margins"] > 0 else "and no margin came of it"
-            lines.append(
-                f"{name}: likelihood displacement: the chosen replies of the last logged batch are less likely than "
-                f"before training (reward {last['rewards/chosen']:+.3f}), {how}"
-            )
+        lines += displacement(name, tuning["loss"], fit["last"])
     cut_off = {name: s["length"]["truncated"] for name, s in text["systems"].items() if s["length"]["truncated"] > 0.2}
     if cut_off:
         shares = ", ".join(f"{ROLES.get(name, name)} {share:.0%}" for name, share in cut_off.items())

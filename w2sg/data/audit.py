@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -65,12 +66,20 @@ def overlaps(tables: dict[str, Table]) -> dict[str, int]:
     return {f"{a} and {b}": len(seen[a] & seen[b]) for a, b in combinations(seen, 2)}
 
 
+def prompts_within(table: Table) -> dict[str, int]:
+    """How many rows and prompts a split has, and how many of its rows share their prompt with another of its rows."""
+    counts = Counter(table.clusters)
+    shared = sum(count for count in counts.values() if count > 1)
+    return {"rows": len(table), "prompts": len(counts), "rows that share a prompt": shared}
+
+
 def summary(tables: Tables) -> dict[str, Any]:
     """Everything of the above, with what was dropped while reading."""
     splits = {"ground_truth": tables.ground_truth, "transfer": tables.transfer, "test": tables.test}
     return {
         "sizes": {name: len(table) for name, table in splits.items()},
         "overlaps": overlaps(splits),
+        "prompts_within_test": prompts_within(tables.test),
         "length_only": length_only(tables.ground_truth, tables.test),
         "class_balance": {
             name: [round(float(x), 4) for x in np.bincount(t.labels, minlength=t.classes) / len(t)]

@@ -17,7 +17,7 @@ import numpy as np
 from w2sg.config import build
 from w2sg.data.messages import Dialogue
 from w2sg.data.sources import Example, Source
-from w2sg.data.table import Table, uniform
+from w2sg.data.table import Groups, Table, uniform
 from w2sg.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -343,21 +343,12 @@ def _keys(example: Example) -> tuple[str, ...]:
 
 def _groups(rows: list[Example]) -> dict[str, list[Example]]:
     """Rows that must stay together: those of one prompt, and pairs without a prompt that have a text in common."""
-    parent: dict[str, str] = {}
-
-    def root(key: str) -> str:
-        while parent.setdefault(key, key) != key:
-            parent[key] = key = parent[parent[key]]
-        return key
-
+    shared = Groups()
     for example in rows:
-        first, *others = _keys(example)
-        for other in others:
-            ends = root(first), root(other)
-            parent[max(ends)] = min(ends)  # the smallest key names the group, whatever the order of rows
+        shared.join(_keys(example))
     groups: dict[str, list[Example]] = {}
     for example in rows:
-        groups.setdefault(root(_keys(example)[0]), []).append(example)
+        groups.setdefault(shared.root(_keys(example)[0]), []).append(example)
     return groups
 
 

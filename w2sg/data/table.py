@@ -27,6 +27,27 @@ def uniform(*key: object) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
+class Groups:
+    """Keys that belong together, by what was joined; the smallest key names a group, whatever the order."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def root(self, key: str) -> str:
+        """The name of a key's group."""
+        parent = self._parent
+        while parent.setdefault(key, key) != key:
+            parent[key] = key = parent[parent[key]]
+        return key
+
+    def join(self, keys: Sequence[str]) -> None:
+        """Put the groups of these keys together."""
+        first, *others = keys
+        for other in others:
+            ends = self.root(first), self.root(other)
+            self._parent[max(ends)] = min(ends)
+
+
 @dataclass(frozen=True)
 class Table:
     """Examples of one split. Rows are joined by id, never by position.
@@ -72,6 +93,19 @@ class Table:
         """Of ids, orientation and gold labels."""
         columns = zip(self.ids, self.first.tolist(), self.labels.tolist(), strict=True)
         return digest(str(self.classes), *(f"{i}:{f}:{y}" for i, f, y in columns))
+
+    @cached_property
+    def clusters(self) -> list[str]:
+        """[N] the prompt of each row, as a hash: what statistics draw and test as one.
+
+        Pairs without a prompt belong together where a chain of texts in common joins them.
+        """
+        shared = Groups()
+        rows = [(p.text and p.identity, texts) for p, texts in zip(self.prompts, self.texts, strict=True)]
+        for prompt, texts in rows:
+            if not prompt:
+                shared.join(texts)
+        return [digest("prompt", p) if p else digest("texts", shared.root(texts[0])) for p, texts in rows]
 
     def take(self, index: Sequence[int]) -> Table:
         """The rows ``index``, in that order."""
