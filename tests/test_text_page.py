@@ -249,7 +249,8 @@ def test_verdict_says_what_is_resolved(rendered):
         "reward per token +0.1000 [+0.0500, +0.1500], explicit reward -0.100 [-0.250, +0.150] (not resolved). The "
         "student's win rate over the untrained strong model is 0.700 [0.600, 0.800], with length controlled not "
         "estimable; against weak SFT 0.450 [0.400, 0.520] (not resolved), against the ceiling 0.300 [0.200, 0.400]. "
-        "95 % intervals over test prompts, of one run: other seeds and training rows add to them. “Not resolved”: the interval includes no difference."
+        "95 % intervals over test prompts, of one run: other seeds and training rows add to them. "
+        "“Not resolved”: the interval includes no difference."
     )
 
 

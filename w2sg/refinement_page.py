@@ -122,8 +122,8 @@ def verdict(content: dict[str, Any]) -> str:
             f"{axis.capitalize()} of the student on {found['prompts']:,} test prompts: {score}; {', '.join(parts)}."
         )
     lines.append(
-        '95 % intervals over test prompts, of one run: other seeds and training rows add to them. "Not resolved": the '
-        "interval holds no difference."
+        "95 % intervals over test prompts, of one run: other seeds and training rows add to them. “Not resolved”: "
+        "the interval includes no difference."
     )
     return " ".join(lines)
 

@@ -100,8 +100,8 @@ def verdict(content: dict[str, Any]) -> str:
     else:
         lines.append("No judge was given: rewards and win rates of the trained models are unknown.")
     lines.append(
-        '95 % intervals over test prompts, of one run: other seeds and training rows add to them. "Not resolved": the '
-        "interval holds no difference."
+        "95 % intervals over test prompts, of one run: other seeds and training rows add to them. “Not resolved”: "
+        "the interval includes no difference."
     )
     return " ".join(lines)
 
