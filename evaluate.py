@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -30,11 +31,13 @@ def used_stages(out: Path) -> set[str]:
         raise UserError(
             f"out: there is no folder {out}, so nothing says which stages are in use; name the folder of the runs"
         )
+    from w2sg.store import read_json
+
     used: set[str] = set()
     for file in out.rglob("report.json"):
         try:
-            used |= {stage["key"] for stage in json.loads(file.read_text(encoding="utf-8"))["stages"]}
-        except (ValueError, KeyError, TypeError) as error:
+            used |= {stage["key"] for stage in read_json(file)["stages"]}
+        except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(
                 f"{file} is no report of a run ({error!r}), so nothing says which stages it uses; mend or remove it"
             ) from error
@@ -42,18 +45,50 @@ def used_stages(out: Path) -> set[str]:
 
 
 def gather(runs: Path, console: Plain) -> None:
-    """One table and one page over all finished runs below a folder."""
+    """One table and one page over all finished runs below a folder.
+
+    A report that was changed by hand or is of other code may hold anything; it is left out, named with the reason, and
+    the others count.
+    """
+    from w2sg.collect import UNUSABLE
+    from w2sg.console import Plain
+
+    try:
+        _gather(runs, console)
+    except UserError:
+        raise
+    except Exception:
+        broken: dict[Path, str] = {}
+        for file in runs.rglob("report.json"):
+            try:
+                with tempfile.TemporaryDirectory() as alone:
+                    _gather(file.parent, Plain(quiet=True), Path(alone))
+            except UserError:  # what it is left out for anyway
+                continue
+            except Exception as error:
+                broken[file.parent] = f"its report cannot be used ({type(error).__name__}: {str(error)[:200]})"
+        if not broken:
+            raise
+        token = UNUSABLE.set(broken)
+        try:
+            _gather(runs, console)
+        finally:
+            UNUSABLE.reset(token)
+
+
+def _gather(runs: Path, console: Plain, to: Path | None = None) -> None:
     from w2sg import collect_decode, collect_page, collect_refined, collect_text
     from w2sg.collect import collect
 
-    files = []
+    found: list[tuple[ModuleType, Any]] = []
     if (collection := collect(runs)) is not None:
-        collect_page.show(collection, console)
-        files += collect_page.write(collection, runs)
+        found.append((collect_page, collection))
     for kind in (collect_text, collect_decode, collect_refined):
-        if found := kind.collect(runs):
-            kind.show(found, console)
-            files += kind.write(found, runs)
+        if one := kind.collect(runs):
+            found.append((kind, one))
+    files = [file for kind, one in found for file in kind.write(one, to or runs)]
+    for kind, one in found:
+        kind.show(one, console)
     console.say("written: " + ", ".join(map(str, files)))
 
 

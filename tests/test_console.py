@@ -161,6 +161,39 @@ def test_a_summary_is_the_same_at_each_call(odd_run, capsys):
     assert "x[/x] é 数 [red]/summary.html" in said
 
 
+FORGED = {  # what a report.json may hold that is none of ours
+    "deep": lambda report: "[" * 100_000,
+    "list": lambda report: "[]",
+    "binary": lambda report: "\x00\x01",
+    "strings": lambda report: json.dumps(report | {"metrics": {m: "good" for m in report["metrics"]}}),
+    "infinite": lambda report: json.dumps(report | {"pgr": {k: float("inf") for k in report["pgr"]}}),
+    "no_pgr": lambda report: json.dumps({k: v for k, v in report.items() if k != "pgr"}),
+    "config": lambda report: json.dumps(report | {"config": {"seed": []}}),
+    "stages": lambda report: json.dumps(report | {"stages": [None]}),
+    "diagnostics": lambda report: json.dumps(report | {"diagnostics": 7}),
+}
+
+
+def test_forged_reports_are_listed_with_the_reason_and_the_others_count(odd_run, tmp_path, capsys):
+    import importlib
+    import os
+    import shutil
+
+    report = read_json(odd_run / "run" / "report.json")
+    shutil.copytree(odd_run / "run", tmp_path / "good")
+    for name, forge in FORGED.items():
+        shutil.copytree(odd_run / "run", tmp_path / name)
+        (tmp_path / name / "report.json").write_text(forge(report), encoding="utf-8")
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "report.json")
+    importlib.import_module("evaluate").gather(tmp_path, Plain(width=80))
+    summary = read_json(tmp_path / "summary.json")
+    assert summary["runs"] == 1
+    assert {line.partition(":")[0] for line in summary["left_out"]} == {*FORGED, "pipe"}
+    assert all(len(line) < 400 for line in summary["left_out"])
+    assert "left out: deep: " in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "words"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -17,7 +18,7 @@ import numpy as np
 from w2sg import statistics
 from w2sg.data.table import Groups
 from w2sg.errors import UserError
-from w2sg.store import flatten
+from w2sg.store import flatten, read_json
 
 # Neither changes what a run finds; seeds are what is averaged over, and losses are what is compared.
 APART = ("seed", "dataset.split_seed", "out", "store", "logger", "trainer", "dataset.path", "dataset.zero_shot")
@@ -25,6 +26,10 @@ APART += ("method.baselines",)  # what else is measured beside the student
 ANCHORS = ("method._target_", "dataset.name", "weak.name", "strong.name", "refine.kind")
 TWICE = "method.refine."  # refine= once more, as the method is given it
 BASELINES = ("cross_entropy", "forward_kl")
+
+
+# Folders of runs whose reports make a page fail, each with the reason.
+UNUSABLE: ContextVar[Mapping[Path, str]] = ContextVar("UNUSABLE", default={})  # noqa: B039 (never changed)
 
 
 @dataclass
@@ -278,8 +283,11 @@ def read(root: Path) -> tuple[list[Finished], list[str]]:
     runs, left_out = [], []
     for file in sorted(root.rglob("report.json")):
         where = file.parent.relative_to(root)
+        if reason := UNUSABLE.get().get(file.parent):
+            left_out.append(f"{where}: {reason}")
+            continue
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file)
             run = Finished(file.parent, content)
             if not {"metrics", "config", "diagnostics", "stages"} <= content.keys():
                 left_out.append(f"{where}: its report is of an earlier version; run its command again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -156,7 +155,7 @@ def _plain(system: str) -> str:
 
 def _report(run: Path) -> dict[str, Any]:
     try:
-        content = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        content = read_json(run / "report.json")
         content["config"]["store"], content["stages"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{run / 'report.json'} is no report of a run ({error!r})") from error
