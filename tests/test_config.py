@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -220,6 +222,16 @@ def test_a_job_of_a_sweep_has_the_folder_of_the_single_run():
     assert len(jobs) == 4
     singles = [[f"loss={loss}", f"strong.lr={lr}", *typed[2:]] for loss in ("rce", "rkl") for lr in ("5e-6", "1e-4")]
     assert [run_name(job) for job in jobs] == [run_name(single) for single in singles]
+
+
+def test_an_installation_without_conf_says_where_it_is(tmp_path):
+    with pytest.raises(UserError, match=r"does not carry conf/.*`pip install -e \.`"):
+        register(tmp_path / "conf")
+
+
+def test_the_package_itself_imports_nothing():
+    code = "import sys, w2sg; print(sorted(m for m in sys.modules if m.split('.')[0] in {'torch', 'hydra', 'rich'}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_hydra_asks_for_these_names(monkeypatch):

@@ -39,7 +39,15 @@ def register(conf: Path = CONF) -> None:
     """Offer every ``conf/model/*.yaml`` as ``weak=<name>`` and ``strong=<name>``, and the name of a run's folder.
 
     Call once before Hydra composes anything.
+
+    Raises:
+        UserError: there is no such folder, as in an installation from a wheel.
     """
+    if not (conf / "model").is_dir():
+        raise UserError(
+            f"there is no {conf}: a wheel of w2sg does not carry conf/, train.py and evaluate.py; clone the repository "
+            "and `pip install -e .` there, or give your own folder, register(conf)"
+        )
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
