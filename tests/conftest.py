@@ -283,7 +283,8 @@ def stand_in_for_vllm():
                 reason = "length"
                 for _ in range(setting.max_tokens):
                     log = self.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-                    token = int(log.argmax())
+                    allowed = setting.allowed_token_ids
+                    token = int(log.argmax()) if allowed is None else allowed[int(log[allowed].argmax())]
                     ids.append(token)
                     logs.append({token: SimpleNamespace(logprob=float(log[token]))})
                     if token in setting.stop_token_ids:

@@ -11,13 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import compose, run_script, save_tiny_model, stand_in_for_vllm, start_ranks
+from omegaconf import OmegaConf
+from pydantic import TypeAdapter
 
 from w2sg import alpaca, collect_decode, comparisons
 from w2sg.collect import collect
-from w2sg.config import check
+from w2sg.config import CONF, check
+from w2sg.decode_options import Decoder
 from w2sg.decode_work import CANDIDATE, FINISHED, STRONG_READ, VALUE, _written
+from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.errors import ConfigError, UserError
 from w2sg.export import export, find_trained
+from w2sg.methods.decode import plain_of
 from w2sg.replies import Prompts
 from w2sg.run import Run, run_method
 from w2sg.statistics import Bootstrap
@@ -91,6 +96,68 @@ def runs(tmp_path_factory, arguments):
     """Each decoder once, on one store."""
     out = tmp_path_factory.mktemp("decode-runs")
     return out, {kind: run(arguments, out, kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def padded(models, tmp_path_factory) -> dict[str, Path]:
+    """The models with rows that no token has, each with its own number of them, which they like best."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("padded-models")
+    for k, (role, path) in enumerate(models.items()):
+        model = AutoModelForCausalLM.from_pretrained(path)
+        tokens = model.config.vocab_size
+        model.resize_token_embeddings(tokens + 30 + 10 * k, mean_resizing=False)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[:tokens] *= 0.5
+            model.get_output_embeddings().weight[tokens:] *= 40
+        model.save_pretrained(folder / role)
+        AutoTokenizer.from_pretrained(path).save_pretrained(folder / role)
+    return {role: folder / role for role in models}
+
+
+@pytest.mark.parametrize(
+    ("kind", "roles"),
+    [
+        ("search", ["strong"]),
+        ("contrastive", ["weak", "untuned"]),
+        ("nudging", ["weak", "strong"]),
+    ],
+)
+def test_ids_past_the_tokenizer_are_never_written(arguments, padded, tmp_path, kind, roles):
+    """The model that reads them has no row for them, and no text stands behind them."""
+    names = {"weak": "weak.name", "untuned": "weak.untuned", "strong": "strong.name"}
+    swapped = [f"{names[role]}={padded[role]}" for role in roles]
+    run(arguments, tmp_path, kind, *swapped, "decoder.temperature=1.0", *BARE)
+    system = "wsd" if kind == "nudging" else kind
+    assert sum(len(reply) > 0 for reply in said(tmp_path, kind, system).values()) >= 6
+    assert any("unwritable" in file.read_text() for file in (tmp_path / "store").glob("*/key.json"))
+
+
+def test_models_without_such_ids_keep_their_keys(runs):
+    out, _ = runs
+    files = list((out / "store").glob("*/key.json"))
+    assert any('"stop"' in file.read_text() for file in files)
+    assert not any("unwritable" in file.read_text() for file in files)
+
+
+def test_batch_size_is_of_plain_samples_too(arguments, runs, tmp_path, monkeypatch):
+    rows, start, (out, _) = [], TransformersEngine.start, runs
+    monkeypatch.setattr(TransformersEngine, "start", lambda self, p: (rows.append(len(p)), start(self, p))[1])
+    run(arguments, tmp_path, "sampling", "decoder.batch_size=1", *BARE)
+    assert max(rows) <= 3  # of the texts by which models are tried
+    assert rows.count(1) >= 8
+    assert said(tmp_path, "sampling", "plain") == said(out, "sampling", "plain")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "nudging"])
+def test_a_decoder_gives_its_plain_samples_all_that_both_have(kind):
+    options = OmegaConf.to_container(OmegaConf.load(CONF / "decoder" / f"{kind}.yaml"))
+    decoder = TypeAdapter(Decoder).validate_python({**options, "batch_size": 7, "temperature": 0.3})
+    plain = plain_of(decoder)
+    shared = set(type(plain).model_fields) & set(type(decoder).model_fields) - {"kind"}
+    assert {"batch_size", "temperature", "top_p", "max_new_tokens"} <= shared
+    assert all(getattr(plain, name) == getattr(decoder, name) for name in shared)
 
 
 # -- one run each -----------------------------------------------------------------------------------------------------
