@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -165,6 +165,27 @@ def check_positions(config: PretrainedConfig, max_length: int, role: str, name: 
         f"{role}: max_length={max_length} is more than the {there} positions that {name} was made for; longer texts "
         "are read all the same"
     ]
+
+
+def check_vocabulary(tokenizer: Any, config: PretrainedConfig, role: str, name: str) -> None:
+    """Refuse a tokenizer with tokens that the model has no embeddings for; a token for filling alone is never read.
+
+    Raises:
+        UserError: there are such tokens.
+    """
+    rows = getattr(config, "vocab_size", None)
+    if rows is None or len(tokenizer) <= rows:
+        return
+    beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= rows}
+    if tokenizer.pad_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        beyond.pop(tokenizer.pad_token_id, None)
+    if beyond:
+        shown = ", ".join(beyond[i] for i in sorted(beyond)[:3])
+        raise UserError(
+            f"{role}.name: the tokenizer of {name} has {len(tokenizer)} tokens and the model rows for {rows} of them, "
+            f"so that it cannot read {shown}; take the model's own tokenizer, or resize its embeddings "
+            "(resize_token_embeddings) and train them"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ class Comparison:
         content["stages"] = [record.as_dict() for record in run.stages.records]
         content["versions"] = report.versions()
         content["config"] = run.config.model_dump(by_alias=True)
-        content["warnings"] = self._warnings(content["decoding"])
+        content["warnings"] = [*report.said(run.stages), *self._warnings(content["decoding"])]
         columns = {"id": self.replies["plain"].ids, **{f"reward_{k}": v.tolist() for k, v in rewards.items()}}
         columns |= {f"preferred_{own}_over_{other}": v.tolist() for (own, other), v in preferred.items()}
         found = report.Report(

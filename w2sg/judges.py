@@ -42,6 +42,7 @@ def _find(text: TextRun, model: str, max_length: int, asked_for: str) -> Source:
         role = getattr(config, model)
         own |= {"revision": role.revision, "dtype": role.dtype, "trust_remote_code": role.trust_remote_code}
     source = find(config.strong.model_copy(update=own), asked_for)
+    text.stages.said += source.notes
     positions = getattr(source.config, "max_position_embeddings", None) or max_length
     if positions < max_length:
         source.spec = source.spec.model_copy(update={"max_length": positions})

@@ -123,7 +123,7 @@ def load_policy(source: Source, saved: Path | None = None, trainable: bool = Tru
             "model"
         )
     if spec.train == "lora" and (trainable or saved is not None):
-        model = with_lora(model, spec, saved, TaskType.CAUSAL_LM, trainable)
+        model = with_lora(model, source, saved, TaskType.CAUSAL_LM, trainable)
     policy = Policy(model).eval()
     with reading(source.role, spec.name, "cannot be read by", "choose another architecture"):
         _check_head(policy, source)

@@ -13,6 +13,7 @@ import importlib.util
 import io
 import logging
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +25,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from w2sg.backbones import INSIDE, attention_of, cut_to, depth_of, offer_scorer, text_part
+from w2sg.backbones import (
+    INSIDE,
+    attention_of,
+    check_positions,
+    check_vocabulary,
+    cut_to,
+    depth_of,
+    offer_scorer,
+    text_part,
+)
 from w2sg.data.dialogue import Chat, TextChat
 from w2sg.errors import UserError
 from w2sg.heads import BagOfWords, HashedWords
@@ -34,7 +44,7 @@ from w2sg.rope import rows_by_themselves
 from w2sg.rounding import round_weights
 from w2sg.store import hash_file
 from w2sg.unreadable import first_line, reading, whole_file
-from w2sg.weights import COMPUTED, check_finite, check_loaded, files_of, fill, has_score, names
+from w2sg.weights import COMPUTED, check_finite, check_loaded, check_targets, files_of, fill, has_score, names
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -134,6 +144,18 @@ class Source:
     def full_depth(self) -> int:
         """Blocks that the backbone has."""
         return depth_of(self.config, self.role, self.spec.name)
+
+    def check_texts(self) -> None:
+        """Before any work: texts fit the model's positions, and its tokenizer's tokens have embeddings.
+
+        Raises:
+            UserError: they do not.
+        """
+        if self.config is None:
+            return
+        self.notes += check_positions(self.config, self.spec.max_length, self.role, self.spec.name)
+        if self.gguf is None:
+            check_vocabulary(self.tokenizer, self.config, self.role, self.spec.name)
 
 
 def same(a: Source, b: Source) -> bool:
@@ -294,7 +316,12 @@ class LanguageScorer(nn.Module):
         model: a ``...ForSequenceClassification`` (or a peft model around one).
         pairs: whether examples are pairs (two texts, one reward each) or single texts (one logit per class).
         full_depth: blocks of the uncut backbone.
+
+    Attributes:
+        head: where its head comes from, in words, if that has to be said.
     """
+
+    head: str | None = None
 
     def __init__(self, model: nn.Module, pairs: bool, full_depth: int):
         super().__init__()
@@ -397,24 +424,29 @@ def load_language_model(
         as_it_is: the head must come with the weights.
 
     Raises:
-        UserError: it has no head, or no trained one where ``as_it_is`` asks for that.
+        UserError: it has no head, or no trained one where ``as_it_is`` asks for that, or one of another shape.
     """
     from transformers import AutoModelForSequenceClassification as Auto
 
     spec = source.spec
     lora = spec.train == "lora"
+    no = f"{source.role}: {spec.name} is no reward model"
     if as_it_is and source.config.num_labels != 1:
-        raise UserError(f"{spec.name} is no reward model: it has {source.config.num_labels} outputs and not one")
-    model, missing = load_transformer(Auto, source, saved, depth, num_labels=1 if pairs else classes)
+        raise UserError(f"{no}: it has {source.config.num_labels} outputs and not one")
+    outputs = 1 if pairs else classes
+    model, missing = load_transformer(Auto, source, saved, depth, num_labels=outputs)
     if as_it_is and missing:
-        raise UserError(f"{spec.name} is no reward model: it has no weights for {missing[0]}")
+        raise UserError(f"{no}: it has no weights for {missing[0]}")
     if lora:
         from peft import TaskType
 
-        model = with_lora(model, spec, saved, TaskType.SEQ_CLS)  # keeps the score head trainable, saved with it
+        model = with_lora(model, source, saved, TaskType.SEQ_CLS)  # keeps the score head trainable, saved with it
     plain = model.get_base_model() if lora else model
     if not isinstance(getattr(plain, "score", None), nn.Module):
         raise UserError(f"{type(plain).__name__} has no `score` head; only decoder models can be scored here")
+    head = None
+    if saved is None and not as_it_is and spec.train != "head":
+        head = _first_head(plain, source, missing, outputs)
     plain.score.float()
     if saved is not None and spec.dtype != "float32":
         _restore_head(plain.score, saved)
@@ -423,7 +455,32 @@ def load_language_model(
         plain.activation_checkpointing_enable()
         if lora:
             plain.enable_input_require_grads()
-    return LanguageScorer(model, pairs, source.full_depth).eval()
+    scorer = LanguageScorer(model, pairs, source.full_depth).eval()
+    scorer.head = head
+    return scorer
+
+
+@torch.no_grad()
+def _first_head(plain: nn.Module, source: Source, missing: list[str], outputs: int) -> str:
+    """What training starts from, said in words; a trained head is drawn anew where that was asked for.
+
+    Raises:
+        UserError: the trained head has another shape than is needed.
+    """
+    spec = source.spec
+    if missing or source.gguf is not None or spec.random_init:
+        if source.scored and spec.head_weights == "kept":
+            raise UserError(
+                f"{source.role}.head_weights: the trained head of {spec.name} has another shape than the {outputs} "
+                f"outputs that are needed here; set {source.role}.head_weights=fresh"
+            )
+        return "drawn at random"
+    if spec.head_weights == "kept":
+        return f"kept: {spec.name} is a trained scorer and starts with its own head (head_weights=kept)"
+    plain.score.weight.normal_(std=getattr(plain.config, "initializer_range", None) or 0.02)
+    if plain.score.bias is not None:
+        plain.score.bias.zero_()
+    return f"drawn at random: the trained head of {spec.name} is not used (head_weights=fresh)"
 
 
 def load_transformer(
@@ -472,6 +529,8 @@ def load_transformer(
                 **_REPORTED,
                 **options,
             )
+            if source.inside:  # else a trained model would be saved under the names of the whole one
+                vars(model).pop("_weight_conversions", None)
             cut = None if (depth or source.depth) == source.full_depth else depth or source.depth
             missing = check_loaded(model, role=source.role, name=spec.name, depth=cut, **_found(loaded))
     if not spec.random_init or saved is not None:
@@ -497,7 +556,10 @@ def _from_gguf(
     from transformers.initialization import no_init_weights
 
     spec = source.spec
-    read = _dequantised(source.folder, source.gguf, spec.dtype, spec.trust_remote_code)
+    try:
+        read = _dequantised(source.folder, source.gguf, spec.dtype, spec.trust_remote_code)
+    except UserError as error:  # kept for all roles, so that it names none
+        raise UserError(f"{source.role}.name: {error}") from error
     with no_init_weights():
         model = auto.from_config(config, **options)
     missing = sorted(model.state_dict().keys() - read.keys())
@@ -545,19 +607,25 @@ def _restore_head(head: nn.Linear, saved: Path) -> None:
                         head.weight.copy_(tensors.get_tensor(key))
 
 
-def with_lora(model: nn.Module, spec: ModelConfig, saved: Path | None, task: Any, trainable: bool = False) -> nn.Module:
+def with_lora(model: nn.Module, source: Source, saved: Path | None, task: Any, trainable: bool = False) -> nn.Module:
     """The model with fresh adapters, or with those of a finished stage.
 
     Args:
         task: peft's task type.
         trainable: whether saved adapters are trained on.
+
+    Raises:
+        UserError: layers that are to have adapters are not there, or saved adapters do not fit.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    spec, role = source.spec, source.role
     if saved is not None:
-        with quiet_loading():
+        with quiet_loading(), reading(role, str(saved), "has adapters that do not fit"), warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, saved, is_trainable=trainable)
     lora = spec.lora
+    check_targets(model, lora.targets, role, spec.name)
     config = LoraConfig(
         task_type=task,
         r=lora.r,
@@ -566,7 +634,8 @@ def with_lora(model: nn.Module, spec: ModelConfig, saved: Path | None, task: Any
         target_modules=lora.targets,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's layers
     )
-    return get_peft_model(model, config)
+    with reading(role, spec.name, "takes no adapters", "name layers that it has in {role}.lora.targets"):
+        return get_peft_model(model, config)
 
 
 def _set_dropout(config: PretrainedConfig, p: float) -> None:

@@ -108,7 +108,7 @@ class Findings:
         content["stages"] = [record.as_dict() for record in run.stages.records]
         content["versions"] = report.versions()
         content["config"] = run.config.model_dump(by_alias=True)
-        content["warnings"] = self._warnings(found, content["data"])
+        content["warnings"] = [*report.said(run.stages), *self._warnings(found, content["data"])]
         rows = self._rows(replies, scores)
         columns = {"id": next(iter(replies.values())).ids}
         columns |= {f"{axis}_{name}": values.tolist() for axis, each in scores.items() for name, values in each.items()}

@@ -28,6 +28,7 @@ from w2sg.store import read_json, write_json
 
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "peft")
 NOTES = (
+    "head",
     "layer",
     "accuracy",
     "steps",
@@ -162,7 +163,7 @@ def make_report(
     content["stages"] = [record.as_dict() for record in stages.records]
     content["versions"] = versions()
     content["config"] = config.model_dump(by_alias=True)
-    content["warnings"] = _warnings(config, content)
+    content["warnings"] = [*said(stages), *_warnings(config, content)]
     return Report(content, columns(test, predictions), curves(stages))
 
 
@@ -347,6 +348,16 @@ def _warnings(config: TrainConfig, content: dict[str, Any]) -> list[str]:
     if shared:
         lines.append("prompts shared between splits: " + ", ".join(f"{k} {v}" for k, v in shared.items()))
     return lines
+
+
+def said(stages: Stages) -> list[str]:
+    """What was found about the models of a run, when they were looked for and when they were loaded."""
+    heads = [
+        f"{record.name}: its head is {head}"
+        for record in stages.records
+        if (head := record.info.get("head")) and ":" in head
+    ]
+    return list(dict.fromkeys([*stages.said, *heads]))
 
 
 def versions() -> dict[str, str]:

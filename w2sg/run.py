@@ -109,6 +109,8 @@ class Run:
         if config.weak.untuned is not None:
             before = config.weak.model_copy(update={"name": config.weak.untuned, "revision": None})
             self.untuned = find(before, "weak")
+        for source in filter(None, (self.weak, self.strong, self.untuned)):
+            source.check_texts()
         self.data = splits.load_tables(config.dataset.model_dump(by_alias=True), config.seed)
         if problems := noise.problems(config.dataset.noise.model_dump(), self.data.test.classes):
             raise ConfigError(problems)
@@ -129,6 +131,8 @@ class Run:
             config.trainer.checkpoint_minutes,
             config.logger.every,
         )
+        for source in filter(None, (self.weak, self.strong, self.untuned)):
+            self.stages.said += [line for line in source.notes if line not in self.stages.said]
         self.inputs = InputMaker(self.stages, self.data.ground_truth, config.trainer.precision, config.seed)
         self.notes: dict[str, Any] = {}
 
@@ -239,8 +243,14 @@ class Run:
         L.seed_everything(seed, workers=True, verbose=False)
         if states is not None:
             inputs, scorer = Features(states), self._new_head(states, experts)
+            notes["head"] = "drawn at random" if not experts else "a mixture of trained ones"
         else:
             scorer = load_scorer(source, self.pairs, self.classes)
+            if head := getattr(scorer, "head", None):
+                notes["head"] = head
+                log.log(
+                    logging.INFO if head == "drawn at random" else logging.WARNING, "%s: its head is %s", name, head
+                )
             inputs = self.inputs.tokens(source, table, scorer)
             notes |= inputs.notes(source.spec.share_prompt)
         examples = Examples(inputs, table.ids, torch.as_tensor(table.first), targets, torch.as_tensor(table.labels))
@@ -445,6 +455,8 @@ def _model_key(spec: ModelConfig, layer: int | None) -> dict[str, Any]:
         "dropout": spec.dropout,
         "random_init": spec.random_init,
     }
+    if spec.head_weights != "kept":
+        key["head_weights"] = spec.head_weights
     if spec.train == "lora":
         key["lora"] = spec.lora.model_dump()
     if spec.train == "head":

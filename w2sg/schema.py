@@ -50,6 +50,7 @@ class ModelConfig(Strict):
     arch: Literal["hf", "bow"]
     train: Literal["full", "lora", "head"]
     head: Literal["linear", "mixture"]
+    head_weights: Literal["kept", "fresh"] = "kept"  # a default, so that reports of before can still be read
     experts: PositiveInt
     layer: PositiveInt | Literal["auto"] | None
     candidates: list[PositiveInt] | None
@@ -77,6 +78,8 @@ class ModelConfig(Strict):
             found.append("quantise: there are no pretrained weights to round; set it to null")
         if self.head == "mixture" and self.train != "head":
             found.append("head: the mixture head stands on frozen features; use train=head with it")
+        if self.head_weights == "fresh" and (self.arch == "bow" or self.train == "head" or self.random_init):
+            found.append("head_weights: this head is always drawn anew; set it to kept, or use train=full or lora")
         if self.layer is not None and self.train != "head":
             found.append(
                 "layer: only a head on frozen features chooses its layer; use train=head, or set "

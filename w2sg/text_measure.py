@@ -71,6 +71,7 @@ class Bench:
     def _find(self) -> Source:
         """Looked for before any work is done; it reads no more than it has positions for."""
         source = self._found()
+        self.run.stages.said += source.notes
         positions = getattr(source.config, "max_position_embeddings", None)
         if positions is not None and positions < source.spec.max_length:
             source.spec = source.spec.model_copy(update={"max_length": positions})

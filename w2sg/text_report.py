@@ -53,7 +53,7 @@ def write_report(
     content["stages"] = [record.as_dict() for record in stages.records]
     content["versions"] = report.versions()
     content["config"] = config.model_dump(by_alias=True)
-    content["warnings"] = _warnings(content)
+    content["warnings"] = [*report.said(stages), *_warnings(content)]
     found = report.Report(
         content,
         report.columns(data.test, predictions),

@@ -5,7 +5,10 @@ What a checkpoint lacks is drawn at random by transformers, with a word to nobod
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +20,8 @@ from torch import Tensor, nn
 
 from w2sg.errors import UserError
 from w2sg.unreadable import first_line, whole_file
+
+log = logging.getLogger(__name__)
 
 READ = {".safetensors", ".bin", ".json", ".model", ".txt"}  # of a model's folder; what its identity is made of
 SCORE = re.compile(r"(^|\.)score\.(weight|bias)$")
@@ -69,6 +74,9 @@ def files_of(folder: Path, role: str, weights: bool = True) -> list[Path]:
         raise UserError(f"{role}.name: the folder {folder} holds no weights (.safetensors or .bin); download them")
     for index in (p for p in files if p.name.endswith(".index.json")):
         _check_index(index, role)
+    for file in (p for p in files if p.name == "generation_config.json"):
+        if not isinstance(_json(file, role), dict):
+            raise UserError(f"{role}.name: {file} holds no settings; download it again, or remove it")
     return files
 
 
@@ -110,14 +118,20 @@ def has_score(files: Iterable[Path]) -> bool:
     for index in (p for p in files if p.name.endswith(".index.json")):
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return any(map(SCORE.search, places))
-    for file in (p for p in files if p.suffix == ".safetensors"):
-        try:
-            with safe_open(file, "pt") as tensors:
-                if any(map(SCORE.search, tensors.keys())):
-                    return True
-        except (SafetensorError, OSError):  # said where it is loaded
-            return False
-    return False
+    return any(map(SCORE.search, _names(files)))
+
+
+def _names(files: Iterable[Path]) -> list[str]:
+    """Names of the tensors in files of weights; none of a damaged one, which is said where it is loaded."""
+    found: list[str] = []
+    with contextlib.suppress(SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        for file in files:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt") as tensors:
+                    found += tensors.keys()
+            elif file.suffix == ".bin" and file.name.startswith("pytorch_model"):
+                found += torch.load(file, map_location="meta", mmap=True, weights_only=True)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -169,6 +183,9 @@ def check_loaded(
             f"{role}.name: the file of {name} has {len(extra)} tensors that {type(model).__name__} has no place for, "
             f"the first {names(extra)}; its config.json is of another architecture or of fewer layers"
         )
+    known = {name for name, _ in model.named_children()} | {"lm_head", "embed_out", "output", "score"}
+    if others := {key for key in unexpected - extra if not BLOCK.search(key) and key.partition(".")[0] not in known}:
+        log.warning("%s: %s has tensors that are not read: %s", role, name, names(others))
     return sorted(drawn | shapes.keys())
 
 
@@ -220,6 +237,25 @@ def check_finite(model: nn.Module, role: str, name: str) -> None:
         raise UserError(
             f"{role}.name: {len(bad)} tensors of {name} have weights that are NaN or infinite, the first {names(bad)}; "
             "its training diverged, or its file is damaged: take another copy of it"
+        )
+
+
+def check_targets(model: nn.Module, targets: str | list[str], role: str, name: str) -> None:
+    """See to it that every layer that is to have an adapter is there; peft is content with one of them.
+
+    Raises:
+        UserError: one is not.
+    """
+    if isinstance(targets, str):  # all-linear, or a pattern over whole names, which peft tries itself
+        return
+    there = [key for key, _ in model.named_modules()]
+    lost = [target for target in targets if not any(k == target or k.endswith(f".{target}") for k in there)]
+    if lost:
+        kinds = (nn.Linear, *(type(m) for m in model.modules() if type(m).__name__ == "Conv1D"))
+        has = {key.rpartition(".")[2] for key, module in model.named_modules() if isinstance(module, kinds)}
+        raise UserError(
+            f"{role}.lora.targets: {name} has no {' and no '.join(lost)}; it has {', '.join(sorted(has))}, or use "
+            "all-linear"
         )
 
 
