@@ -24,6 +24,7 @@ def spec(**changes) -> ModelConfig:
         "arch": "hf",
         "train": "full",
         "head": "linear",
+        "head_weights": "kept",
         "experts": 4,
         "layer": None,
         "candidates": None,

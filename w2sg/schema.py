@@ -50,7 +50,7 @@ class ModelConfig(Strict):
     arch: Literal["hf", "bow"]
     train: Literal["full", "lora", "head"]
     head: Literal["linear", "mixture"]
-    head_weights: Literal["kept", "fresh"] = "kept"  # a default, so that reports of before can still be read
+    head_weights: Literal["kept", "fresh"]
     experts: PositiveInt
     layer: PositiveInt | Literal["auto"] | None
     candidates: list[PositiveInt] | None
