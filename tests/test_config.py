@@ -20,6 +20,7 @@ from w2sg import schema
 from w2sg.config import CONF, build, check, check_evaluate, fit_options, function_identity, register, run_name
 from w2sg.errors import ConfigError, UserError
 from w2sg.schema import Strict, TrainConfig
+from w2sg.steps import LEAST, USUAL_WEIGHT
 
 
 def names(group):
@@ -319,3 +320,57 @@ def test_a_stages_key_holds_what_changes_its_result(pairs_folder, tiny_gpt2, tmp
         assert str(tmp_path) not in key
         assert str(tiny_gpt2) not in key
         assert str(pairs_folder) not in key
+
+
+BF16 = ["weak.dtype=bfloat16", "strong.dtype=bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["method=finetune", "strong=gpt2", *BF16[1:]], {"strong": ["training.full.lr=1e-05"]}),
+        (["method=finetune", "strong=gpt2", *BF16[1:], "strong.lr=7e-5"], {"strong": ["strong.lr=7e-05"]}),
+        (["method=finetune", "strong=gpt2", *BF16[1:], "strong.lr=1e-4"], {}),
+        (["method=finetune", "strong=gpt2", *BF16[1:], "strong.train=lora"], {}),
+        (["method=finetune", "strong=gpt2", *BF16[1:], "strong.train=head"], {}),
+        (["method=finetune", "strong=gpt2", "trainer.precision=bf16-mixed"], {}),
+        (["method=ensemble", "strong=gpt2", "weak=gpt2", BF16[0]], {"weak": ["training.full.lr=1e-05"]}),
+        (
+            ["method=cong", "weak=gpt2", "strong=gpt2", *BF16],
+            {"weak": ["method.alignment.lr.full=8e-07"], "strong": ["sft.lr.full=1e-05", "dpo.lr.full=6e-07"]},
+        ),
+        (["method=cong", "weak=gpt2", "weak.untuned=gpt2", "strong=gpt2", BF16[0]], {}),
+        (["method=cong", "weak=gpt2", "strong=gpt2", *BF16, "weak.train=lora", "strong.train=lora"], {}),
+        (
+            [
+                "method=cong",
+                "weak=gpt2",
+                "strong=gpt2",
+                BF16[1],
+                "method.baselines=[]",
+                "method.sft.lr.full=1e-3",
+                "method.dpo.lr.full=1e-4",
+            ],
+            {},
+        ),
+    ],
+)
+def test_steps_that_bfloat16_rounds_away_are_refused(options, named):
+    try:
+        check(compose("dataset=hh_rlhf", *options))
+        lines = []
+    except ConfigError as error:
+        lines = error.problems
+    found = {line.partition(".dtype: ")[0]: line for line in lines if "bfloat16" in line}
+    assert found.keys() == named.keys()
+    for role, words in named.items():
+        for word in (*words, f"use {role}.dtype=float32 with trainer.precision=bf16-mixed"):
+            assert word in found[role]
+
+
+def test_the_rule_for_steps_is_what_bfloat16_does():
+    """Of weights of the usual size, a step at the least rate moves some and a hundredth of it nearly none."""
+    weights = (torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * USUAL_WEIGHT).bfloat16()
+    for rate, least, most in ((LEAST, 0.4, 0.9), (LEAST / 10, 0.0, 0.2), (LEAST / 100, 0.0, 0.02)):
+        moved = ((weights.float() - rate).bfloat16() != weights).float().mean().item()
+        assert least <= moved <= most

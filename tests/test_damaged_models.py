@@ -213,7 +213,10 @@ def write_gguf(file: Path, architecture: str = "llama", leave_out: str = "nothin
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(V)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"t{i}" for i in range(V)])
+    writer.add_token_list(["t", "1", "t1", *(f"t{i}" for i in range(3, V))])
+    writer.add_token_types([1] * V)
+    writer.add_token_merges(["t 1"])
+    writer.add_eos_token_id(1)
     draw = np.random.default_rng(0)
     block = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32)}
     block |= {"ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64), "attn_norm": (32,), "ffn_norm": (32,)}

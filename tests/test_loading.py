@@ -36,7 +36,17 @@ def save(folder: Path, config, auto=T.AutoModelForCausalLM, seed: int = 0) -> Pa
             if parameter.dim() > 1:
                 parameter.mul_(4.0)
     model.save_pretrained(folder)
+    words().save_pretrained(folder)
     return folder
+
+
+def words() -> T.PreTrainedTokenizerFast:
+    """A tokenizer of V words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(V)}, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return T.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w1", unk_token="w3")
 
 
 def llama(**changes):

@@ -109,8 +109,6 @@ class Run:
         if config.weak.untuned is not None:
             before = config.weak.model_copy(update={"name": config.weak.untuned, "revision": None})
             self.untuned = find(before, "weak")
-        for source in filter(None, (self.weak, self.strong, self.untuned)):
-            source.check_texts()
         self.data = splits.load_tables(config.dataset.model_dump(by_alias=True), config.seed)
         if problems := noise.problems(config.dataset.noise.model_dump(), self.data.test.classes):
             raise ConfigError(problems)
@@ -120,6 +118,8 @@ class Run:
                 f"{config.method['_target_'].rpartition('.')[2]} needs; use method=refine, or a dataset with "
                 "preference pairs or classes"
             )
+        for source in filter(None, (self.weak, self.strong, self.untuned)):
+            source.check_texts()
         self.pairs, self.classes = self.data.test.kind == "pairs", self.data.test.classes
         self.loss = build(config.loss)
         self.devices = Devices(config.trainer)

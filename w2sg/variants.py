@@ -10,8 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from w2sg.config import fit_options
 from w2sg.models import Source, find
 from w2sg.schema import ModelConfig, TrainConfig
+from w2sg.steps import lost_steps
 
 
 def variant(spec: ModelConfig, changes: Mapping[str, Any], where: str) -> Source:
@@ -46,6 +48,8 @@ def label_problems(config: TrainConfig) -> list[str]:
                 f"{role}.micro_batch: {model.micro_batch} is more than the batch of {batch} it is a part of; lower it, "
                 f"or raise training.{model.train}.batch_size"
             )
+        key = f"training.{model.train}.lr" if model.lr is None else f"{role}.lr"
+        found += lost_steps(model, role, {key: fit_options(config, model).lr})
     return found
 
 

@@ -8,6 +8,7 @@ from pydantic import PositiveInt
 
 from w2sg.decoding import by_vllm
 from w2sg.replies import best_and_worst, gold_pairs, join_pairs, prompts_of
+from w2sg.steps import lost_steps
 from w2sg.text_options import (
     Alignment,
     Analysis,
@@ -149,7 +150,7 @@ def problems(config: TrainConfig) -> list[str]:
         found.append("method.judge.model: on-policy samples are ranked by the judge; name one")
     if strong.untuned is not None:
         found.append("strong.untuned: only the weak model has an alignment to undo; set weak.untuned")
-    found += _trained_as_asked(config)
+    found += _trained_as_asked(config) + _steps(config)
     if config.dataset.noise.kind != "none":
         found.append("dataset.noise.kind: method=cong trains on no labels of the transfer split; use none")
     for role in ("weak", "strong"):
@@ -158,6 +159,17 @@ def problems(config: TrainConfig) -> list[str]:
                 stage = "alignment" if role == "weak" else "sft"
                 found.append(f"{role}.{key}: not read by method=cong; set method.{stage}.{key}")
     return found
+
+
+def _steps(config: TrainConfig) -> list[str]:
+    """Learning rates that the weights of a model cannot follow."""
+    rate = {f"method.{name}.lr.full": config.method[name]["lr"]["full"] for name in ("alignment", "sft", "dpo")}
+    strong = ["method.sft.lr.full", "method.dpo.lr.full"]
+    if "ceiling" in config.method["baselines"]:
+        strong.append("method.alignment.lr.full")
+    weak = ["method.alignment.lr.full"] if config.weak.untuned is None else []
+    found = lost_steps(config.weak, "weak", {key: rate[key] for key in weak})
+    return found + lost_steps(config.strong, "strong", {key: rate[key] for key in strong})
 
 
 def _trained_as_asked(config: TrainConfig) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from w2sg.decode_options import Contrastive, DecodeEvaluation, Decoder, Eft, Plain, Search, needs_pair, server_of
 from w2sg.decoding import by_vllm
 from w2sg.errors import UserError
+from w2sg.steps import lost_steps
 from w2sg.text_options import Alignment, AnyJudge, Judge, model_name
 
 if TYPE_CHECKING:
@@ -156,6 +157,8 @@ def problems(config: TrainConfig) -> list[str]:
         if reason is not None:
             found.append(f"decoder.engine: vLLM cannot sample here: {reason}; use transformers")
     found += _unread(config)
+    if needs_pair(decoder) and config.weak.untuned is None:
+        found += lost_steps(config.weak, "weak", {"method.alignment.lr.full": config.method["alignment"]["lr"]["full"]})
     found += _own_judge(config, decoder)
     if config.method["alignment"]["pairs"] == "on_policy" and needs_pair(decoder) and config.weak.untuned is None:
         found.append("method.alignment.pairs: on-policy pairs are ranked by the judge, which must not guide; use given")

@@ -17,6 +17,7 @@ from w2sg.refinement_options import (
     RefineEvaluation,
     Unrefined,
 )
+from w2sg.steps import lost_steps
 from w2sg.text_options import FineTuning, Judge, PlainSampling
 from w2sg.variants import label_problems
 
@@ -199,7 +200,9 @@ def problems(config: TrainConfig) -> list[str]:
     if "reward" in (method["content"]["kind"], method["concept"]["kind"]) and method["judge"]["model"] is None:
         found.append("method.judge.model: an axis is a reward, and there is no judge; name one")
     found += _unread(config)
-    return found
+    rate = {"method.sft.lr.full": method["sft"]["lr"]["full"]}
+    found += lost_steps(config.strong, "strong", rate)
+    return found + (lost_steps(config.weak, "weak", rate) if method["train_weak"] else [])
 
 
 def _unread(config: TrainConfig) -> list[str]:
