@@ -8,14 +8,14 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 
-from w2sg import diagnostics, ensembles, losses, metrics, modules, stages, statistics
+from w2sg import diagnostics, ensembles, losses, metrics, modules, report, run, stages, statistics
 from w2sg.console import Plain
 from w2sg.data import noise, splits
 from w2sg.errors import UserError
-from w2sg.known_answers import concepts, labels, suite
+from w2sg.known_answers import concepts, labels, suite, sweeps, whole_path
 from w2sg.known_answers.result import Check, Findings, Quantity
 
-SLOW = {"halfspaces", "leakage", "ridge", "personas", "intrinsic_dimension"}
+SLOW = {"halfspaces", "leakage", "ridge", "personas", "intrinsic_dimension", "whole_path"}
 NAMES = [pytest.param(c.name, marks=pytest.mark.slow if c.name in SLOW else ()) for c in suite.CHECKS]
 
 
@@ -190,6 +190,96 @@ def test_a_committee_that_multiplies_where_it_should_average_is_noticed(monkeypa
     assert "off-target mass, average of 8" in failures("product_of_contexts")
 
 
+@pytest.fixture
+def one_run(monkeypatch, undrawn):
+    monkeypatch.setattr(whole_path, "EPOCHS", (16,))
+
+
+@pytest.mark.slow
+def test_a_pgr_that_is_swapped_in_the_report_is_noticed(monkeypatch, one_run):
+    plain = report.measured
+
+    def swapped_pgr(predictions, labels, bootstrap):
+        found = plain(predictions, labels, bootstrap)
+        other = plain(predictions | {"weak": predictions["student"], "student": predictions["weak"]}, labels, bootstrap)
+        return found | {"pgr": other["pgr"]}
+
+    monkeypatch.setattr(report, "measured", swapped_pgr)
+    failed = failures("whole_path")
+    assert "PGR in report.json, 16 epochs" in failed
+    assert not any(name.startswith("accuracy") for name in failed)
+
+
+@pytest.mark.slow
+def test_a_student_that_is_trained_on_gold_is_noticed(monkeypatch, one_run):
+    monkeypatch.setattr(run.Run, "noisy", lambda self, labels: self.gold(labels.table))
+    failed = failures("whole_path")
+    assert "accuracy of student, 16 epochs" in failed
+    assert "PGR in report.json, 16 epochs" in failed
+
+
+@pytest.mark.slow
+def test_a_join_that_is_reversed_is_noticed(monkeypatch, one_run):
+    plain = report.columns
+
+    def reversed_ids(test, predictions):
+        found = plain(test, predictions)
+        return found | {"id": found["id"][::-1]}
+
+    monkeypatch.setattr(report, "columns", reversed_ids)
+    failed = failures("whole_path")
+    assert "rows on which student is not as planted, 16 epochs" in failed
+
+
+@pytest.mark.slow
+def test_a_paired_test_that_is_halved_is_noticed(monkeypatch, one_run):
+    plain = statistics.mcnemar
+    monkeypatch.setattr(statistics, "mcnemar", lambda *arguments: (found := plain(*arguments)) | {"p": found["p"] / 2})
+    failed = failures("whole_path")
+    assert "p over prompts, 16 epochs" in failed
+    assert any(name.startswith("p in summary.json") for name in failed)
+
+
+@pytest.mark.slow
+def test_a_dropped_correction_for_the_number_of_tests_is_noticed(monkeypatch, undrawn):
+    monkeypatch.setattr(statistics, "holm", lambda p: list(p))
+    failed = failures("whole_path")
+    assert len(failed) == 2
+    assert all(name.startswith("corrected p") for name in failed)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The simulation of sweeps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        sweeps.Design(seeds=3, test=300, pool=600),
+        sweeps.Design(2, 2, test=300, pool=700, effects="large"),
+        sweeps.Design(3, 2, test=300, pool=700, rows=3, effects="large"),
+    ],
+    ids=lambda design: design.words,
+)
+def test_level_and_coverage_are_the_promised_ones(design):
+    found = sweeps.table([design], 250, seed=99)
+    assert [f"{q.name}: {q.got}" for q in found.quantities if not q.passed] == []
+
+
+def test_runs_of_splits_that_are_counted_as_independent_are_noticed(monkeypatch):
+    """The seeds of a split share what its training rows are worth."""
+    plain = sweeps.draw
+
+    def every_seed(design, null, random):
+        right, prompts = plain(design, null, random)
+        return [r for r in right for _ in range(3)], [p for p in prompts for _ in range(3)]
+
+    monkeypatch.setattr(sweeps, "draw", every_seed)
+    found = sweeps.table([sweeps.Design(3, 3, test=300, pool=700, effects="large")], 100, seed=7)
+    assert "level, 3 splits x 3 seeds, pool of 700, large effects" in [q.name for q in found.quantities if not q.passed]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 # ---------------------------------------------------------------------------------------------------------------------
@@ -199,6 +289,7 @@ def test_an_unknown_check_is_named_with_those_there_are():
     with pytest.raises(UserError, match=r"known_answers: there is no check 'halfspace'.*halfspaces.*personas"):
         suite.chosen("halfspace")
     assert suite.chosen("all") == suite.CHECKS
+    assert suite.chosen("sweeps") == suite.APART  # minutes: on its own
     assert len({check.name for check in suite.CHECKS}) == len(suite.CHECKS)
 
 
@@ -223,6 +314,21 @@ def test_a_failure_is_printed_written_and_returned(tmp_path, monkeypatch):
     assert [check["passed"] for check in written] == [False, True]
     assert [q["got"] for q in written[0]["quantities"]] == [3.0, None]
     assert suite.run_known_answers("product_of_contexts", tmp_path / "out", console)
+
+
+def test_a_check_that_cannot_be_run_has_failed_and_the_others_are_run(tmp_path, monkeypatch):
+    def raises(bench):
+        raise ZeroDivisionError("nothing there")
+
+    checks = (Check("broken", "It raises.", "nobody", raises), *suite.chosen("product_of_contexts"))
+    monkeypatch.setattr(suite, "CHECKS", checks)
+    console = Plain(record=True, width=120)
+    assert not suite.run_known_answers("all", tmp_path, console)
+    text = console.export_text()
+    assert "FAIL broken" in text
+    assert "pass product_of_contexts" in text
+    written = json.loads((tmp_path / "known_answers.json").read_text())
+    assert "ZeroDivisionError: nothing there" in written[0]["quantities"][0]["why"]
 
 
 def test_the_folder_is_looked_at_before_any_work(tmp_path, monkeypatch):
@@ -256,7 +362,7 @@ def test_the_command_ends_with_1_where_an_answer_is_wrong(tmp_path, monkeypatch)
 
 def test_every_check_is_documented():
     text = (ROOT / "docs" / "known_answers.md").read_text()
-    assert [c.name for c in suite.CHECKS if f"`{c.name}`" not in text] == []
+    assert [c.name for c in (*suite.CHECKS, *suite.APART) if f"`{c.name}`" not in text] == []
 
 
 def test_figures_need_no_run():

@@ -76,7 +76,7 @@ def share_interval(column: np.ndarray, codes: np.ndarray | None, ends: tuple[flo
         own = cluster_sums(column, codes) / np.bincount(codes)
     count, ties = len(own), int((own == 0.5).sum())
     graded = not np.isin(column, (0.0, 0.5, 1.0)).all()
-    if (graded or count <= ties) and ends[0] < ends[1]:
+    if graded and ends[1] - ends[0] > 1e-6:  # wider than the rounding of float32 weights
         return ends
     if ties and count - ties < FEW <= count:
         low, high = few_discordant((own - 0.5).clip(0).sum() * 2, (0.5 - own).clip(0).sum() * 2, count)

@@ -26,6 +26,7 @@ from w2sg.known_answers.objectives import loss_values, misfit_kl
 from w2sg.known_answers.personas import personas
 from w2sg.known_answers.result import Check, Findings, Panel, Quantity
 from w2sg.known_answers.sweeps import sweeps
+from w2sg.known_answers.whole_path import whole_path
 from w2sg.store import write_json
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ CHECKS = (
         "Every loss equals its definition on fixed logits, and the confidence loss warms up linearly inside a fit.",
         "definitions; openai/weak-to-strong pull request 33 for the warm-up",
         loss_values,
+    ),
+    Check(
+        "whole_path",
+        "From a file of pairs to report.json and summary.json every number is the planted one.",
+        "planted; sign flips counted one by one",
+        whole_path,
     ),
     Check(
         "misfit_gain",

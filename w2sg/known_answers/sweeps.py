@@ -19,7 +19,7 @@ from w2sg.bootstrap import Bootstrap
 from w2sg.known_answers.bench import Bench
 from w2sg.known_answers.result import Findings
 
-SIMULATIONS, SEED = 2000, 2718
+SIMULATIONS, SEED = 1000, 2718
 NOMINAL, PROMISE = 0.05, 0.02  # level within 3 to 7 %, coverage within 92 to 98 %
 ACCURACIES = {"weak": 0.68, "student": 0.73, "ceiling": 0.80}  # PGR .417; under the null the student is as the weak
 ROW, OWN, PROMPT = 0.45, 0.15, 0.5  # variances: of a row to all models, to one; the prompt's part of both

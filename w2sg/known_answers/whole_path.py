@@ -1,0 +1,211 @@
+"""A whole experiment whose every number is known: from a file of pairs through a run's report to many runs' summary.
+
+Pairs are decided by pairs of words. The weak model learns them from ground truth, the student from the weak model's
+labels of other rows, the ceiling from gold labels of those. What each is right on follows from who saw which word:
+
+====  =======================================  ======  =======  =======
+kind  the pair is decided by                   weak    student  ceiling
+====  =======================================  ======  =======  =======
+A     words that all have seen                 right   right    right
+B     words that ground truth teaches wrongly  wrong   wrong    right
+C     words that all have seen, beside others
+      that mislead who has seen these (weak)   wrong   right    right
+F     as C, with the other gold label          right   wrong    wrong
+====  =======================================  ======  =======  =======
+
+Prompts have two pairs each, of different kinds, so tests are over prompts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from scipy.stats import norm
+
+from w2sg import metrics
+from w2sg.config import CONF, check, register
+from w2sg.data.splits import load_tables
+from w2sg.known_answers.bench import Bench
+from w2sg.known_answers.result import Findings
+
+# prompts of the test split by the kinds of their two pairs
+PROMPTS = {"AA": 20, "AC": 9, "CC": 4, "BB": 5, "AF": 3, "CF": 2}
+RIGHT = {"weak": "AF", "student": "AC", "ceiling": "ABC"}
+
+TAUGHT = {"ground_truth": {"A": 60, "B": 60, "C": 12, "G": 100}, "transfer": {"A": 60, "b": 60, "C": 60}}
+EPOCHS = (16, 17)  # two settings, so that Holm has two tests: of two losses that predict the same it counts one
+
+
+def pair(prompt: str, kind: str, number: int) -> dict[str, str]:
+    """One row; a small letter is the same kind with the other gold label."""
+    good, bad = {
+        "A": ("apple", "acorn"),
+        "B": ("birch", "beech"),
+        "C": ("cedar", "cress"),
+        "G": ("grape", "gorse"),
+    }[kind.upper()]
+    replies = [f"{prompt} filler{number} {word}" for word in (good, bad)]
+    chosen, rejected = replies if kind.isupper() else replies[::-1]
+    return {"chosen": chosen, "rejected": rejected}
+
+
+def of_test(prompt: str, kind: str, number: int) -> dict[str, str]:
+    """A row of the test split."""
+    if kind == "A":
+        return pair(prompt, "A", number)
+    if kind == "B":
+        return pair(prompt, "b", number)  # gold is the other way round than ground truth taught
+    replies = [f"{prompt} filler{number} {words}" for words in ("cedar gorse", "cress grape")]
+    chosen, rejected = replies if kind == "C" else replies[::-1]
+    return {"chosen": chosen, "rejected": rejected}
+
+
+def write(folder: Path) -> dict[str, str]:
+    """The three files; the kind of each test row by its text of the chosen reply."""
+    folder.mkdir(parents=True)
+    number, kinds = itertools.count(), {}
+    for split, taught in TAUGHT.items():
+        rows = []
+        for kind, count in taught.items():
+            for k in range(count // 2):
+                prompt = f"\n\nHuman: {split} {kind}{k}?\n\nAssistant:"
+                rows += [pair(prompt, kind, next(number)) for _ in range(2)]
+        _write(folder / f"{split}.jsonl", rows)
+    rows = []
+    for two, count in PROMPTS.items():
+        for k in range(count):
+            prompt = f"\n\nHuman: test {two}{k}?\n\nAssistant:"
+            for kind in two:
+                rows.append(of_test(prompt, kind, next(number)))
+                kinds[rows[-1]["chosen"]] = kind
+    _write(folder / "test.jsonl", rows)
+    return kinds
+
+
+def _write(file: Path, rows: list[dict[str, str]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def configured(*overrides: str) -> Any:
+    """What the command line would compose."""
+    from hydra import compose, initialize_config_dir
+
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return check(compose("train", overrides=list(overrides)))
+
+
+def whole_path(bench: Bench) -> Findings:
+    """Two runs on a planted world, their reports and predictions, and the summary of both."""
+    from w2sg import collect, collect_page, run
+
+    found, out = Findings(), bench.folder / "runs"
+    kinds = write(bench.folder / "pairs")
+    for epochs in EPOCHS:
+        config = configured(
+            "loss=ce",
+            "dataset=local",
+            f"dataset.path={bench.folder / 'pairs'}",
+            "dataset.zero_shot=null",
+            "weak=bow",
+            "strong=bow",
+            "weak.epochs=16",
+            f"strong.epochs={epochs}",
+            "trainer=cpu",
+            "trainer.progress_bar=false",
+            "logger=none",
+            f"out={out}",
+            f"store={bench.folder / 'whole-store'}",
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            run.run_method(config, out / str(epochs), [])
+        _of_run(found, out / str(epochs), config, kinds, f"{epochs} epochs")
+    collect_page.write(collect.collect(out), out)
+    _of_summary(found, json.loads((out / "summary.json").read_text()))
+    _prior(found)
+    return found
+
+
+def sign_flips(differences: list[int]) -> float:
+    """By going through all 2^G ways."""
+    sizes = np.array([d for d in differences if d])
+    signs = np.array(list(itertools.product((1, -1), repeat=len(sizes))))
+    return float((np.abs(signs @ np.abs(sizes)) >= abs(sizes.sum())).mean())
+
+
+def expected_p() -> float:
+    """Of student against weak model, over prompts."""
+    worth = {"A": 0, "B": 0, "C": 1, "F": -1}
+    return sign_flips([sum(worth[kind] for kind in two) for two, count in PROMPTS.items() for _ in range(count)])
+
+
+def _of_run(found: Findings, folder: Path, config: Any, kinds: dict[str, str], words: str) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    rows = [kind for two, count in PROMPTS.items() for kind in two * count]
+    accuracy = {m: float(np.mean([kind in right for kind in rows])) for m, right in RIGHT.items()}
+    why = "planted: who is right follows from who saw which word"
+    for model, value in accuracy.items():
+        found.add(f"accuracy of {model}, {words}", value, report["metrics"][model]["accuracy"], 1e-9, why)
+    pgr = (accuracy["student"] - accuracy["weak"]) / (accuracy["ceiling"] - accuracy["weak"])
+    found.add(f"PGR in report.json, {words}", pgr, report["pgr"]["value"], 1e-9, why)
+    test = report["tests"]["student - weak"]
+    found.add(f"p over prompts, {words}", expected_p(), test["p"], 1e-9, "all sign flips of 16 prompts, one by one")
+    for who, kind in (("student", "C"), ("other", "F")):
+        found.add(f"rows that {who} alone has right, {words}", rows.count(kind), test[f"only_{who}"], 0, why)
+    within = report["data"]["prompts_within_test"]
+    found.add(f"prompts of the test split, {words}", sum(PROMPTS.values()), within["prompts"], 0, "counted")
+    # predictions, joined by id with the texts, kind by kind
+    test_table = load_tables(config.dataset.model_dump(by_alias=True), config.seed).test
+    better = np.where(test_table.labels == 0, test_table.first, 1 - test_table.first)
+    kind_of = {i: kinds[t[b]] for i, t, b in zip(test_table.ids, test_table.texts, better, strict=True)}
+    gold = dict(zip(test_table.ids, test_table.labels.tolist(), strict=True))
+    table = pq.read_table(folder / "predictions.parquet").to_pydict()
+    own = np.array([gold[i] for i in table["id"]])
+    found.add(f"orientations, {words}", 2, len(set(own.tolist())), 0, "either reply comes first")
+    for model, right in RIGHT.items():
+        logits = np.array(table[model])
+        hits = (logits < 0) == (own == 1)
+        wrong = sum((kind_of[i] in right) != hit for i, hit in zip(table["id"], hits, strict=True))
+        found.add(f"rows on which {model} is not as planted, {words}", 0, wrong, 0, why)
+        signed = np.where(own == 0, logits, -logits)
+        nll = np.logaddexp(0, -signed).mean()
+        found.add(f"NLL of {model}, {words}", nll, report["metrics"][model]["nll"], 1e-5, "from predictions.parquet")
+        sure = 1 / (1 + np.exp(-np.abs(logits)))
+        place = np.minimum(np.ceil(sure * 15).astype(int), 15)
+        ece = sum(abs((sure - hits)[place == k].sum()) for k in np.unique(place)) / len(own)
+        found.add(f"ECE of {model}, {words}", ece, report["metrics"][model]["ece"], 1e-5, "15 bins, from the same")
+
+
+def _of_summary(found: Findings, summary: dict[str, Any]) -> None:
+    entries = summary["student_against_teacher"]
+    found.add("cells of the summary", len(EPOCHS), len(entries), 0, "two settings")
+    for entry, row in zip(entries, summary["cells"], strict=True):
+        p = expected_p()
+        words, why = entry["setting"], f"Holm: {len(EPOCHS)} tests of equal p"
+        found.add(f"p in summary.json, {words}", p, entry["p"], 1e-9, "as in the report")
+        found.add(f"corrected p, {words}", min(1.0, len(EPOCHS) * p), entry["p_holm"], 1e-9, why)
+        found.add(f"PGR in summary.json, {words}", 14 / 24, row["pgr"]["value"], 1e-9, "14 of 24 rows")
+
+
+def _prior(found: Findings) -> None:
+    """A model that says the prior, .9, of 1,000 rows: its NLL is the entropy, and it is calibrated."""
+    labels = torch.arange(1000) % 10 // 9  # every tenth is of the second class
+    logits = torch.tensor([[np.log(0.9), np.log(0.1)]]).expand(1000, 2)
+    got = metrics.measure(logits, labels)
+    entropy = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1))
+    for name, value in (("accuracy", 0.9), ("nll", entropy), ("ece", 0.0), ("brier", 0.09), ("overconfidence", 0.0)):
+        found.add(f"{name} of a model that says a prior of .9", value, got[name], 2e-5, "closed form; bins in fp32")
+    # normal scores one standard deviation apart
+    draw = np.random.default_rng(5)
+    truth = torch.tensor(draw.random(20000) < 0.1).long()
+    score = torch.tensor(draw.normal(size=20000)) + truth
+    area = metrics.measure(torch.stack([-score, torch.zeros(20000)], 1), truth)["auroc"]
+    found.add("AUROC of two normals, prior .9", norm.cdf(0.5**0.5), area, 0.025, "4 s.e. of 2,000 rows of one class")
