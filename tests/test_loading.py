@@ -12,6 +12,7 @@ from w2sg.data.rows import pack
 from w2sg.errors import UserError
 from w2sg.language import load_policy
 from w2sg.models import find, load_language_model, load_scorer
+from w2sg.zero_shot import load_zero_shot
 
 V = 64
 BASE = {
@@ -293,3 +294,22 @@ def test_gradients_pass_through_the_scale_of_logits(tmp_path):
     logs = policy.plain(ids[:, :-1], use_cache=False).logits[0].log_softmax(-1)
     logs.gather(1, ids[0, 1:, None]).sum().backward()
     torch.testing.assert_close(ours, found.weight.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["granite", "cohere", "gemma2"])
+@pytest.mark.parametrize("pairs", [True, False])
+def test_answers_of_an_untrained_model_are_its_logits_scaled_and_capped(name, pairs, tmp_path):
+    changes = {"final_logit_softcapping": 0.5} if name == "gemma2" else {}
+    config = FAMILIES[name]()
+    config.update(changes)
+    folder = save(tmp_path / "m", config)
+    source = find(spec(name=str(folder), share_prompt=False), "strong")
+    scorer = load_zero_shot(source, pairs, ["w7", "w9"])
+    plain = T.AutoModelForCausalLM.from_pretrained(folder, attn_implementation=source.spec.attention).eval()
+    texts = [("a", "b")] if pairs else [("a",), ("b",)]
+    rows = pack(texts, lambda _: IDS, 16, packed=False)
+    with torch.no_grad():
+        found = scorer(rows.collate(range(len(texts)))).flatten()
+        logits = [plain(torch.tensor([ids]), use_cache=False).logits[0, -1, [7, 9]] for ids in IDS]
+    expected = torch.stack([x[1] - x[0] for x in logits]) if pairs else torch.cat(logits)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

@@ -32,7 +32,7 @@ from w2sg.report import Report, make_report
 from w2sg.schema import FitOptions, ModelConfig, TrainConfig
 from w2sg.stages import FitJob, ReadJob, Stages, load_values
 from w2sg.store import Store
-from w2sg.zero_shot import load_zero_shot, questioned, why_not
+from w2sg.zero_shot import load_zero_shot, questioned, softcap_of, why_not
 
 log = logging.getLogger(__name__)
 NOISE_OPTIONS = {
@@ -375,6 +375,7 @@ class Run:
             "question": asked.question,
             "data": content_key(asking),
             "precision": self.config.trainer.precision,
+            **({} if softcap_of(source) is None else {"softcap": softcap_of(source)}),
         }
 
         def make() -> ReadJob:

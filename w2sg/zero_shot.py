@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from w2sg.backbones import logit_scale
 from w2sg.data.table import Table
 from w2sg.errors import UserError
-from w2sg.models import DTYPES, LanguageScorer, Source, quiet_loading
+from w2sg.models import LanguageScorer, Source, load_transformer
 from w2sg.rope import rows_by_themselves
 
 if TYPE_CHECKING:
@@ -37,6 +38,23 @@ def questioned(table: Table, question: str) -> Table:
     return replace(table, texts=[tuple(text + question for text in texts) for texts in table.texts])
 
 
+def softcap_of(source: Source) -> float | None:
+    """The c of logits that are bent by ``c tanh(x / c)``, as Gemma 2's are."""
+    return getattr(source.config, "final_logit_softcapping", None)
+
+
+class _Capped(nn.Linear):
+    """Logits of answers that are bent one by one, and only then compared."""
+
+    def __init__(self, width: int, answers: int, cap: float, pairs: bool):
+        super().__init__(width, answers)
+        self.cap, self.pairs = cap, pairs
+
+    def forward(self, states: Tensor) -> Tensor:
+        logits = self.cap * torch.tanh(super().forward(states) / self.cap)
+        return logits[..., -1:] - logits[..., :1] if self.pairs else logits
+
+
 def load_zero_shot(source: Source, pairs: bool, answers: list[str]) -> LanguageScorer:
     """The untouched language model as a scorer: its own output rows for the answers are the head.
 
@@ -46,18 +64,13 @@ def load_zero_shot(source: Source, pairs: bool, answers: list[str]) -> LanguageS
     Raises:
         UserError: two answers begin with the same token, or the model has no language head.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    spec = source.spec
-    where = {"gguf_file": source.gguf} if source.gguf else {"revision": source.identity.get("revision")}
-    remote = {"trust_remote_code": spec.trust_remote_code}
-    with quiet_loading(bars=source.gguf is not None):
-        tokenizer = AutoTokenizer.from_pretrained(source.folder, **where, **remote)
-        options: dict[str, Any] = {"dtype": DTYPES[spec.dtype], "attn_implementation": spec.attention}
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            source.folder, **where, **remote, **options, output_loading_info=True
-        )
-    if drawn := sorted(loaded["missing_keys"]):  # a saved classifier, say: its answers would be random
+    # rounding of weights (quantise) is for what is trained; the answers are those of the model as it was found
+    spec = source.spec.model_copy(update={"quantise": None, "train": "full"})
+    tokenizer = source.tokenizer
+    model, drawn = load_transformer(AutoModelForCausalLM, replace(source, spec=spec))
+    if drawn:  # a saved classifier, say: its answers would be random
         raise UserError(
             f"{spec.name} has no weights for {drawn[0]}, so it cannot answer; set dataset.zero_shot=null (finished "
             "stages are kept)"
@@ -74,9 +87,11 @@ def load_zero_shot(source: Source, pairs: bool, answers: list[str]) -> LanguageS
         raise UserError(f"{spec.name} has no language head to ask; set dataset.zero_shot=null")
     weight, bias = output.weight.detach()[first].float(), getattr(output, "bias", None)
     bias = torch.zeros(len(first)) if bias is None else bias.detach()[first].float()
-    if pairs:
+    scale, cap = logit_scale(model), softcap_of(source)
+    weight, bias = weight * scale, bias * scale
+    if pairs and cap is None:
         weight, bias = weight[-1:] - weight[:1], bias[-1:] - bias[:1]
-    head = nn.Linear(weight.shape[1], len(weight))
+    head = nn.Linear(weight.shape[1], len(weight)) if cap is None else _Capped(weight.shape[1], len(weight), cap, pairs)
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
