@@ -19,6 +19,7 @@ from w2sg.errors import UserError
 from w2sg.models import Source, find, same
 from w2sg.page import short
 from w2sg.replies import Replies, ReplyPairs, gold_pairs
+from w2sg.schema import OWN_CHAT
 from w2sg.statistics import Bootstrap
 from w2sg.text_measure import Bench, itself, reading_as
 from w2sg.text_options import ImplicitJudge, Judge, LlmJudge, model_name
@@ -37,10 +38,11 @@ def _find(text: TextRun, model: str, max_length: int, asked_for: str) -> Source:
     config = text.run.config
     own = {"name": model_name(model, config), "revision": None, "untuned": None, "layers": None, "random_init": False}
     own |= {"quantise": None}  # a weakened strong model has no weakened judge
+    own |= OWN_CHAT
     own |= {"train": "full", "head": "linear", "layer": None, "lr": None, "epochs": None, "max_length": max_length}
     if model in ("strong", "weak"):
         role = getattr(config, model)
-        own |= {"revision": role.revision, "dtype": role.dtype, "trust_remote_code": role.trust_remote_code}
+        own |= {key: getattr(role, key) for key in ("revision", "dtype", "trust_remote_code", *OWN_CHAT)}
     source = find(config.strong.model_copy(update=own), asked_for)
     text.stages.said += source.notes
     positions = getattr(source.config, "max_position_embeddings", None) or max_length

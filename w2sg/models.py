@@ -43,6 +43,7 @@ from w2sg.packing import separates_texts as separates_texts  # asked of a scorer
 from w2sg.rope import rows_by_themselves
 from w2sg.rounding import round_weights
 from w2sg.store import hash_file
+from w2sg.tokenizer_files import load_tokenizer, read_template
 from w2sg.unreadable import first_line, reading, whole_file
 from w2sg.weights import COMPUTED, check_finite, check_loaded, check_targets, files_of, fill, has_score, names
 
@@ -92,15 +93,19 @@ class Source:
 
     @cached_property
     def tokenizer(self):
-        """The model's tokenizer."""
+        """The model's tokenizer, with the chat template that was asked for.
+
+        Raises:
+            UserError: there are no files of a tokenizer, or they cannot be read.
+        """
         if self.gguf is not None:
             sha256 = self.identity["gguf"]
-            return copy.deepcopy(_gguf_tokenizer(self.folder, self.gguf, sha256, self.spec.trust_remote_code))
-        from transformers import AutoTokenizer
-
-        where = {"revision": self.identity.get("revision"), "trust_remote_code": self.spec.trust_remote_code}
-        with quiet_loading():
-            return AutoTokenizer.from_pretrained(self.folder, **where)
+            found = copy.deepcopy(_gguf_tokenizer(self.folder, self.gguf, sha256, self.spec.trust_remote_code))
+        else:
+            found = load_tokenizer(self.folder, self.identity.get("revision"), self.spec.trust_remote_code)
+        if self.spec.chat_template is not None:
+            found.chat_template = read_template(self.spec.chat_template)
+        return found
 
     @cached_property
     def encode(self):
@@ -114,7 +119,11 @@ class Source:
     @cached_property
     def chat(self) -> Chat:
         """How the model writes dialogues."""
-        chat = Chat(self.tokenizer) if self.style == "chat" else TextChat(self.tokenizer, self.style)
+        spec, tokenizer = self.spec, self.tokenizer
+        if self.style == "chat":
+            chat = Chat(tokenizer, spec.chat_template_kwargs, spec.thoughts, spec.name)
+        else:
+            chat = TextChat(tokenizer, self.style, spec.thoughts, spec.name)
         chat.stop = sorted({*chat.stop, *self._ends()})
         return chat
 

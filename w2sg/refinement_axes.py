@@ -13,6 +13,7 @@ from w2sg.refinement_prompts import flat, question_of
 from w2sg.refinement_scores import answer_in, scored
 from w2sg.refinement_words import next_words, split_words
 from w2sg.replies import Replies
+from w2sg.schema import OWN_CHAT
 from w2sg.text_measure import Bench
 from w2sg.text_run import TextRun, Writer
 
@@ -38,6 +39,7 @@ class Axes:
         """Looked for before any work is done."""
         axis = self.axes[name]
         own = {"name": axis.model, "max_length": axis.max_length, "revision": None, "layers": None, "layer": None}
+        own |= OWN_CHAT
         spec = self.text.run.config.strong.model_copy(update={**own, "random_init": False, "train": "full"})
         source = find(spec, f"method.{name}")
         split_words(source, RATINGS, f"method.{name}.model")

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from w2sg.data.loading import Examples
+from w2sg.data.rows import cut_left
 from w2sg.data.table import digest
+from w2sg.data.tokens import beginning, ids_after, ids_of
 from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.errors import UserError
 from w2sg.inputs import VERSION
@@ -24,7 +26,7 @@ def split_words(source: Source, words: Sequence[str], option: str) -> tuple[list
     Raises:
         UserError: two words go on alike, so that they cannot be told apart.
     """
-    ids = source.tokenizer(list(words), add_special_tokens=False)["input_ids"]
+    ids = ids_after(source.tokenizer, "x:", words)
     common = 0
     while all(len(row) > common for row in ids) and len({row[common] for row in ids}) == 1:
         common += 1
@@ -47,8 +49,9 @@ def next_words(
     """
     source = writer.source
     begin, targets = split_words(source, words, option)
-    rows_of = source.tokenizer(list(prompts), verbose=False)["input_ids"]
-    ids = [np.asarray([*row, *begin][-source.spec.max_length :], np.int64) for row in rows_of]
+    first = beginning(source.tokenizer)
+    rows_of = ids_of(source.tokenizer, prompts, special=True)
+    ids = [np.asarray(cut_left([*row, *begin], source.spec.max_length, first), np.int64) for row in rows_of]
     keys = [digest(str(k), str(row.tolist())) for k, row in enumerate(ids)]
     key = {
         "version": VERSION,

@@ -105,7 +105,7 @@ class Replies:
     def encode(self, chat: Chat) -> list[np.ndarray]:
         """Token ids for a model, without an end: as they were written where its tokenizer wrote them, else anew."""
         if self.tokens is None or self.fingerprint != chat.fingerprint:
-            return chat.replies(self.texts)
+            return chat.replies(self.texts, self.finished)
         stop = set(chat.stop)
         return [row[:-1] if len(row) and int(row[-1]) in stop else row for row in self.tokens]
 

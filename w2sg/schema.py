@@ -30,6 +30,9 @@ class Strict(BaseModel):
         return self
 
 
+OWN_CHAT = {"chat_template": None, "chat_template_kwargs": None, "thoughts": "strip"}  # as each model has it
+
+
 class LoraOptions(Strict):
     r: PositiveInt
     alpha: PositiveInt
@@ -67,6 +70,10 @@ class ModelConfig(Strict):
     epochs: PositiveInt | None
     random_init: bool
     trust_remote_code: bool
+    # defaults, since the reports of earlier versions have none of these
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    thoughts: Literal["strip", "keep", "refuse"] = "strip"
     lora: LoraOptions
     bow: BowOptions
 
@@ -74,6 +81,11 @@ class ModelConfig(Strict):
         found = []
         if self.arch == "bow" and self.train != "full":
             found.append("train: a bag of words is trained whole; use train=full")
+        if self.arch == "bow" and (self.chat_template or self.chat_template_kwargs or self.thoughts != "strip"):
+            found.append("chat_template: a bag of words writes no dialogues; leave chat_template and thoughts as they are")
+        own = {"messages", "add_generation_prompt", "tools", "documents", "date_string", "strftime_now"}
+        if taken := sorted(own & set(self.chat_template_kwargs or {})):
+            found.append(f"chat_template_kwargs: {', '.join(taken)} cannot be given, w2sg sets it; leave it out")
         if self.quantise is not None and (self.arch == "bow" or self.random_init):
             found.append("quantise: there are no pretrained weights to round; set it to null")
         if self.head == "mixture" and self.train != "head":

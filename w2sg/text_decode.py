@@ -347,7 +347,7 @@ class Decoders:
         texts, finished = [c["text"] for c in flat], np.array([c["finished"] for c in flat])
         tokens = [
             np.append(ids if text.strip() else ids[:0], np.full(int(ended), chat.end))
-            for ids, text, ended in zip(chat.replies(texts), texts, finished, strict=True)
+            for ids, text, ended in zip(chat.replies(texts, finished), texts, finished, strict=True)
         ]
         owner = np.repeat(np.arange(len(rows)), counts)
         first = np.cumsum(counts) - counts

@@ -18,7 +18,7 @@ from w2sg.heads import load_head
 from w2sg.models import Source, find, load_language_model, load_scorer, same
 from w2sg.replies import Prompts, Replies, gold_pairs, prompts_of
 from w2sg.run import Model
-from w2sg.schema import ModelConfig
+from w2sg.schema import OWN_CHAT, ModelConfig
 from w2sg.statistics import Bootstrap
 from w2sg.text_run import TextRun, Writer, single_texts
 
@@ -83,7 +83,7 @@ class Bench:
         shared = {"max_length": self.judge.max_length, "lr": None, "epochs": None, "head": "linear"}
         if self._as_it_is:
             own = {"name": self.judge.model, "revision": None, "layers": None, "random_init": False, "train": "full"}
-            own["quantise"] = None
+            own |= {"quantise": None, **OWN_CHAT}
             found = find(spec.model_copy(update={**shared, **own}), self.asked_for)
             return replace(found, templated=found.chat.template)
         own = {"train": "head", "layer": self.judge.layer, "candidates": self.judge.candidates}

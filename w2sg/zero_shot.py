@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from w2sg.backbones import logit_scale
 from w2sg.data.table import Table
+from w2sg.data.tokens import ids_after
 from w2sg.errors import UserError
 from w2sg.models import LanguageScorer, Source, load_transformer
 from w2sg.rope import rows_by_themselves
@@ -75,7 +76,7 @@ def load_zero_shot(source: Source, pairs: bool, answers: list[str]) -> LanguageS
             f"{spec.name} has no weights for {drawn[0]}, so it cannot answer; set dataset.zero_shot=null (finished "
             "stages are kept)"
         )
-    first = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
+    first = [ids[0] for ids in ids_after(tokenizer, "x:", answers)]
     if len(set(first)) < len(first):
         raise UserError(
             f"dataset.zero_shot.answers: {answers} begin with the same token for {spec.name}; choose others, or set "

@@ -1,78 +1,97 @@
-"""Messages and replies as the token ids of one model's chat template."""
+"""Prompts as messages, and messages and replies as the token ids of one model's chat template."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from w2sg.data.messages import Dialogue, Message, as_dicts, joined, transcript
+from w2sg.data.template import DATE, REPLY, Template
+from w2sg.data.thoughts import TAGS, Said, Thoughts, left_open, split
+from w2sg.data.tokens import beginning, ids_after, ids_of
 from w2sg.errors import UserError
 
 log = logging.getLogger(__name__)
-DATE = "26 Jul 2024"  # Llama 3's templates write today's date into every prompt unless they are given one
-PROBE = "w2sg probe"
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System):")
+ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
+BARE = "\n\nHuman: w2sg question\n\nAssistant:"
+
+
+def messages(prompt: str) -> list[dict[str, str]]:
+    """A "Human: ... Assistant:" dialogue as chat messages, the last of them the user's if it ends in "Assistant:".
+
+    Neighbouring turns of one speaker are joined, since most templates want the roles to alternate. Text without turns
+    is one message of the user.
+
+    >>> messages("\\n\\nHuman: Hi\\n\\nAssistant: Hello\\n\\nHuman: Bye\\n\\nAssistant:")
+    [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}, {'role': 'user', 'content': 'Bye'}]
+    """
+    before, *parts = TURN.split(prompt)
+    if not parts:
+        return [{"role": "user", "content": prompt.strip()}]
+    turns = [("user", before.strip())] if before.strip() else []
+    turns += [(ROLES[who], what.strip()) for who, what in zip(parts[::2], parts[1::2], strict=True)]
+    found: list[dict[str, str]] = []
+    for role, content in turns:
+        if found and found[-1]["role"] == role:
+            found[-1]["content"] = f"{found[-1]['content']}\n\n{content}".strip()
+        elif content:
+            found.append({"role": role, "content": content})
+    return found or [{"role": "user", "content": ""}]
 
 
 class Chat:
     """How one model writes dialogues: its tokenizer with its chat template.
 
-    Prompt and reply are always tokenised apart, so no token can span the boundary between them, in training as in
-    generation. A model without a template reads the dialogue as "Human: ... Assistant:" text.
+    Prompt, reply and end are together the template's own text, and their tokens the template's own tokens but where one
+    of them would span the boundary between prompt and reply. A model without a template reads the dialogue as
+    "Human: ... Assistant:" text.
 
     Args:
         tokenizer: of the model.
+        variables: of the template, besides messages.
+        thoughts: of reasoning models: ``strip``, ``keep`` or ``refuse``; see docs/chat.md.
+        name: of the model, for messages.
 
     Attributes:
         end: the token that closes a reply; training writes it after replies that are known to be finished.
         stop: tokens that end generation.
         stop_strings: what ends a reply where it appears, for models that do not end their turns by themselves.
+        notes: what a user must know of the template.
+
+    Raises:
+        UserError: the template shows no question, or thinks where that is refused; or nothing ends a reply.
     """
 
     stop_strings: tuple[str, ...] = ()
 
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Any, variables: Mapping[str, Any] | None = None, thoughts: Thoughts = "strip", name: str = ""
+    ):
+        self.tokenizer, self.thoughts = tokenizer, thoughts
+        self.name = name or tokenizer.name_or_path or "the model"
         self.template = tokenizer.chat_template is not None
+        self.form = Template(tokenizer, variables, thoughts, name) if self.template else None
+        self.notes = list(self.form.notes) if self.form else []
         self.end = self._end_of_turn()
         self.stop = sorted({self.end, tokenizer.eos_token_id} - {None})
+        self._context = self.form.before if self.form else BARE
+        self._lead = self.form.lead if self.form else " "
+        self._after = self.form.tail if self.form else ""
 
     def _end_of_turn(self) -> int:
         tokenizer = self.tokenizer
-        if self.template:
-            whole = self._apply((Message("user", PROBE), Message("assistant", PROBE)), tokenize=True)
-            reply = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-            starts = [k for k in range(len(whole)) if whole[k : k + len(reply)] == reply]
-            rest = whole[starts[-1] + len(reply) :] if starts else []
-            special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-            if (end := next((token for token in rest if token in special), None)) is not None:
-                return end
+        if self.form is not None and self.form.end is not None:
+            return self.form.specials[self.form.end]
         if tokenizer.eos_token_id is None:
-            raise UserError(f"{tokenizer.name_or_path}: its tokenizer has no token that ends a reply (eos_token)")
+            raise UserError(f"{self.name}: its tokenizer has no token that ends a reply (eos_token)")
         return tokenizer.eos_token_id
-
-    def _apply(self, turns: Sequence[Message], **options: Any) -> Any:
-        """What the template makes of a dialogue.
-
-        Where it refuses, neighbouring messages of one speaker are joined, and then system messages are read with the
-        first question.
-        """
-        attempts = list(dict.fromkeys([tuple(turns), joined(turns) or tuple(turns)]))
-        if turns[0].role == "system" and len(attempts[-1]) > 1:
-            system, user, *rest = attempts[-1]
-            attempts.append((Message("user", f"{system.content}\n\n{user.content}"), *rest))
-        options = {"return_dict": False, "date_string": DATE, **options}
-        for attempt in attempts:
-            try:
-                return self.tokenizer.apply_chat_template(as_dicts(attempt), **options)
-            except Exception as error:  # templates raise whatever they like; most often over a system message
-                refusal = error
-        raise UserError(f"the chat template refuses a prompt ({refusal}): {turns[0].content[:80]!r}") from refusal
 
     @cached_property
     def vocabulary(self) -> str:
@@ -92,49 +111,143 @@ class Chat:
         text = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab().items()))
         state = hashlib.sha256(text.encode())
         state.update(f"{self.tokenizer.chat_template}:{self.end}:{self.stop}".encode())
+        if self.form is not None and (self.form.variables or self.thoughts != "strip"):
+            state.update(f"{sorted(self.form.variables.items())}:{self.thoughts}".encode())
         return state.hexdigest()[:16]
 
-    def prompts(self, prompts: Sequence[Dialogue]) -> list[np.ndarray]:
+    def prompts(self, prompts: Sequence[str]) -> list[np.ndarray]:
         """Prompts as token ids, up to where the reply begins, with one beginning-of-text token where it has one.
 
         A prompt that the template refuses has none, and is for the caller to leave out; a template that refuses them
         all is an error.
         """
-        if self.template:
-            ids, refused = [], []
+        tokenizer = self.tokenizer
+        if self.form is not None:
+            texts, refused = [], []
             for prompt in prompts:
                 try:
-                    ids.append(self._apply(prompt.messages, add_generation_prompt=True, tokenize=True))
+                    texts.append(self.form.prompt(messages(prompt)))
                 except UserError as error:
-                    ids.append([])
+                    texts.append("")
                     refused.append(error)
-            if refused and len(refused) == len(ids):
+            if refused and len(refused) == len(texts):
                 raise refused[0]
             if refused:
                 log.warning("%d prompts are left out: %s", len(refused), refused[0])
+            ids = iter(ids_of(tokenizer, [text for text in texts if text]))
+            ids = [next(ids) if text else [] for text in texts]
         else:
-            texts = [prompt.text.rstrip(" ") for prompt in prompts]  # replies bring the space
-            ids = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
-            if self.tokenizer("a")["input_ids"][-1] == self.tokenizer.eos_token_id:  # it closes every text by itself
+            texts = [prompt.rstrip(" ") for prompt in prompts]  # replies bring the space
+            ids = ids_of(tokenizer, texts, special=True)
+            if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:  # it closes every text by itself
                 ids = [row[:-1] for row in ids]
-        start = self.tokenizer.bos_token_id
+        start = tokenizer.bos_token_id
         ids = [row[1:] if start is not None and row[:2] == [start, start] else row for row in ids]
         return [np.asarray(row, np.int64) for row in ids]
 
-    def dialogue(self, prompt: Dialogue, reply: str) -> str:
+    def dialogue(self, turns: list[dict[str, str]], reply: str) -> str:
         """A whole dialogue as text, for a model that judges it; special tokens are part of the text."""
-        turns = (*prompt.messages, Message("assistant", reply))
-        return self._apply(turns, tokenize=False) if self.template else transcript(turns)
+        if self.form is None:
+            names = {role: name for name, role in ROLES.items()}
+            return "".join(f"\n\n{names[t['role']]}: {t['content']}" for t in turns) + f"\n\nAssistant: {reply}"
+        return self.form.dialogue(turns, reply)
 
-    def replies(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Replies as token ids, without an end."""
-        spaced = [text.strip() if self.template else f" {text.strip()}" for text in texts]
-        ids = self.tokenizer(spaced, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    def replies(self, texts: Sequence[str], finished: Sequence[bool] | None = None) -> list[np.ndarray]:
+        """Replies as token ids, without their end, as they go on a prompt.
+
+        Args:
+            finished: [N] which of them are followed by their end; these have what the template writes before it.
+        """
+        said = [self.to_teach(text) for text in texts]
+        ends = [False] * len(said) if finished is None else [bool(x) for x in finished]
+        ids = ids_after(self.tokenizer, self._anchor, [f"{self._lead}{text}" for text in said])
+        if self._after and any(ends):  # may be one token with the last of the reply
+            wanted = [k for k, ended in enumerate(ends) if ended]
+            closed = [f"{self._lead}{said[k]}{self._after}{self.form.end}" for k in wanted]
+            for k, row in zip(wanted, ids_after(self.tokenizer, self._anchor, closed), strict=True):
+                last = len(row) - 1 - row[::-1].index(self.end)
+                ids[k] = row[:last]
         return [np.asarray(row, np.int64) for row in ids]
 
+    def to_teach(self, text: str) -> str:
+        """A reply as it is to be read after a prompt: without its thought, or with what closes an empty one."""
+        text = text.strip()
+        if self.thoughts == "keep":
+            return self.form.before_reply(text) if self.form is not None else text
+        said = split(text)
+        if said.thought and self.thoughts == "refuse":
+            raise UserError(
+                f"{self.name}: a reply holds a thought ({said.thought[:60]!r}), and thoughts=refuse; set thoughts=strip "
+                "to leave thoughts out, or thoughts=keep to keep them as part of replies"
+            )
+        return said.reply
+
+    def goes_on(self, text: str) -> list[int]:
+        """Token ids of the beginning of a reply, its whitespace as it is."""
+        return ids_after(self.tokenizer, self._anchor, [text])[0]
+
+    @cached_property
+    def _anchor(self) -> str:
+        """The end of a prompt, from its last special token on where that is enough to tokenise what follows."""
+        whole, tokenizer = self._context, self.tokenizer
+        place = max((whole.rfind(token) for token in self.form.specials), default=-1) if self.form else -1
+        if place <= 0:
+            return whole
+        trial = [f"{self._lead}{REPLY}"]
+        return whole[place:] if ids_after(tokenizer, whole[place:], trial) == ids_after(tokenizer, whole, trial) else whole
+
     def text(self, tokens: Sequence[int]) -> str:
-        """A reply's tokens as text, without special tokens."""
-        return self.tokenizer.decode(list(map(int, tokens)), skip_special_tokens=True).strip()
+        """A reply's tokens as text, without special tokens and (unless they are kept) thoughts."""
+        return self.said(tokens).reply
+
+    def said(self, tokens: Sequence[int]) -> Said:
+        """A written reply and the thought before it; where thoughts are kept, they are part of the reply.
+
+        Raises:
+            UserError: it holds a thought, and they are refused.
+        """
+        ids = list(map(int, tokens))
+        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        if self._tags & set(ids):  # tags that are special tokens are in no text
+            shown = [token for token in ids if token in self._tags or token not in self._special_ids]
+            text = self.tokenizer.decode(shown, skip_special_tokens=False).strip()
+        if self.thoughts == "keep":
+            opened = left_open(self._context)
+            return Said("", f"{opened}{text}" if opened else text)
+        found = split(text)
+        if found.thought and self.thoughts == "refuse":
+            raise UserError(
+                f"{self.name}: it wrote a thought ({found.thought[:60]!r}), and thoughts=refuse; set thoughts=strip to "
+                "leave thoughts out, or thoughts=keep to keep them as part of replies"
+            )
+        return found
+
+    def thought(self, tokens: Sequence[int]) -> int:
+        """How many tokens a written reply begins with that are its thought."""
+        found = self.said(tokens)
+        if not found.thought:
+            return 0
+        if not found.closed:
+            return len(tokens)
+        if not found.reply:
+            return len(tokens) - int(int(tokens[-1]) in self.stop)
+        low, high = 0, len(tokens)  # the first place from which on the reply is all there is
+        while low < high:
+            middle = (low + high) // 2
+            if len(self.said(tokens[middle + 1 :]).reply) < len(found.reply):
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    @cached_property
+    def _special_ids(self) -> set[int]:
+        return set(self.tokenizer.all_special_ids)
+
+    @cached_property
+    def _tags(self) -> set[int]:
+        tags = {*TAGS, *TAGS.values()}
+        return {place for place in self._special_ids if self.tokenizer.convert_ids_to_tokens(place) in tags}
 
     def until_stop(self, text: str, start: int = 0) -> tuple[str, bool]:
         """A reply up to the first string that ends it, from a place on, and whether there was one."""
@@ -208,36 +321,29 @@ class TextChat(Chat):
         tokenizer: of the model. style: a key of `STYLES`.
     """
 
-    def __init__(self, tokenizer: Any, style: str):
-        super().__init__(tokenizer)
+    def __init__(self, tokenizer: Any, style: str, thoughts: Thoughts = "strip", name: str = ""):
+        super().__init__(tokenizer, None, thoughts, name)
+        self.form = None
         self.style = STYLES[style]
         self.stop_strings = self.style.stop
+        self._context, self._lead, self._after = self.style.assistant, "", ""
 
-    def prompts(self, prompts: Sequence[Dialogue]) -> list[np.ndarray]:
-        ids = self.tokenizer([self._text(p.messages) for p in prompts], add_special_tokens=False, verbose=False)
+    def prompts(self, prompts: Sequence[str]) -> list[np.ndarray]:
+        ids = ids_of(self.tokenizer, [self._text(messages(p)) for p in prompts])
         start = self.tokenizer.bos_token_id
-        first = [] if start is None or not self._begins() else [start]
-        return [np.asarray(first + row, np.int64) for row in ids["input_ids"]]
+        first = [start] if start is not None and start in beginning(self.tokenizer) else []
+        return [np.asarray(first + row, np.int64) for row in ids]
 
-    def _begins(self) -> bool:
-        """Whether the tokenizer puts a beginning before texts by itself."""
-        return self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
-
-    def _text(self, turns: Sequence[Message]) -> str:
+    def _text(self, turns: list[dict[str, str]]) -> str:
         style, text = self.style, self.style.before
         for turn in turns:
-            if turn.role == "assistant":
-                text += f"{style.assistant}{turn.content}{style.after_assistant}"
-            elif turn.role == "system":
-                text += f"\n\n[System]\n{turn.content}" if not style.before else f"\n\n{turn.content}"
+            if turn["role"] == "assistant":
+                text += f"{style.assistant}{turn['content']}{style.after_assistant}"
+            elif turn["role"] == "system":
+                text += f"\n\n[System]\n{turn['content']}" if not style.before else f"\n\n{turn['content']}"
             else:
-                text += f"{style.user}{turn.content}{style.after_user}"
+                text += f"{style.user}{turn['content']}{style.after_user}"
         return (text + style.assistant).lstrip("\n")
-
-    def replies(self, texts: Sequence[str]) -> list[np.ndarray]:
-        spaced = [text.strip() for text in texts]
-        ids = self.tokenizer(spaced, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        return [np.asarray(row, np.int64) for row in ids]
 
     @cached_property
     def fingerprint(self) -> str:

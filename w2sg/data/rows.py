@@ -117,11 +117,29 @@ class Rows:
         }
 
 
+def cut_left(ids: Sequence[int], most: int, first: Sequence[int] = ()) -> Sequence[int]:
+    """The last tokens of a text, after those that every text begins with (without which some models read nothing well).
+
+    Args:
+        most: tokens that there may be. first: those that stand before every text, in front of which nothing is cut.
+
+    >>> cut_left([1, 5, 6, 7, 8], 3, [1])
+    [1, 7, 8]
+    """
+    if len(ids) <= most:
+        return ids
+    size = len(first)
+    if size and size < most and list(ids[:size]) == list(first):
+        return [*first, *ids[len(ids) - most + size :]]
+    return ids[len(ids) - most :]
+
+
 def pack(
     texts: Sequence[tuple[str, ...]],
     encode: Callable[[list[str]], list[list[int]]],
     max_length: int,
     packed: bool = True,
+    first: Sequence[int] = (),
 ) -> Rows:
     """Tokenise whole texts and lay each example out as one row.
 
@@ -133,11 +151,12 @@ def pack(
         encode: texts to token ids, special tokens included, without truncation of its own.
         max_length: tokens that a text may have; the last ones are kept.
         packed: False gives each text a row of its own.
+        first: tokens that stand before every text; a text that is cut keeps them.
     """
     n = len(texts[0])
     flat = encode([text for example in texts for text in example])
     truncated = sum(len(ids) > max_length for ids in flat)
-    flat = [np.asarray(ids[-max_length:], np.int64) for ids in flat]
+    flat = [np.asarray(cut_left(ids, max_length, first), np.int64) for ids in flat]
     rows, shared, sizes = [], np.zeros(len(texts), np.int64), np.zeros((len(texts), n), np.int64)
     for i in range(len(texts)):
         parts = flat[i * n : (i + 1) * n]

@@ -249,5 +249,4 @@ def encode(chat: Chat, text: str) -> np.ndarray:
     if not text:
         return np.zeros(0, np.int64)
     apart = text[0].isspace() or chat.template or isinstance(chat, TextChat)
-    spaced = text if apart else f" {text}"
-    return np.asarray(chat.tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
+    return np.asarray(chat.goes_on(text if apart else f" {text}"), np.int64)

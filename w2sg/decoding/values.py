@@ -71,7 +71,7 @@ class ImplicitValue:
         else:
             # a character of several bytes may be cut at the end of a chunk: what is there of it is not text
             text = h.text if h.finished else h.text.rstrip("\N{REPLACEMENT CHARACTER}")
-            ids = self.chat.replies([text])[0] if text.strip() else np.zeros(0, np.int64)
+            ids = self.chat.replies([text], [h.finished])[0] if text.strip() else np.zeros(0, np.int64)
         return np.append(ids, self.chat.end) if h.finished else np.asarray(ids, np.int64)
 
     def value(self, ratios: np.ndarray) -> float:
