@@ -13,7 +13,7 @@ from w2sg.data.rows import pack
 from w2sg.errors import UserError
 from w2sg.heads import BagOfWords, HashedWords, LinearHead, MixtureHead, load_head
 from w2sg.models import find, load_language_model, load_scorer, load_transformer, separates_texts
-from w2sg.schema import ModelConfig
+from w2sg.schema import OWN_CHAT, ModelConfig
 
 
 def spec(**changes) -> ModelConfig:
@@ -44,7 +44,7 @@ def spec(**changes) -> ModelConfig:
         "lora": {"r": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"},
         "bow": {"buckets": 512},
     }
-    return ModelConfig.model_validate(base | changes)
+    return ModelConfig.model_validate(OWN_CHAT | base | changes)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "neox", "llama", "opt"])

@@ -17,7 +17,7 @@ from w2sg.console import Plain
 from w2sg.errors import UserError
 from w2sg.language import load_policy
 from w2sg.models import Source, find, quiet_loading
-from w2sg.schema import ModelConfig
+from w2sg.schema import OWN_CHAT, ModelConfig
 from w2sg.store import KEY, MANIFEST, problem, read_json, remove, write_json
 
 ORIGIN = "w2sg.json"  # beside an exported model: where it came from
@@ -164,7 +164,7 @@ def _report(run: Path) -> dict[str, Any]:
 
 def _spec(values: dict[str, Any], run: Path) -> ModelConfig:
     try:
-        return ModelConfig.model_validate(values)
+        return ModelConfig.model_validate({**OWN_CHAT, **values})
     except ValidationError as error:
         what = error.errors()[0]
         raise UserError(

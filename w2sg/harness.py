@@ -28,7 +28,7 @@ from w2sg.console import Plain
 from w2sg.errors import UserError
 from w2sg.export import ORIGIN, Trained, find_trained, kind_of, load
 from w2sg.models import quiet_loading
-from w2sg.schema import ModelConfig
+from w2sg.schema import OWN_CHAT, ModelConfig
 from w2sg.store import read_json, write_json
 
 RESULT = "harness.json"
@@ -156,7 +156,7 @@ def find_subject(place: Path, system: str | None, out: Path, root: Path) -> Subj
     if (place / ORIGIN).is_file():
         origin = read_json(place / ORIGIN)
         with contextlib.suppress(KeyError, TypeError, ValidationError):  # of another version: then nothing says
-            spec = ModelConfig.model_validate(origin["before"]["spec"])
+            spec = ModelConfig.model_validate({**OWN_CHAT, **origin["before"]["spec"]})
             name, role, seed = origin["before"]["name"], origin["role"], origin["seed"]
             before = Trained(name, spec, role, None, None, place, origin["command"], seed)
     return Subject(place.resolve().name, place, before, place)

@@ -30,7 +30,7 @@ class Strict(BaseModel):
         return self
 
 
-OWN_CHAT = {"chat_template": None, "chat_template_kwargs": None, "thoughts": "strip"}  # as each model has it
+OWN_CHAT = {"chat_template": None, "chat_template_kwargs": None, "thoughts": "strip"}  # of earlier versions
 
 
 class LoraOptions(Strict):
@@ -70,10 +70,9 @@ class ModelConfig(Strict):
     epochs: PositiveInt | None
     random_init: bool
     trust_remote_code: bool
-    # defaults, since the reports of earlier versions have none of these
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    thoughts: Literal["strip", "keep", "refuse"] = "strip"
+    chat_template: str | None
+    chat_template_kwargs: dict[str, Any] | None
+    thoughts: Literal["strip", "keep", "refuse"]
     lora: LoraOptions
     bow: BowOptions
 
@@ -82,7 +81,9 @@ class ModelConfig(Strict):
         if self.arch == "bow" and self.train != "full":
             found.append("train: a bag of words is trained whole; use train=full")
         if self.arch == "bow" and (self.chat_template or self.chat_template_kwargs or self.thoughts != "strip"):
-            found.append("chat_template: a bag of words writes no dialogues; leave chat_template and thoughts as they are")
+            found.append(
+                "chat_template: a bag of words writes no dialogues; leave chat_template and thoughts as they are"
+            )
         own = {"messages", "add_generation_prompt", "tools", "documents", "date_string", "strftime_now"}
         if taken := sorted(own & set(self.chat_template_kwargs or {})):
             found.append(f"chat_template_kwargs: {', '.join(taken)} cannot be given, w2sg sets it; leave it out")

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from w2sg.data.template import DATE, REPLY, Template
+from w2sg.data.template import DATE as DATE
+from w2sg.data.template import REPLY, Template
 from w2sg.data.thoughts import TAGS, Said, Thoughts, left_open, split
 from w2sg.data.tokens import beginning, ids_after, ids_of
 from w2sg.errors import UserError
@@ -177,8 +178,8 @@ class Chat:
         said = split(text)
         if said.thought and self.thoughts == "refuse":
             raise UserError(
-                f"{self.name}: a reply holds a thought ({said.thought[:60]!r}), and thoughts=refuse; set thoughts=strip "
-                "to leave thoughts out, or thoughts=keep to keep them as part of replies"
+                f"{self.name}: a reply holds a thought ({said.thought[:60]!r}), and thoughts=refuse; set "
+                "thoughts=strip to leave thoughts out, or thoughts=keep to keep them as part of replies"
             )
         return said.reply
 
@@ -194,7 +195,9 @@ class Chat:
         if place <= 0:
             return whole
         trial = [f"{self._lead}{REPLY}"]
-        return whole[place:] if ids_after(tokenizer, whole[place:], trial) == ids_after(tokenizer, whole, trial) else whole
+        return (
+            whole[place:] if ids_after(tokenizer, whole[place:], trial) == ids_after(tokenizer, whole, trial) else whole
+        )
 
     def text(self, tokens: Sequence[int]) -> str:
         """A reply's tokens as text, without special tokens and (unless they are kept) thoughts."""

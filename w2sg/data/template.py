@@ -95,7 +95,7 @@ class Template:
         return self._shown([*turns, {"role": "assistant", "content": reply}], False)[1]
 
     def before_reply(self, text: str) -> str:
-        """What a model that may think writes between its prompt and a reply, given the whole reply: the text to teach."""
+        """A reply as a model that may think would write it after its prompt: with its thought, or an empty one."""
         said = thoughts.split(text)
         opened = thoughts.left_open(self.before)
         if not said.thought:
@@ -169,8 +169,8 @@ class Template:
         how = "opens a thought in the prompt" if opened else "writes an empty thought before every reply"
         if self.thoughts == "refuse":
             raise UserError(
-                f"{self.name}: its chat template {how}: prompt {_brief(self.generation)}, dialogue {_brief(whole)}; set "
-                "thoughts=strip (an empty, closed thought stands before every reply) or thoughts=keep (the model "
+                f"{self.name}: its chat template {how}: prompt {_brief(self.generation)}, dialogue {_brief(whole)}; "
+                "set thoughts=strip (an empty, closed thought stands before every reply) or thoughts=keep (the model "
                 "thinks), or chat_template_kwargs={enable_thinking: false} where the template knows it"
             )
         if self.thoughts == "keep":
@@ -246,7 +246,9 @@ class Template:
         messages = [
             {
                 "role": turn["role"],
-                "content": [{"type": "text", "text": turn["content"]}] if turn["role"] in self.parts else turn["content"],
+                "content": [{"type": "text", "text": turn["content"]}]
+                if turn["role"] in self.parts
+                else turn["content"],
             }
             for turn in turns
         ]

@@ -17,7 +17,7 @@ TAGS = {
     "<|START_THINKING|>": "<|END_THINKING|>",
 }
 OPEN = re.compile("|".join(map(re.escape, TAGS)))
-# a thought may have been opened by the prompt and saved without its first tag: then the last stands on a line of its own
+# a thought that the prompt opened is saved without its first tag: then the last one stands on a line of its own
 CLOSED_ALONE = re.compile(rf"^[ \t]*(?:{'|'.join(map(re.escape, TAGS.values()))})[ \t]*$", re.MULTILINE)
 
 
@@ -26,8 +26,8 @@ class Said:
     """A reply and the thought before it.
 
     Attributes:
-        thought: with its tags; "" where there is none. reply: what comes after. closed: False where the text ends inside
-            its thought, so that there is no reply.
+        thought: with its tags; "" where there is none. reply: what comes after. closed: False where the text ends
+            inside its thought, so that there is no reply.
     """
 
     thought: str
