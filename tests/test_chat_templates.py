@@ -8,14 +8,15 @@ import pytest
 from chat_forms import EMPTY, MAKERS, MAY_THINK, OPENING, TEMPLATES
 
 from w2sg.data.dialogue import Chat, TextChat
+from w2sg.data.messages import Dialogue, Message, as_dicts
 from w2sg.data.template import Template
 from w2sg.data.thoughts import split
 from w2sg.data.tokens import beginning, ids_after, ids_of
 from w2sg.errors import UserError
 
 REPLIES = ["good.", "' fine", "bad 5\n\nfair?"]
-ASKED = [{"role": "user", "content": "warm or cold?"}]
-PROMPT = "\n\nHuman: warm or cold?\n\nAssistant:"
+PROMPT = Dialogue.of_text("\n\nHuman: warm or cold?\n\nAssistant:")
+ASKED = [*PROMPT.messages]
 
 
 @cache
@@ -31,7 +32,7 @@ def chat_of(template, kind="byte_level", special=True, **options):
 
 def ids_by_template(chat, turns, **variables):
     """Without anything of w2sg's."""
-    return list(chat.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **variables))
+    return list(chat.tokenizer.apply_chat_template(as_dicts(turns), tokenize=True, return_dict=False, **variables))
 
 
 def written(chat, ids):
@@ -56,7 +57,7 @@ def test_prompt_reply_and_end_are_the_template_s_own(name, kind):
             assert "warm or cold?" in written(chat, part)
             assert reply in written(chat, part)
         if "strftime" not in template and not name.startswith("parts"):
-            assert theirs == ids_by_template(chat, [*ASKED, {"role": "assistant", "content": reply}])
+            assert theirs == ids_by_template(chat, [*ASKED, Message("assistant", reply)])
 
 
 def test_a_token_that_reaches_from_prompt_to_reply_is_taken_apart():
@@ -72,7 +73,7 @@ def test_a_token_that_reaches_from_prompt_to_reply_is_taken_apart():
 def test_replies_without_a_template_go_on_the_prompt(kind):
     """No space but the one that the dialogue has."""
     chat = chat_of(None, kind)
-    whole = ids_of(chat.tokenizer, [f"{PROMPT} good bad"], special=True)[0]
+    whole = ids_of(chat.tokenizer, [f"{PROMPT.text} good bad"], special=True)[0]
     ours = [*chat.prompts([PROMPT])[0], *chat.replies(["good bad"])[0]]
     assert written(chat, ours) == written(chat, whole)
     if kind != "spanning":
@@ -113,14 +114,14 @@ def test_a_template_that_shows_no_question_is_refused(template):
 def test_a_message_that_the_template_leaves_out_is_not_lost():
     """The system message is read with the first question; an answer that is not shown makes the prompt refused."""
     chat = chat_of(TEMPLATES["vicuna"][0])
-    system = "System: be kind\n\nHuman: warm or cold?\n\nAssistant:"
+    system = Dialogue.of_text("System: be kind\n\nHuman: warm or cold?\n\nAssistant:")
     assert "USER: be kind\n\nwarm or cold?" in written(chat, chat.prompts([system])[0])
     users = chat_of("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}")
     assert any("shows no replies" in note for note in users.notes)
     with pytest.raises(UserError, match="does not show a message of the assistant: 'Yes'"):
-        users.prompts(["\n\nHuman: q\n\nAssistant: Yes\n\nHuman: r\n\nAssistant:"])
+        users.prompts([Dialogue.of_text("\n\nHuman: q\n\nAssistant: Yes\n\nHuman: r\n\nAssistant:")])
     with pytest.raises(UserError, match="does not show a message of the assistant"):
-        users.dialogue(ASKED, "good")
+        users.dialogue(PROMPT, "good")
 
 
 def test_an_end_that_is_no_token_is_said():
@@ -165,7 +166,7 @@ def test_clocks_stand_still(clock, monkeypatch):
 
         monkeypatch.setattr(chat_template_utils, "datetime", Clock)
         chat = chat_of(clock + TEMPLATES["chatml"][0])
-        found.add((tuple(chat.prompts([PROMPT])[0]), chat.dialogue(ASKED, "good"), chat.fingerprint))
+        found.add((tuple(chat.prompts([PROMPT])[0]), chat.dialogue(PROMPT, "good"), chat.fingerprint))
     assert len(found) == 1
     assert "2031" not in found.pop()[1]
 
@@ -215,7 +216,7 @@ def test_qwen3_reads_its_own_empty_thought():
     """Its prompt ends before a thought that its dialogues have."""
     chat = chat_of(TEMPLATES["qwen3"][0])
     assert written(chat, chat.prompts([PROMPT])[0]).endswith(f"<|im_start|>assistant\n{EMPTY}")
-    history = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: warm?\n\nAssistant:"
+    history = Dialogue.of_text("\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: warm?\n\nAssistant:")
     assert written(chat, chat.prompts([history])[0]).count("<think>") == 1
 
 

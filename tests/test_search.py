@@ -109,7 +109,7 @@ class Letters:
     def prompts(self, prompts):
         return [np.zeros(0, np.int64) for _ in prompts]
 
-    def replies(self, texts):
+    def replies(self, texts, finished=None):
         return [letters(text) for text in texts]
 
 
@@ -335,7 +335,7 @@ def test_a_reward_reads_prompt_and_reply_and_mixtures_add_up():
 class Merging(Letters):
     """A tokenizer of a, b and ab, which merges where it can."""
 
-    def replies(self, texts):
+    def replies(self, texts, finished=None):
         names = {"a": 0, "b": 1, "ab": 2}
         return [np.array([names[piece] for piece in re.findall("ab|a|b", text)], np.int64) for text in texts]
 

@@ -1,10 +1,9 @@
-"""Prompts as messages, and messages and replies as the token ids of one model's chat template."""
+"""Messages and replies as the token ids of one model's chat template."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from w2sg.data.messages import Dialogue, Message, transcript
 from w2sg.data.template import DATE as DATE
 from w2sg.data.template import REPLY, Template
 from w2sg.data.thoughts import TAGS, Said, Thoughts, left_open, split
@@ -19,32 +19,7 @@ from w2sg.data.tokens import beginning, ids_after, ids_of
 from w2sg.errors import UserError
 
 log = logging.getLogger(__name__)
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System):")
-ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 BARE = "\n\nHuman: w2sg question\n\nAssistant:"
-
-
-def messages(prompt: str) -> list[dict[str, str]]:
-    """A "Human: ... Assistant:" dialogue as chat messages, the last of them the user's if it ends in "Assistant:".
-
-    Neighbouring turns of one speaker are joined, since most templates want the roles to alternate. Text without turns
-    is one message of the user.
-
-    >>> messages("\\n\\nHuman: Hi\\n\\nAssistant: Hello\\n\\nHuman: Bye\\n\\nAssistant:")
-    [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}, {'role': 'user', 'content': 'Bye'}]
-    """
-    before, *parts = TURN.split(prompt)
-    if not parts:
-        return [{"role": "user", "content": prompt.strip()}]
-    turns = [("user", before.strip())] if before.strip() else []
-    turns += [(ROLES[who], what.strip()) for who, what in zip(parts[::2], parts[1::2], strict=True)]
-    found: list[dict[str, str]] = []
-    for role, content in turns:
-        if found and found[-1]["role"] == role:
-            found[-1]["content"] = f"{found[-1]['content']}\n\n{content}".strip()
-        elif content:
-            found.append({"role": role, "content": content})
-    return found or [{"role": "user", "content": ""}]
 
 
 class Chat:
@@ -116,7 +91,7 @@ class Chat:
             state.update(f"{sorted(self.form.variables.items())}:{self.thoughts}".encode())
         return state.hexdigest()[:16]
 
-    def prompts(self, prompts: Sequence[str]) -> list[np.ndarray]:
+    def prompts(self, prompts: Sequence[Dialogue]) -> list[np.ndarray]:
         """Prompts as token ids, up to where the reply begins, with one beginning-of-text token where it has one.
 
         A prompt that the template refuses has none, and is for the caller to leave out; a template that refuses them
@@ -127,7 +102,7 @@ class Chat:
             texts, refused = [], []
             for prompt in prompts:
                 try:
-                    texts.append(self.form.prompt(messages(prompt)))
+                    texts.append(self.form.prompt(prompt.messages))
                 except UserError as error:
                     texts.append("")
                     refused.append(error)
@@ -138,7 +113,7 @@ class Chat:
             ids = iter(ids_of(tokenizer, [text for text in texts if text]))
             ids = [next(ids) if text else [] for text in texts]
         else:
-            texts = [prompt.rstrip(" ") for prompt in prompts]  # replies bring the space
+            texts = [prompt.text.rstrip(" ") for prompt in prompts]  # replies bring the space
             ids = ids_of(tokenizer, texts, special=True)
             if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:  # it closes every text by itself
                 ids = [row[:-1] for row in ids]
@@ -146,12 +121,11 @@ class Chat:
         ids = [row[1:] if start is not None and row[:2] == [start, start] else row for row in ids]
         return [np.asarray(row, np.int64) for row in ids]
 
-    def dialogue(self, turns: list[dict[str, str]], reply: str) -> str:
+    def dialogue(self, prompt: Dialogue, reply: str) -> str:
         """A whole dialogue as text, for a model that judges it; special tokens are part of the text."""
         if self.form is None:
-            names = {role: name for name, role in ROLES.items()}
-            return "".join(f"\n\n{names[t['role']]}: {t['content']}" for t in turns) + f"\n\nAssistant: {reply}"
-        return self.form.dialogue(turns, reply)
+            return transcript((*prompt.messages, Message("assistant", reply)))
+        return self.form.dialogue(prompt.messages, reply)
 
     def replies(self, texts: Sequence[str], finished: Sequence[bool] | None = None) -> list[np.ndarray]:
         """Replies as token ids, without their end, as they go on a prompt.
@@ -331,21 +305,21 @@ class TextChat(Chat):
         self.stop_strings = self.style.stop
         self._context, self._lead, self._after = self.style.assistant, "", ""
 
-    def prompts(self, prompts: Sequence[str]) -> list[np.ndarray]:
-        ids = ids_of(self.tokenizer, [self._text(messages(p)) for p in prompts])
+    def prompts(self, prompts: Sequence[Dialogue]) -> list[np.ndarray]:
+        ids = ids_of(self.tokenizer, [self._text(p.messages) for p in prompts])
         start = self.tokenizer.bos_token_id
         first = [start] if start is not None and start in beginning(self.tokenizer) else []
         return [np.asarray(first + row, np.int64) for row in ids]
 
-    def _text(self, turns: list[dict[str, str]]) -> str:
+    def _text(self, turns: Sequence[Message]) -> str:
         style, text = self.style, self.style.before
         for turn in turns:
-            if turn["role"] == "assistant":
-                text += f"{style.assistant}{turn['content']}{style.after_assistant}"
-            elif turn["role"] == "system":
-                text += f"\n\n[System]\n{turn['content']}" if not style.before else f"\n\n{turn['content']}"
+            if turn.role == "assistant":
+                text += f"{style.assistant}{turn.content}{style.after_assistant}"
+            elif turn.role == "system":
+                text += f"\n\n[System]\n{turn.content}" if not style.before else f"\n\n{turn.content}"
             else:
-                text += f"{style.user}{turn['content']}{style.after_user}"
+                text += f"{style.user}{turn.content}{style.after_user}"
         return (text + style.assistant).lstrip("\n")
 
     @cached_property

@@ -9,11 +9,12 @@ from functools import cached_property
 from typing import Any
 
 from w2sg.data import thoughts
+from w2sg.data.messages import Message, joined
 from w2sg.data.thoughts import Thoughts
 from w2sg.errors import UserError
 
 log = logging.getLogger(__name__)
-Turns = Sequence[Mapping[str, str]]
+Turns = Sequence[Message]
 NOW = datetime.datetime(2024, 7, 26, 12)  # templates write today's date into every prompt; prompts are to stay the same
 DATE = NOW.strftime("%d %b %Y")
 QUESTION, REPLY = "w2sg question", "w2sg reply"  # of the dialogue that a template is tried on
@@ -46,7 +47,7 @@ class Template:
         self.name = name or tokenizer.name_or_path or "the model"
         self.parts: set[str] = set()
         self.notes: list[str] = []
-        asked = [{"role": "user", "content": QUESTION}]
+        asked = (Message("user", QUESTION),)
         self._find_form(asked)
         self.generation = self._render(asked, True)
         if len({self._render(asked, True) for _ in range(8)}) > 1:
@@ -54,7 +55,7 @@ class Template:
                 f"{self.name}: its chat template writes another prompt each time, so no result could be repeated; give "
                 "one that does not with chat_template=FILE"
             )
-        whole = self._render([*asked, {"role": "assistant", "content": REPLY}], False)
+        whole = self._render([*asked, Message("assistant", REPLY)], False)
         self.shows_replies = REPLY in whole
         self.before, self.lead, self.tail, self.end, self.opened = self.generation, "", "", None, None
         if self.shows_replies:
@@ -78,7 +79,7 @@ class Template:
         if not self.shows_replies:
             return asked
         try:
-            whole = self._render([*turns, {"role": "assistant", "content": REPLY}], False)
+            whole = self._render([*turns, Message("assistant", REPLY)], False)
         except Exception:  # some want the roles to alternate, and the last to be the user's
             whole = ""
         at = whole.rfind(REPLY)
@@ -92,7 +93,7 @@ class Template:
         Raises:
             UserError: the template refuses it, or does not show one of its messages or the reply.
         """
-        return self._shown([*turns, {"role": "assistant", "content": reply}], False)[1]
+        return self._shown([*turns, Message("assistant", reply)], False)[1]
 
     def before_reply(self, text: str) -> str:
         """A reply as a model that may think would write it after its prompt: with its thought, or an empty one."""
@@ -126,7 +127,7 @@ class Template:
             )
         if self.parts:
             self.notes.append("its chat template is given messages as lists of parts")
-        reply = [*asked, {"role": "assistant", "content": REPLY}]
+        reply = [*asked, Message("assistant", REPLY)]
         for form in (self.parts, self.parts ^ {"assistant"}):
             self.parts = form
             try:
@@ -222,10 +223,12 @@ class Template:
 
         System messages that the template refuses or leaves out are read with the first question.
         """
-        attempts = [list(turns)]
-        if turns[0]["role"] == "system" and len(turns) > 1 and turns[1]["role"] == "user":
-            system, user, *rest = turns
-            attempts.append([{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest])
+        # most want the roles to alternate; where they do not, neighbouring messages of one speaker are joined
+        attempts = list(dict.fromkeys([tuple(turns), joined(turns) or tuple(turns)]))
+        first, *others = attempts[-1]
+        if first.role == "system" and others and others[0].role == "user":
+            user, *rest = others
+            attempts.append((Message("user", f"{first.content}\n\n{user.content}"), *rest))
         refusals: list[str] = []
         for attempt in attempts:
             try:
@@ -236,34 +239,29 @@ class Template:
             lost = [turn for turn in attempt if not _contains(text, turn)]
             if not lost:
                 return attempt, text
-            refusals.append(f"it does not show a message of the {lost[0]['role']}: {_brief(lost[0]['content'])}")
-        raise UserError(f"the chat template refuses a prompt ({refusals[-1]}): {turns[0]['content'][:80]!r}")
+            refusals.append(f"it does not show a message of the {lost[0].role}: {_brief(lost[0].content)}")
+        raise UserError(f"the chat template refuses a prompt ({refusals[-1]}): {turns[0].content[:80]!r}")
 
     def _render(self, turns: Turns, generation: bool) -> str:
         # as the tokenizer's apply_chat_template does, which takes no functions: the clock would go on
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        messages = [
-            {
-                "role": turn["role"],
-                "content": [{"type": "text", "text": turn["content"]}]
-                if turn["role"] in self.parts
-                else turn["content"],
-            }
-            for turn in turns
-        ]
+        messages = []
+        for role, content in turns:
+            parts = [{"type": "text", "text": content}]
+            messages.append({"role": role, "content": parts if role in self.parts else content})
         given = {**self.tokenizer.special_tokens_map, "date_string": DATE, "strftime_now": NOW.strftime}
         given |= self.variables
         given |= {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": generation}
         return _compile_jinja_template(self.tokenizer.get_chat_template()).render(**given)
 
 
-def _contains(text: str, turn: Mapping[str, str]) -> bool:
+def _contains(text: str, turn: Message) -> bool:
     """Whether a message can be read in a rendered dialogue, whatever was done to its whitespace."""
-    content = turn["content"].strip()
+    content = turn.content.strip()
     if content in text:
         return True
-    if turn["role"] == "assistant":  # templates leave out what was thought in earlier turns
+    if turn.role == "assistant":  # templates leave out what was thought in earlier turns
         content = thoughts.split(content).reply
     return "".join(content.split()) in "".join(text.split())
 
