@@ -18,6 +18,7 @@ from w2sg.data.table import Table
 from w2sg.models import Source, load_language_model
 from w2sg.packing import MIXES, rules_key, separates_texts
 from w2sg.probe import choose_layer
+from w2sg.reading import Reading
 from w2sg.stages import ReadJob, Stages, load_values
 from w2sg.store import read_json, write_json
 
@@ -38,18 +39,41 @@ class InputMaker:
         ground_truth: the split on which ``layer=auto`` chooses.
         precision: of the trainer; part of the keys.
         seed: of the weights when a model is randomly initialised.
+        reading: looks at what is read.
     """
 
-    def __init__(self, stages: Stages, ground_truth: Table, precision: str, seed: int):
-        self.stages, self.ground_truth = stages, ground_truth
+    def __init__(self, stages: Stages, ground_truth: Table, precision: str, seed: int, reading: Reading | None = None):
+        self.stages, self.ground_truth, self.reading = stages, ground_truth, reading or Reading()
         self.precision, self.seed = precision, seed
         self._tokens: dict[tuple, Rows] = {}
+        self._read: dict[tuple, tuple[list[np.ndarray], int]] = {}
         self._states: dict[tuple, Tensor] = {}
+
+    def read(self, source: Source, table: Table) -> dict[str, Any]:
+        """Tokenise the table's texts, look at them, and say what of it belongs into the keys of what reads them.
+
+        Raises:
+            UserError: the tokenizer loses what they say.
+        """
+        _, count = self._encoded(source, table)
+        return {"beginning": "kept"} if count and source.first else {}
+
+    def _encoded(self, source: Source, table: Table) -> tuple[list[np.ndarray], int]:
+        memory = self._memory(source, table)
+        if memory not in self._read:
+            ids = [np.asarray(row, np.int32) for row in source.encode([t for texts in table.texts for t in texts])]
+            self._read[memory] = ids, self.reading.texts(source, table, ids)
+        return self._read[memory]
+
+    @staticmethod
+    def _memory(source: Source, table: Table) -> tuple:
+        spec = source.spec
+        return (source.folder, source.gguf, spec.arch, spec.max_length, source.templated, table.content_hash())
 
     def tokens(self, source: Source, table: Table, scorer: nn.Module) -> Rows:
         """The table's texts as rows of this model's tokens, packed where the backbone keeps the texts apart."""
         spec = source.spec
-        memory = (source.folder, source.gguf, spec.arch, spec.max_length, table.content_hash())
+        memory = self._memory(source, table)
         if memory not in self._tokens:
             packed = spec.share_prompt
             if spec.arch == "hf":
@@ -58,7 +82,8 @@ class InputMaker:
                 if wanted and not apart:
                     log.warning("%s: %s", spec.name, MIXES)
                     packed = False
-            self._tokens[memory] = pack(table.texts, source.encode, spec.max_length, packed)
+            ids, _ = self._encoded(source, table)
+            self._tokens[memory] = pack(table.texts, lambda _: ids, spec.max_length, packed, source.first)
         return self._tokens[memory]
 
     def layer(self, source: Source) -> int:
@@ -122,6 +147,7 @@ class InputMaker:
             "depth": source.depth,
             "data": content_key(table),
             "precision": self.precision,
+            **self.read(source, table),
         }
 
         def make() -> ReadJob:

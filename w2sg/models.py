@@ -36,6 +36,7 @@ from w2sg.backbones import (
     text_part,
 )
 from w2sg.data.dialogue import Chat, TextChat
+from w2sg.data.tokens import beginning
 from w2sg.errors import UserError
 from w2sg.heads import BagOfWords, HashedWords
 from w2sg.masks import attention_mask, read
@@ -115,6 +116,16 @@ class Source:
         tokenizer = self.tokenizer
         options = {"return_attention_mask": False, "verbose": False, "add_special_tokens": not self.templated}
         return lambda texts: tokenizer(texts, **options)["input_ids"]
+
+    @cached_property
+    def first(self) -> list[int]:
+        """Tokens that stand before every text, which a text that is cut on the left keeps."""
+        if self.spec.arch == "bow":
+            return []
+        if self.templated:
+            start = self.tokenizer.bos_token_id
+            return [] if start is None else [start]
+        return beginning(self.tokenizer)
 
     @cached_property
     def chat(self) -> Chat:

@@ -22,6 +22,7 @@ from w2sg.figures import (
     svg,
     table,
 )
+from w2sg.reading_page import reading_section
 from w2sg.statistics import MCNEMAR
 
 ROLES = {
@@ -89,10 +90,11 @@ def opening(content: dict[str, Any], what: str, finding: str) -> list[str]:
 
 
 def provenance(content: dict[str, Any]) -> list[str]:
-    """Stages, versions and configuration."""
+    """What the models read, stages, versions and configuration."""
     from omegaconf import OmegaConf
 
     return [
+        *reading_section(content.get("reading")),
         "<h2>Stages</h2>",
         _stages_table(content["stages"]),
         "<h2>Versions</h2>",

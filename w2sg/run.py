@@ -28,6 +28,7 @@ from w2sg.loggers import Loggers
 from w2sg.models import Source, find, load_scorer
 from w2sg.modules import SoftLabelModule, oriented
 from w2sg.packing import rules_key
+from w2sg.reading import Reading
 from w2sg.report import Report, make_report
 from w2sg.schema import FitOptions, ModelConfig, TrainConfig
 from w2sg.stages import FitJob, ReadJob, Stages, load_values
@@ -133,7 +134,10 @@ class Run:
         )
         for source in filter(None, (self.weak, self.strong, self.untuned)):
             self.stages.said += [line for line in source.notes if line not in self.stages.said]
-        self.inputs = InputMaker(self.stages, self.data.ground_truth, config.trainer.precision, config.seed)
+        self.reading = Reading(self.stages.said)
+        self.inputs = InputMaker(
+            self.stages, self.data.ground_truth, config.trainer.precision, config.seed, self.reading
+        )
         self.notes: dict[str, Any] = {}
 
     # -- labels -------------------------------------------------------------------------------------------------------
@@ -222,6 +226,7 @@ class Run:
             "optimization": options.model_dump(),
             "precision": self.config.trainer.precision,
             "seed": self.config.seed,
+            **self.inputs.read(source, table),
         }
 
     def _fit_job(
@@ -338,6 +343,7 @@ class Run:
             key["model"] = {**model.source.identity, "max_length": spec.max_length, "dtype": spec.dtype}
             key["model"] |= _rules(model.source, table)
             key["precision"] = self.config.trainer.precision
+        key |= self.inputs.read(model.source, table)
         folder = self.stages.read(f"{model.name}-on-{table.name}", key, lambda: self._read_job(model, table))
         return self._labels(folder, model.name, table)
 
@@ -376,6 +382,7 @@ class Run:
             "data": content_key(asking),
             "precision": self.config.trainer.precision,
             **({} if softcap_of(source) is None else {"softcap": softcap_of(source)}),
+            **self.inputs.read(source, asking),
         }
 
         def make() -> ReadJob:
@@ -428,6 +435,7 @@ class Run:
             self.stages,
             {**self.notes, **(notes or {})},
         )
+        self.reading.into(report.content)
         if self.devices.main:
             self.loggers.summarise(report.content, report.predictions, report.write(self.out))
         self.devices.wait()

@@ -143,7 +143,9 @@ class Decoders:
         """Prompts that all models can read with some room left for a reply."""
         fits = np.ones(len(prompts), bool)
         for source in self._sources(decoder):
-            lengths = np.array([len(row) for row in source.chat.prompts(prompts.texts)])
+            ids = source.chat.prompts(prompts.texts)
+            self.text.run.reading.chats(source.chat, prompts.texts, ids)
+            lengths = np.array([len(row) for row in ids])
             fits &= (lengths > 0) & (lengths < source.spec.max_length)
         if not fits.any():
             raise UserError(f"{name}: no prompt fits into max_length of all models; raise it")
@@ -167,6 +169,7 @@ class Decoders:
             "models": models,
             **self._unwritable(decoder),
             "max_length": [source.spec.max_length for source in self._sources(decoder)],
+            **({"thoughts": [chat.thoughts for chat in chats]} if any(c.thoughts != "strip" for c in chats) else {}),
             **({"reward": self.reward_key} if self.reward_key and decoder.guide.reward else {}),
             "prompts": [digest(*(str(row.tolist()) for row in chat.prompts(prompts.texts))) for chat in chats],
             "ids": digest(*prompts.ids),
@@ -247,7 +250,7 @@ class Decoders:
         columns: dict[str, list[Any]] = {
             k: [] for k in ("id", "prompt", "text", "finished", "tokens", "logs", "number")
         }
-        values, facts, drafted, chosen = [], [], [], []
+        values, facts, drafted, chosen, thought = [], [], [], [], []
         for i, prompt in zip(prompts.ids, prompts.texts, strict=True):
             table = parts[place[i]]
             chosen.append(len(values))
@@ -257,14 +260,18 @@ class Decoders:
                 part = part[part[:, TOKEN] != NOTHING]
                 given = len(part) if nudged else int(part[:, DRAFTED].sum())
                 tokens, _ = chat.cut(part[:, TOKEN].astype(np.int64), given)
-                part = part[: len(tokens)]
-                row = (i, prompt, chat.text(tokens), bool(first[FINISHED]) or not len(part), tokens)
+                begins, closed = chat.thought(tokens), chat.said(tokens).closed
+                thought += [closed] if begins else []
+                part, tokens = part[begins : len(tokens)], tokens[begins:]
+                ended = closed and (bool(first[FINISHED]) or not len(part))
+                row = (i, prompt, chat.text(tokens), ended, tokens)
                 for key, value in zip(columns, (*row, part[:, [LOG_P]], number), strict=True):
                     columns[key].append(value)
                 values.append(first[VALUE])
                 if number == 0:
                     facts.append(_facts(decoder, first, part))
                     drafted.append(np.logical_and.accumulate(part[:, DRAFTED].astype(bool)))
+        self.text.run.reading.thoughts(decoder.kind, len(thought), thought.count(False))
         candidates = Replies(
             ids=columns["id"],
             prompts=columns["prompt"],
@@ -344,7 +351,12 @@ class Decoders:
         rows = [found[i] for i in prompts.ids]
         counts = np.array([len(row["candidates"]) for row in rows])
         flat = [candidate for row in rows for candidate in row["candidates"]]
-        texts, finished = [c["text"] for c in flat], np.array([c["finished"] for c in flat])
+        said = [chat.heard(c["text"]) for c in flat]
+        self.text.run.reading.thoughts(
+            decoder.kind, sum(bool(s.thought) for s in said), sum(not s.closed for s in said)
+        )
+        texts = [s.reply for s in said]
+        finished = np.array([c["finished"] and s.closed for c, s in zip(flat, said, strict=True)], bool)
         tokens = [
             np.append(ids if text.strip() else ids[:0], np.full(int(ended), chat.end))
             for ids, text, ended in zip(chat.replies(texts, finished), texts, finished, strict=True)

@@ -133,9 +133,11 @@ class Bench:
     def key(self) -> dict[str, Any]:
         """The judge as part of a cache key."""
         model = self._model()
+        first = {"beginning": "kept"} if self.source.first else {}  # where what it reads has to be cut
         if model.folder is not None:
-            return {"stage": model.folder.name}
-        return {**self.source.identity, "max_length": self.source.spec.max_length, "dtype": self.source.spec.dtype}
+            return {"stage": model.folder.name, **first}
+        spec = self.source.spec
+        return {**self.source.identity, "max_length": spec.max_length, "dtype": spec.dtype, **first}
 
     def scorer(self) -> tuple[nn.Module, Rewards]:
         """The judge held in memory, for decoders that ask it again and again: its module, and what reads with it
@@ -187,7 +189,7 @@ class Bench:
         bootstrap = Bootstrap(count)
         implicit = {n: r.implicit_rewards() for n, r in zip(sweep.names, sweep.replies, strict=True)}
         lengths = {n: r.lengths for n, r in zip(sweep.names, sweep.replies, strict=True)}
-        per_token = {n: implicit[n] / lengths[n] for n in sweep.names}
+        per_token = {n: implicit[n] / np.maximum(lengths[n], 1) for n in sweep.names}
         measures = {"implicit": implicit, "implicit_per_token": per_token}
         if self.source is not None:
             whole = concatenate(sweep.replies)
@@ -422,7 +424,12 @@ class Rewards:
         """[B]."""
         bench = self.bench
         spec = bench.source.spec
-        rows = pack([(text,) for text in bench.texts(prompts, replies)], bench.source.encode, spec.max_length)
+        rows = pack(
+            [(text,) for text in bench.texts(prompts, replies)],
+            bench.source.encode,
+            spec.max_length,
+            first=bench.source.first,
+        )
         device, found = next(self.module.parameters()).device, np.zeros(len(prompts))
         for part in token_plan(rows.lengths, bench.run.devices.eval_tokens):
             batch = {k: v.to(device) for k, v in rows.collate(part).items()}

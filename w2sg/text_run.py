@@ -22,6 +22,7 @@ from w2sg.data.completions import Completions, Encoded, encode
 from w2sg.data.dialogue import Chat
 from w2sg.data.loading import Examples
 from w2sg.data.table import Table, digest
+from w2sg.data.thoughts import split
 from w2sg.decoding import by_vllm
 from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.contrastive import Decoded, ReplyRows
@@ -122,6 +123,7 @@ class TextRun:
             prompts = source.chat.prompts(sides[0].prompts)
             replies = list(zip(*(_unless_blank(side, source.chat) for side in sides), strict=True))
             finished = list(zip(*(side.finished.tolist() for side in sides), strict=True))
+            self._look(name, source.chat, sides, prompts, replies)
             found = encode(data.ids, prompts, replies, finished, source.chat.end, source.spec.max_length)
             if not len(found.kept):
                 raise UserError(
@@ -138,6 +140,18 @@ class TextRun:
                 log.info("%s: %s", name, ", ".join(f"{n} {reason}" for reason, n in counts.items()))
             self._encoded[memory] = found
         return self._encoded[memory]
+
+    def _look(
+        self, name: str, chat: Chat, sides: Sequence[Replies], prompts: list[np.ndarray], replies: list[tuple]
+    ) -> None:
+        """Whether a few rows are what was given; and how many replies come with a thought that is left out."""
+        reading = self.run.reading
+        for place, side in enumerate(sides):
+            own = [row[place] for row in replies]
+            reading.chats(chat, side.prompts, prompts, side.texts, own, side.finished)
+        if chat.thoughts == "strip":
+            said = [split(text) for side in sides for text in side.texts]
+            reading.thoughts(name, sum(bool(s.thought) for s in said), sum(not s.closed for s in said))
 
     def _packed(self, source: Source, completions: Completions, policy: Policy) -> Completions:
         """The rows, packed where the backbone keeps replies apart."""
@@ -353,6 +367,7 @@ class TextRun:
         source = writer.source
         columns = [sampling.columns()] if settings is None else [list(row) for row in settings]
         ids = source.chat.prompts(prompts.texts)
+        self.run.reading.chats(source.chat, prompts.texts, ids)
         room = source.spec.max_length
         fits = [p for p, row in enumerate(ids) if 0 < len(row) < room]
         if len(fits) < len(ids):
@@ -401,11 +416,18 @@ class TextRun:
         cut = [source.chat.cut(part[:, 0].astype(np.int64)) for part in parts]
         tokens = [row for row, _ in cut]
         parts = [part[: len(row)] for part, row in zip(parts, tokens, strict=True)]
+        begins = [source.chat.thought(row) for row in tokens]
+        closed = np.array(
+            [not at or source.chat.said(row).closed for at, row in zip(begins, tokens, strict=True)], bool
+        )
+        self.run.reading.thoughts(name, sum(at > 0 for at in begins), int((~closed).sum()))
+        tokens = [row[at:] for at, row in zip(begins, tokens, strict=True)]
+        parts = [part[at:] for at, part in zip(begins, parts, strict=True)]
         return Replies(
             ids=[rows.prompt_ids[p] for p in rows.prompt_of],
             prompts=[prompts.texts[fits[p]] for p in rows.prompt_of],
             texts=[source.chat.text(row) for row in tokens],
-            finished=found["flags"].numpy().astype(bool) | np.array([ended for _, ended in cut], bool),
+            finished=closed & (found["flags"].numpy().astype(bool) | np.array([ended for _, ended in cut], bool)),
             sample=rows.sample,
             group=group,
             key={"stage": folder.name},

@@ -142,7 +142,10 @@ class Chat:
             for k, row in zip(wanted, ids_after(self.tokenizer, self._anchor, closed), strict=True):
                 last = len(row) - 1 - row[::-1].index(self.end)
                 ids[k] = row[:last]
-        return [np.asarray(row, np.int64) for row in ids]
+        # what is a thought alone has no reply, and not even the space before one
+        return [
+            np.asarray(row if new or not old else [], np.int64) for row, new, old in zip(ids, said, texts, strict=True)
+        ]
 
     def to_teach(self, text: str) -> str:
         """A reply as it is to be read after a prompt: without its thought, or with what closes an empty one."""
@@ -188,9 +191,14 @@ class Chat:
         if self._tags & set(ids):  # tags that are special tokens are in no text
             shown = [token for token in ids if token in self._tags or token not in self._special_ids]
             text = self.tokenizer.decode(shown, skip_special_tokens=False).strip()
+        if self.thoughts == "keep" and (opened := left_open(self._context)):
+            text = f"{opened}{text}"
+        return self.heard(text)
+
+    def heard(self, text: str) -> Said:
+        """A written text as the reply and the thought before it, as `said`."""
         if self.thoughts == "keep":
-            opened = left_open(self._context)
-            return Said("", f"{opened}{text}" if opened else text)
+            return Said("", text)
         found = split(text)
         if found.thought and self.thoughts == "refuse":
             raise UserError(
