@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from w2sg import alpaca, collect_decode, comparisons
 from w2sg.collect import collect
 from w2sg.config import CONF, check
+from w2sg.data.thoughts import Said
 from w2sg.decode_options import Decoder
 from w2sg.decode_work import CANDIDATE, FINISHED, STRONG_READ, VALUE, _written
 from w2sg.decoding.by_transformers import TransformersEngine
@@ -349,6 +350,14 @@ class Words:
     @staticmethod
     def text(tokens):
         return " ".join(map(str, tokens))
+
+    @staticmethod
+    def said(tokens):
+        return Said("", Words.text(tokens))
+
+    @staticmethod
+    def thought(tokens):
+        return 0
 
     @staticmethod
     def cut(tokens, given=0):

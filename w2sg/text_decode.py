@@ -271,7 +271,8 @@ class Decoders:
                 if number == 0:
                     facts.append(_facts(decoder, first, part))
                     drafted.append(np.logical_and.accumulate(part[:, DRAFTED].astype(bool)))
-        self.text.run.reading.thoughts(decoder.kind, len(thought), thought.count(False))
+        if thought:
+            self.text.run.reading.thoughts(decoder.kind, len(thought), thought.count(False))
         candidates = Replies(
             ids=columns["id"],
             prompts=columns["prompt"],
