@@ -178,7 +178,7 @@ def test_ids_travel_between_equal_tokenizers_only():
     asked = []
 
     def chat(fingerprint):
-        again = lambda texts: asked.append(list(texts)) or [np.array([77])] * len(texts)  # noqa: E731
+        again = lambda texts, finished=None: asked.append(list(texts)) or [np.array([77])] * len(texts)  # noqa: E731
         return SimpleNamespace(fingerprint=fingerprint, stop=[0, 5], replies=again)
 
     tokens = [np.array([1, 2, 0]), np.array([1, 5, 3]), np.array([0]), np.array([], np.int64)]
