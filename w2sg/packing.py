@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MIXES = "this backbone mixes the texts of a packed row, so each text gets a row of its own"
+CARRIES = ("linear", "conv", "mamba", "recurrent", "hybrid")  # in the names of layer types
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
 
 
@@ -106,10 +107,14 @@ def _longest(config: Any, max_length: int | None) -> int:
 
 
 def _may_share(config: Any, max_length: int | None) -> bool:
-    """Not where the start of two texts would have to be turned by two sets of frequencies, or columns are counted."""
+    """Not where a layer carries a state from column to column, which weights that were just drawn would hardly show;
+    where the start of two texts would have to be turned by two sets of frequencies; or where columns are counted.
+    """
+    kinds = getattr(config.get_text_config(), "layer_types", None) or ()
+    carries = any(word in str(kind) for kind in kinds for word in CARRIES)
     turned = any(max_length is None or border < max_length for border in rope.borders(config))
     counted = max_length is not None and any(2 * max_length > limit for limit in row_limits(config))
-    return not turned and not counted
+    return not carries and not turned and not counted
 
 
 def _decide(
