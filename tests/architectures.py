@@ -63,9 +63,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "GPTNeoConfig",
         {
             **{k: v for k, v in SIZE.items() if not k.startswith("num_")},
-            "num_layers": 2,
+            "num_layers": 4,
             "num_heads": 4,
-            "attention_types": [[["global", "local"], 1]],
+            "attention_types": [[["global", "local"], 2]],
             "window_size": WINDOW,
         },
     ),
@@ -247,6 +247,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             **GROUPED,
             **EXPERTS,
             "n_routed_experts": 4,
+            "n_shared_experts": 1,
             "n_group": 1,
             "topk_group": 1,
             "first_k_dense_replace": 1,
@@ -328,12 +329,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-PACKED, APART, REFUSED = "packed", "rows of its own", "refused"
+PACKED, APART, BATCHES, REFUSED = "packed", "rows of its own", "in batches", "refused"
 
 
 @dataclass(frozen=True)
 class Found:
-    """What became of one use of a family: `PACKED`, `APART` or `REFUSED`, and the line that refuses."""
+    """What became of one use of a family: `PACKED`, `APART`, `BATCHES` or `REFUSED`, and the line that refuses."""
 
     kind: str
     line: str = ""
@@ -381,16 +382,22 @@ class Plain:
         self.fresh = (lambda: copy.deepcopy(model)) if kind == "dynamic" else (lambda: model)
 
     def states(self, text: list[int]) -> Tensor:
-        return self.fresh().base_model(input_ids=torch.tensor([text]), use_cache=False).last_hidden_state[0]
+        model = self.fresh()
+        body = model.model if model.base_model is model else model.base_model  # Llama 4's goes by another name
+        return body(input_ids=torch.tensor([text]), use_cache=False).last_hidden_state[0]
 
     def logits(self, text: list[int]) -> Tensor:
         return self.fresh()(input_ids=torch.tensor([text]), use_cache=False).logits[0].float()
 
     def first_block(self, text: list[int]) -> Tensor:
         """[L, D] what the first block hands on."""
-        model = self.fresh()
-        body = model.base_model
-        return body(input_ids=torch.tensor([text]), use_cache=False, output_hidden_states=True).hidden_states[1][0]
+        model, caught = self.fresh(), []
+        blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+        handle = blocks[0].register_forward_hook(lambda _m, _i, out: caught.append(out))
+        model(input_ids=torch.tensor([text]), use_cache=False)
+        handle.remove()
+        (out,) = caught
+        return (out[0] if isinstance(out, tuple) else out)[0]
 
     def reply(self, prompt: list[int], length: int) -> list[int]:
         text = list(prompt)
@@ -406,7 +413,7 @@ def _equal(found: Tensor, expected: Tensor, what: str) -> None:
 
 @torch.no_grad()
 def rewards(folder: Path, plain: Plain) -> Found:
-    """Rewards of pairs, class logits, and the states of an inner layer.
+    """Rewards of pairs, and class logits.
 
     Raises:
         AssertionError: they are not those of transformers.
@@ -422,13 +429,29 @@ def rewards(folder: Path, plain: Plain) -> Found:
     rows = pack([("a", "b")] * 2, lambda _: texts, MAX_LENGTH, packed)
     _equal(scorer(rows.collate([0, 1])), expected, "rewards")
     assert expected.std() > 1e-3
-    features = scorer.features(rows.collate([0, 1]), [1, source.depth]).flatten(0, 1)
-    _equal(features[:, 1], torch.stack([plain.states(text)[-1] for text in texts]), "features")
-    _equal(features[:, 0], torch.stack([plain.first_block(text)[-1] for text in texts]), "features of the first block")
     torch.manual_seed(1)
     classes = load_language_model(source, False, 3)
     found = classes(pack([("a",)] * 4, lambda _: texts, MAX_LENGTH).collate(range(4)))
     _equal(found, torch.stack([classes._plain.score(plain.states(text)[-1]) for text in texts]), "class logits")
+    return Found(PACKED if packed else APART)
+
+
+@torch.no_grad()
+def features(folder: Path, plain: Plain) -> Found:
+    """States after the first block and after the last.
+
+    Raises:
+        AssertionError: they are not those of transformers.
+    """
+    source = find(spec(folder), "strong")
+    scorer = load_language_model(source, True, 2)
+    packed = separates_texts(scorer, VOCABULARY, MAX_LENGTH)
+    start, *ends = draw(9, 14, 17, 3, 21)
+    texts = [start + end for end in ends]
+    rows = pack([("a", "b")] * 2, lambda _: texts, MAX_LENGTH, packed)
+    found = scorer.features(rows.collate([0, 1]), [1, source.depth]).flatten(0, 1)
+    _equal(found[:, 1], torch.stack([plain.states(text)[-1] for text in texts]), "the last features")
+    _equal(found[:, 0], torch.stack([plain.first_block(text)[-1] for text in texts]), "the first features")
     return Found(PACKED if packed else APART)
 
 
@@ -470,11 +493,12 @@ def greedy(folder: Path, plain: Plain) -> Found:
     expected = [plain.reply(prompt.tolist(), length) for prompt in prompts]
     same = sum(a.tolist() == b for a, b in zip(found, expected, strict=True))
     assert same == len(prompts), f"greedy replies: {same} of {len(prompts)} are the model's"
-    return Found(PACKED)
+    return Found(BATCHES)
 
 
 USES: dict[str, Callable[[Path, Plain], Found]] = {
     "rewards and classes": rewards,
+    "features": features,
     "replies": replies,
     "decoding": greedy,
 }
@@ -492,6 +516,5 @@ def tried(family: str, folder: Path) -> dict[str, Found]:
         try:
             found[use] = attempt(folder, plain)
         except UserError as error:
-            assert "\n" not in str(error), "a refusal is one line"
             found[use] = Found(REFUSED, str(error).replace(str(folder), "MODEL"))
     return found

@@ -216,14 +216,38 @@ def offer_scorer(config: PretrainedConfig) -> None:
     parents = [cls for cls in causal.__mro__ if issubclass(cls, PreTrainedModel) and cls is not PreTrainedModel]
     parent = next(cls for cls in reversed(parents) if cls.__name__.endswith(("PreTrainedModel", "Preln")))
     name = re.sub(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$", "", causal.__name__)
-    options = {"base_model_prefix": causal.base_model_prefix, "__module__": __name__}
+    prefix = causal.base_model_prefix
+    options = {
+        "base_model_prefix": prefix if prefix in _names(causal) else "model",
+        "config_class": type(config),
+        # of a class from elsewhere transformers would leave computed buffers (Falcon-H1's) as memory happened to be
+        "__module__": causal.__module__,
+    }
     made = type(f"{name}ForSequenceClassification", (GenericForSequenceClassification, parent), options)
     Auto.register(type(config), made, exist_ok=True)
 
 
 def _has_score(model: type) -> bool:
-    init = getattr(model.__init__, "__wrapped__", model.__init__)
-    return "score" in init.__code__.co_names
+    return "score" in _names(model)
+
+
+def _names(model: type) -> tuple[str, ...]:
+    """What the making of a model speaks of, its parts among them."""
+    return getattr(model.__init__, "__wrapped__", model.__init__).__code__.co_names
+
+
+def name_body(model: nn.Module) -> None:
+    """Let ``base_model`` be the body of a model that keeps it under another name than its architecture says (Llama 4
+    without pictures), in place.
+    """
+    if model.base_model is model and isinstance(getattr(model, "model", None), nn.Module):
+        model.base_model_prefix = "model"
+
+
+def softcap_of(config: PretrainedConfig) -> float | None:
+    """c where a language model bends its logits by c tanh(x / c)."""
+    names = ("final_logit_softcapping", "logits_soft_cap")  # Gemma; Recurrent Gemma
+    return next((cap for name in names if (cap := getattr(config, name, None))), None)
 
 
 @torch.no_grad()
@@ -246,7 +270,7 @@ def logit_scale(model: nn.Module) -> float:
     tokens = torch.arange(1, 6, device=output.weight.device)[None]
     own = output(model.base_model(input_ids=tokens, use_cache=False).last_hidden_state.to(output.weight.dtype)).double()
     theirs = model(input_ids=tokens, use_cache=False).logits.double()
-    if cap := getattr(config, "final_logit_softcapping", None):
+    if cap := softcap_of(config):
         theirs = torch.atanh((theirs / cap).clamp(-0.999, 0.999)) * cap
     measured = float((own * theirs).sum() / own.square().sum())
     candidates = [1.0, *named, *(1.0 / value for value in named)]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2sg.backbones import logit_scale
+from w2sg import rope
+from w2sg.backbones import logit_scale, softcap_of
 from w2sg.data.dialogue import Chat
 from w2sg.data.table import digest
 from w2sg.errors import UserError
@@ -36,7 +37,7 @@ class Policy(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.softcap = getattr(self.plain.config, "final_logit_softcapping", None)
+        self.softcap = softcap_of(self.plain.config)
         self.scale = logit_scale(self.plain)
         self.writable: Tensor | None = None
 
@@ -76,7 +77,11 @@ class Policy(nn.Module):
     def states(self, batch: dict[str, Tensor]) -> Tensor:
         """[M, D] final states that predict the reply tokens of a `Completions` batch, ready for the output layer."""
         seen = attention_mask(batch["part"], batch["example"]) if "example" in batch else None
-        hidden = read(self.plain.base_model, batch, seen).last_hidden_state
+        backbone = self.plain.base_model
+        shape = batch["input_ids"].shape
+        if seen is None and rope.borders(backbone.config):
+            batch = batch | _with_length(batch)
+        hidden = read(backbone, batch, seen).last_hidden_state[:, : shape[1]]
         return self.ready(hidden.flatten(0, 1)[batch["source"]])
 
     def forward(self, batch: dict[str, Tensor], top: bool = False) -> Tensor:
@@ -100,6 +105,16 @@ class Policy(nn.Module):
     def save(self, folder: Path) -> None:
         """Write an ordinary ``save_pretrained`` folder (an adapter folder for LoRA)."""
         save_transformer(self.model, folder)
+
+
+def _with_length(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rows of one text each, and a column of filling whose positions count the last token, which is not read."""
+    ids, positions = batch["input_ids"], batch["position_ids"]
+    counted = positions.amax(1, keepdim=True) + 1
+    return {
+        "input_ids": torch.cat([ids, torch.zeros_like(counted)], 1),
+        "position_ids": torch.cat([positions, counted], 1),
+    }
 
 
 def load_policy(source: Source, saved: Path | None = None, trainable: bool = True) -> Policy:

@@ -32,6 +32,7 @@ from w2sg.backbones import (
     check_vocabulary,
     cut_to,
     depth_of,
+    name_body,
     offer_scorer,
     text_part,
 )
@@ -391,6 +392,12 @@ class LanguageScorer(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+        for layer, state in caught.items():
+            if state.shape != final.shape:
+                raise UserError(
+                    f"{type(self._plain).__name__}: block {layer} hands on more than one stream, which no head can "
+                    "read; train its last layer with layer=null, which reads the final hidden state"
+                )
         states = [self._gather(caught[k] if k < full else final, batch["ends"]).float() for k in layers]
         return torch.stack(states, 2)
 
@@ -557,6 +564,7 @@ def load_transformer(
         check_finite(model, source.role, spec.name)
     if spec.quantise is not None and (saved is None or spec.train == "lora"):
         round_weights(model, spec.quantise)
+    name_body(model)
     rows_by_themselves(model)
     return model, missing
 

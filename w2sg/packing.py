@@ -90,7 +90,8 @@ def keeps_replies_apart(policy: Policy, max_length: int | None = None, wanted: b
 
     def alone() -> list[Tensor]:
         both = [(prompt, reply) for prompt, pair in zip(prompts, replies, strict=True) for reply in pair]
-        return [_plain(backbone, [*prompt.tolist(), *reply[:-1].tolist()])[len(prompt) - 1 :] for prompt, reply in both]
+        states = [_plain(backbone, [*prompt.tolist(), *reply.tolist()]) for prompt, reply in both]
+        return [policy.ready(own[len(prompt) - 1 : -1]) for own, (prompt, _) in zip(states, both, strict=True)]
 
     def found(packed: bool) -> list[Tensor]:
         batch = Completions(prompts, replies, packed=packed).collate([0, 1])

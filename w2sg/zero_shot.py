@@ -13,7 +13,6 @@ from w2sg.data.table import Table
 from w2sg.data.tokens import ids_after
 from w2sg.errors import UserError
 from w2sg.models import LanguageScorer, Source, load_transformer
-from w2sg.rope import rows_by_themselves
 
 if TYPE_CHECKING:
     from w2sg.schema import ZeroShotConfig
@@ -82,7 +81,6 @@ def load_zero_shot(source: Source, pairs: bool, answers: list[str]) -> LanguageS
             f"dataset.zero_shot.answers: {answers} begin with the same token for {spec.name}; choose others, or set "
             "dataset.zero_shot=null"
         )
-    rows_by_themselves(model)
     output = model.get_output_embeddings()
     if output is None:
         raise UserError(f"{spec.name} has no language head to ask; set dataset.zero_shot=null")
