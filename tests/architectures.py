@@ -17,6 +17,9 @@ import torch
 import transformers
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 
 from w2sg.config import CONF, register
@@ -364,6 +367,12 @@ def write(family: str, folder: Path) -> Path:
             if weight.dim() > 1 and "A_log" not in name:
                 weight.mul_(3.0)
     model.save_pretrained(folder)
+    words = WordLevel({f"w{k}": k for k in range(VOCABULARY)}, unk_token="w2")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(words), bos_token="w0", eos_token="w1", pad_token="w2", unk_token="w2"
+    )
+    tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save_pretrained(folder)
     return folder
 
 
