@@ -31,7 +31,7 @@ from w2sg.decoding.scores import Settings
 from w2sg.errors import UserError
 from w2sg.language import load_policy
 from w2sg.models import find, load_language_model
-from w2sg.packing import keeps_replies_apart, separates_texts
+from w2sg.packing import keeps_replies_apart, separates_texts, why_apart
 from w2sg.schema import ModelConfig
 
 VOCABULARY, WINDOW, MAX_LENGTH = 96, 8, 64
@@ -317,6 +317,64 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "RwkvConfig",
         {**IDS, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "context_length": 128},
     ),
+    "bert": ("BertConfig", SIZE),
+    "xlnet": ("XLNetConfig", {**IDS, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}),
+    "openai-gpt": ("OpenAIGPTConfig", {**IDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
+    "modernbert-decoder": (
+        "ModernBertDecoderConfig",
+        {**SIZE, "local_attention": 2 * WINDOW, "global_attn_every_n_layers": 2},
+    ),
+    "gemma4": (
+        "Gemma4TextConfig",
+        {
+            **HEADED,
+            **BOTH,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 8,
+            "num_kv_shared_layers": 0,
+            "global_head_dim": 8,
+        },
+    ),
+    "cwm": ("CwmConfig", {**HEADED, **BOTH}),
+    "doge": ("DogeConfig", {**GROUPED, "sliding_window": WINDOW}),
+    "jetmoe": (
+        "JetMoeConfig",
+        {
+            **IDS,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "kv_channels": 8,
+            "intermediate_size": 48,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "ernie4_5_moe": (
+        "Ernie4_5_MoeConfig",
+        {**GROUPED, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16, "moe_layer_start_index": 1},
+    ),
+    "hunyuan_v1_moe": ("HunYuanMoEV1Config", {**HEADED, "num_experts": 4, "moe_topk": 2}),
+    "minimax_m2": ("MiniMaxM2Config", {**HEADED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "exaone_moe": ("ExaoneMoeConfig", {**GROUPED, **BOTH, **EXPERTS, "num_experts": 4}),
+    "internlm3": ("InternLM3Config", HEADED),
+    "hyperclovax": ("HyperCLOVAXConfig", HEADED),
+    "lfm2_moe": (
+        "Lfm2MoeConfig",
+        {**GROUPED, **EXPERTS, "layer_types": ["conv", "full_attention"], "num_experts": 4, "num_dense_layers": 1},
+    ),
+    "qwen3_5": (
+        "Qwen3_5TextConfig",
+        {
+            **HEADED,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        },
+    ),
+    "xlstm": ("xLSTMConfig", {**IDS, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 4}),
     "recurrent_gemma": (
         "RecurrentGemmaConfig",
         {
@@ -406,7 +464,7 @@ class Plain:
         model(input_ids=torch.tensor([text]), use_cache=False)
         handle.remove()
         (out,) = caught
-        return (out[0] if isinstance(out, tuple) else out)[0]
+        return (out[0] if isinstance(out, tuple | list) else out)[0]
 
     def reply(self, prompt: list[int], length: int) -> list[int]:
         text = list(prompt)
@@ -527,3 +585,49 @@ def tried(family: str, folder: Path) -> dict[str, Found]:
         except UserError as error:
             found[use] = Found(REFUSED, str(error).replace(str(folder), "MODEL"))
     return found
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+HEAD = """# Architectures
+
+Tiny random models of each architecture, with windows and chunks of 8 tokens where it has any, read texts of up to 38
+tokens through w2sg's own code. Rewards of pairs, class logits, features of the first and last block, log-probabilities
+of replies (each within 1e-5) and greedy replies to prompts of unequal lengths in one batch are compared with plain
+transformers, which reads one text at a time. `tests/test_architectures.py` does it and checks this page; after a
+change, `W2SG_WRITE_MODELS_PAGE=1 python -m pytest -n 0 tests/test_architectures.py` writes it anew.
+
+Another architecture is treated as these are: it is asked at the start, reads packed rows only where they give the
+numbers of plain transformers, and is refused where not even a row of its own does.
+"""
+ASKED = "it counts the columns of a row (slopes, windows of its own), or carries a state along them"
+LISTS = {
+    PACKED: "## Texts share a row\n\nThe texts of a pair, and the replies to a prompt, share what they begin with.\n",
+    APART: "## A row for each text\n\nThe same numbers, with more tokens to read; the log and the report say so.\n",
+    REFUSED: "## Refused\n\nWith one line, before any work.\n",
+}
+
+
+def lines_of(family: str, found: dict[str, Found]) -> dict[str, str]:
+    """list -> the line of a family in it; what is refused of a family that works otherwise has a line there, too."""
+    kind = FAMILIES[family][0]
+    refused = {use: one.line for use, one in found.items() if one.kind == REFUSED}
+    lines = {}
+    if refused:
+        what = "" if len(refused) == len(found) else f", {' and '.join(refused)}"
+        lines[REFUSED] = f"- {family} ({kind}){what}: {next(iter(refused.values()))}"
+    if len(refused) < len(found):
+        place = APART if any(one.kind == APART for one in found.values()) else PACKED
+        config = getattr(transformers, kind)(**FAMILIES[family][1])
+        reason = f": {why_apart(config, MAX_LENGTH) or ASKED}" if place == APART else ""
+        lines[place] = f"- {family} ({kind}){reason}"
+    return lines
+
+
+def page(found: dict[str, dict[str, Found]]) -> str:
+    """docs/models.md."""
+    lines = {family: lines_of(family, one) for family, one in found.items()}
+    parts = [HEAD]
+    for place, head in LISTS.items():
+        parts.append(head + "\n" + "\n".join(lines[f][place] for f in sorted(lines) if place in lines[f]) + "\n")
+    return "\n".join(parts)

@@ -381,7 +381,7 @@ class LanguageScorer(nn.Module):
 
         def catch(layer: int):
             def hook(_module, _inputs, output):
-                caught[layer] = output[0] if isinstance(output, tuple) else output
+                caught[layer] = output[0] if isinstance(output, tuple | list) else output
 
             return hook
 

@@ -72,7 +72,7 @@ def separates_texts(
         batch = pack([("a", "b")] * (len(texts) // 2), lambda _: texts, longest, packed).collate(range(len(texts) // 2))
         return [*scorer.hidden(_to(batch, backbone)).flatten(0, 1)]
 
-    return _decide(scorer._plain, alone, found, wanted and _may_share(backbone.config, max_length))
+    return _decide(scorer._plain, alone, found, wanted and why_apart(backbone.config, max_length) is None)
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def keeps_replies_apart(policy: Policy, max_length: int | None = None, wanted: b
         batch = Completions(prompts, replies, packed=packed).collate([0, 1])
         return [*policy.states(_to(batch, backbone)).split([k for pair in sizes for k in pair])]
 
-    return _decide(policy.plain, alone, found, wanted and _may_share(backbone.config, max_length))
+    return _decide(policy.plain, alone, found, wanted and why_apart(backbone.config, max_length) is None)
 
 
 def _longest(config: Any, max_length: int | None) -> int:
@@ -107,15 +107,20 @@ def _longest(config: Any, max_length: int | None) -> int:
     return longest if max_length is None else max(7, min(longest, max_length))
 
 
-def _may_share(config: Any, max_length: int | None) -> bool:
-    """Not where a layer carries a state from column to column, which weights that were just drawn would hardly show;
-    where the start of two texts would have to be turned by two sets of frequencies; or where columns are counted.
+def why_apart(config: Any, max_length: int | None) -> str | None:
+    """Why texts cannot share a row, where a model's configuration says so; None where it has to be asked.
+
+    A state that is carried from column to column would hardly show in weights that were just drawn.
     """
     kinds = getattr(config.get_text_config(), "layer_types", None) or ()
     carries = any(word in str(kind) for kind in kinds for word in CARRIES)
-    turned = any(max_length is None or border < max_length for border in rope.borders(config))
-    counted = max_length is not None and any(2 * max_length > limit for limit in row_limits(config))
-    return not carries and not turned and not counted
+    if carries:
+        return "a layer carries a state from token to token"
+    if any(max_length is None or border < max_length for border in rope.borders(config)):
+        return "its rotary frequencies hang on the length of a text"
+    if any(max_length is None or 2 * max_length > limit for limit in row_limits(config)):
+        return "it counts the columns of a row"
+    return None
 
 
 def _decide(
