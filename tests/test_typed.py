@@ -301,6 +301,27 @@ def test_names_that_differ_in_signs_alone_are_first():
     assert similar("zzz", ["gpt2", "rkl"]) == []
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["training.full.lr=1e-4"], "training.full.lr: not read, since no model is trained so (weak.train=head"),
+        (["training.head.lr=1", "weak.lr=1", "strong.lr=2"], "training.head.lr: not read, since weak.lr and strong.lr"),
+        (["training.head.lr=1", "strong.lr=2"], None),
+        (["strong.lora.r=4"], "strong.lora.r: not read, since strong.train=head"),
+        (["strong.experts=4"], "strong.experts: not read, since strong.head=linear"),
+        (["training.label_smoothing=0.1", "seed=1", "training.head.epochs=2"], None),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_said(typed, words):
+    from conftest import compose
+
+    from w2sg.unread import unread
+
+    found = unread(check(compose("weak=smollm2-135m-gguf", *typed)), typed)
+    assert len(found) == (words is not None)
+    assert words is None or found[0].startswith(words)
+
+
 # -- the line as it is printed ----------------------------------------------------------------------------------------
 
 

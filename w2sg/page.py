@@ -85,7 +85,7 @@ def opening(content: dict[str, Any], what: str, finding: str) -> list[str]:
         f"<h1>{html.escape(what)}</h1>",
         f"<p class=command>{html.escape(content['command'])}</p>",
         f"<p class=verdict>{html.escape(finding)}</p>",
-        *(f"<p class=warning>{html.escape(line)}</p>" for line in content["warnings"]),
+        *(f"<p class=warning>{html.escape(line)}</p>" for line in (*content["warnings"], *content.get("unread", ()))),
     ]
 
 

@@ -25,6 +25,7 @@ from w2sg.schema import TrainConfig
 from w2sg.stages import Stages
 from w2sg.statistics import Bootstrap
 from w2sg.store import read_json, write_json
+from w2sg.unread import unread
 
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "peft")
 NOTES = (
@@ -110,7 +111,7 @@ class Report:
         console.print(self._accuracies() if self.table is None else self.table(content))
         if "pgr" in content:
             console.print(pgr_sentence(content["pgr"]))
-        for line in content["warnings"]:
+        for line in (*content["warnings"], *content.get("unread", ())):
             console.say(f": {line}", "note", "yellow")
         console.say(f"report: {out / 'report.html'}")
 
@@ -177,6 +178,7 @@ def heading(config: TrainConfig, typed: list[str], loss: str) -> dict[str, Any]:
         "loss": loss,
         "seed": config.seed,
         "command": " ".join(["python train.py", *typed]),
+        "unread": unread(config, typed),
     }
 
 

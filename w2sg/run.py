@@ -33,6 +33,7 @@ from w2sg.report import Report, make_report
 from w2sg.schema import FitOptions, ModelConfig, TrainConfig
 from w2sg.stages import FitJob, ReadJob, Stages, load_values
 from w2sg.store import Store
+from w2sg.unread import unread
 from w2sg.zero_shot import load_zero_shot, questioned, softcap_of, why_not
 
 log = logging.getLogger(__name__)
@@ -477,6 +478,8 @@ def run_method(config: TrainConfig, out: str | Path, typed: list[str]) -> Report
     """Run the configured method in the folder ``out``; dashboards are closed whatever happens."""
     method = build(config.method)
     run = Run(config, Path(out), typed)
+    for line in unread(config, typed):
+        log.warning("%s", line)
     failed = True
     try:
         report = method(run)
