@@ -26,6 +26,7 @@ from w2sg.data.splits import load_tables
 from w2sg.data.table import Table, digest, uniform
 from w2sg.errors import UserError
 
+WRITTEN = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 SPLITS = ("ground_truth", "transfer", "test")
 ALL = dict.fromkeys(SPLITS)
 CONF = ROOT / "conf" / "dataset"
@@ -96,7 +97,7 @@ def write(path: Path, rows: list[dict]) -> Path:
 # -- files and folders -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", sources.SUFFIXES)
+@pytest.mark.parametrize("suffix", WRITTEN)
 @pytest.mark.parametrize("rows", [make_pairs(30), classes(30)], ids=["pairs", "classes"])
 def test_file_types_hold_the_same_rows(tmp_path, suffix, rows):
     expected = load(write(tmp_path / "expected" / "rows.jsonl", rows))
@@ -301,14 +302,13 @@ def test_a_local_copy_may_have_any_known_form(tmp_path, name, form):
 
 def test_prompt_chosen_rejected(tmp_path):
     start = "\n\nHuman: q\n\nAssistant:"
-    rows = [
-        {"prompt": "q", "chosen": "yes", "rejected": "no"},
-        {"prompt": start, "chosen": " sure", "rejected": " never"},
-        {"prompt": "q", **one("good", "bad", "q")},
-    ]
-    rows += [one("a", "b", f"p{i}") for i in range(2)]  # the three above have one prompt
-    tables = load(write_jsonl(tmp_path / "rows.jsonl", rows))
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "q", "chosen": "yes", "rejected": "no"}])
+    write_jsonl(tmp_path / "b.jsonl", [{"prompt": start, "chosen": " sure", "rejected": " never"}])
+    write_jsonl(tmp_path / "c.jsonl", [{"prompt": "q", **one("good", "bad", "q")}])
+    write_jsonl(tmp_path / "d.jsonl", [one("a", "b", f"p{i}") for i in range(2)])  # the three above have one prompt
+    tables = load(tmp_path)
     assert {f"{start} yes", f"{start} no", f"{start} sure", f"{start} never", f"{start} good"} <= texts(tables)
+    assert {p.text for t in each(tables) for p in t.prompts if "q" in p.text} == {start}  # and stay in one split
 
 
 @pytest.mark.parametrize(
@@ -632,7 +632,7 @@ def test_malformed_rows_say_why(tmp_path, row, why):
     assert re.search(why, load(file).report["dropped"]["malformed"])
 
 
-@pytest.mark.parametrize("label", ["positive", None, -1, 0.5, 1.0, [1], "-1", "²"])
+@pytest.mark.parametrize("label", ["positive", None, -1, 0.5, [1], "-1", "²"])
 def test_wrong_label_type(tmp_path, label):
     file = write_jsonl(tmp_path / "rows.jsonl", [*classes(9), {"text": "t", "label": label}])
     dropped = load(file).report["dropped"]["malformed"]
@@ -656,9 +656,12 @@ def test_three_classes_and_gaps(tmp_path):
 
 
 def test_mixed_kinds(tmp_path):
-    file = write_jsonl(tmp_path / "rows.jsonl", [*make_pairs(6), *classes(6)])
+    write_jsonl(tmp_path / "a.jsonl", make_pairs(6))
+    write_jsonl(tmp_path / "b.jsonl", classes(6))
     with pytest.raises(UserError, match="mixes preference pairs and labelled texts"):
-        load(file)
+        load(tmp_path)
+    file = write_jsonl(tmp_path / "rows.jsonl", [*make_pairs(6), *classes(5)])
+    assert load(file).report["dropped"]["malformed"] == "5, first at rows.jsonl:7: columns text, label"
 
 
 def test_broken_json_line_is_named_by_number(tmp_path):
@@ -681,7 +684,7 @@ def test_bytes_that_are_not_utf8(tmp_path):
     assert re.match(r"1, first at rows\.csv:8: .*UTF-8", load(file).report["dropped"]["malformed"])
     file = tmp_path / "rows.json"
     file.write_bytes(b'[{"text": "caf\xe9", "label": 1}]')
-    with pytest.raises(UserError, match=r"rows\.json is not JSON .*utf-8"):
+    with pytest.raises(UserError, match=r"rows\.json is not UTF-8 .*utf-8"):
         load(file)
 
 
@@ -692,9 +695,8 @@ def test_csv_places_and_long_fields(tmp_path):
     assert dropped["malformed"].startswith("1, first at rows.csv:14: label is '?'"), "lines, not rows, are named"
     assert dropped["over-long"].startswith("1, first at rows.csv:15")
     (tmp_path / "short.csv").write_text("text,label\na,0\nb,1\nc,0\nd\n")
-    assert (
-        load(tmp_path / "short.csv").report["dropped"]["malformed"].startswith("1, first at short.csv:5: label is None")
-    )
+    dropped = load(tmp_path / "short.csv").report["dropped"]
+    assert dropped["malformed"] == "1, first at short.csv:5: 1 fields, fewer than the 2 columns"
 
 
 def test_damaged_files(tmp_path):
@@ -705,14 +707,13 @@ def test_damaged_files(tmp_path):
         "no.jsonl.gz": (b'{"text": "a"}', r"no\.jsonl\.gz breaks off after line 0"),
         "no.parquet": (b"text", r"no\.parquet is not a readable parquet file"),
         "no.json": (b'{"text": ', r"no\.json is not JSON"),
-        "lines.json": (b'{"text": "a"}\n{"text": "b"}\n', r"lines\.json is not JSON.*\.jsonl"),
         "object.json": (b'{"rows": []}', r"object\.json holds neither a list of rows nor"),
         "empty.json": (b"[]", r"empty\.json holds no rows"),
         "empty.jsonl": (b"", r"empty\.jsonl holds no rows"),
         "blank.jsonl": (b"\n \n", r"blank\.jsonl holds no rows"),
         "empty.csv": (b"", r"empty\.csv holds no rows"),
         "header.csv": (b"text,label\n", r"header\.csv holds no rows"),
-        "rows.txt": (b"text", r"rows\.txt is none of \.jsonl, \.jsonl\.gz, \.json, \.csv, \.parquet"),
+        "rows.txt": (b"text", r"rows\.txt is none of \.jsonl \.json \.csv"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -997,7 +998,18 @@ def test_summary(pairs_folder):
     tables = load(pairs_folder)
     summary = audit.summary(tables)
     assert set(summary) == {
-        *("sizes", "overlaps", "length_only", "class_balance", "source", "rows_read", "dropped", "split")
+        *(
+            "sizes",
+            "overlaps",
+            "length_only",
+            "class_balance",
+            "source",
+            "rows_read",
+            "dropped",
+            "split",
+            "read_as",
+            "notes",
+        )
     }
     assert summary["sizes"] == {"ground_truth": 96, "transfer": 96, "test": 64}
     assert set(summary["overlaps"].values()) == {0}
@@ -1087,7 +1099,7 @@ def test_choices_are_shown_with_letters_and_the_answer_is_one_of_them(tmp_path):
 def test_columns_of_questions_have_any_names(tmp_path):
     rows = [{"ask": f"q{k}", "say": f"a{k}"} for k in range(6)]
     assert asked(tmp_path, rows, question="ask", answer="say").test.texts[0][0].startswith("\n\nHuman: q")
-    with pytest.raises(UserError, match=r"6 of 6 rows .* are malformed.*Expected \{question, answer\}"):
+    with pytest.raises(UserError, match=r"rows.jsonl has the columns ask, say. Expected \{question, answer\}"):
         asked(tmp_path, rows)
 
 

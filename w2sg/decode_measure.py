@@ -124,6 +124,7 @@ class Comparison:
         content["versions"] = report.versions()
         content["config"] = run.config.model_dump(by_alias=True)
         content["warnings"] = [*report.said(run.stages), *self._warnings(content["decoding"])]
+        content["warnings"] += content["data"].get("notes", [])
         run.reading.into(content)
         columns = {"id": self.replies["plain"].ids, **{f"reward_{k}": v.tolist() for k, v in rewards.items()}}
         columns |= {f"preferred_{own}_over_{other}": v.tolist() for (own, other), v in preferred.items()}

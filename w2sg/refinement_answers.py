@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from w2sg.data.files import read_file
 from w2sg.data.messages import Dialogue, Message
-from w2sg.data.sources import read_file
 from w2sg.data.table import Table, digest
 from w2sg.errors import UserError
 from w2sg.refinement_prompts import instructed

@@ -109,6 +109,7 @@ class Findings:
         content["versions"] = report.versions()
         content["config"] = run.config.model_dump(by_alias=True)
         content["warnings"] = [*report.said(run.stages), *self._warnings(found, content["data"])]
+        content["warnings"] += content["data"].get("notes", [])
         run.reading.into(content)
         rows = self._rows(replies, scores)
         columns = {"id": next(iter(replies.values())).ids}

@@ -164,7 +164,7 @@ def make_report(
     content["stages"] = [record.as_dict() for record in stages.records]
     content["versions"] = versions()
     content["config"] = config.model_dump(by_alias=True)
-    content["warnings"] = [*said(stages), *_warnings(config, content)]
+    content["warnings"] = [*said(stages), *_warnings(config, content), *content["data"].get("notes", [])]
     return Report(content, columns(test, predictions), curves(stages))
 
 

@@ -185,6 +185,22 @@ class Difficulty(Strict):
         return []
 
 
+# What a column of the user's own data may be, under any name (`w2sg.data.forms` reads them).
+FIELDS = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "completion",
+    "messages",
+    "text",
+    "label",
+    "system",
+    "history",
+    "score_chosen",
+    "score_rejected",
+)
+
+
 class DatasetConfig(Strict):
     model_config = ConfigDict(
         extra="allow"
@@ -202,6 +218,16 @@ class DatasetConfig(Strict):
     difficulty: Difficulty | None
     zero_shot: ZeroShotConfig | None
     noise: NoiseConfig
+
+    def rules(self) -> list[str]:
+        columns = (self.model_extra or {}).get("columns")
+        if columns is None:
+            return []
+        shown = "{prompt: my_question, chosen: my_good, rejected: my_bad}"
+        if not isinstance(columns, dict) or not columns or not all(isinstance(v, str) and v for v in columns.values()):
+            return [f"columns: give the names of columns, as {shown}; null reads them by their own names"]
+        unknown = [name for name in columns if name not in FIELDS]
+        return [f"columns: there is no field {name!r}; choose among {', '.join(FIELDS)}" for name in unknown]
 
 
 class TrainerConfig(Strict):

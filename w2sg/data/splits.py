@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from w2sg.config import build
+from w2sg.data.examples import Example
+from w2sg.data.forms import Formed, Tie
 from w2sg.data.messages import Dialogue
-from w2sg.data.sources import Example, Source
+from w2sg.data.sources import Source
 from w2sg.data.table import Groups, Table, uniform
 from w2sg.errors import UserError
 
@@ -123,18 +126,57 @@ def load_tables(options: dict[str, Any], seed: int) -> Tables:
                 )
         report["split"] = f"as the files come{levels}"
     else:
-        chosen = _split(pools, sizes, split_seed, levels, report)
+        try:
+            chosen = _split(pools, sizes, split_seed, levels, report)
+        except UserError as error:
+            if not report["dropped"]:
+                raise
+            dropped = "; ".join(f"{reason}: {text}" for reason, text in report["dropped"].items())
+            raise UserError(f"{error}. Dropped while reading: {dropped}") from error
         report["split"] = f"by prompt, split_seed {split_seed}{levels}"
     tables = {name: _table(name, rows, kind, classes, seed) for name, rows in chosen.items()}
+    if kind == "classes":
+        _several_classes(tables, report)
     return Tables(**tables, report=report)
+
+
+CHANCE = 20  # rows of which all may be of one class by chance
+
+
+def _several_classes(tables: dict[str, Table], report: dict[str, Any]) -> None:
+    """What learns or tests on one class alone is right whatever it says."""
+    for name, table in tables.items():
+        if len(present := set(table.labels.tolist())) > 1:
+            continue
+        said = (
+            f"all {len(table)} rows of {name} are of class {present.pop()}, so that every accuracy on them says nothing"
+        )
+        if len(table) >= CHANCE:
+            raise UserError(
+                f"dataset.sizes.{name}: {said}; give rows of at least two classes for it ({report['source']})"
+            )
+        report["notes"] = [*report["notes"], said]
 
 
 @functools.lru_cache(maxsize=4)
 def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[str, Any]]:
     """All good rows of a dataset by pool; kept in memory, since the runs of a sweep read the same ones."""
     options = json.loads(options_json)
-    source: Source = build({k: v for k, v in options.items() if k not in {"strict", "max_chars", "difficulty"}})()
     column = (options.get("difficulty") or {}).get("column")
+    try:
+        source: Source = build({k: v for k, v in options.items() if k not in {"strict", "max_chars", "difficulty"}})()
+        source.notes.known.update({column} - {None})
+        return _of_source(source, options, column)
+    except (OSError, RuntimeError) as error:  # a folder that may not be read, a loop of links, a name that is too long
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"dataset.path: {options.get('path')} cannot be read ({reason}); name a file or folder that can"
+        ) from error
+
+
+def _of_source(
+    source: Source, options: dict[str, Any], column: str | None
+) -> tuple[dict[str, list[Example]], str, int, dict[str, Any]]:
     drops = Drops(options["strict"])
     pools: dict[str, list[Example]] = {}
     seen_rows = 0
@@ -170,6 +212,10 @@ def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[s
             f"dataset.path: {malformed} of {seen_rows} rows of {source.origin} are malformed, the first at "
             f"{drops.first['malformed']}. Expected {source.expects}"
         )
+    for where, words in source.notes.forms.items():
+        log.info("dataset: %s: read as %s", where, words)
+    for note in source.notes:
+        log.warning("dataset: %s", note)
     for reason, text in drops.report().items():
         log.info("dataset: dropped as %s: %s", reason, text)
     kinds = {example.kind for rows in pools.values() for example in rows}
@@ -183,12 +229,29 @@ def _read(options_json: str) -> tuple[dict[str, list[Example]], str, int, dict[s
     if kind == "classes":
         present = sorted({example.answer for rows in pools.values() for example in rows})
         classes = max(2, 1 + present[-1])
+        if len(present) == 1:
+            raise UserError(
+                f"dataset.path: all rows left of {source.origin} are class {present[0]}, one class only; what was "
+                f"dropped: {drops.report() or 'nothing'}; labels are numbers from 0 (for two classes 0 and 1)"
+            )
         if classes > max(2, len(present)):
             raise UserError(
                 f"dataset.path: the labels are {', '.join(map(str, present[:10]))}{', ...' * (len(present) > 10)} in "
                 f"{source.origin}, which leaves classes without a row; number the classes from 0 without gaps"
             )
-    return pools, kind, classes, {"source": source.origin, "rows_read": seen_rows, "dropped": drops.report()}
+    notes = list(source.notes)
+    return (
+        pools,
+        kind,
+        classes,
+        {
+            "source": source.origin,
+            "rows_read": seen_rows,
+            "dropped": drops.report(),
+            "read_as": dict(source.notes.forms),
+            "notes": notes,
+        },
+    )
 
 
 def _parse(
@@ -198,15 +261,20 @@ def _parse(
         if isinstance(row, Exception):
             raise row
         example = source.parse(row)
+        if drops.strict and (reason := _unsure(row, example)):
+            raise ValueError(reason)
         if column is not None:
             example = replace(example, difficulty=_difficulty(row[column], column))
         if not _is_unicode(example.group, *example.texts):
-            raise ValueError("the text is not valid UTF-8 (a lone surrogate)")
-    except (ValueError, KeyError, TypeError) as error:
+            raise ValueError("the text is not valid UTF-8 (a lone surrogate); save the file as UTF-8")
+    except Tie as error:
+        drops.add("no preference", where, str(error))
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         detail = f"no column {error}" if isinstance(error, KeyError) else str(error)
         drops.add("malformed", where, detail)
         return None
-    if any(not text[len(example.prompt.text) :].strip() for text in example.texts):
+    if any(blank(text[len(example.prompt.text) :]) for text in example.texts):
         drops.add("empty", where)
         return None
     if len(set(example.texts)) < len(example.texts):
@@ -227,6 +295,19 @@ def _difficulty(value: Any, column: str) -> float:
     if not math.isfinite(float(found[0])):
         raise ValueError(f"{column} is {value!r} (dataset.difficulty)")
     return float(found[0])
+
+
+def _unsure(row: Any, example: Example) -> str | None:
+    """Why a row's preference is not to be trusted."""
+    return row.form.strict.get(example.id) if isinstance(row, Formed) else None
+
+
+INVISIBLE = {"\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}  # letters and signs by name that show nothing
+
+
+def blank(text: str) -> bool:
+    """Whether a text has no visible character: spaces, controls and marks of no width alone."""
+    return all(c.isspace() or c in INVISIBLE or unicodedata.category(c)[0] in "CZ" for c in text)
 
 
 def _is_unicode(*texts: str) -> bool:
@@ -306,7 +387,8 @@ def _filled(
     """
     chosen: dict[str, list[Example]] = {}
     count = sum(map(len, groups.values()))
-    order = sorted(groups, key=lambda group: (uniform("prompt", split_seed, group), group))
+    names = {key: _name_of(key, members) for key, members in groups.items()}
+    order = sorted(groups, key=lambda key: (uniform("prompt", split_seed, names[key]), names[key]))
     fixed = sum(size for size in asked.values() if size is not None)
     unlimited = [name for name in asked if asked[name] is None]
     if fixed > count or (unlimited and fixed + len(unlimited) > count):
@@ -338,7 +420,14 @@ def _filled(
 
 def _keys(example: Example) -> tuple[str, ...]:
     """What no two splits may share: the prompt, or the texts of a pair that has none."""
-    return (example.group,) if example.prompt.text or example.kind == "classes" else example.texts
+    if example.prompt.text:
+        return (example.prompt.text.rstrip(" "),)
+    return (example.group,) if example.kind == "classes" else example.texts
+
+
+def _name_of(key: str, members: list[Example]) -> str:
+    """What a group's place among the others is drawn by."""
+    return min(member.group for member in members) if members[0].prompt.text else key
 
 
 def _groups(rows: list[Example]) -> dict[str, list[Example]]:

@@ -1,0 +1,115 @@
+"""Rows of CSV files, read strictly: what is shifted, swallowed or cut off is said, with its line."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from w2sg.errors import UserError
+
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+class _Lines:
+    """Lines of a file, those since the last row kept."""
+
+    def __init__(self, file: TextIO):
+        self.file, self.kept = file, []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.file)
+        self.kept.append(line)
+        return line
+
+
+def read_csv(path: Path, file: TextIO, notes: list[str]) -> Iterator[tuple[str, dict[str, str] | Exception]]:
+    """Rows with the line where each begins; one with too many or too few fields is given as its error.
+
+    Args:
+        path: for messages. file: opened with ``newline=""``. notes: what a reader of the report should know is added.
+
+    Raises:
+        UserError: no header, two columns of one name, or a quote that is not closed or stands inside of a field.
+    """
+    csv.field_size_limit(2**31 - 1)  # whether a text is too long is for max_chars to say
+    lines = _Lines(file)
+    first = next(file, "")
+    delimiter = _delimiter(first, path)
+    if delimiter != "," and path.name.removesuffix(".gz").endswith(".csv"):
+        notes.append(f"{path.name}: its columns are told apart by {DELIMITERS[delimiter]}")
+    reader = csv.reader(_chained(first, lines), delimiter=delimiter, strict=True)
+    header, ends = None, 0
+    while True:
+        begins, lines.kept[:] = ends + 1, []
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                _broken(path, begins, [first, *lines.kept] if header is None else lines.kept, error)
+            ) from error
+        ends = reader.line_num
+        if row is None:
+            return
+        if header is None:
+            header = _header(row, path)
+            continue
+        if not row:
+            continue  # an empty line
+        where = f"{path.name}:{begins}"
+        if len(row) != len(header):
+            few = "more" if len(row) > len(header) else "fewer"
+            cause = (
+                "a field with a comma, or a quote, must be quoted, and quotes in it doubled" if few == "more" else ""
+            )
+            yield (
+                where,
+                ValueError(f"{len(row)} fields, {few} than the {len(header)} columns{f' ({cause})' if cause else ''}"),
+            )
+        else:
+            yield where, dict(zip(header, row, strict=True))
+
+
+def _chained(first: str, lines: _Lines) -> Iterator[str]:
+    if first:
+        yield first
+    yield from lines
+
+
+def _delimiter(header: str, path: Path) -> str:
+    """Of the header line: a comma where there is one, else what else cuts it into columns."""
+    if path.name.removesuffix(".gz").endswith(".tsv"):
+        return "\t"
+    bare = "".join(header.split('"')[::2])  # outside of quotes
+    return next((mark for mark in DELIMITERS if mark in bare), ",")
+
+
+def _header(names: list[str], path: Path) -> list[str]:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"dataset.path: {path} has {len(names)} columns, of which two are named {twice[0]!r}; rename one"
+        )
+    return names
+
+
+def _broken(path: Path, begins: int, lines: list[str], error: Any) -> str:
+    """What is wrong with quotes, and the line."""
+    if "end of data" in str(error):
+        opened, inside = begins, False
+        for number, line in enumerate(lines, begins):
+            if line.count('"') % 2:
+                opened, inside = (number, True) if not inside else (opened, False)
+        return (
+            f"dataset.path: {path}:{opened}: a quote that opens here is not closed, so that all rows below would be "
+            "read as one field; close it, or double it if it is part of the text"
+        )
+    return (
+        f"dataset.path: {path}:{begins} is not CSV ({error}): it would have more fields than columns; quotes inside "
+        'of a field must be doubled ("") and not escaped by a backslash, and every quote be closed'
+    )

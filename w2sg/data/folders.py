@@ -1,0 +1,204 @@
+"""Pools of rows: those of a file, of a folder, of what `datasets` saved, or of the hub."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from w2sg.data.examples import Example
+from w2sg.data.files import META, SHOWN, Notes, Row, Rows, read_file, suffix_of
+from w2sg.data.forms import SAMPLE, Formed, formed
+from w2sg.errors import UserError
+
+SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")  # how the hub names the parts of one split
+TESTS = {"test", "validation", "eval"}
+
+
+@dataclass
+class Reader:
+    """Reads files in a dataset's own form where their columns are its, else in the form that their columns say.
+
+    Attributes:
+        parse: of the dataset's own form, which raises KeyError for other columns; None where it has none.
+        expects: what a row should look like, for messages. columns: as in `formed`.
+    """
+
+    parse: Callable[[Row], Example] | None
+    expects: str
+    columns: dict[str, str] | None = None
+    notes: Notes = field(default_factory=Notes)
+
+    def file(self, path: Path) -> Rows:
+        """Rows of one file."""
+        yield from self.rows(read_file(path, self.notes), path.name)
+
+    def rows(self, rows: Rows, where: str) -> Rows:
+        """Rows of one file, in one form."""
+        rows = iter(rows)
+        head = list(itertools.islice(rows, SAMPLE))
+        everything = itertools.chain(head, rows)
+        if self.parse is not None and self._own([row for _, row in head if isinstance(row, dict)]):
+            yield from everything
+        else:
+            yield from formed(everything, where, self.columns, self.notes, self.expects)
+
+    def _own(self, sample: list[Row]) -> bool:
+        missing = 0
+        for row in sample:
+            try:
+                self.parse(row)
+            except KeyError:
+                missing += 1
+            except (ValueError, TypeError):
+                continue
+        return 2 * missing <= len(sample)
+
+    def example(self, row: Row) -> Example:
+        """One row as an example."""
+        if not isinstance(row, dict):
+            raise ValueError("the row is not an object")
+        if not isinstance(row, Formed):
+            return self.parse(row)
+        if not row.form.needs <= row.keys():
+            raise ValueError(f"columns {', '.join(map(str, row)) or 'none'}")
+        return row.form.example(row)
+
+
+def _files(folder: Path, deep: bool = False) -> dict[str, list[Path]]:
+    """Data files of a folder (``deep``: and below) by their name without the ending and the number of the shard."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        suffix = suffix_of(path)
+        if suffix and not hidden and path.name not in META and path.is_file():
+            files.setdefault(SHARD.sub("", path.name[: -len(suffix)]), []).append(path)
+    return files
+
+
+def chain(parts: list[Rows]) -> Iterator:
+    """Rows one part after the other."""
+    for part in parts:
+        yield from part
+
+
+def _rows(read: Reader, *splits: list[Path]) -> Rows:
+    """Rows of splits, each one file or the shards of one."""
+    for paths in splits:
+        sharded = all(SHARD.search(p.name[: -len(suffix_of(p))]) for p in paths)
+        if len(paths) > 1 and not (sharded and len({(p.parent, suffix_of(p)) for p in paths}) == 1):
+            names = [f"{p.parent.name}/{p.name}" if paths[0].parent != paths[1].parent else p.name for p in paths]
+            raise UserError(
+                f"dataset.path: there are both {names[0]} and {names[1]}, and which to read is not said; keep one"
+            )
+    return chain([read.file(path) for paths in splits for path in paths])
+
+
+def local_pools(
+    path: Path, read: Reader, subsets: tuple[str, ...] = (), splits: dict[str, str] | None = None
+) -> dict[str, Rows]:
+    """Pools of a local file or folder.
+
+    A folder with ground_truth, transfer and test files gives the splits as they are; one with sub-folders named as the
+    subsets, with the files of ``splits`` (pool -> split on the hub; also below it, as in a downloaded repository), or
+    with train and test files, gives a train and a test pool; other files are pooled.
+    """
+    if path.is_file():
+        return {"all": read.file(path)}
+    if not path.is_dir():
+        special = path.exists()
+        raise UserError(
+            f"dataset.path: {path} is neither a file nor a folder; name a file of rows"
+            if special
+            else f"dataset.path: there is no file or folder {path}"
+        )
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _saved(path, read)
+    files = _files(path)
+    if {"ground_truth", "transfer", "test"} <= files.keys():
+        return {name: _rows(read, files[name]) for name in ("ground_truth", "transfer", "test")}
+    inside = [_files(path / s) for s in subsets if (path / s).is_dir()]
+    if inside:
+        pools = {name: [f[name] for f in inside if name in f] for name in ("train", "test")}
+        return {name: _rows(read, *parts) for name, parts in pools.items() if parts}
+    if not subsets:
+        as_there = "test" in (splits or {})  # the hub's own splits say what is for testing
+        if as_there and set(splits.values()) <= files.keys():
+            return {pool: _rows(read, files[split]) for pool, split in splits.items()}
+        if as_there or not files:
+            below = _files(path, deep=True)
+            if as_there and set(splits.values()) <= below.keys():
+                return {pool: _rows(read, below[split]) for pool, split in splits.items()}
+            files = files or below
+    if not files:
+        raise UserError(
+            f"dataset.path: the folder {path} holds no {SHOWN} file"
+            + (f", nor any of the subsets {', '.join(subsets)}" if subsets else "")
+        )
+    tests = [name for name in files if name in TESTS]
+    pools = {"train": _rows(read, *(f for name, f in files.items() if name not in tests))}
+    if tests:
+        pools["test"] = _rows(read, *(files[name] for name in tests))
+    return pools if len(files) > len(tests) else {"all": pools["test"]}
+
+
+def _saved(path: Path, read: Reader) -> dict[str, Rows]:
+    """What `datasets` wrote with save_to_disk: one set of rows, or several by their names."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+        parts = loaded if isinstance(loaded, dict) else {"all": loaded}
+    except Exception as error:  # datasets raises its own, Arrow's and plain errors for damaged folders
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"dataset.path: the folder {path} was written by save_to_disk and cannot be read ({reason}); write the "
+            "rows with to_parquet() and give that file"
+        ) from error
+
+    def rows(name: str) -> Rows:
+        where = path.name if name == "all" else f"{path.name}/{name}"
+        numbered = ((f"{where} row {number}", row) for number, row in enumerate(parts[name], 1))
+        return read.rows(numbered, where)
+
+    if {"ground_truth", "transfer", "test"} <= parts.keys():
+        return {name: rows(name) for name in ("ground_truth", "transfer", "test")}
+    tests = [name for name in parts if name in TESTS]
+    train = [name for name in parts if name not in tests]
+    if not tests or not train:
+        return {"all": chain([rows(name) for name in parts])}
+    return {"train": chain([rows(name) for name in train]), "test": chain([rows(name) for name in tests])}
+
+
+def hub_pools(path: str, read: Reader, splits: dict[str, str], revision: str | None, **options: Any) -> dict[str, Rows]:
+    """Pools of a dataset on the Hugging Face hub: pool -> split name there.
+
+    Raises:
+        UserError: not there, or no network; says how to use a local copy.
+    """
+    import datasets
+
+    pools = {}
+    for pool, split in splits.items():
+        try:
+            loaded = datasets.load_dataset(path, split=split, revision=revision, **options)
+        except Exception as error:  # datasets raises its own, the hub's and plain errors for the same few causes
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if "scripts are no longer supported" in reason:
+                reason += "; the hub's converted copy may do: dataset.revision=refs/convert/parquet"
+            raise UserError(
+                f"dataset.path: '{path}' is neither a local file or folder nor to be had from the Hugging Face hub "
+                f"({reason}). Without a network, download it where there is one (`hf download {path} --repo-type "
+                "dataset --local-dir FOLDER`) and set dataset.path=FOLDER"
+            ) from error
+        where = f"{path}[{split}]"
+        pools[pool] = read.rows(((f"{where} row {n}", row) for n, row in enumerate(loaded, 1)), where)
+    return pools
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is of this machine, and no id on the hub."""
+    return Path(path).expanduser().exists() or path.startswith(("/", ".", "~")) or suffix_of(Path(path)) is not None
