@@ -17,10 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from w2sg.data.asked import EXPECTS, text_of
 from w2sg.data.examples import NO_PROMPT, Example, answered, labelled, pair
 from w2sg.data.files import Notes, Row, Rows
 from w2sg.data.folders import Reader, chain, hub_pools, is_local, local_pools
-from w2sg.data.forms import EXPECTS, class_of, parse_labelled, text_of
+from w2sg.data.singles import class_of, parse_labelled
 from w2sg.data.table import digest, uniform
 from w2sg.errors import UserError
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from w2sg.config import build
+from w2sg.data.asked import Tie
 from w2sg.data.examples import Example
-from w2sg.data.forms import Formed, Tie
+from w2sg.data.forms import Formed
 from w2sg.data.messages import Dialogue
 from w2sg.data.sources import Source
 from w2sg.data.table import Groups, Table, uniform
@@ -148,9 +149,7 @@ def _several_classes(tables: dict[str, Table], report: dict[str, Any]) -> None:
     for name, table in tables.items():
         if len(present := set(table.labels.tolist())) > 1:
             continue
-        said = (
-            f"all {len(table)} rows of {name} are of class {present.pop()}, so that every accuracy on them says nothing"
-        )
+        said = f"all {len(table)} rows of {name} are of class {present.pop()}, so that accuracies on them say nothing"
         if len(table) >= CHANCE:
             raise UserError(
                 f"dataset.sizes.{name}: {said}; give rows of at least two classes for it ({report['source']})"

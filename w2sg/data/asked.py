@@ -1,0 +1,152 @@
+"""What comes before a reply, and what a form of data is: the columns that it reads, and how."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from w2sg.data.examples import NO_PROMPT, Example, pair
+from w2sg.data.files import Row
+from w2sg.data.messages import LAST_TURN, Dialogue, Message, transcript
+from w2sg.data.turns import BEGINS, kind_of, majority, messages_of, refuse_python
+
+Sample = list[Row]
+EXPECTS = (
+    "preference pairs {chosen, rejected} as 'Human: ... Assistant: ...' dialogues or lists of {role, content}, "
+    "{prompt, chosen, rejected}, or classes {text, label} (docs/data.md has all forms; other names: "
+    "dataset.columns={prompt: ..., chosen: ..., rejected: ...})"
+)
+PROMPTS = ("prompt", "question", "instruction", "query", "input", "history", "conversations")
+SYSTEMS = ("system", "system_prompt")
+
+
+@dataclass
+class Form:
+    """How the rows of one file are read.
+
+    Attributes:
+        words: what they are taken for, for the report. example: of one row. reads, needs: columns.
+        counts: of what a reader should know, as rows are read. strict: by an example's id, why it is not to be trusted.
+    """
+
+    words: str
+    example: Callable[[Row], Example]
+    reads: set[str]
+    needs: set[str] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
+    strict: dict[str, str] = field(default_factory=dict)
+
+
+class Tie(ValueError):
+    """A row without a preference."""
+
+
+def number(value: Any) -> float | None:
+    """A cell as a finite number, None where it is none."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return None if isinstance(value, bool) or not math.isfinite(found) else found
+
+
+@dataclass
+class Asked:
+    """What comes before a reply, of one form for a whole file: the columns that say it, and how.
+
+    Attributes:
+        column: of the prompt; None where there is none. kind: of its cells. system, more, history: columns beside it.
+    """
+
+    column: str | None
+    kind: str = "nothing"
+    system: str | None = None
+    more: str | None = None
+    history: str | None = None
+
+    @staticmethod
+    def of(sample: Sample, there: set[str], where: str, names: tuple[str, ...] = PROMPTS) -> Asked:
+        column = next((name for name in names if name in there), None)
+        if column is None:
+            return Asked(None)
+        kind = majority(row.get(column) for row in sample)
+        refuse_python(kind, column, where)
+        keys = {key for row in sample for key in row}
+        system = next((name for name in SYSTEMS if name in keys), None)
+        more = "input" if column == "instruction" and "input" in keys else None
+        return Asked(column, kind, system, more, "history" if column != "history" and "history" in keys else None)
+
+    @property
+    def columns(self) -> set[str]:
+        return {name for name in (self.column, self.system, self.more, self.history) if name}
+
+    def before(self, row: Row) -> tuple[Message, ...]:
+        """The system message and earlier turns."""
+        found = []
+        if self.system and row.get(self.system):
+            found.append(Message("system", text_of(row, self.system)))
+        if self.history and row.get(self.history):
+            found += _turns(row[self.history], self.history)
+        return tuple(found)
+
+    def text(self, row: Row) -> str:
+        text = text_of(row, self.column)
+        more = row.get(self.more) if self.more else None
+        return f"{text}\n{more}" if isinstance(more, str) and more.strip() else text
+
+    def messages(self, row: Row) -> tuple[Message, ...]:
+        """The prompt as messages, with what stands before it."""
+        if self.kind in ("messages", "json"):
+            found = messages_of(row[self.column], self.column)
+            if found[-1].role == "assistant":
+                raise ValueError(f"{self.column} ends with the assistant")
+        elif self.kind == "dialogue":
+            found = Dialogue.of_text(self.text(row)).messages
+        else:
+            found = (Message("user", self.text(row)),)
+        return (*self.before(row), *found)
+
+    def dialogue(self, row: Row) -> Dialogue:
+        if self.column is None:
+            return NO_PROMPT
+        if self.kind in ("messages", "json") or self.before(row):
+            return Dialogue.of_messages(self.messages(row))
+        text = self.text(row)
+        if self.kind == "dialogue":
+            if not BEGINS.match(text):
+                raise ValueError(f"{self.column} is no dialogue ('Human: ... Assistant:'), as others of the file are")
+            return Dialogue.of_text(text)
+        return Dialogue(transcript([("user", text)]) + LAST_TURN, (Message("user", text.strip()),))
+
+    def pair(self, row: Row, chosen: str, rejected: str) -> Example:
+        """A pair of replies."""
+        prompt = self.dialogue(row)
+        if self.column is None or (self.kind == "dialogue" and not self.before(row)):
+            return pair(prompt, prompt.text + chosen, prompt.text + rejected)
+        texts = (f"{prompt.text} {reply}" for reply in (chosen, rejected))
+        if self.kind in ("messages", "json") or self.before(row):
+            return pair(prompt, *texts)
+        spaced = f"{prompt.text} "  # by which such pairs were always known, so that splits stay
+        return pair(prompt, *texts, known=spaced if prompt.plain else None)
+
+
+def text_of(row: Row, key: str) -> str:
+    """A cell that is text."""
+    value = row[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {type(value).__name__}, not text")
+    return value
+
+
+def _turns(value: Any, name: str) -> list[Message]:
+    """Earlier turns: messages, or pairs of a question and its answer."""
+    if kind_of(value) in ("messages", "json"):
+        return list(messages_of(value, name))
+    if isinstance(value, list) and all(
+        isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(t, str) for t in turn) for turn in value
+    ):
+        return [Message(role, said) for turn in value for role, said in zip(("user", "assistant"), turn, strict=True)]
+    raise ValueError(f"{name} is neither a list of messages nor of pairs [question, answer]")

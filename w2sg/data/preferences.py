@@ -1,0 +1,277 @@
+"""Forms of preference pairs: two replies by name, or the better and the worse one by a column or a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from w2sg.data.asked import EXPECTS, PROMPTS, Asked, Form, Sample, Tie, number, text_of
+from w2sg.data.examples import Example, pair
+from w2sg.data.files import Row, Rows
+from w2sg.data.messages import LAST_TURN, Dialogue
+from w2sg.data.turns import kind_of, majority, messages_of, refuse_python
+from w2sg.errors import UserError
+
+SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen_reward", "rejected_reward"),
+)
+EQUAL, LOWER = "pairs with equal scores", "pairs whose chosen reply has the lower score"
+
+
+def pairs_of(sample: Sample, there: set[str], where: str, names: tuple[str, str] = ("chosen", "rejected")) -> Form:
+    """{chosen, rejected}, with a prompt or with dialogues that hold it."""
+    kind = majority(row.get(name) for row in sample for name in names)
+    refuse_python(kind, names[0], where)
+    asked = Asked.of(sample, there, where)
+    if kind == "dialogue" and asked.kind in ("text", "messages", "json"):
+        within = sum(_within(row, asked, names[0]) for row in sample)
+        kind = "dialogue" if 2 * within >= len(sample) else "text"
+    form = Form("preference pairs", lambda row: Example, set(names) | asked.columns)
+    if kind == "dialogue":
+        form.words = "preference pairs of whole dialogues ('Human: ... Assistant: ...')"
+        form.reads = set(names) | ({asked.column} if asked.kind == "text" or asked.kind == "dialogue" else set())
+        form.example = lambda row: parse_transcript(row, names)
+    elif kind in ("messages", "json"):
+        form.words = f"preference pairs of messages{'' if asked.column is None else f', prompts from {asked.column}'}"
+        form.example = lambda row: _of_messages(row, names, asked, form)
+    else:
+        form.words = "preference pairs of replies" + (
+            f" to {asked.column}"
+            if asked.column
+            else ", whole texts without a prompt (name it: dataset.columns.prompt)"
+        )
+        begin = sum(_begins(row, asked, names) for row in sample)
+        if asked.column and 2 * begin > len(sample):
+            form.words += (
+                f"; {begin} of {len(sample)} begin with their prompt's text, which is read as part of the reply (leave "
+                "it out there if the prompt was written twice)"
+            )
+        form.example = lambda row: asked.pair(row, *(_reply(row, name, kind) for name in names))
+    _scored(form, sample)
+    return form
+
+
+def _within(row: Row, asked: Asked, name: str) -> bool:
+    """Whether a dialogue holds its prompt."""
+    try:
+        last = asked.messages(row)[-1].content.strip()
+    except (ValueError, KeyError):
+        return False
+    return isinstance(row.get(name), str) and bool(last) and last in row[name].rpartition(LAST_TURN)[0]
+
+
+def _begins(row: Row, asked: Asked, names: tuple[str, str]) -> bool:
+    prompt = row.get(asked.column) if asked.column else None
+    return isinstance(prompt, str) and bool(prompt) and all(str(row.get(name)).startswith(prompt) for name in names)
+
+
+def _reply(row: Row, name: str, kind: str) -> str:
+    value = row[name]
+    if not isinstance(value, str) or kind_of(value) in ("json", "python"):
+        raise ValueError(f"{name} is {kind_of(value)}, not text as in other rows")
+    return value
+
+
+def parse_transcript(row: Row, names: tuple[str, str] = ("chosen", "rejected")) -> Example:
+    """Whole dialogues, which must agree up to the last "Assistant:"."""
+    chosen, rejected = (text_of(row, name) for name in names)
+    prompts = []
+    for key, text in zip(names, (chosen, rejected), strict=True):
+        start, turn, _ = text.rpartition(LAST_TURN)
+        if not turn:
+            raise ValueError(f"{key} has no {LAST_TURN!r}")
+        prompts.append(start + turn)
+    if prompts[0] != prompts[1]:
+        raise ValueError("chosen and rejected answer different prompts")
+    return pair(Dialogue.of_text(prompts[0]), chosen, rejected)
+
+
+def _of_messages(row: Row, names: tuple[str, str], asked: Asked, form: Form) -> Example:
+    """Replies as messages, after a prompt or with it."""
+    sides = [messages_of(row[name], name) for name in names]
+    for name, side in zip(names, sides, strict=True):
+        if side[-1].role != "assistant":
+            raise ValueError(f"{name} does not end with the assistant")
+    if sides[0][:-1] != sides[1][:-1]:
+        raise ValueError("chosen and rejected answer different prompts, or their replies are several messages")
+    before, replies = sides[0][:-1], [side[-1].content for side in sides]
+    prompt = asked.messages(row) if asked.column and row.get(asked.column) is not None else asked.before(row)
+    if not before:
+        if not prompt:
+            raise ValueError("there is no prompt: neither a column nor a message before the reply")
+        dialogue = asked.dialogue(row) if asked.kind == "dialogue" else Dialogue.of_messages(prompt)
+    elif prompt and asked.kind in ("messages", "json") and before[: len(prompt)] != prompt:
+        dialogue = Dialogue.of_messages((*prompt, *before))
+    else:
+        lead = asked.before(row)
+        lead = lead if lead and before[: len(lead)] != lead else ()
+        dialogue = Dialogue.of_messages((*lead, *before))
+        if asked.kind == "text" and not any(_same(m.content, asked.text(row)) for m in before):
+            form.counts[f"rows whose {asked.column} is not in their messages, which are read"] += 1
+    return pair(dialogue, *(f"{dialogue.text} {reply}" for reply in replies))
+
+
+def _same(one: str, other: str) -> bool:
+    return one.split() == other.split()
+
+
+def _scored(form: Form, sample: Sample) -> None:
+    """Pairs whose scores do not say what their names say are counted."""
+    keys = {key for row in sample for key in row}
+    names = next((both for both in SCORES if set(both) <= keys), None)
+    if names is None:
+        return
+    form.reads |= set(names)
+    inner = form.example
+
+    def example(row: Row) -> Example:
+        found = inner(row)
+        scores = [number(row.get(name)) for name in names]
+        if None not in scores and scores[0] <= scores[1]:
+            what = EQUAL if scores[0] == scores[1] else LOWER
+            form.counts[what] += 1
+            form.strict[found.id] = (
+                f"{what.replace('pairs', 'a pair')} ({names[0]} {scores[0]:g}, {names[1]} {scores[1]:g})"
+            )
+        return found
+
+    form.example = example
+
+
+def openai(sample: Sample, there: set[str], where: str) -> Form:
+    """{input: {messages}, preferred_output, non_preferred_output}."""
+    asked, names = Asked("input", "messages"), ("preferred_output", "non_preferred_output")
+    form = Form("preference pairs of messages (preferred_output, non_preferred_output)", None, {"input", *names})
+
+    def example(row: Row) -> Example:
+        given = row["input"]
+        if isinstance(given, dict) and given.get("tools"):
+            raise ValueError("input has tools, which are not read")
+        inner = given.get("messages") if isinstance(given, dict) else given
+        return _of_messages({**row, "input": inner}, names, asked, form)
+
+    form.example = example
+    return form
+
+
+# -- replies that a column or a score chooses among --------------------------------------------------------------------
+
+
+def chosen_by(names: tuple[str, str], by: str, better: Callable[[Any], int | None]) -> Callable[..., Form]:
+    """Two replies and a column that says which is the better one: 0 or 1; None for a tie."""
+
+    def make(sample: Sample, there: set[str], where: str) -> Form:
+        values = [better(row.get(by)) for row in sample]
+        if all(value is None for value in values):
+            raise UserError(
+                f"dataset.path: {where}: the column {by} prefers no reply (its values are "
+                f"{', '.join(map(repr, dict.fromkeys(row.get(by) for row in sample[:50])))[:80]}); mend it, or name "
+                "columns by dataset.columns"
+            )
+        prompts = PROMPTS if "context" not in there else ("prompt", "context", *PROMPTS)
+        asked = Asked.of(sample, there, where, prompts)
+        kind = majority(row.get(name) for row in sample for name in names)
+        refuse_python(kind, names[0], where)
+        form = Form(
+            f"preference pairs {names[0]} and {names[1]}, the better by {by}", None, {*names, by} | asked.columns
+        )
+
+        def example(row: Row) -> Example:
+            which = better(row[by])
+            if which is None:
+                raise Tie(f"{by} is {row[by]!r}, which prefers no reply")
+            ordered = (names[which], names[1 - which])
+            if kind in ("messages", "json"):
+                return _of_messages(row, ordered, asked, form)
+            return asked.pair(row, *(_reply(row, name, kind) for name in ordered))
+
+        form.example = example
+        return form
+
+    return make
+
+
+def place_of(value: Any) -> int | None:
+    found = number(value)
+    return int(found) if found in (0.0, 1.0) else None
+
+
+def first_if_one(value: Any) -> int | None:
+    return None if place_of(value) is None else 1 - place_of(value)
+
+
+def by_sign(value: Any) -> int | None:
+    """Below 0 the first reply is the better one, above 0 the second (HelpSteer)."""
+    found = number(value)
+    return None if not found else int(found > 0)
+
+
+def winner_of(value: Any) -> int | None:
+    text = str(value).strip().lower().removeprefix("model_").removeprefix("response_")
+    return {"a": 0, "b": 1}.get(text)
+
+
+def ranked(column: str, texts: tuple[str, ...], scores: tuple[tuple[str, int], ...]) -> Callable[..., Form]:
+    """A list of replies with scores: the best against the worst."""
+
+    def make(sample: Sample, there: set[str], where: str) -> Form:
+        asked = Asked.of(sample, there, where)
+        cells = [reply for row in sample if isinstance(row.get(column), list) for reply in row[column]]
+        if not cells or not all(isinstance(reply, dict) for reply in cells):
+            raise UserError(f"dataset.path: {where}: {column} is no list of replies with scores. Expected {EXPECTS}")
+        said = next((name for name in texts if all(name in reply for reply in cells)), None)
+        known = ((name, sign) for name, sign in scores if all(number(reply.get(name)) is not None for reply in cells))
+        name, sign = next(known, (None, 1))
+        if said is None or name is None or asked.column is None:
+            keys = ", ".join(dict.fromkeys(key for reply in cells for key in reply))
+            raise UserError(
+                f"dataset.path: {where}: replies in {column} have the keys {keys}, and not a text ({', '.join(texts)}) "
+                f"and a score in each ({', '.join(n for n, _ in scores)}), or there is no prompt. Expected {EXPECTS}"
+            )
+        form = Form(f"pairs of the best and the worst of {column} by {name}", None, {column} | asked.columns)
+
+        def example(row: Row) -> Example:
+            if not isinstance(row[column], list) or len(row[column]) < 2:
+                raise ValueError(f"{column} has no two replies")
+            order = sorted(row[column], key=lambda reply: sign * float(reply[name]))
+            if float(order[0][name]) == float(order[-1][name]):
+                raise Tie(f"all of {column} have {name} {order[0][name]}")
+            return asked.pair(row, text_of(order[-1], said), text_of(order[0], said))
+
+        form.example = example
+        return form
+
+    return make
+
+
+GROUPED = "pairs of the best and the worst reply to each prompt by helpfulness"
+
+
+def helpful(sample: Sample, there: set[str], where: str) -> Form:
+    """One reply a row with scores (HelpSteer)."""
+    asked = Asked.of(sample, there, where)
+    reads = {"response", "helpfulness", "chosen", "rejected"} | asked.columns
+    return Form(GROUPED, lambda row: asked.pair(row, text_of(row, "chosen"), text_of(row, "rejected")), reads)
+
+
+def grouped(rows: Rows, form: Form) -> Rows:
+    """Rows of one prompt as one row."""
+    groups: dict[str, list[tuple[str, Row]]] = {}
+    asked = next(iter(name for name in PROMPTS if name in form.reads), None)
+    for where, row in rows:
+        if not isinstance(row, dict) or number(row.get("helpfulness")) is None:
+            yield where, ValueError("helpfulness is no number") if isinstance(row, dict) else row
+            continue
+        groups.setdefault(str(row.get(asked)), []).append((where, row))
+    for members in groups.values():
+        order = sorted(members, key=lambda member: number(member[1]["helpfulness"]))
+        (_, worst), (where, best) = order[0], order[-1]
+        if len(order) < 2:
+            yield where, Tie("the prompt has one reply")
+        elif number(best["helpfulness"]) == number(worst["helpfulness"]):
+            yield where, Tie("all replies to the prompt have one helpfulness")
+        else:
+            yield where, best | {"chosen": best.get("response"), "rejected": worst.get("response")}

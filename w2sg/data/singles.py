@@ -1,0 +1,118 @@
+"""Forms of one text a row: with a class, as a good or a bad reply, or as the right answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from w2sg.data.asked import SYSTEMS, Asked, Form, Sample, number, text_of
+from w2sg.data.examples import Example, answered, labelled
+from w2sg.data.files import Row
+from w2sg.data.messages import Dialogue, Message
+from w2sg.data.turns import kind_of, majority, messages_of, refuse_python
+from w2sg.errors import UserError
+
+
+def classes(sample: Sample, there: set[str], where: str) -> Form:
+    """{text, label}: label a class number from 0."""
+    check_labels(sample, "label", where)
+    return Form("texts with classes", parse_labelled, {"text", "label"})
+
+
+def check_labels(sample: Sample, column: str, where: str) -> None:
+    """Labels that are other names of classes, for all of a file.
+
+    Raises:
+        UserError: they are -1 and 1, or words.
+    """
+    values = [row.get(column) for row in sample]
+    found = dict.fromkeys(map(str, values))
+    numbers = [number(value) for value in values]
+    known = {value for value in numbers if value is not None}
+    if -1.0 in known and known <= {-1.0, 1.0}:
+        raise UserError(f"dataset.path: {where}: labels are -1 and 1; write them 0 and 1")
+    words = [
+        value for value in values if isinstance(value, str) and number(value) is None and value.lower() not in TRUTH
+    ]
+    if 2 * len(words) > len(values):
+        names = ", ".join(map(repr, sorted(found)[:6]))
+        raise UserError(f"dataset.path: {where}: labels are words ({names}); write numbers from 0 instead of them")
+
+
+TRUTH = {"true": 1, "false": 0}
+
+
+def class_of(value: Any, name: str = "label") -> int:
+    """A class number from 0."""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, str) and value.strip().lower() in TRUTH:
+        return TRUTH[value.strip().lower()]
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]+(\.0*)?\s*", value):
+        value = int(value.split(".")[0])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} is {value!r}, not a class number from 0")
+    return value
+
+
+def parse_labelled(row: Row) -> Example:
+    return labelled(text_of(row, "text"), class_of(row["label"]))
+
+
+def unpaired(sample: Sample, there: set[str], where: str) -> Form:
+    """{prompt, completion, label}: whether a reply is a good one."""
+    check_labels(sample, "label", where)
+    asked = Asked.of(sample, there, where)
+    form = Form("replies one by one, good (1) or not (0)", None, {"completion", "label"} | asked.columns)
+
+    def example(row: Row) -> Example:
+        prompt, label = asked.dialogue(row), class_of(row["label"])
+        if label > 1:
+            raise ValueError(f"label is {label}, not 0 or 1")
+        return labelled(f"{prompt.text} {completion(row['completion'], 'completion').strip()}", label, prompt.text)
+
+    form.example = example
+    return form
+
+
+def completion(value: Any, name: str) -> str:
+    """A reply, as text or as the one message of the assistant."""
+    if isinstance(value, str) and kind_of(value) not in ("json", "python"):
+        return value
+    found = messages_of(value, name)
+    if len(found) != 1 or found[0].role != "assistant":
+        raise ValueError(f"{name} is not one message of the assistant")
+    return found[0].content
+
+
+def completions(sample: Sample, there: set[str], where: str) -> Form:
+    """{prompt, completion}: the completion is the right answer."""
+    asked = Asked.of(sample, there, where)
+    form = Form("prompts with their right answers", None, {"completion"} | asked.columns)
+    form.example = lambda row: answered(asked.dialogue(row), completion(row["completion"], "completion"))
+    return form
+
+
+def dialogues(column: str) -> Callable[..., Form]:
+    """{messages}: the assistant's last message is the right answer to what stands before it."""
+
+    def make(sample: Sample, there: set[str], where: str) -> Form:
+        refuse_python(majority(row.get(column) for row in sample), column, where)
+        system = next((name for name in SYSTEMS if name in {key for row in sample for key in row}), None)
+        form = Form("dialogues, the last reply as the right answer", None, {column} | ({system} if system else set()))
+
+        def example(row: Row) -> Example:
+            found = messages_of(row[column], column)
+            if found[-1].role != "assistant" or len(found) < 2:
+                raise ValueError(f"{column} is no dialogue that ends with the assistant")
+            if system and row.get(system) and found[0].role != "system":
+                found = (Message("system", text_of(row, system)), *found)
+            return answered(Dialogue.of_messages(found[:-1]), found[-1].content)
+
+        form.example = example
+        return form
+
+    return make
