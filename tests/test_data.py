@@ -1001,6 +1001,7 @@ def test_summary(pairs_folder):
         *(
             "sizes",
             "overlaps",
+            "prompts",
             "length_only",
             "class_balance",
             "source",
