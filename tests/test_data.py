@@ -1001,7 +1001,7 @@ def test_summary(pairs_folder):
         *(
             "sizes",
             "overlaps",
-            "prompts",
+            "prompts_within_test",
             "length_only",
             "class_balance",
             "source",
