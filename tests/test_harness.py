@@ -200,6 +200,48 @@ def test_what_cannot_be_exported_is_said(finished, pairs_folder, tmp_path):
         find_trained(tmp_path / "scorers", "student", tmp_path, tmp_path / "store")
 
 
+def test_a_full_disk_leaves_nothing_of_an_export(monkeypatch, tmp_path):
+    import errno
+
+    from w2sg import export as module
+
+    class Model:
+        def save_pretrained(self, folder):
+            (folder / "model.safetensors").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "load", lambda trained: (Model(), None))
+    with pytest.raises(UserError, match=r"to: .*cannot be written .No space left on device.*; free space"):
+        export(None, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"to: .*cannot be written"):
+        export(None, tmp_path / "file" / "model")
+
+
+def test_a_harness_that_is_half_installed_is_said(monkeypatch):
+    from w2sg import harness as module
+
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    before = list(sys.path)
+    with (
+        pytest.raises(UserError, match=r"lm-eval is not wholly installed.*pip install 'w2sg\[harness\]'"),
+        module._harness(),
+    ):
+        pass
+    assert sys.path == before
+
+
+def test_a_folder_for_results_is_tried_before_the_work(tmp_path):
+    from w2sg.harness import writable
+
+    writable(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"to: .*cannot be written"):
+        writable(tmp_path / "file" / "folder")
+
+
 # -- the harness ------------------------------------------------------------------------------------------------------
 
 

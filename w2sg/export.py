@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -320,7 +321,8 @@ def export(trained: Trained, to: Path) -> list[Path]:
             file.chmod((part / ORIGIN).stat().st_mode)  # safetensors lets only its owner read what it writes
         os.replace(part, to)
     except (OSError, SafetensorError) as error:
-        remove(part)
+        with contextlib.suppress(OSError):  # as where a file stands in the way
+            remove(part)
         raise UserError(
             f"to: {to} cannot be written ({getattr(error, 'strerror', None) or error}); free space, or name another "
             "folder; nothing was left behind"

@@ -82,7 +82,9 @@ def files_of(folder: Path, role: str, weights: bool = True) -> list[Path]:
 
 def _base(folder: Path) -> str:
     try:
-        return f" of {json.loads((folder / 'adapter_config.json').read_text())['base_model_name_or_path']}"
+        return (
+            f" of {json.loads((folder / 'adapter_config.json').read_text(encoding='utf-8'))['base_model_name_or_path']}"
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 

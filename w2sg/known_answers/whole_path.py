@@ -129,7 +129,7 @@ def whole_path(bench: Bench) -> Findings:
             run.run_method(config, out / str(epochs), [])
         _of_run(found, out / str(epochs), config, kinds, f"{epochs} epochs")
     collect_page.write(collect.collect(out), out)
-    _of_summary(found, json.loads((out / "summary.json").read_text()))
+    _of_summary(found, json.loads((out / "summary.json").read_text(encoding="utf-8")))
     _prior(found)
     return found
 
@@ -148,7 +148,7 @@ def expected_p() -> float:
 
 
 def _of_run(found: Findings, folder: Path, config: Any, kinds: dict[str, str], words: str) -> None:
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     rows = [kind for two, count in PROMPTS.items() for kind in two * count]
     accuracy = {m: float(np.mean([kind in right for kind in rows])) for m, right in RIGHT.items()}
     why = "planted: who is right follows from who saw which word"
