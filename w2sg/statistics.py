@@ -78,7 +78,7 @@ def _finite(values: tuple[float, float]) -> tuple[float | None, ...]:
 def _pgr(ratio: Estimate, gap: Estimate, estimate: float | None, over: str) -> dict[str, Any]:
     return {
         **ratio.as_dict(),
-        "resolved": gap.positive,
+        "resolved": bool(gap.positive),
         "estimate": None if estimate is None else float(estimate),
         "gap": gap.value,
         "gap_low": gap.low,

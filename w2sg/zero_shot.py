@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from w2sg.backbones import logit_scale
+from w2sg.backbones import logit_scale, softcap_of
 from w2sg.data.table import Table
 from w2sg.data.tokens import ids_after
 from w2sg.errors import UserError
@@ -36,11 +36,6 @@ def why_not(source: Source, table: Table, asked: ZeroShotConfig | None) -> str |
 def questioned(table: Table, question: str) -> Table:
     """The table with a question after each text; long texts lose their start, never the question."""
     return replace(table, texts=[tuple(text + question for text in texts) for texts in table.texts])
-
-
-def softcap_of(source: Source) -> float | None:
-    """The c of logits that are bent by ``c tanh(x / c)``, as Gemma 2's are."""
-    return getattr(source.config, "final_logit_softcapping", None)
 
 
 class _Capped(nn.Linear):
@@ -86,7 +81,7 @@ def load_zero_shot(source: Source, pairs: bool, answers: list[str]) -> LanguageS
         raise UserError(f"{spec.name} has no language head to ask; set dataset.zero_shot=null")
     weight, bias = output.weight.detach()[first].float(), getattr(output, "bias", None)
     bias = torch.zeros(len(first)) if bias is None else bias.detach()[first].float()
-    scale, cap = logit_scale(model), softcap_of(source)
+    scale, cap = logit_scale(model), softcap_of(source.config)
     weight, bias = weight * scale, bias * scale
     if pairs and cap is None:
         weight, bias = weight[-1:] - weight[:1], bias[-1:] - bias[:1]
