@@ -167,3 +167,9 @@ def test_holm_steps_down_and_keeps_the_order_given():
     assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
     assert statistics.holm([]) == []
+
+
+def test_where_an_interval_lies_can_be_written_as_json():
+    found = bootstrap.Estimate(1.0, np.float64(0.5), np.float64(2.0))
+    assert found.positive is True
+    assert found.negative is False

@@ -32,12 +32,12 @@ class Estimate:
     @property
     def positive(self) -> bool:
         """Whether the whole interval lies above 0."""
-        return self.low is not None and self.low > 0
+        return self.low is not None and bool(self.low > 0)  # a bool of NumPy is none that JSON can write
 
     @property
     def negative(self) -> bool:
         """Whether the whole interval lies below 0."""
-        return self.high is not None and self.high < 0
+        return self.high is not None and bool(self.high < 0)
 
 
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
