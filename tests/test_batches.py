@@ -224,3 +224,30 @@ def test_a_row_without_room_writes_nothing():
     with torch.inference_mode():
         nothing, _ = go_on(engine, engine.start(rows[:1]), greedy(1), torch.zeros(1, 5), [-1], [0])
     assert (nothing.tokens[0].tolist(), nothing.forwards) == ([], 0)
+
+
+def test_a_reply_that_ends_at_its_last_token_is_finished_and_one_that_does_not_is_cut():
+    """Several tokens may end it, an end in the prompt does not."""
+    policy, rows = tiny("llama"), prompts()
+    wanted = [written(policy, row, 5) for row in rows]
+    most = 1 + wanted[0].index(wanted[0][4])
+    ends = sorted({wanted[0][4], wanted[1][2], int(rows[0][-1])} - set(wanted[0][: most - 1]))
+    found = decode(TransformersEngine(policy), rows, greedy(4), torch.zeros(4, most), ends)
+    for reply, tokens, stopped in zip(wanted, found.tokens, found.stopped, strict=True):
+        until = next((k + 1 for k, token in enumerate(reply[:most]) if token in ends), None)
+        assert (tokens.tolist(), stopped) == (reply[: until or most], until is not None)
+    assert (len(found.tokens[0]), found.stopped[0]) == (most, True)
+    empty = decode(TransformersEngine(policy), rows[:1], greedy(1), torch.zeros(1, 5), [wanted[0][0]])
+    assert (empty.tokens[0].tolist(), empty.stopped.tolist()) == (wanted[0][:1], [True])
+
+
+def test_finished_and_cut_replies_of_one_text_are_two():
+    from w2sg.decoding.search import Hypothesis
+
+    end, tokens = 1, np.array([5, 6])
+    cut = Hypothesis(0, 0, "a b", tokens, None, False, True, "0")
+    ended = Hypothesis(0, 0, "a b", np.append(tokens, end), None, True, False, "1", closing=1)
+    by_string = Hypothesis(0, 0, "a b", tokens, None, True, False, "2")
+    served = [Hypothesis(0, 0, "a b", None, None, *fate, "3") for fate in ((True, False), (False, True))]
+    assert cut.key != ended.key == by_string.key
+    assert served[0].key != served[1].key

@@ -48,6 +48,12 @@ class Policy(nn.Module):
         return get_base() if get_base else self.model
 
     @property
+    def body(self) -> nn.Module:
+        """What gives the final states; Llama 4's language model names another part of the whole."""
+        plain = self.plain
+        return plain.base_model if plain.base_model is not plain else getattr(plain, "model", plain)
+
+    @property
     def adapted(self) -> bool:
         """Whether it is a base model with adapters, so that the base is there as well."""
         return self.plain is not self.model
@@ -77,7 +83,7 @@ class Policy(nn.Module):
     def states(self, batch: dict[str, Tensor]) -> Tensor:
         """[M, D] final states that predict the reply tokens of a `Completions` batch, ready for the output layer."""
         seen = attention_mask(batch["part"], batch["example"]) if "example" in batch else None
-        backbone = self.plain.base_model
+        backbone = self.body
         shape = batch["input_ids"].shape
         if seen is None and rope.borders(backbone.config):
             batch = batch | _with_length(batch)

@@ -259,7 +259,7 @@ class TransformersEngine:
         """The logits after the last of these tokens, [m, B, V]."""
         if self.limit is not None and int(self.next.max()) > self.limit:
             raise self._too_long(int(self.next.max()))
-        found = self._run(self.policy.plain.base_model, ids, positions).last_hidden_state
+        found = self._run(self.policy.body, ids, positions).last_hidden_state
         last = self.policy.ready(found[:, -1])
         self.logits = self._checked(self.head(last).view(2 if self.base_too else 1, len(ids), -1))
         return self.logits
@@ -285,7 +285,7 @@ class TransformersEngine:
 
     def _states(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Final states of these tokens, [m, B, L, D]."""
-        found = self.policy.ready(self._run(self.policy.plain.base_model, ids, positions).last_hidden_state)
+        found = self.policy.ready(self._run(self.policy.body, ids, positions).last_hidden_state)
         return found.view(2 if self.base_too else 1, *ids.shape, -1)
 
     def head(self, states: Tensor) -> Tensor:
@@ -361,7 +361,7 @@ class TransformersEngine:
         with contextlib.ExitStack() as stack:
             if self.base_too:
                 stack.enter_context(_first_half_adapted(self.policy.model))
-            found = reads_from_start(self.policy.plain.base_model, ids, position_ids=positions)
+            found = reads_from_start(self.policy.body, ids, position_ids=positions)
         states = self.policy.ready(found)
         return states.view(2 if self.base_too else 1, count, *states.shape[1:])
 

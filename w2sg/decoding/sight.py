@@ -192,7 +192,7 @@ def reads_from_start(model: Any, ids: Tensor, **named: Any) -> Tensor:
     """Final states [B, L, D] of whole texts of one length, read as the model reads them by itself."""
     known = inspect.signature(type(model).forward).parameters
     given = {name: value for name, value in named.items() if name in known}
-    if "use_cache" in known:
+    if "use_cache" in known or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
         given["use_cache"] = False
     return model(input_ids=ids, **given).last_hidden_state
 
