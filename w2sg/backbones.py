@@ -86,10 +86,12 @@ def text_part(config: PretrainedConfig, role: str, name: str) -> tuple[Pretraine
     text = config.get_text_config(decoder=True)
     notes = []
     if text is not config:
+        if type(text) not in auto.MODEL_FOR_CAUSAL_LM_MAPPING:
+            _offer_writer(auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), text)
         if type(text) not in auto.MODEL_FOR_CAUSAL_LM_MAPPING and type(text) not in auto.MODEL_MAPPING:
             raise UserError(f"{no}: the text part of {kind} has no model of its own; choose a language model")
         text = copy.deepcopy(text)
-        text.tie_word_embeddings = getattr(config, "tie_word_embeddings", text.tie_word_embeddings)
+        text.tie_word_embeddings = getattr(config, "tie_word_embeddings", getattr(text, "tie_word_embeddings", False))
         for key in ("quantization_config", "dtype"):
             if getattr(text, key, None) is None and getattr(config, key, None) is not None:
                 setattr(text, key, getattr(config, key))
@@ -107,6 +109,19 @@ def text_part(config: PretrainedConfig, role: str, name: str) -> tuple[Pretraine
             f"or cut here; take the model that it was made from, with {role}.dtype=bfloat16 where memory is short"
         )
     return text, notes
+
+
+def _offer_writer(whole: type | None, text: PretrainedConfig) -> None:
+    """Tell transformers' auto classes of a text model that they know by the configuration of the whole alone."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    if whole is None or whole.config_class is not type(text):
+        return
+    with torch.device("meta"):
+        model = whole(copy.deepcopy(text))
+    name_body(model)
+    AutoModelForCausalLM.register(type(text), whole, exist_ok=True)
+    AutoModel.register(type(text), type(model.base_model), exist_ok=True)
 
 
 def attention_of(config: PretrainedConfig, asked: str, role: str, name: str) -> tuple[str, list[str]]:

@@ -559,7 +559,9 @@ def load_transformer(
             if source.inside:  # else a trained model would be saved under the names of the whole one
                 vars(model).pop("_weight_conversions", None)
             cut = None if (depth or source.depth) == source.full_depth else depth or source.depth
-            missing = check_loaded(model, role=source.role, name=spec.name, depth=cut, **_found(loaded))
+            missing = check_loaded(
+                model, role=source.role, name=spec.name, depth=cut, inside=source.inside, **_found(loaded)
+            )
     if not spec.random_init or saved is not None:
         check_finite(model, source.role, spec.name)
     if spec.quantise is not None and (saved is None or spec.train == "lora"):

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from w2sg.backbones import name_body
 from w2sg.errors import UserError
 from w2sg.unreadable import first_line, whole_file
 
@@ -149,12 +150,14 @@ def check_loaded(
     role: str,
     name: str,
     depth: int | None = None,
+    inside: bool = False,
 ) -> list[str]:
     """See to it that a model's weights came from its file.
 
     Args:
         missing, unexpected, mismatched: as transformers reports them; mismatched are (name, shape in the file, shape).
         depth: of the blocks that are kept, where the others are cut off; None where all are.
+        inside: whether the file is of a model that has this one as a part.
 
     Returns:
         Names of what is drawn at random: parts of a head, and nothing else.
@@ -162,6 +165,7 @@ def check_loaded(
     Raises:
         UserError: a part of the body is missing, has another shape, or the file is of another architecture.
     """
+    name_body(model)
     missing, unexpected = set(missing), {key for key in unexpected if not COMPUTED.search(key)}
     total = len(model.state_dict())
     shapes = {m[0]: (tuple(m[1]), tuple(m[2])) for m in mismatched}
@@ -178,6 +182,9 @@ def check_loaded(
             f"first {key}: {bad[key][0]} and not {bad[key][1]}; one of the two is of another model"
         )
     extra = {key for key in unexpected if _in_body(model, key)}
+    if inside:  # its eyes and ears may stand beside the text model
+        children = {name for name, _ in model.base_model.named_children()}
+        extra = {key for key in extra if children & set(key.split(".")[:2])}
     if depth is not None:  # of blocks that were cut off
         extra = {key for key in extra if not ((m := BLOCK.search(key)) and int(m[1]) >= depth)}
     if extra:
