@@ -14,7 +14,7 @@ from test_models import spec
 
 from w2sg.errors import UserError
 from w2sg.language import load_policy
-from w2sg.models import find, load_language_model
+from w2sg.models import find, load_language_model, load_transformer
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +354,77 @@ def test_of_a_model_that_also_sees_the_text_model_is_read_with_its_weights(tmp_p
         policy.save(tmp_path / "saved")
         again = load_policy(source, tmp_path / "saved")
         torch.testing.assert_close(again.plain(ids).logits, whole(ids).logits)
+
+
+SIGHT = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "image_size": 28,
+    "patch_size": 14,
+}
+ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
+WITH_SIGHT = {
+    "llava": lambda: T.LlavaConfig(
+        text_config=llama(),
+        vision_config=T.CLIPVisionConfig(**SIGHT, num_attention_heads=2, projection_dim=32),
+        image_token_index=5,
+    ),
+    "mistral3": lambda: T.Mistral3Config(
+        text_config=T.MistralConfig(**BASE, head_dim=8),
+        vision_config=T.PixtralVisionConfig(**SIGHT, num_attention_heads=2, head_dim=16),
+    ),
+    "qwen3_5": lambda: T.Qwen3_5Config(
+        text_config=T.Qwen3_5TextConfig(**BASE, head_dim=8, layer_types=["full_attention"] * 3),
+        vision_config={"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32},
+    ),
+    "llama4": lambda: T.Llama4Config(
+        text_config={**BASE, "intermediate_size_mlp": 64, "num_local_experts": 2, "head_dim": 8},
+        vision_config={
+            **SIGHT,
+            "num_attention_heads": 2,
+            "vision_output_dim": 32,
+            "projector_input_dim": 32,
+            "projector_output_dim": 32,
+        },
+    ),
+    "mllama": lambda: T.MllamaConfig(
+        text_config={**BASE, "cross_attention_layers": [1], "rope_parameters": ROTARY},
+        vision_config={
+            **SIGHT,
+            "attention_heads": 2,
+            "num_global_layers": 1,
+            "vision_output_dim": 64,
+            "intermediate_layers_indices": [0],
+            "supported_aspect_ratios": [[1, 1]],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITH_SIGHT)
+def test_text_models_of_families_that_also_see(name, tmp_path):
+    torch.manual_seed(0)
+    whole = T.AutoModelForImageTextToText.from_config(WITH_SIGHT[name](), dtype=torch.float32).eval()
+    whole.save_pretrained(tmp_path / "m")
+    source = find(spec(name=str(tmp_path / "m")), "strong")
+    assert "the text model is used alone" in source.notes[0]
+    model, drawn = load_transformer(T.AutoModelForCausalLM, source)
+    assert drawn == []
+    ids = torch.tensor([[8, 9, 12, 7, 33]])
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(ids).logits, whole(ids).logits)
+    scorer = load_language_model(source, True, 2)
+    assert scorer.head == "drawn at random"
+    scorer.save(tmp_path / "saved")
+    again = load_language_model(source, True, 2, tmp_path / "saved")
+    for key, value in again.state_dict().items():
+        torch.testing.assert_close(value, scorer.state_dict()[key])
+
+
+def test_a_text_part_without_a_language_model_is_refused(sound, tmp_path):
+    rotary = {**ROTARY, "mrope_section": [1, 1, 2]}
+    config = T.Qwen2VLConfig(text_config={**BASE, "rope_parameters": rotary})
+    folder = Path(shutil.copytree(sound, tmp_path / "m"))
+    config.save_pretrained(folder)
+    refused(folder, "no language model of its own")

@@ -88,8 +88,8 @@ def text_part(config: PretrainedConfig, role: str, name: str) -> tuple[Pretraine
     if text is not config:
         if type(text) not in auto.MODEL_FOR_CAUSAL_LM_MAPPING:
             _offer_writer(auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), text)
-        if type(text) not in auto.MODEL_FOR_CAUSAL_LM_MAPPING and type(text) not in auto.MODEL_MAPPING:
-            raise UserError(f"{no}: the text part of {kind} has no model of its own; choose a language model")
+        if type(text) not in auto.MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise UserError(f"{no}: the text part of {kind} has no language model of its own; choose another model")
         text = copy.deepcopy(text)
         text.tie_word_embeddings = getattr(config, "tie_word_embeddings", getattr(text, "tie_word_embeddings", False))
         for key in ("quantization_config", "dtype"):
