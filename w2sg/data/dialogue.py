@@ -144,7 +144,8 @@ class Chat:
                 ids[k] = row[:last]
         # what is a thought alone has no reply, and not even the space before one
         return [
-            np.asarray(row if new or not old else [], np.int64) for row, new, old in zip(ids, said, texts, strict=True)
+            np.asarray(row if new or not old.strip() else [], np.int64)
+            for row, new, old in zip(ids, said, texts, strict=True)
         ]
 
     def to_teach(self, text: str) -> str:
