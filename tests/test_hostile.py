@@ -7,7 +7,9 @@ After each, the same command ends as if nothing had been. A small part runs with
 import argparse
 import contextlib
 import errno
+import io
 import json
+import logging
 import os
 import random
 import signal
@@ -20,12 +22,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-from w2sg import inventory, sealed
+from w2sg import inventory, outputs, sealed
 from w2sg import store as stores
+from w2sg.composing import settle
+from w2sg.config import check, register
 from w2sg.console import Plain as Terminal
-from w2sg.errors import UserError
+from w2sg.devices import started_by
+from w2sg.errors import ConfigError, UserError
 from w2sg.store import Store, read_json, write_json
+from w2sg.typed import typed
 
 KEY = {"seed": 0}
 CONTENT = {
@@ -241,6 +248,97 @@ def test_prune_leaves_what_only_looks_like_a_stage(tmp_path):
     assert sum("has a stage's name and is none" in line for line in said) == 4
 
 
+def test_a_report_names_the_stages_that_a_cached_one_was_made_from(tmp_path):
+    """So that prune knows them to be in use, whoever made the one that stands between."""
+    from test_stops import stages
+
+    def ask(work, *, anew):
+        def make(part):
+            work.compute("features", {"of": "data"}, lambda _: {})
+            return {}
+
+        if anew:
+            work.compute("middle", {}, make)
+            return work.compute("top", {}, lambda _: work.compute("middle", {}, make) and {})
+        return work.compute("top", {}, lambda _: {})
+
+    for anew in (True, False):
+        work = stages(tmp_path)
+        ask(work, anew=anew)
+        names = [record.name for record in work.records]
+        assert sorted(names) == ["features", "middle", "top"]
+    assert all(record.cached for record in work.records)
+    used = {record.key for record in work.records}
+    inventory.prune(tmp_path / "store", used, True, Terminal(quiet=True))
+    assert {row.stage for row in inventory.rows(tmp_path / "store")} == used
+
+
+# -- out= -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    assert outputs.unwritable(tmp_path) is None
+    assert outputs.unwritable(tmp_path / "a" / "b") is None
+    (tmp_path / "file").touch()
+    assert "file is not a folder" in outputs.unwritable(tmp_path / "file" / "run")
+    assert "more than 255 bytes" in outputs.unwritable(tmp_path / ("x" * 256) / "run")
+    (tmp_path / "loop").symlink_to("loop")
+    assert outputs.unwritable(tmp_path / "loop") == os.strerror(errno.ELOOP)
+    (tmp_path / "train.log").mkdir()
+    assert "train.log is not a file" in outputs.unwritable(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "is not yours to write" in outputs.unwritable(tmp_path / "run")
+
+
+def test_a_run_into_a_file_is_refused(tmp_path):
+    register()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=rf"^out: nothing can be written to {tmp_path}/file/.*is not a folder"):
+        settle("train", typed([f"out={tmp_path / 'file'}"]), check)
+
+
+class Full(io.StringIO):
+    """A file on a full disk."""
+
+    def write(self, _):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_log_that_cannot_be_written_is_said_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(logging.FileHandler, "handleError", logging.FileHandler.handleError)
+    outputs.one_notice_per_log()
+    handler = logging.FileHandler(tmp_path / "train.log", delay=True)
+    handler.stream = Full()
+    for _ in range(3):
+        handler.handle(logging.LogRecord("w2sg", logging.INFO, "", 0, "text", (), None))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "train.log cannot be written (No space left on device); the run goes on without" in said
+
+
+# -- SLURM ------------------------------------------------------------------------------------------------------------
+
+JOB = {"SLURM_JOB_NAME": "x", "SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+
+
+def test_sbatch_without_srun_runs_on_what_was_asked_for(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "")
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    for name, value in {**JOB, "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    from test_stops import devices
+
+    assert devices().world == 1
+    with pytest.raises(UserError, match="begin the command with srun"):
+        devices(num_nodes=2)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(UserError, match=r"SLURM started 2 tasks, and the run asks for trainer.devices=4"):
+        devices(devices=4, strategy="ddp")
+    assert isinstance(started_by(1)[0], SLURMEnvironment)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of torchrun")
+    assert isinstance(started_by(1)[0], TorchElasticEnvironment)
+
+
 # -- deaths at any write ----------------------------------------------------------------------------------------------
 
 
@@ -346,8 +444,8 @@ def test_a_damaged_checkpoint_costs_what_was_done_since_the_one_before(damaged, 
 def command(out: Path, data: Path, model: Path, *more: str) -> list[str]:
     from test_devices import arguments
 
-    typed = arguments(data, model, out, "trainer=cpu", "training.full.validation=0.2", "strong.epochs=4", *more)
-    return [sys.executable, str(ROOT / "train.py"), *typed]
+    words = arguments(data, model, out, "trainer=cpu", "training.full.validation=0.2", "strong.epochs=4", *more)
+    return [sys.executable, str(ROOT / "train.py"), *words]
 
 
 def result(out: Path) -> dict:
@@ -361,12 +459,12 @@ def result(out: Path) -> dict:
 
 def sweep(out: Path, data: Path, model: Path, draw: random.Random, whole: dict) -> None:
     """Two sweeps on one store at a time, killed and asked to end over and over, until both have ended."""
-    typed = [command(out / f"{k}", data, model, f"store={out / 'store'}", "-m", "loss=ce,rkl") for k in range(2)]
+    commands = [command(out / f"{k}", data, model, f"store={out / 'store'}", "-m", "loss=ce,rkl") for k in range(2)]
     known = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"}
     left, deaths = set(range(2)), 0
     while left:
         files = {k: (out / f"said-{k}").open("w") for k in left}
-        running = {k: subprocess.Popen(typed[k], stdout=files[k], stderr=files[k], env=known) for k in left}
+        running = {k: subprocess.Popen(commands[k], stdout=files[k], stderr=files[k], env=known) for k in left}
         for k, process in running.items():
             sent = None
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -398,9 +496,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    typed = parser.parse_args()
-    draw, end, rounds = random.Random(typed.seed), time.monotonic() + 60 * typed.minutes, 0
-    print("seed", typed.seed, flush=True)
+    asked = parser.parse_args()
+    draw, end, rounds = random.Random(asked.seed), time.monotonic() + 60 * asked.minutes, 0
+    print("seed", asked.seed, flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for seed, (split, count) in enumerate({"ground_truth": 96, "transfer": 96, "test": 64}.items()):

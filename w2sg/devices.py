@@ -38,7 +38,7 @@ class Devices:
         quiet()
         processes.disband()  # the processes of the sweep's last job
         self.config = config
-        self.environment = _started_by(config.num_nodes)
+        self.environment = started_by(config.num_nodes)
         try:
             self.fabric = Fabric(
                 accelerator=config.accelerator,
@@ -47,13 +47,17 @@ class Devices:
                 strategy="ddp" if config.strategy == "fsdp" else config.strategy,  # only for talking to each other
                 plugins=self.environment,
             )
+            if self.fabric.world_size > 1:
+                self.fabric.strategy.cluster_environment.validate_settings(
+                    num_devices=self.fabric.strategy.num_processes, num_nodes=config.num_nodes
+                )
         except (ValueError, RuntimeError, KeyError) as error:
-            if not isinstance(self.environment[0] if self.environment else None, SLURMEnvironment):
+            if not any(isinstance(environment, SLURMEnvironment) for environment in self.environment):
                 raise
             raise UserError(
                 f"trainer: SLURM started {os.environ.get('SLURM_NTASKS')} tasks, and the run asks for "
                 f"trainer.devices={config.devices} on trainer.num_nodes={config.num_nodes}; give srun one task for "
-                f"each device, --nodes={config.num_nodes} --ntasks-per-node={config.devices} ({_first_line(error)})"
+                f"each device, --nodes={config.num_nodes} --ntasks-per-node={config.devices}"
             ) from error
         if self.fabric.world_size > 1:
             processes.gather(self.fabric)
@@ -140,7 +144,7 @@ class Devices:
         return trainer
 
 
-def _started_by(nodes: int) -> list[ClusterEnvironment]:
+def started_by(nodes: int) -> list[ClusterEnvironment]:
     """Who starts the ranks, where the environment's variables could mislead; none where Lightning may look itself.
 
     Raises:
@@ -171,10 +175,6 @@ def _per_node(error: RuntimeError) -> str:
     if tasks % nodes:
         raise UserError(f"trainer: SLURM started {tasks} tasks on {nodes} machines; use --ntasks-per-node") from error
     return str(tasks // nodes)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 class _NoSignals(_SignalConnector):
