@@ -1,6 +1,7 @@
 """Many runs as one result: what is a setting, what a seed, and which differences are there."""
 
 import csv
+import functools
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import compose, run_script
+from scipy import stats
 
 from w2sg import collect_page
 from w2sg.collect import collect
@@ -17,7 +19,7 @@ from w2sg.errors import UserError
 LOSSES = {"ce": "cross_entropy", "kl": "forward_kl", "rkl": "reverse_kl"}
 
 
-def finished(folder, config, right, ids=None, seconds=10.0):
+def finished(folder, config, right, ids=None, seconds=10.0, prompts=None):
     """A run's folder as `Report.write` leaves it, with chosen correctness per model."""
     n = len(next(iter(right.values())))
     ids = ids or [f"row{i:04d}" for i in range(n)]
@@ -26,6 +28,7 @@ def finished(folder, config, right, ids=None, seconds=10.0):
     logits = {name: np.where(hit == (labels == 0), 1.5, -1.5) for name, hit in right.items()}
     folder.mkdir(parents=True)
     columns = {"id": [ids[i] for i in order], "label": labels[order].tolist()}
+    columns |= {} if prompts is None else {"prompt": [prompts[i] for i in order]}
     pq.write_table(
         pa.table(columns | {k: v[order].tolist() for k, v in logits.items()}), folder / "predictions.parquet"
     )
@@ -43,8 +46,16 @@ def finished(folder, config, right, ids=None, seconds=10.0):
     (folder / "report.json").write_text(json.dumps(content))
 
 
+@functools.cache
+def composed(loss, more):
+    return check(compose(f"loss={loss}", "out=somewhere", *more)).model_dump(by_alias=True)
+
+
 def config(loss="ce", seed=0, *more):
-    return check(compose(f"loss={loss}", f"seed={seed}", "out=somewhere", *more)).model_dump(by_alias=True)
+    """Composing takes half a second; seeds of runs and splits are numbers that are put in."""
+    split = next((int(m.partition("=")[2]) for m in more if m.startswith("dataset.split_seed=")), None)
+    found = composed(loss, tuple(m for m in more if not m.startswith("dataset.split_seed="))) | {"seed": seed}
+    return found if split is None else found | {"dataset": found["dataset"] | {"split_seed": split}}
 
 
 def draw(rate, seed, n=1500):
@@ -181,6 +192,71 @@ def test_seeds_with_test_rows_of_their_own_are_not_paired_by_row(tmp_path):
     (pair,) = found.content["between_losses"]
     assert pair["seeds"] == 3
     collect_page.write(found, tmp_path)
+
+
+def test_seeds_of_a_split_are_averaged_before_splits_are_repeats(tmp_path):
+    """Three seeds that say the same of a split are no three repeats: the interval is that of the splits."""
+    means = []
+    for split in range(3):
+        ids = [f"{split}-{i}" for i in range(400)]
+        for seed in range(3):
+            right = {"weak": draw(0.6, split, 400), "student": draw(0.7, 10 + split, 400), "ceiling": draw(0.9, 5, 400)}
+            right["student"][seed] ^= True  # else they would be one run
+            finished(tmp_path / f"{split}{seed}", config("ce", seed, f"dataset.split_seed={split}"), right, ids)
+        means.append(np.mean(right["student"]) - np.mean(right["weak"]))
+    found = collect(tmp_path).content
+    assert found["cells"][0]["repeats"] == "3 splits, 3 seeds of each averaged"
+    (entry,) = found["student_against_teacher"]
+    assert entry["p"] == pytest.approx(stats.ttest_1samp(means, 0).pvalue, rel=0.2)
+    assert "3 splits, 3 seeds of each averaged" in entry["test"]
+
+
+def test_runs_that_are_one_run_count_once(tmp_path):
+    """Files that come split are the same for all split seeds."""
+    right = {"weak": draw(0.6, 1, 300), "student": draw(0.7, 2, 300), "ceiling": draw(0.8, 3, 300)}
+    for split in range(3):
+        finished(tmp_path / f"r{split}", config("ce", 0, f"dataset.split_seed={split}"), right)
+    found = collect(tmp_path)
+    assert found.content["runs"] == 1
+    assert any(line.startswith("2 runs that predict to the last digit") for line in found.left_out)
+
+
+def test_a_corrected_p_is_never_below_its_own_even_where_twins_have_other_seeds(tmp_path):
+    for seed in range(4):
+        for loss in ("ce", "kl", "rkl"):
+            if loss == "kl" and seed == 3:
+                continue
+            student = draw(0.74, seed, 400) if loss != "rkl" else draw(0.78, 50 + seed, 400)
+            right = {"weak": draw(0.7, seed, 400), "student": student, "ceiling": draw(0.85, 100 + seed, 400)}
+            finished(tmp_path / f"{loss}{seed}", config(loss, seed), right)
+    found = collect(tmp_path).content
+    for family in (found["student_against_teacher"], found["between_losses"]):
+        assert all(entry["p_holm"] >= entry["p"] for entry in family)
+
+
+def test_two_seeds_are_said_and_so_are_predictions_without_prompts(tmp_path):
+    for seed in range(2):
+        right = {"weak": draw(0.6, seed, 300), "student": draw(0.7, 9 + seed, 300), "ceiling": draw(0.9, 5, 300)}
+        finished(tmp_path / f"r{seed}", config("ce", seed), right)
+    found = collect(tmp_path)
+    lines = " / ".join(collect_page.findings(found.content))
+    assert "two seeds in 1 of 1 cells" in lines
+    assert "2 runs are of an earlier version and do not say which test rows share a prompt" in lines
+    collect_page.write(found, tmp_path)
+    assert "no interval here says what other training data would do" in (tmp_path / "summary.html").read_text()
+
+
+def test_rows_of_one_prompt_are_one_whoever_says_so(tmp_path):
+    """Twice the rows of every prompt are no more prompts: p and interval stay."""
+    found = []
+    for times in (1, 2):
+        right = {"weak": draw(0.6, 1, 300), "student": draw(0.7, 2, 300), "ceiling": draw(0.9, 5, 300)}
+        right = {name: np.repeat(hit, times) for name, hit in right.items()}
+        prompts = np.repeat([f"p{i}" for i in range(300)], times).tolist()
+        finished(tmp_path / str(times) / "run", config(), right, prompts=prompts)
+        (entry,) = collect(tmp_path / str(times)).content["student_against_teacher"]
+        found.append([entry["p"], entry["low"], entry["high"]])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_a_single_run_is_a_collection_too(tmp_path):

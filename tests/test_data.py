@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -20,7 +21,7 @@ import torch
 from conftest import ROOT, compose, make_pairs, write_jsonl
 from omegaconf import OmegaConf
 
-from w2sg.data import audit, sources
+from w2sg.data import audit, sources, splits
 from w2sg.data.noise import apply_noise, draw, problems
 from w2sg.data.splits import load_tables
 from w2sg.data.table import Table, digest, uniform
@@ -1121,3 +1122,20 @@ def test_instructions_stand_before_what_they_are_about(tmp_path):
 
 def test_preference_pairs_serve_as_questions(tmp_path):
     assert asked(tmp_path, make_pairs(12)).test.kind == "pairs"
+
+
+def test_rows_of_one_prompt_and_pairs_with_a_text_in_common_are_clusters(tmp_path):
+    rows = [
+        {"chosen": f"\n\nHuman: q{k // 2}\n\nAssistant: a{k}", "rejected": f"\n\nHuman: q{k // 2}\n\nAssistant: b{k}"}
+        for k in range(12)
+    ]
+    for split in ("ground_truth", "transfer", "test"):
+        write_jsonl(tmp_path / "prompts" / f"{split}.jsonl", rows)
+    options = compose("dataset=local", f"dataset.path={tmp_path / 'prompts'}").dataset
+    test = splits.load_tables(OmegaConf.to_container(options), 0).test
+    assert len(set(test.clusters)) == 6
+    assert audit.prompts_within(test) == {"rows": 12, "prompts": 6, "rows that share a prompt": 12}
+    chain = [(f"text {k}", f"text {k + 1}") for k in range(3)] + [("other 1", "other 2")]
+    zeros = np.zeros(4, np.int64)
+    loose = replace(test, ids=list("abcd"), prompts=[sources.NO_PROMPT] * 4, texts=chain, first=zeros, labels=zeros)
+    assert [loose.clusters.index(name) for name in loose.clusters] == [0, 0, 0, 3]

@@ -119,3 +119,14 @@ def test_a_teacher_that_saw_the_transfer_rows_sets_off_the_alarm():
     clean = diagnostics.leak(random.random(2000) < 0.7, random.random(2000) < 0.7)
     assert clean["low"] < 0 < clean["high"]
     assert diagnostics.leak(random.random(2000) < 0.85, random.random(2000) < 0.7)["low"] > 0
+
+
+def test_a_teacher_that_is_always_right_on_transfer_has_an_interval_of_some_width():
+    all_right, most = np.ones(50, bool), np.arange(50) < 48
+    same = diagnostics.leak(all_right, all_right)
+    assert same["low"] == -same["high"] < 0
+    found = diagnostics.leak(all_right, most)
+    assert found["value"] == pytest.approx(0.04)
+    assert found["low"] < 0.04 < found["high"]
+    rows = diagnostics.leak(np.repeat(all_right, 2), np.repeat(most, 2), *[np.repeat(np.arange(50), 2)] * 2)
+    assert rows == pytest.approx(found)  # twice the rows of the same prompts

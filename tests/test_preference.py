@@ -351,3 +351,12 @@ def test_auxiliary_confidence():
     assert given.grad.tolist() == [-0.75, -0.75]
     assert own.grad.tolist() == [-0.25, -0.25]
     assert auxiliary_confidence(given, own, 0.0).tolist() == [2.0, 4.0]
+
+
+@pytest.mark.parametrize("loss", sorted(preference.LOSSES))
+def test_displacement_is_warned_of_where_there_is_a_reference_alone(loss):
+    last = {"rewards/chosen": -0.4, "rewards/margins": 0.1}
+    lines = preference.displacement("weak", loss, last)
+    assert bool(lines) == (loss not in {"simpo", "reference_free"})
+    assert preference.displacement("weak", loss, last | {"rewards/chosen": 0.2}) == []
+    assert preference.displacement("weak", loss, {}) == []

@@ -1,5 +1,7 @@
 """Intervals that cover as often as they say, exact tests against tables, and gaps that are not there."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -173,3 +175,78 @@ def test_where_an_interval_lies_can_be_written_as_json():
     found = bootstrap.Estimate(1.0, np.float64(0.5), np.float64(2.0))
     assert found.positive is True
     assert found.negative is False
+
+
+# -- prompts with several rows, and repeats that share rows -----------------------------------------------------------
+
+
+def test_the_bootstrap_draws_prompts_with_all_their_rows():
+    """50 prompts of 4 equal rows know their mean as 50 rows do, not as 200."""
+    own = np.random.default_rng(0).random(50)
+    rows = Bootstrap(200, clusters=np.repeat(np.arange(50), 4)).mean(np.repeat(own, 4))
+    assert (rows.low, rows.high) == pytest.approx((Bootstrap(50).mean(own).low, Bootstrap(50).mean(own).high), abs=1e-6)
+    alone = Bootstrap(50, clusters=[f"p{i}" for i in range(50)])
+    assert alone.codes is None
+    assert alone.mean(own) == Bootstrap(50).mean(own)  # a row each: the numbers of before
+
+
+def test_the_sign_flip_test_goes_through_all_ways_and_is_mcnemars_where_prompts_have_one_row():
+    random = np.random.default_rng(3)
+    for _ in range(5):
+        found = random.integers(-3, 4, 12)
+        ways = np.array(np.meshgrid(*[(1, -1)] * 12)).reshape(12, -1)
+        by_hand = (np.abs(found @ ways) >= abs(found.sum())).mean()
+        assert statistics.sign_flip(found) == pytest.approx(by_hand, abs=1e-12)
+    a, b = random.random((2, 400)) < 0.6
+    assert statistics.sign_flip(a.astype(int) - b) == pytest.approx(statistics.mcnemar(a, b)["p"], rel=1e-9)
+    twice = [np.repeat(x, 2) for x in (a, b)]
+    clustered = statistics.mcnemar(*twice, np.repeat(np.arange(400), 2))
+    assert clustered["p"] == pytest.approx(statistics.mcnemar(a, b)["p"], rel=1e-9)
+    assert clustered["test"] == statistics.SIGN_FLIP
+    assert statistics.mcnemar(*twice)["p"] < clustered["p"]
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 30), (30, 30), (1, 30), (29, 30), (0, 1)])
+def test_few_hits_or_misses_have_exact_limits(hits, n):
+    column = np.arange(n) < hits
+    found, exact = Bootstrap(n).share(column), stats.binomtest(hits, n).proportion_ci(method="exact")
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+    half = np.arange(2 * n) % 2 == 0
+    within = Bootstrap(2 * n).share(np.repeat(column, 2) & half, half)  # among half of the rows alone
+    assert (within.low, within.high) == pytest.approx((exact.low, exact.high))
+
+
+def test_a_student_that_is_its_teacher_or_its_ceiling_has_an_interval_of_some_width():
+    weak, ceiling = hits(0.6, 500, 1), np.ones(500, bool)
+    for student, value in ((weak, 0.0), (ceiling, 1.0)):
+        found = statistics.performance_gap_recovered(weak, student, ceiling, Bootstrap(500))
+        assert found["value"] == value
+        assert found["low"] < value < found["high"]
+    none = statistics.performance_gap_recovered(weak, weak, weak, Bootstrap(500))
+    assert json.loads(json.dumps(none))["resolved"] is False
+    same = statistics.paired_difference(weak[None], weak[None])
+    assert same["low"] == -same["high"] < 0
+    seeds_too = statistics.paired_difference(np.stack([weak] * 3), np.stack([weak] * 3))
+    assert seeds_too["low"] < 0 < seeds_too["high"]
+
+
+def test_repeats_with_the_same_rows_with_some_and_with_none():
+    """The covariance of two repeats is what their shared rows have in common, whatever share that is."""
+    random = np.random.default_rng(0)
+    row = random.normal(size=4000)
+    for start in (0, 500, 1000):  # repeats of 1,000 rows that share 1,000, 500 and none
+        places = [np.arange(1000) + k * start for k in range(2)]
+        values = [(row[p] + 0.5 * random.normal(size=1000))[:, None] for p in places]
+        _, spreads = statistics.over_repeats(values, places)
+        shared = spreads[1].covariance[0, 0] if len(spreads) > 1 else 0.0
+        assert shared == pytest.approx((1000 - start) / 1000**2, abs=1.5e-4)
+
+
+def test_interval_and_p_are_of_one_test():
+    random = np.random.default_rng(1)
+    for k in (2, 3, 5):
+        for _ in range(20):
+            shared = random.normal(0.1, 1, 200)
+            values = [shared + random.normal(size=200) + random.normal(0, 0.1) for _ in range(k)]
+            found = statistics.difference_over_repeats(values, [None] * k)
+            assert (found["p"] < 0.05) == (found["low"] > 0 or found["high"] < 0)

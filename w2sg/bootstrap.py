@@ -54,7 +54,7 @@ def binomial_interval(share: float, count: float, level: float = 0.95) -> tuple[
     """
     from scipy.stats import beta
 
-    hits, tail = share * count, (1 - level) / 2
+    hits, tail = float(share) * count, (1 - level) / 2
     low = 0.0 if hits <= 0 else float(beta.ppf(tail, hits, count - hits + 1))
     high = 1.0 if hits >= count else float(beta.ppf(1 - tail, hits + 1, count - hits))
     return low, high
@@ -90,7 +90,7 @@ def few_discordant(only_a: float, only_b: float, count: int) -> tuple[float, flo
     The exact limits of both shares, put together as squares (Zou and Donner 2008). Where none differs it is about
     -3.7 / n to 3.7 / n.
     """
-    a, b = only_a / count, only_b / count
+    a, b = float(only_a) / count, float(only_b) / count
     (low_a, high_a), (low_b, high_b) = (binomial_interval(x, count) for x in (a, b))
     return a - b - math.hypot(a - low_a, high_b - b), a - b + math.hypot(high_a - a, b - low_b)
 
