@@ -85,7 +85,7 @@ class Policy(nn.Module):
         seen = attention_mask(batch["part"], batch["example"]) if "example" in batch else None
         backbone = self.body
         shape = batch["input_ids"].shape
-        if seen is None and rope.borders(backbone.config):
+        if seen is None and rope.borders(self.plain.config):
             batch = batch | _with_length(batch)
         hidden = read(backbone, batch, seen).last_hidden_state[:, : shape[1]]
         return self.ready(hidden.flatten(0, 1)[batch["source"]])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 def borders(config: Any) -> list[int]:
     """Tokens above which a model's rotary frequencies are others; none for most models."""
-    config = config.get_text_config()
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     settings = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in settings.values() if isinstance(value, dict)]  # a layer type has its own
     found = set()
