@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import save_tiny_model
 from torch import nn
+from transformers import PretrainedConfig
 
 from w2sg.data.completions import Completions, _bins, encode, per_reply
 from w2sg.language import Policy, keeps_replies_apart
@@ -200,7 +201,7 @@ class Given(nn.Module):
     def __init__(self, logits: torch.Tensor):
         super().__init__()
         rows, length, vocabulary = logits.shape
-        self.config = SimpleNamespace()
+        self.config = PretrainedConfig()
         self.output = nn.Linear(rows * length, vocabulary, bias=False)
         self.output.weight.data = logits.reshape(-1, vocabulary).T.clone()
         self.places = torch.eye(rows * length).view(rows, length, -1)
