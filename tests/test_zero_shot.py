@@ -64,6 +64,22 @@ def test_who_has_no_score_says_why(tiny_gpt2):
     assert "never pretrained" in zero_shot.why_not(bow, table(), ASKED)
 
 
+def test_a_key_names_what_was_read_otherwise_once(tiny_gpt2, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    found = source(tiny_gpt2)
+    assert zero_shot.answers_key(found, ASKED.answers) == {}
+    pieces = {piece: i for i, piece in enumerate(["<unk>", "x", ":", "▁x", "▁g", "g", "▁b", "b", "o", "d", "a", "▁"])}
+    merges = [("▁", "x"), ("▁", "g"), ("▁", "b")]
+    sentence_pieces = Tokenizer(models.BPE(pieces, merges, unk_token="<unk>"))
+    sentence_pieces.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    found.__dict__["tokenizer"] = PreTrainedTokenizerFast(tokenizer_object=sentence_pieces, unk_token="<unk>")
+    assert zero_shot.answers_key(found, ["good", "bad"]) == {"answer_tokens": [pieces["g"], pieces["b"]]}
+    found.config.logits_scaling = 4.0
+    assert zero_shot.answers_key(found, ["good", "bad"])["logit_scales"] == [4.0]
+
+
 def test_answers_that_begin_alike_are_refused(tiny_gpt2):
     with pytest.raises(UserError, match="begin with the same token"):
         zero_shot.load_zero_shot(source(tiny_gpt2), True, ["good", "good"])

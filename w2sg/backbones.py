@@ -266,12 +266,8 @@ def softcap_of(config: PretrainedConfig) -> float | None:
 
 
 @torch.no_grad()
-def logit_scale(model: nn.Module) -> float:
-    """The number that a language model multiplies its logits by (Granite, Cohere, Falcon-H1, MiniCPM), 1 for none.
-
-    The configuration names it, but not whether it multiplies or divides; that is asked of the model itself.
-    """
-    config = model.config
+def named_scales(config: PretrainedConfig) -> list[float]:
+    """Numbers in a configuration by which logits are multiplied, or divided."""
     named = [
         float(value)
         for key, value in config.to_dict().items()
@@ -279,6 +275,15 @@ def logit_scale(model: nn.Module) -> float:
     ]
     if base := getattr(config, "dim_model_base", None):
         named.append(base / config.hidden_size)
+    return named
+
+
+def logit_scale(model: nn.Module) -> float:
+    """The number that a language model multiplies its logits by (Granite, Cohere, Falcon-H1, MiniCPM), 1 for none.
+
+    The configuration names it, but not whether it multiplies or divides; that is asked of the model itself.
+    """
+    config, named = model.config, named_scales(model.config)
     output = model.get_output_embeddings()
     if not named or output is None:
         return 1.0

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from w2sg import losses
-from w2sg.backbones import softcap_of
 from w2sg.config import build, fit_options, function_identity
 from w2sg.data import noise, splits
 from w2sg.data.loading import Examples, Features
@@ -35,7 +34,7 @@ from w2sg.schema import FitOptions, ModelConfig, TrainConfig
 from w2sg.stages import FitJob, ReadJob, Stages, load_values
 from w2sg.store import Store
 from w2sg.unread import unread
-from w2sg.zero_shot import load_zero_shot, questioned, why_not
+from w2sg.zero_shot import answers_key, load_zero_shot, questioned, why_not
 
 log = logging.getLogger(__name__)
 NOISE_OPTIONS = {
@@ -383,7 +382,7 @@ class Run:
             "question": asked.question,
             "data": content_key(asking),
             "precision": self.config.trainer.precision,
-            **({} if softcap_of(source.config) is None else {"softcap": softcap_of(source.config)}),
+            **answers_key(source, asked.answers),
             **self.inputs.read(source, asking),
         }
 

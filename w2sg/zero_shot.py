@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from w2sg.backbones import logit_scale, softcap_of
+from w2sg.backbones import logit_scale, named_scales, softcap_of
 from w2sg.data.table import Table
 from w2sg.data.tokens import ids_after
 from w2sg.errors import UserError
@@ -36,6 +36,25 @@ def why_not(source: Source, table: Table, asked: ZeroShotConfig | None) -> str |
 def questioned(table: Table, question: str) -> Table:
     """The table with a question after each text; long texts lose their start, never the question."""
     return replace(table, texts=[tuple(text + question for text in texts) for texts in table.texts])
+
+
+def answer_tokens(tokenizer: Any, answers: list[str]) -> list[int]:
+    """The first token of each answer, as it goes on a text."""
+    return [ids[0] for ids in ids_after(tokenizer, "x:", answers)]
+
+
+def answers_key(source: Source, answers: list[str]) -> dict[str, Any]:
+    """What else an answer depends on, as part of a cache key: empty for models whose answers were always read so.
+
+    Tokens are named where an answer is other tokens by itself than after a text (SentencePiece), and scales where
+    logits are more than the output layer's.
+    """
+    alone = source.tokenizer(answers, add_special_tokens=False)["input_ids"]
+    tokens = answer_tokens(source.tokenizer, answers)
+    found: dict[str, Any] = {} if tokens == [ids[0] for ids in alone] else {"answer_tokens": tokens}
+    if (cap := softcap_of(source.config)) is not None:
+        found["softcap"] = cap
+    return found | ({"logit_scales": scales} if (scales := named_scales(source.config)) else {})
 
 
 class _Capped(nn.Linear):
@@ -70,7 +89,7 @@ def load_zero_shot(source: Source, pairs: bool, answers: list[str]) -> LanguageS
             f"{spec.name} has no weights for {drawn[0]}, so it cannot answer; set dataset.zero_shot=null (finished "
             "stages are kept)"
         )
-    first = [ids[0] for ids in ids_after(tokenizer, "x:", answers)]
+    first = answer_tokens(tokenizer, answers)
     if len(set(first)) < len(first):
         raise UserError(
             f"dataset.zero_shot.answers: {answers} begin with the same token for {spec.name}; choose others, or set "
