@@ -468,7 +468,7 @@ def sweep(out: Path, data: Path, model: Path, draw: random.Random, whole: dict) 
         for k, process in running.items():
             sent = None
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(draw.uniform(5, 25) if deaths < 8 else 600)
+                process.wait(draw.uniform(3, 9) if deaths < 12 else 600)
             if process.poll() is None:
                 sent = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
                 process.send_signal(sent)
