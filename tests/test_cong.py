@@ -144,17 +144,17 @@ def test_a_sweep_shares_what_its_runs_have_in_common(arguments, tmp_path):
 
 
 def test_dpo_starts_at_log_2_and_its_checkpoint_holds_no_reference(arguments, tmp_path, monkeypatch):
-    from w2sg import stages as module
+    from w2sg.checkpoints import SealedFiles
 
     sizes = {}
-    write = module._Resume._write
+    save = SealedFiles.save_checkpoint
 
-    def watch(self, trainer):
-        write(self, trainer)
-        state = torch.load(self.file, map_location="cpu", weights_only=True)["state_dict"]
-        sizes[self.file.parent.parent.name.rpartition("-")[0]] = sum(v.numel() for v in state.values())
+    def watch(self, checkpoint, path, **more):
+        save(self, checkpoint, path, **more)
+        state = torch.load(self.written, map_location="cpu", weights_only=True)["state_dict"]
+        sizes[self.written.parent.parent.name.rpartition("-")[0]] = sum(v.numel() for v in state.values())
 
-    monkeypatch.setattr(module._Resume, "_write", watch)
+    monkeypatch.setattr(SealedFiles, "save_checkpoint", watch)
     settings = ["method.baselines=[]", "method.analysis.alphas=[]", "trainer.checkpoint_minutes=0", "logger.every=1"]
     content = run(arguments, tmp_path, *settings, "method.dpo.epochs=2", "method.alignment.validation=0.0")
     for name in ("weak", "cong"):

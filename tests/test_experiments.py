@@ -293,6 +293,8 @@ def tiny(name, typed, pairs_folder, tiny_models, out) -> list[str]:
         f"weak.name={weak}",
         f"strong.name={strong}",
         "training.head.epochs=2",
+        "weak.max_length=128",
+        "strong.max_length=128",
         "trainer=cpu",
         "logger=none",
         f"out={out}",

@@ -118,6 +118,7 @@ def test_every_evaluation_command_of_the_readme_runs(pairs_folder, tiny_gpt2, tm
         "weak.epochs=1",
         "strong=hf",
         f"strong.name={tiny_gpt2}",
+        "strong.max_length=64",
         "dataset=local",
         f"dataset.path={pairs_folder}",
         f"out={tmp_path}",
