@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BETTER, ROOT, WORDS, compose, run_script, save_tiny_model, write_jsonl
+from conftest import BETTER, WORDS, compose, run_script, save_tiny_model, write_jsonl
 
 from w2sg.config import check, check_evaluate
 from w2sg.console import Plain
@@ -408,13 +408,3 @@ def test_both_commands_run_as_typed(finished, tasks, tmp_path):
     assert found.returncode == 1
     assert "the harness has no task 'tiny_choise'; near it: tiny_choice" in found.stderr
     assert "Traceback" not in found.stderr
-
-
-def test_the_script_is_not_taken_for_the_package(monkeypatch):
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.quoted("export=outputs/loss=rkl,seed=1") == 'export="outputs/loss=rkl,seed=1"'
-    assert script.quoted("tasks=[a,b]") == "tasks=[a,b]"
-    assert script.quoted('to="a=b"') == 'to="a=b"'
-    assert script.quoted("runs=outputs") == "runs=outputs"

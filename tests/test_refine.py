@@ -938,7 +938,7 @@ def test_classes_are_refined_by_the_words_that_the_dataset_asks_for(labelled, mo
             ["refine.accept.concept=0.5", "method.concept.kind=number", "method.concept.pattern=null"],
             "refine.accept.concept: method.concept is held against the right answers",
         ),
-        (["refine.batch_size=1"], "\n  refine.batch_size"),
+        (["refine.batch_size=1"], "refine.batch_size: input should be"),
         (["refine.exemplar='{question}'"], "refine.exemplar: it must have {answer} and {question}"),
         (["refine.query='{question} {x}'"], "refine.query: it must have {question}"),
         (["refine.accept.fallback=weak"], "refine.accept.fallback: no answer is tested"),

@@ -250,7 +250,7 @@ def test_killed_runs_end_with_the_numbers_of_an_unbroken_one(pairs_folder, tiny_
         deadline = time.time() + 120
         store = tmp_path / "broken" / "store"
         while time.time() < deadline and process.is_alive():
-            if list(store.glob(f"{moment}-*.part/scratch/resume.ckpt")):
+            if list(store.glob(f"{moment}-*.part/scratch/fit-*.ckpt")):
                 break
             time.sleep(0.005)
         process.kill()
