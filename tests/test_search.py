@@ -367,7 +367,7 @@ def test_half_a_character_is_never_read():
     size = len(guide.tokenizer)
     tables = np.random.default_rng(0).dirichlet(np.ones(size), (2, size + 1))
     plain = guide.replies
-    guide.replies = lambda texts: (read.extend(texts), plain(texts))[1]
+    guide.replies = lambda texts, finished=None: (read.extend(texts), plain(texts, finished))[1]
     value = ImplicitValue(TabularEngine(tables), guide, False, strong.stop)
     value.start([prompt])
     halves = 0

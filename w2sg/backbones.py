@@ -265,7 +265,6 @@ def softcap_of(config: PretrainedConfig) -> float | None:
     return next((cap for name in names if (cap := getattr(config, name, None))), None)
 
 
-@torch.no_grad()
 def named_scales(config: PretrainedConfig) -> list[float]:
     """Numbers in a configuration by which logits are multiplied, or divided."""
     named = [
@@ -278,6 +277,7 @@ def named_scales(config: PretrainedConfig) -> list[float]:
     return named
 
 
+@torch.no_grad()
 def logit_scale(model: nn.Module) -> float:
     """The number that a language model multiplies its logits by (Granite, Cohere, Falcon-H1, MiniCPM), 1 for none.
 
