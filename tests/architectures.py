@@ -18,8 +18,8 @@ import transformers
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
 from w2sg.config import CONF, register
@@ -425,12 +425,14 @@ def write(family: str, folder: Path) -> Path:
             if weight.dim() > 1 and "A_log" not in name:
                 weight.mul_(3.0)
     model.save_pretrained(folder)
-    words = WordLevel({f"w{k}": k for k in range(VOCABULARY)}, unk_token="w2")
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(words), bos_token="w0", eos_token="w1", pad_token="w2", unk_token="w2"
-    )
-    tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.save_pretrained(folder)
+    # bytes: of Qwen2 transformers reads any tokenizer.json as BPE over bytes, whatever kind it says it is
+    letters = sorted(ByteLevel.alphabet())[: VOCABULARY - 3]
+    words = {word: k for k, word in enumerate(["w0", "w1", "w2", *letters])}
+    tokenizer = Tokenizer(BPE(words, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="w0", eos_token="w1", pad_token="w2", unk_token="w2"
+    ).save_pretrained(folder)
     return folder
 
 
