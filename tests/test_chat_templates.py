@@ -104,6 +104,7 @@ def test_models_that_were_right_read_the_same_ids_as_before(name):
         "{% for m in messages %}{{ m.text }}{% endfor %}<|assistant|>",
         "{{ raise_exception('no') }}",
         "{% for m in messages %}{{ m.content",
+        "{% for m in messages %}{{ m.content[:8] }}<|end|>{% endfor %}",  # of parts, it would write Python's list
     ],
 )
 def test_a_template_that_shows_no_question_is_refused(template):
@@ -128,6 +129,12 @@ def test_an_end_that_is_no_token_is_said():
     chat = chat_of("{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n### End\n{% endfor %}")
     assert chat.end == chat.tokenizer.eos_token_id
     assert any("'\\n### End\\n', which is no token" in note for note in chat.notes)
+
+
+def test_a_last_reply_without_an_end_is_said():
+    chat = chat_of(TEMPLATES["chatml"][0].replace("<|im_end|>", "{% if not loop.last %}<|im_end|>{% endif %}", 1))
+    assert chat.end == chat.tokenizer.eos_token_id
+    assert any("writes nothing after a last reply" in note for note in chat.notes)
 
 
 def test_a_prompt_that_dialogues_do_not_go_on_from_is_said():

@@ -282,3 +282,66 @@ def test_files_of_several_forms_in_one_folder(tmp_path):
     assert sum(map(len, each(tables))) == 30
     assert len(tables.report["read_as"]) == 3
     assert one("a", "b")["chosen"] not in texts(tables)
+
+
+# -- what spreadsheets and downloads add -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("sep=;\n" + (HEAD + "".join(ROWS)).replace(",", ";"), "rows.csv"),
+        ("prompt;chosen;rejected;note, more\n" + "".join(ROWS).replace(",", ";").replace("\n", ";\n"), "rows.csv"),
+        ("prompt\tchosen\trejected\ta,b,c,d,e\n" + "".join(ROWS).replace(",", "\t").replace("\n", "\t\n"), "rows.TSV"),
+    ],
+)
+def test_delimiters_of_other_locales(tmp_path, text, name):
+    tables = csv_of(tmp_path, text, name)
+    assert "\n\nHuman: q 1\n\nAssistant: good 1" in texts(tables)
+    assert tables.report["dropped"] == {}
+
+
+def test_lines_are_counted_from_the_line_of_the_delimiter(tmp_path):
+    tables = csv_of(tmp_path, "sep=,\r\n" + HEAD + "".join(ROWS[:4]) + "q,good\n" + "".join(ROWS[4:]))
+    assert tables.report["dropped"]["malformed"].startswith("1, first at rows.csv:7: 2 fields, fewer than")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "why"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", "rows.jsonl", r"Git LFS .*`git lfs pull`"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", "rows.parquet", r"Git LFS .*`git lfs pull`"),
+        (b"PK\x03\x04\x14\x00", "rows.csv", "a zip archive or a spreadsheet"),
+        (b"\n<!doctype html>\n<html>", "rows.json", "a web page; download the file itself"),
+    ],
+)
+def test_files_that_are_something_else_are_named(tmp_path, content, name, why):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=why):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("files", "note"),
+    [
+        (["a.jsonl", "more.xlsx", "sub/b.jsonl"], "files that are not read: sub/b.jsonl, more.xlsx"),
+        (["ground_truth.jsonl", "transfer.jsonl", "test.jsonl", "x.jsonl"], "files that are not read: x.jsonl"),
+        (["train.jsonl", "dev.jsonl"], "dev.jsonl: read with the other files and split by prompt; only files named"),
+        (["train/a.jsonl", "test/b.jsonl"], "test/b.jsonl: read with the other files and split by prompt; only files"),
+        (["t-00000-of-00003.jsonl", "t-00002-of-00003.jsonl"], "of t-00000-of-00003.jsonl there are 2 of 3 parts"),
+    ],
+)
+def test_files_of_a_folder_that_are_not_read_or_pooled_are_named(tmp_path, files, note):
+    for number, name in enumerate(files):
+        write_jsonl(tmp_path / name, make_pairs(6, number))
+    (tmp_path / "README.md").write_text("x")
+    (found,) = load(tmp_path).report["notes"]
+    assert found.startswith(note)
+
+
+def test_names_of_test_files_are_read_whatever_their_letters(tmp_path):
+    write_jsonl(tmp_path / "Train.jsonl", make_pairs(8))
+    write_jsonl(tmp_path / "Test.jsonl", make_pairs(5, 1))
+    tables = load(tmp_path)
+    assert len(tables.test) == 5
+    assert tables.report["notes"] == []

@@ -205,3 +205,100 @@ def test_ties_are_dropped_and_counted(tmp_path):
     rows = many(lambda k: {"prompt": f"q {k}", "response_1": "a", "response_2": "b", "preference_strength": k % 3 - 1})
     dropped = read(tmp_path, rows).report["dropped"]
     assert dropped == {"no preference": "4, first at rows.jsonl:2: preference_strength is 0, which prefers no reply"}
+
+
+BEFORE = "\n\nHuman: w\n\nAssistant: x"
+QUESTION = "\n\nHuman: q 3\n\nAssistant: a"
+BOTH = {"chosen": "a", "rejected": "b"}
+
+
+def sides(*before) -> dict:
+    return {"chosen": [*before, said("a")], "rejected": [*before, said("b")]}
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda k: {"prompt": [user("be"), user(f"q {k}")]} | sides(user(f"q {k}")), "\n\nHuman: be" + QUESTION),
+        (lambda k: {"prompt": [user(f"q {k}\n")]} | sides(user(f"q {k}")), QUESTION),
+        (lambda k: {"prompt": [user(f"q {k}")], "system": "be"} | sides(user(f"q {k}")), "\n\nSystem: be" + QUESTION),
+        (lambda k: {"system": "be"} | sides(user(f"q {k}")), "\n\nSystem: be" + QUESTION),
+        (
+            lambda k: {"prompt": [user("w")]} | sides(user("w"), said("x"), user(f"q {k}")),
+            BEFORE + QUESTION,
+        ),
+        (lambda k: {"prompt": [user("w")]} | sides(said("x"), user(f"q {k}")), BEFORE + QUESTION),
+        (lambda k: {"prompt": f"{BEFORE}\n\nHuman: q {k}"} | BOTH, BEFORE + QUESTION),
+        (lambda k: {"prompt": f"\n\nHuman: q {k}\n"} | BOTH, QUESTION),
+        (lambda k: {"prompt": "" if k % 5 == 1 else f"q {k}"} | BOTH, QUESTION),
+    ],
+)  # fmt: skip
+def test_a_question_that_stands_there_twice_or_alone_is_read_once(tmp_path, make, text):
+    tables = read(tmp_path, many(make))
+    assert text in texts(tables)
+    assert all(p.messages[-1].content.strip() for t in each(tables) for p in t.prompts)
+
+
+def test_a_transcript_s_first_line_break_is_no_part_of_the_question(tmp_path):
+    tables = read(tmp_path, many(lambda k: {"prompt": f"\nHuman: q {k}\n\nAssistant:"} | BOTH))
+    assert (Message("user", "q 3"),) in {p.messages for t in each(tables) for p in t.prompts}
+    assert all(p.identity != p.text for t in each(tables) for p in t.prompts)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda k: {"prompt": f"Human: q {k}\nAssistant:"} | BOTH, "column prompt holds dialogues .* an empty line"),
+        (
+            lambda k: {key: f"\r\n\r\nHuman: {k}\r\n\r\nAssistant: {key}" for key in BOTH},
+            "column chosen holds dialogues .* after an empty line",
+        ),
+        (
+            lambda k: {key: f"\n\nHuman: {k}\n\nAssistant: {key}\n\nHuman: thanks" for key in BOTH},
+            "chosen does not end with the assistant",
+        ),
+        (lambda k: {"prompt": f"\n\nHuman: {k}\n\nAssistant: I"} | BOTH, "prompt ends with the assistant"),
+        (lambda k: {"prompt": [user(str(k)), user("x")]} | sides(user(str(k)), user("y")), "share a question"),
+        (lambda k: {"completion": f"a {k}"}, "completions without a prompt"),
+        (lambda k: {"prompt": [user("")]} | sides(), "the prompt holds no text"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_sure_is_refused(tmp_path, make, why):
+    with pytest.raises(UserError, match=why):
+        read(tmp_path, many(make))
+
+
+def test_what_is_not_read_of_messages_and_scores_is_said(tmp_path):
+    talk = [user("w"), said("x") | {"weight": 0}]
+    tables = read(tmp_path, many(lambda k: {"messages": [*talk, user(f"q {k}") | {"name": "Bo"}, said("a")]}))
+    assert tables.report["notes"] == ["rows.jsonl: keys of messages that are not read: name, weight"]
+    scores = {"score_chosen": "7,5", "score_rejected": "8,5"}
+    (note,) = read(tmp_path / "b", many(lambda k: {"prompt": f"q {k}"} | BOTH | scores)).report["notes"]
+    assert note == "rows.jsonl: 12 of 12 pairs whose scores are not two numbers, so that they are not compared"
+    lists = {"chosen": "['x', 'a']", "rejected": "['x']"}
+    tables = read(tmp_path / "c", many(lambda k: {"prompt": f"q {k}"} | lists))
+    assert "lists written as text" in tables.report["read_as"]["rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        (
+            {"text": "a", "label": "y", "prompt": "b"},
+            r"dataset\.columns\.prompt: .* classes, which needs no",
+        ),
+        ({"chosen": "a", "rejected": "b", "system": "c"}, r"dataset\.columns\.system: .*, which needs no system"),
+        ({"prompt": "c", "chosen": "a", "rejected": "b", "score_chosen": "y"}, r"dataset\.columns\.score_chosen: "),
+        ({"prompt": "c", "chosen": "a", "rejected": "a"}, r"columns: chosen and rejected are both read from 'a'"),
+        ({"prompt": "c"}, r"with dataset\.columns nothing else is read"),
+    ],
+)
+def test_columns_that_are_named_and_not_read_are_refused(tmp_path, columns, why):
+    with pytest.raises(UserError, match=why):
+        read(tmp_path, many(lambda k: {"a": f"a {k}", "b": f"b {k}", "c": f"c {k}", "y": k % 2}), columns=columns)
+
+
+def test_an_answer_that_is_a_letter_and_another_choice_is_malformed(tmp_path):
+    rows = many(lambda k: {"question": f"q {k}", "choices": ["C", "A", "B"], "answer": "B" if k == 3 else k % 3})
+    dropped = load(write_jsonl(tmp_path / "rows.jsonl", rows), "questions").report["dropped"]["malformed"]
+    assert dropped.startswith("1, first at rows.jsonl:4: answer 'B' is both a letter and the text of another choice")

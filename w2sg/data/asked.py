@@ -10,8 +10,8 @@ from typing import Any
 
 from w2sg.data.examples import NO_PROMPT, Example, pair
 from w2sg.data.files import Row
-from w2sg.data.messages import LAST_TURN, Dialogue, Message, transcript
-from w2sg.data.turns import BEGINS, kind_of, majority, messages_of, refuse_python
+from w2sg.data.messages import LAST_TURN, TURN, Dialogue, Message, transcript
+from w2sg.data.turns import BEGINS, kind_of, majority, messages_of, refuse_loose, refuse_python
 
 Sample = list[Row]
 EXPECTS = (
@@ -74,10 +74,21 @@ class Asked:
             return Asked(None)
         kind = majority(row.get(column) for row in sample)
         refuse_python(kind, column, where)
+        if kind == "text":
+            cells = [row[column] for row in sample if isinstance(row.get(column), str)]
+            refuse_loose(cells, column, where)
+            if 2 * sum(bool(TURN.match(cell.lstrip())) for cell in cells) > len(cells):
+                kind = "dialogue"  # of one turn, which needs no "Assistant:" behind it
         keys = {key for row in sample for key in row}
         system = next((name for name in SYSTEMS if name in keys), None)
         more = "input" if column == "instruction" and "input" in keys else None
         return Asked(column, kind, system, more, "history" if column != "history" and "history" in keys else None)
+
+    @staticmethod
+    def beside(sample: Sample) -> Asked:
+        """What stands beside messages that hold their prompt."""
+        keys = {key for row in sample for key in row}
+        return Asked(None, system=next((name for name in SYSTEMS if name in keys), None))
 
     @property
     def columns(self) -> set[str]:
@@ -104,7 +115,7 @@ class Asked:
             if found[-1].role == "assistant":
                 raise ValueError(f"{self.column} ends with the assistant")
         elif self.kind == "dialogue":
-            found = Dialogue.of_text(self.text(row)).messages
+            found = self._transcript(row).messages
         else:
             found = (Message("user", self.text(row)),)
         return (*self.before(row), *found)
@@ -116,18 +127,26 @@ class Asked:
             return Dialogue.of_messages(self.messages(row))
         text = self.text(row)
         if self.kind == "dialogue":
-            if not BEGINS.match(text):
-                raise ValueError(f"{self.column} is no dialogue ('Human: ... Assistant:'), as others of the file are")
-            return Dialogue.of_text(text)
+            return self._transcript(row)
         return Dialogue(transcript([("user", text)]) + LAST_TURN, (Message("user", text.strip()),))
+
+    def _transcript(self, row: Row) -> Dialogue:
+        """A dialogue as text; where it stops after the question, the reply's turn is begun."""
+        text = self.text(row)
+        if not BEGINS.match(text):
+            raise ValueError(f"{self.column} is no dialogue ('Human: ... Assistant:'), as others of the file are")
+        found = Dialogue.of_text(text)
+        if found.messages[-1].role == "assistant":
+            raise ValueError(f"{self.column} ends with the assistant")
+        return found if text.rstrip().endswith(LAST_TURN) else Dialogue.of_text(text.rstrip() + LAST_TURN)
 
     def pair(self, row: Row, chosen: str, rejected: str) -> Example:
         """A pair of replies."""
         prompt = self.dialogue(row)
-        if self.column is None or (self.kind == "dialogue" and not self.before(row)):
+        if self.column is None or (self.kind == "dialogue" and prompt.text == self.text(row)):
             return pair(prompt, prompt.text + chosen, prompt.text + rejected)
         texts = (f"{prompt.text} {reply}" for reply in (chosen, rejected))
-        if self.kind in ("messages", "json") or self.before(row):
+        if self.kind != "text" or self.before(row):
             return pair(prompt, *texts)
         spaced = f"{prompt.text} "  # by which such pairs were always known, so that splits stay
         return pair(prompt, *texts, known=spaced if prompt.plain else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, TextIO
 from w2sg.errors import UserError
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SEP = re.compile(r"sep=(.|\t)", re.I)
 
 
 class _Lines:
@@ -39,12 +41,15 @@ def read_csv(path: Path, file: TextIO, notes: list[str]) -> Iterator[tuple[str, 
     """
     csv.field_size_limit(2**31 - 1)  # whether a text is too long is for max_chars to say
     lines = _Lines(file)
-    first = next(file, "")
-    delimiter = _delimiter(first, path)
-    if delimiter != "," and path.name.removesuffix(".gz").endswith(".csv"):
+    first, before = next(file, ""), 0
+    given = SEP.fullmatch(first.strip('\r\n"'))
+    if given:  # a spreadsheet's own line, which says what tells columns apart
+        first, before = next(file, ""), 1
+    delimiter = given[1] if given else _delimiter(first, path)
+    if delimiter in list(DELIMITERS)[1:] and not _tabbed(path):
         notes.append(f"{path.name}: its columns are told apart by {DELIMITERS[delimiter]}")
     reader = csv.reader(_chained(first, lines), delimiter=delimiter, strict=True)
-    header, ends = None, 0
+    header, ends = None, before
     while True:
         begins, lines.kept[:] = ends + 1, []
         try:
@@ -53,7 +58,7 @@ def read_csv(path: Path, file: TextIO, notes: list[str]) -> Iterator[tuple[str, 
             raise UserError(
                 _broken(path, begins, [first, *lines.kept] if header is None else lines.kept, error)
             ) from error
-        ends = reader.line_num
+        ends = before + reader.line_num
         if row is None:
             return
         if header is None:
@@ -82,11 +87,15 @@ def _chained(first: str, lines: _Lines) -> Iterator[str]:
 
 
 def _delimiter(header: str, path: Path) -> str:
-    """Of the header line: a comma where there is one, else what else cuts it into columns."""
-    if path.name.removesuffix(".gz").endswith(".tsv"):
+    """Of the header line: what cuts it into most columns, a comma where that is not one thing alone."""
+    if _tabbed(path):
         return "\t"
     bare = "".join(header.split('"')[::2])  # outside of quotes
-    return next((mark for mark in DELIMITERS if mark in bare), ",")
+    return max(DELIMITERS, key=bare.count)
+
+
+def _tabbed(path: Path) -> bool:
+    return ".tsv" in [suffix.lower() for suffix in path.suffixes[-2:]]
 
 
 def _header(names: list[str], path: Path) -> list[str]:

@@ -29,6 +29,12 @@ SUFFIXES = (
 )
 SHOWN = ".jsonl .json .csv .tsv (also .gz .bz2 .xz .zst), .parquet, .arrow, .feather"
 META = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # of the hub and of datasets
+# what files of other kinds, or no files, begin with
+OTHERS = {
+    b"version https://git-lfs": "the pointer that Git LFS keeps instead of the data; fetch the data by `git lfs pull`",
+    b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or save its rows as CSV UTF-8",
+    b"<!DOCTYPE": "a web page; download the file itself",
+}
 MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x00\x00\xfe\xff": "UTF-32"}
 
 
@@ -67,6 +73,10 @@ def read_file(path: Path, notes: Notes | None = None) -> Rows:
         raise UserError(f"dataset.path: {path} is no ordinary file; name a file of rows")
     kind = "." + suffix.split(".")[1]
     try:
+        with path.open("rb") as file:
+            head = file.read(24).lstrip()
+        if other := next((words for mark, words in OTHERS.items() if head.upper().startswith(mark.upper())), None):
+            raise UserError(f"dataset.path: {path} is {other}")
         if kind in (".jsonl", ".ndjson"):
             yield from _read_jsonl(path)
         elif kind == ".json":

@@ -14,8 +14,10 @@ from w2sg.data.files import META, SHOWN, Notes, Row, Rows, read_file, suffix_of
 from w2sg.data.forms import SAMPLE, Formed, formed
 from w2sg.errors import UserError
 
-SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")  # how the hub names the parts of one split
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]+)?$")  # how the hub names the parts of one split
 TESTS = {"test", "validation", "eval"}
+ALIKE = {*TESTS, "tests", "valid", "val", "dev", "heldout"}
+TABLES = {".xlsx", ".xls", ".ods", ".zip", ".tar", ".7z", ".txt", ".pkl", ".pickle", ".db", ".sqlite", ".xml", ".html"}
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Reader:
     expects: str
     columns: dict[str, str] | None = None
     notes: Notes = field(default_factory=Notes)
+    files: set[Path] = field(default_factory=set)
 
     def file(self, path: Path) -> Rows:
         """Rows of one file."""
@@ -94,6 +97,12 @@ def _rows(read: Reader, *splits: list[Path]) -> Rows:
             raise UserError(
                 f"dataset.path: there are both {names[0]} and {names[1]}, and which to read is not said; keep one"
             )
+        read.files |= set(paths)
+        shards = [SHARD.search(p.name[: -len(suffix_of(p))]) for p in paths] if sharded else []
+        if shards and len(shards) < int(shards[0][2]):
+            read.notes.append(
+                f"of {paths[0].name} there are {len(shards)} of {int(shards[0][2])} parts; copy the others"
+            )
     return chain([read.file(path) for paths in splits for path in paths])
 
 
@@ -119,7 +128,9 @@ def local_pools(
         return _saved(path, read)
     files = _files(path)
     if {"ground_truth", "transfer", "test"} <= files.keys():
-        return {name: _rows(read, files[name]) for name in ("ground_truth", "transfer", "test")}
+        pools = {name: _rows(read, files[name]) for name in ("ground_truth", "transfer", "test")}
+        _left(path, read)
+        return pools
     inside = [_files(path / s) for s in subsets if (path / s).is_dir()]
     if inside:
         pools = {name: [f[name] for f in inside if name in f] for name in ("train", "test")}
@@ -138,11 +149,33 @@ def local_pools(
             f"dataset.path: the folder {path} holds no {SHOWN} file"
             + (f", nor any of the subsets {', '.join(subsets)}" if subsets else "")
         )
-    tests = [name for name in files if name in TESTS]
+    tests = [name for name in files if name.lower() in TESTS]
     pools = {"train": _rows(read, *(f for name, f in files.items() if name not in tests))}
     if tests:
         pools["test"] = _rows(read, *(files[name] for name in tests))
+    _left(path, read)
+    alike = [
+        str(file.relative_to(path))
+        for name in files
+        if name not in tests
+        for file in files[name]
+        if ALIKE & set(re.split(r"[^a-z]+", str(file.relative_to(path)).lower()))
+    ]
+    if alike:
+        read.notes.append(
+            f"{', '.join(alike[:4])}{', ...' * (len(alike) > 4)}: read with the other files and split by prompt; only "
+            "files named test, validation or eval are kept for testing"
+        )
     return pools if len(files) > len(tests) else {"all": pools["test"]}
+
+
+def _left(path: Path, read: Reader) -> None:
+    """Names files of a folder that hold rows, as it seems, and are not read."""
+    below = [file for paths in _files(path, deep=True).values() for file in paths if file not in read.files]
+    below += [file for file in sorted(path.iterdir()) if file.suffix.lower() in TABLES and file.is_file()]
+    if below:
+        names = ", ".join(str(file.relative_to(path)) for file in below[:4])
+        read.notes.append(f"files that are not read: {names}{', ...' * (len(below) > 4)}")
 
 
 def _saved(path: Path, read: Reader) -> dict[str, Rows]:

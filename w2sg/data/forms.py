@@ -23,7 +23,7 @@ from w2sg.data.preferences import (
     winner_of,
 )
 from w2sg.data.singles import classes, completions, dialogues, unpaired
-from w2sg.data.turns import SPECIAL
+from w2sg.data.turns import SPECIAL, unread
 from w2sg.errors import UserError
 
 SAMPLE = 1000  # rows by which a file's form is decided
@@ -56,11 +56,17 @@ def formed(rows: Rows, where: str, columns: dict[str, str] | None, notes: Notes,
         return
     if columns:
         sample = _renamed(sample, columns, where)
-    form = form_of(sample, where, expects)
+    form = form_of(sample, where, expects if not columns else f"{expects}; with dataset.columns nothing else is read")
+    if idle := [name for name in columns or () if name not in form.reads]:
+        raise UserError(
+            f"dataset.columns.{idle[0]}: {where} is read as {form.words}, which needs no {idle[0]}; leave it out, or "
+            "map the columns that belong to it too"
+        )
     form.example = _watched(form, form.example)
     if beside := [name for name in (*SYSTEMS, "history") if name in form.reads and f" {name}" not in form.words]:
         form.words += f", with {' and '.join(beside)}"
     seen: Counter[str] = Counter()
+    keys: set[str] = set()
     read = 0
     everything: Iterator = chain(head, rows)
     if form.words == GROUPED:
@@ -71,16 +77,19 @@ def formed(rows: Rows, where: str, columns: dict[str, str] | None, notes: Notes,
             continue
         read += 1
         seen.update(key for key, value in row.items() if value is not None)
+        keys |= {key for name in form.reads for key in unread(row.get((columns or {}).get(name, name)))}
         own = Formed(row if not columns else row | {f: row.get(n) for f, n in columns.items()})
         own.form = form
         yield place, own
     if not read:
         return
     named = (set(columns.values()) if columns else form.reads) | notes.known
-    unread = sorted(str(key) for key in seen if key not in named)
+    beside = sorted(str(key) for key in seen if key not in named)
     notes.forms[where] = form.words
-    if unread:
-        notes.append(f"{where}: columns that are not read: {', '.join(unread)}")
+    if beside:
+        notes.append(f"{where}: columns that are not read: {', '.join(beside)}")
+    if keys:
+        notes.append(f"{where}: keys of messages that are not read: {', '.join(sorted(keys))}")
     notes += [f"{where}: {count} of {read} {what}" for what, count in form.counts.items()]
 
 
@@ -98,6 +107,9 @@ def _watched(form: Form, inner: Callable[[Row], Example]) -> Callable[[Row], Exa
 
 def _renamed(sample: Sample, columns: dict[str, str], where: str) -> Sample:
     there = dict.fromkeys(key for row in sample for key in row)
+    if twice := [column for column, count in Counter(columns.values()).items() if count > 1]:
+        fields = " and ".join(name for name, column in columns.items() if column == twice[0])
+        raise UserError(f"dataset.columns: {fields} are both read from {twice[0]!r}; give each a column of its own")
     for name, column in columns.items():
         if column not in there:
             raise UserError(
@@ -129,7 +141,8 @@ def form_of(sample: Sample, where: str, expects: str) -> Form:
 
 def _common(sample: Sample) -> set[str]:
     """Columns that most rows have."""
-    counts = Counter(key for row in sample for key, value in row.items() if value is not None)
+    held = (key for row in sample for key, value in row.items() if value is not None and str(value).strip())
+    counts = Counter(held)
     return {key for key, count in counts.items() if 2 * count >= len(sample)}
 
 

@@ -48,7 +48,11 @@ class Dialogue:
     @cached_property
     def plain(self) -> bool:
         """Whether the text alone says what the messages are."""
-        return parse(self.text) == self.messages
+        if parse(self.text) != self.messages:
+            return False
+        # whitespace alone before the first turn once hid it, so what was made of such texts is not to be used again
+        first = TURN.split(self.text)[0].strip()
+        return not (first and TURN.match(self.text.lstrip()))
 
     @cached_property
     def identity(self) -> str:
@@ -65,7 +69,7 @@ def parse(text: str) -> tuple[Message, ...]:
     >>> parse("\\n\\nHuman: Hi\\n\\nAssistant: Hello\\n\\nHuman: Bye\\n\\nAssistant:")[1:]
     (Message(role='assistant', content='Hello'), Message(role='user', content='Bye'))
     """
-    before, *parts = TURN.split(text)
+    before, *parts = TURN.split(text.lstrip())
     if not parts:
         return (Message("user", text.strip()),)
     turns = [Message("user", before.strip())]

@@ -8,8 +8,8 @@ from typing import Any
 from w2sg.data.asked import EXPECTS, PROMPTS, Asked, Form, Sample, Tie, number, text_of
 from w2sg.data.examples import Example, pair
 from w2sg.data.files import Row, Rows
-from w2sg.data.messages import LAST_TURN, Dialogue
-from w2sg.data.turns import kind_of, majority, messages_of, refuse_python
+from w2sg.data.messages import LAST_TURN, Dialogue, Message
+from w2sg.data.turns import LIST, kind_of, majority, messages_of, refuse_loose, refuse_python
 from w2sg.errors import UserError
 
 SCORES = (
@@ -26,6 +26,10 @@ def pairs_of(sample: Sample, there: set[str], where: str, names: tuple[str, str]
     kind = majority(row.get(name) for row in sample for name in names)
     refuse_python(kind, names[0], where)
     asked = Asked.of(sample, there, where)
+    if kind == "text" and asked.column is None:
+        refuse_loose((row.get(names[0]) for row in sample), names[0], where)
+    if kind in ("messages", "json") and asked.column is None:
+        asked = Asked.beside(sample)
     if kind == "dialogue" and asked.kind in ("text", "messages", "json"):
         within = sum(_within(row, asked, names[0]) for row in sample)
         kind = "dialogue" if 2 * within >= len(sample) else "text"
@@ -49,6 +53,8 @@ def pairs_of(sample: Sample, there: set[str], where: str, names: tuple[str, str]
                 f"; {begin} of {len(sample)} begin with their prompt's text, which is read as part of the reply (leave "
                 "it out there if the prompt was written twice)"
             )
+        if 2 * sum(bool(LIST.fullmatch(str(row.get(names[0])))) for row in sample) > len(sample):
+            form.words += "; most replies are lists written as text (['...']), and are read as they stand"
         form.example = lambda row: asked.pair(row, *(_reply(row, name, kind) for name in names))
     _scored(form, sample)
     return form
@@ -80,9 +86,11 @@ def parse_transcript(row: Row, names: tuple[str, str] = ("chosen", "rejected")) 
     chosen, rejected = (text_of(row, name) for name in names)
     prompts = []
     for key, text in zip(names, (chosen, rejected), strict=True):
-        start, turn, _ = text.rpartition(LAST_TURN)
+        start, turn, reply = text.rpartition(LAST_TURN)
         if not turn:
             raise ValueError(f"{key} has no {LAST_TURN!r}")
+        if "\n\nHuman:" in reply:
+            raise ValueError(f"{key} does not end with the assistant")
         prompts.append(start + turn)
     if prompts[0] != prompts[1]:
         raise ValueError("chosen and rejected answer different prompts")
@@ -98,20 +106,36 @@ def _of_messages(row: Row, names: tuple[str, str], asked: Asked, form: Form) -> 
     if sides[0][:-1] != sides[1][:-1]:
         raise ValueError("chosen and rejected answer different prompts, or their replies are several messages")
     before, replies = sides[0][:-1], [side[-1].content for side in sides]
-    prompt = asked.messages(row) if asked.column and row.get(asked.column) is not None else asked.before(row)
+    prompt = asked.messages(row) if asked.column and row.get(asked.column) is not None else ()
     if not before:
         if not prompt:
             raise ValueError("there is no prompt: neither a column nor a message before the reply")
         dialogue = asked.dialogue(row) if asked.kind == "dialogue" else Dialogue.of_messages(prompt)
-    elif prompt and asked.kind in ("messages", "json") and before[: len(prompt)] != prompt:
-        dialogue = Dialogue.of_messages((*prompt, *before))
+    elif prompt and asked.kind != "text":
+        dialogue = Dialogue.of_messages(_followed(prompt, before, asked.column))
     else:
         lead = asked.before(row)
-        lead = lead if lead and before[: len(lead)] != lead else ()
+        if before[0].role == "system":
+            lead = tuple(message for message in lead if message.role != "system")
+        lead = lead if before[: len(lead)] != lead else ()
         dialogue = Dialogue.of_messages((*lead, *before))
-        if asked.kind == "text" and not any(_same(m.content, asked.text(row)) for m in before):
+        if prompt and not any(_same(m.content, asked.text(row)) for m in before):
             form.counts[f"rows whose {asked.column} is not in their messages, which are read"] += 1
     return pair(dialogue, *(f"{dialogue.text} {reply}" for reply in replies))
+
+
+def _followed(prompt: tuple[Message, ...], before: tuple[Message, ...], name: str) -> tuple[Message, ...]:
+    """A prompt and the messages before a reply, which may hold it or the end of it once more."""
+
+    def equal(some: tuple[Message, ...], others: tuple[Message, ...]) -> bool:
+        return all(a.role == b.role and _same(a.content, b.content) for a, b in zip(some, others, strict=True))
+
+    most = min(len(prompt), len(before))
+    shared = next((k for k in range(most, 0, -1) if equal(prompt[-k:], before[:k])), 0)
+    asked = {" ".join(m.content.split()) for m in prompt if m.role == "user"}
+    if not shared and any(m.role == "user" and " ".join(m.content.split()) in asked for m in before):
+        raise ValueError(f"{name} and the messages before the reply share a question, but differ otherwise")
+    return (*prompt[: len(prompt) - shared], *before)
 
 
 def _same(one: str, other: str) -> bool:
@@ -130,6 +154,8 @@ def _scored(form: Form, sample: Sample) -> None:
     def example(row: Row) -> Example:
         found = inner(row)
         scores = [number(row.get(name)) for name in names]
+        if None in scores and any(row.get(name) not in (None, "") for name in names):
+            form.counts["pairs whose scores are not two numbers, so that they are not compared"] += 1
         if None not in scores and scores[0] <= scores[1]:
             what = EQUAL if scores[0] == scores[1] else LOWER
             form.counts[what] += 1

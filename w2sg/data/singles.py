@@ -91,6 +91,11 @@ def completion(value: Any, name: str) -> str:
 def completions(sample: Sample, there: set[str], where: str) -> Form:
     """{prompt, completion}: the completion is the right answer."""
     asked = Asked.of(sample, there, where)
+    if asked.column is None:
+        raise UserError(
+            f"dataset.path: {where}: completions without a prompt that they answer; add a column prompt, or name it by "
+            "dataset.columns.prompt"
+        )
     form = Form("prompts with their right answers", None, {"completion"} | asked.columns)
     form.example = lambda row: answered(asked.dialogue(row), completion(row["completion"], "completion"))
     return form

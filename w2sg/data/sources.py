@@ -71,6 +71,8 @@ def parse_question(row: Row, columns: tuple[str, str, str] = ("question", "answe
         raise ValueError(f"there are {len(choices)} choices, more than letters")
     answer, letters = row[columns[1]], LETTERS[: len(choices)]
     if isinstance(answer, str) and answer in choices:
+        if answer in letters and letters.index(answer) != choices.index(answer):
+            raise ValueError(f"{columns[1]} {answer!r} is both a letter and the text of another choice")
         answer = choices.index(answer)
     elif isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip() in letters:
         answer = letters.index(answer.strip())

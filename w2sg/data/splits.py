@@ -276,6 +276,10 @@ def _parse(
     if any(blank(text[len(example.prompt.text) :]) for text in example.texts):
         drops.add("empty", where)
         return None
+    said = [turn.content for turn in example.prompt.messages if turn.role != "system"]
+    if example.prompt.text and said and all(map(blank, said)):
+        drops.add("empty", where, "the prompt holds no text")
+        return None
     if len(set(example.texts)) < len(example.texts):
         drops.add("identical replies", where)
         return None

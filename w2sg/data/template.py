@@ -114,7 +114,8 @@ class Template:
         for form in (set(), {"user", "system"}, {"user", "system", "assistant"}):
             self.parts = form
             try:
-                seen = QUESTION in self._render(asked, True)
+                text = self._render(asked, True)
+                seen = QUESTION in text and not _listed(text, QUESTION)
             except Exception as error:  # templates raise whatever they like
                 refused, seen = refused or error, False
             if seen:
@@ -131,7 +132,8 @@ class Template:
         for form in (self.parts, self.parts ^ {"assistant"}):
             self.parts = form
             try:
-                if REPLY in self._render(reply, False):
+                text = self._render(reply, False)
+                if REPLY in text and not _listed(text, REPLY):
                     return
             except Exception as error:
                 refused = error
@@ -158,6 +160,8 @@ class Template:
                 f"its chat template ends a reply with {_brief(rest)}, which is no token; eos_token is taught, and "
                 "decoding stops there"
             )
+        else:
+            self.notes.append("its chat template writes nothing after a last reply; eos_token is taught as its end")
 
     def _find_thoughts(self, whole: str) -> None:
         opened = thoughts.left_open(self.generation)
@@ -264,6 +268,11 @@ def _contains(text: str, turn: Message) -> bool:
     if turn.role == "assistant":  # templates leave out what was thought in earlier turns
         content = thoughts.split(content).reply
     return "".join(content.split()) in "".join(text.split())
+
+
+def _listed(text: str, content: str) -> bool:
+    """Whether a list of parts was written as such."""
+    return any(f"{quote}text{quote}: {quote}{content}" in text for quote in "'\"")
 
 
 def _bare(text: str) -> str:

@@ -22,6 +22,9 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 BEGINS = re.compile(r"\s*(Human|Assistant|System):")
 JSON_TURNS = re.compile(r"\s*\[?\s*\{\s*\"")
 PYTHON_TURNS = re.compile(r"\s*\[?\s*\{\s*'\w+'\s*:|\s*\[?\s*array\(\[\{'")
+# "Human:" and "Assistant:" that begin lines, but not after an empty one
+LOOSE = re.compile(r"\s*Human:.*?\n[ \t\r]*Assistant:", re.S)
+LIST = re.compile(r"\s*\[\s*(?:'.*'|\".*\")\s*\]\s*", re.S)
 REPR = "a list of messages written as Python text; save the data as .jsonl or .parquet, which keep lists"
 # of chat templates; a text that holds one was templated before
 SPECIAL = re.compile(
@@ -119,6 +122,28 @@ def majority(values: Iterable[Any]) -> str:
         if kind != "nothing":
             counts[kind] = counts.get(kind, 0) + 1
     return max(counts, key=lambda kind: counts[kind]) if counts else "nothing"
+
+
+def unread(value: Any) -> set[str]:
+    """Keys of messages that hold something, and that nothing reads."""
+    turns = value if isinstance(value, list) else [value]
+    return {
+        str(key)
+        for turn in turns
+        if isinstance(turn, dict) and any(k in turn for k in ROLE_KEYS)
+        for key, held in turn.items()
+        if held not in (None, "", [], {}) and key not in (*ROLE_KEYS, *TEXT_KEYS, *TOOLS, *THOUGHTS, "type")
+    }
+
+
+def refuse_loose(values: Iterable[Any], name: str, where: str) -> None:
+    """Dialogues as text whose turns stand on lines of their own without an empty line before them."""
+    cells = [value for value in values if isinstance(value, str)]
+    if cells and 2 * sum(LAST_TURN not in cell and bool(LOOSE.match(cell)) for cell in cells) > len(cells):
+        raise UserError(
+            f"dataset.path: {where}: the column {name} holds dialogues ('Human: ... Assistant:') whose turns do not "
+            "begin after an empty line; write '\\n\\nHuman:' and '\\n\\nAssistant:' (line breaks are \\n, not \\r\\n)"
+        )
 
 
 def refuse_python(kind: str, name: str, where: str) -> None:
