@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
+# What starts the tests may ignore these (nohup, a shell's background jobs), and then runs and their processes do, too.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 WORDS = [
     "good",
