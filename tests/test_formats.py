@@ -169,8 +169,11 @@ def test_scores_that_contradict_their_names_are_counted(tmp_path):
         read(tmp_path, rows, strict=True)
 
 
-def test_texts_of_a_template_are_said(tmp_path):
-    rows = many(lambda k: {"prompt": f"<|im_start|>user\n{k}<|im_end|>\n", "chosen": "a<|im_end|>", "rejected": "b"})
+@pytest.mark.parametrize(
+    "asked", ["<|im_start|>user\n{}<|im_end|>\n", "<｜User｜>{}", "[SYSTEM_PROMPT]{}", "<|header_start|>user{}"]
+)
+def test_texts_of_a_template_are_said(tmp_path, asked):
+    rows = many(lambda k: {"prompt": asked.format(k), "chosen": "a", "rejected": "b"})
     (note,) = read(tmp_path, rows).report["notes"]
     assert note.startswith("rows.jsonl: 12 of 12 rows hold special tokens of a chat template")
 
@@ -230,6 +233,10 @@ def sides(*before) -> dict:
         (lambda k: {"prompt": [user("w")]} | sides(said("x"), user(f"q {k}")), BEFORE + QUESTION),
         (lambda k: {"prompt": f"{BEFORE}\n\nHuman: q {k}"} | BOTH, BEFORE + QUESTION),
         (lambda k: {"prompt": f"\n\nHuman: q {k}\n"} | BOTH, QUESTION),
+        (
+            lambda k: {"prompt": f"q {k}", "response_0": "b", "response_1": "a", "better_response_id": True},
+            QUESTION,
+        ),
         (lambda k: {"prompt": "" if k % 5 == 1 else f"q {k}"} | BOTH, QUESTION),
     ],
 )  # fmt: skip
@@ -261,6 +268,7 @@ def test_a_transcript_s_first_line_break_is_no_part_of_the_question(tmp_path):
         (lambda k: {"prompt": [user(str(k)), user("x")]} | sides(user(str(k)), user("y")), "share a question"),
         (lambda k: {"completion": f"a {k}"}, "completions without a prompt"),
         (lambda k: {"prompt": [user("")]} | sides(), "the prompt holds no text"),
+        (lambda k: {"instruction": f"q {k}", "input": ["x"]} | BOTH, "input is list, not text"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_sure_is_refused(tmp_path, make, why):
@@ -277,7 +285,15 @@ def test_what_is_not_read_of_messages_and_scores_is_said(tmp_path):
     assert note == "rows.jsonl: 12 of 12 pairs whose scores are not two numbers, so that they are not compared"
     lists = {"chosen": "['x', 'a']", "rejected": "['x']"}
     tables = read(tmp_path / "c", many(lambda k: {"prompt": f"q {k}"} | lists))
-    assert "lists written as text" in tables.report["read_as"]["rows.jsonl"]
+    assert tables.report["notes"][0].startswith("rows.jsonl: 12 of 12 prompts or replies are lists written as text")
+    few = many(lambda k: {"prompt": f"q {k}"} | (lists if k < 4 else BOTH))
+    assert read(tmp_path / "d", few).report["notes"] == []
+    own = lambda k: {"system": "be", "messages": [{"role": "system", "content": "go"}, user(f"q {k}"), said("a")]}  # noqa: E731
+    (note,) = read(tmp_path / "e", many(own)).report["notes"]
+    assert note == "rows.jsonl: 12 of 12 rows whose system is not the system message of their dialogue, which is read"
+    talk = {key: f"\n\nHuman: w\n\nAssistant: {key}" for key in BOTH}
+    tables = read(tmp_path / "f", many(lambda k: {"prompt": f"q {k}"} | talk))
+    assert "whole dialogues that do not hold the prompt" in tables.report["read_as"]["rows.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ class Asked:
     def text(self, row: Row) -> str:
         text = text_of(row, self.column)
         more = row.get(self.more) if self.more else None
-        return f"{text}\n{more}" if isinstance(more, str) and more.strip() else text
+        return f"{text}\n{text_of(row, self.more)}" if more and str(more).strip() else text
 
     def messages(self, row: Row) -> tuple[Message, ...]:
         """The prompt as messages, with what stands before it."""

@@ -23,7 +23,7 @@ from w2sg.data.preferences import (
     winner_of,
 )
 from w2sg.data.singles import classes, completions, dialogues, unpaired
-from w2sg.data.turns import SPECIAL, unread
+from w2sg.data.turns import LIST, SPECIAL, unread
 from w2sg.errors import UserError
 
 SAMPLE = 1000  # rows by which a file's form is decided
@@ -31,6 +31,7 @@ TEMPLATED = (
     "rows hold special tokens of a chat template, as <|im_start|> or [INST]: a model with a template would read them "
     "twice; give the texts without them"
 )
+LISTED = "prompts or replies are lists written as text (['...']), and are read as they stand"
 
 
 class Formed(dict):
@@ -90,16 +91,21 @@ def formed(rows: Rows, where: str, columns: dict[str, str] | None, notes: Notes,
         notes.append(f"{where}: columns that are not read: {', '.join(beside)}")
     if keys:
         notes.append(f"{where}: keys of messages that are not read: {', '.join(sorted(keys))}")
+    if 2 * form.counts[LISTED] <= read:  # some texts are lists
+        del form.counts[LISTED]
     notes += [f"{where}: {count} of {read} {what}" for what, count in form.counts.items()]
 
 
 def _watched(form: Form, inner: Callable[[Row], Example]) -> Callable[[Row], Example]:
-    """Rows that were written by a chat template already are counted."""
+    """Rows that were written by a chat template already, or as lists, are counted."""
 
     def example(row: Row) -> Example:
         found = inner(row)
         if any(SPECIAL.search(text) for text in found.texts):
             form.counts[TEMPLATED] += 1
+        parts = (found.prompt.messages[-1].content, *(text[len(found.prompt.text) :] for text in found.texts))
+        if any(LIST.fullmatch(part) for part in parts):
+            form.counts[LISTED] += 1
         return found
 
     return example

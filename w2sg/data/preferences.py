@@ -9,7 +9,7 @@ from w2sg.data.asked import EXPECTS, PROMPTS, Asked, Form, Sample, Tie, number, 
 from w2sg.data.examples import Example, pair
 from w2sg.data.files import Row, Rows
 from w2sg.data.messages import LAST_TURN, Dialogue, Message
-from w2sg.data.turns import LIST, kind_of, majority, messages_of, refuse_loose, refuse_python
+from w2sg.data.turns import kind_of, majority, messages_of, refuse_loose, refuse_python
 from w2sg.errors import UserError
 
 SCORES = (
@@ -30,9 +30,11 @@ def pairs_of(sample: Sample, there: set[str], where: str, names: tuple[str, str]
         refuse_loose((row.get(names[0]) for row in sample), names[0], where)
     if kind in ("messages", "json") and asked.column is None:
         asked = Asked.beside(sample)
+    apart = False
     if kind == "dialogue" and asked.kind in ("text", "messages", "json"):
         within = sum(_within(row, asked, names[0]) for row in sample)
         kind = "dialogue" if 2 * within >= len(sample) else "text"
+        apart = kind == "text"
     form = Form("preference pairs", lambda row: Example, set(names) | asked.columns)
     if kind == "dialogue":
         form.words = "preference pairs of whole dialogues ('Human: ... Assistant: ...')"
@@ -47,14 +49,14 @@ def pairs_of(sample: Sample, there: set[str], where: str, names: tuple[str, str]
             if asked.column
             else ", whole texts without a prompt (name it: dataset.columns.prompt)"
         )
+        if apart:
+            form.words += "; they are whole dialogues that do not hold the prompt, and are read as they stand"
         begin = sum(_begins(row, asked, names) for row in sample)
         if asked.column and 2 * begin > len(sample):
             form.words += (
                 f"; {begin} of {len(sample)} begin with their prompt's text, which is read as part of the reply (leave "
                 "it out there if the prompt was written twice)"
             )
-        if 2 * sum(bool(LIST.fullmatch(str(row.get(names[0])))) for row in sample) > len(sample):
-            form.words += "; most replies are lists written as text (['...']), and are read as they stand"
         form.example = lambda row: asked.pair(row, *(_reply(row, name, kind) for name in names))
     _scored(form, sample)
     return form
@@ -221,7 +223,7 @@ def chosen_by(names: tuple[str, str], by: str, better: Callable[[Any], int | Non
 
 
 def place_of(value: Any) -> int | None:
-    found = number(value)
+    found = number(int(value) if isinstance(value, bool) else value)
     return int(found) if found in (0.0, 1.0) else None
 
 

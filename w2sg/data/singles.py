@@ -113,7 +113,10 @@ def dialogues(column: str) -> Callable[..., Form]:
             found = messages_of(row[column], column)
             if found[-1].role != "assistant" or len(found) < 2:
                 raise ValueError(f"{column} is no dialogue that ends with the assistant")
-            if system and row.get(system) and found[0].role != "system":
+            if system and row.get(system) and found[0].role == "system":
+                if text_of(row, system).strip() != found[0].content.strip():
+                    form.counts[f"rows whose {system} is not the system message of their dialogue, which is read"] += 1
+            elif system and row.get(system):
                 found = (Message("system", text_of(row, system)), *found)
             return answered(Dialogue.of_messages(found[:-1]), found[-1].content)
 

@@ -29,7 +29,8 @@ REPR = "a list of messages written as Python text; save the data as .jsonl or .p
 # of chat templates; a text that holds one was templated before
 SPECIAL = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|begin_of_text|endoftext|user|assistant|system|end)\|>"
-    r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</s>"
+    r"|<[|｜](?:User|Assistant|turn|header_start|start_of_role|START_OF_TURN_TOKEN|end_of_text)[|｜]>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT)\]|<</?SYS>>|<(?:start|end)_of_turn>|</s>"
 )
 
 
