@@ -230,6 +230,10 @@ def sides(*before) -> dict:
             lambda k: {"prompt": [user("w")]} | sides(user("w"), said("x"), user(f"q {k}")),
             BEFORE + QUESTION,
         ),
+        (
+            lambda k: {"prompt": f"\n\nHuman: w\n\nHuman: q {k}\n\nAssistant:"} | sides(user("w"), user(f"q {k}")),
+            "\n\nHuman: w" + QUESTION,
+        ),
         (lambda k: {"prompt": [user("w")]} | sides(said("x"), user(f"q {k}")), BEFORE + QUESTION),
         (lambda k: {"prompt": f"{BEFORE}\n\nHuman: q {k}"} | BOTH, BEFORE + QUESTION),
         (lambda k: {"prompt": f"\n\nHuman: q {k}\n"} | BOTH, QUESTION),
@@ -274,6 +278,12 @@ def test_a_transcript_s_first_line_break_is_no_part_of_the_question(tmp_path):
 def test_what_cannot_be_sure_is_refused(tmp_path, make, why):
     with pytest.raises(UserError, match=why):
         read(tmp_path, many(make))
+
+
+@pytest.mark.parametrize("asked", ["User: {}\nAssistant:", "### Human: {}\n### Assistant:\n", "Do {}\n\n### Response:"])
+def test_prompts_that_were_written_for_a_model_are_said(tmp_path, asked):
+    (note,) = read(tmp_path, many(lambda k: {"prompt": asked.format(k)} | BOTH)).report["notes"]
+    assert note.startswith("rows.jsonl: 12 of 12 prompts end in 'Assistant:' or the like")
 
 
 def test_what_is_not_read_of_messages_and_scores_is_said(tmp_path):

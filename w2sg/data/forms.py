@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
@@ -32,6 +33,11 @@ TEMPLATED = (
     "twice; give the texts without them"
 )
 LISTED = "prompts or replies are lists written as text (['...']), and are read as they stand"
+ASKING = re.compile(r"\n\W*(?:assistant|response|ai|bot|gpt)\W*$", re.I)
+ASKED = (
+    "prompts end in 'Assistant:' or the like, and are read as one message of the user; give the question without what "
+    "stands around it"
+)
 
 
 class Formed(dict):
@@ -103,6 +109,8 @@ def _watched(form: Form, inner: Callable[[Row], Example]) -> Callable[[Row], Exa
         found = inner(row)
         if any(SPECIAL.search(text) for text in found.texts):
             form.counts[TEMPLATED] += 1
+        if ASKING.search(found.prompt.messages[-1].content):
+            form.counts[ASKED] += 1
         parts = (found.prompt.messages[-1].content, *(text[len(found.prompt.text) :] for text in found.texts))
         if any(LIST.fullmatch(part) for part in parts):
             form.counts[LISTED] += 1

@@ -132,6 +132,8 @@ def _followed(prompt: tuple[Message, ...], before: tuple[Message, ...], name: st
     def equal(some: tuple[Message, ...], others: tuple[Message, ...]) -> bool:
         return all(a.role == b.role and _same(a.content, b.content) for a, b in zip(some, others, strict=True))
 
+    if _same(*("\n".join(message.content for message in some) for some in (prompt, before))):
+        return before  # neighbouring turns of one speaker are one message in a transcript
     most = min(len(prompt), len(before))
     shared = next((k for k in range(most, 0, -1) if equal(prompt[-k:], before[:k])), 0)
     asked = {" ".join(m.content.split()) for m in prompt if m.role == "user"}
