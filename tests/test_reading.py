@@ -103,7 +103,7 @@ def test_nothing_is_said_of_templates_that_are_right(name):
     chat, reading = Chat(tokenizer_of("prepend", TEMPLATES[name][0])), Reading()
     reading.chats(chat, [PROMPT], chat.prompts([PROMPT]), ["good."], chat.replies(["good."], [True]), [True])
     assert [line for line in reading.lines if "not what its chat template writes" in line] == []
-    assert "warm or cold?" in reading.examples[chat.name, "prompts with replies"]
+    assert "warm or cold?" in reading.examples[chat.name, "prompts with replies"][0]
 
 
 def test_a_prompt_or_reply_that_is_not_what_was_given_is_refused():
@@ -136,10 +136,12 @@ def test_closed_thoughts_are_said_once():
 def test_the_page_shows_what_was_read():
     reading, content = Reading(), {"warnings": []}
     reading._cut("m<b>", "test", 16, 200, 3, 0)
-    reading.examples["m<b>", "prompts"] = "<|im_start|>user\nx<script>"
+    reading.examples["m<b>", "prompts"] = ["<|im_start|>user\nx<script>", "another"]
     reading.into(content)
     page = "".join(reading_section(content["reading"]))
     assert "&lt;|im_start|&gt;user" in page
+    assert page.count("<h3>") == 1
+    assert page.count("<pre class=said>") == 2
     assert "3 (1.5%)" in page
     assert "<script>" not in page
     assert "m<b>" not in page

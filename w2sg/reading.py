@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 LOST, DAMAGED = 0.5, 0.95  # share of a text's letters that must come back: below the first nothing runs, below the
 # second it is said; a tokenizer may fold case or forms of characters, which is no loss
 UNKNOWN = 0.05
-CHECKED, SHOWN = 5, 1600  # rows looked at; characters of an example
+CHECKED, EXAMPLES, SHOWN = 5, 2, 1600  # rows looked at, and shown; characters of an example
 MARKUP = re.compile(r"[<\[|｜].*[>\]|｜]")  # what a special token looks like that no text has by chance
 
 
@@ -43,7 +43,7 @@ class Reading:
 
     lines: list[str] = field(default_factory=list)
     cut: dict[tuple[str, str, int], dict[str, int]] = field(default_factory=dict)
-    examples: dict[tuple[str, str], str] = field(default_factory=dict)
+    examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def say(self, line: str) -> None:
         """A warning, once."""
@@ -77,8 +77,8 @@ class Reading:
                 self._came_back(spec.name, flat[k], source.tokenizer.decode(list(ids[k]), skip_special_tokens=True))
             if not source.templated:
                 self._templated(source.tokenizer, spec.name, flat)
-            longest = [cut_left(ids[k], spec.max_length, source.first) for k in _some(lengths)[:1]]
-            self._show(spec.name, "whole texts", source.tokenizer, longest[0])
+            for k in _some(lengths)[:EXAMPLES]:
+                self._show(spec.name, "whole texts", source.tokenizer, cut_left(ids[k], spec.max_length, source.first))
         return count
 
     def _cut(self, model: str, split: str, most: int, texts: int, count: int, alike: int) -> None:
@@ -88,8 +88,6 @@ class Reading:
         if count:
             share = f"{count:,} of {texts:,} texts ({count / texts:.1%})"
             log.info("%s on %s: %s lose their start to max_length=%d", model, split, share, most)
-        else:
-            log.info("%s on %s: no text is longer than max_length=%d", model, split, most)
         if alike:
             self.say(
                 f"{model}: {alike:,} of {texts // 2:,} pairs of {split} are one text once they are cut to max_length="
@@ -214,11 +212,13 @@ class Reading:
     # -- the report ---------------------------------------------------------------------------------------------------
 
     def _show(self, model: str, kind: str, tokenizer: Any, ids: Sequence[int]) -> None:
-        if (model, kind) not in self.examples:
+        shown = self.examples.setdefault((model, kind), [])
+        if len(shown) < EXAMPLES:
             text = tokenizer.decode([int(token) for token in ids], skip_special_tokens=False)
             if len(text) > SHOWN:
                 text = f"{text[: SHOWN // 2]}\n[... {len(text) - SHOWN:,} characters ...]\n{text[-SHOWN // 2 :]}"
-            self.examples[model, kind] = text
+            if text not in shown:
+                shown.append(text)
 
     def into(self, content: dict[str, Any]) -> None:
         """Add it to what report.json holds."""
@@ -227,7 +227,9 @@ class Reading:
                 {"model": model, "split": split, "max_length": most, **counts}
                 for (model, split, most), counts in self.cut.items()
             ],
-            "examples": [{"model": m, "kind": kind, "text": text} for (m, kind), text in self.examples.items()],
+            "examples": [
+                {"model": m, "kind": kind, "text": text} for (m, kind), texts in self.examples.items() for text in texts
+            ],
         }
 
 

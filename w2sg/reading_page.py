@@ -25,11 +25,12 @@ def reading_section(reading: dict[str, Any] | None) -> list[str]:
         for found in reading["cut"]
     ]
     if rows:
-        head = ("model", "texts of", "longest, in tokens", "texts", "lose their start", "pairs that are one text then")
+        head = ("model", "texts of", "max_length", "texts", "lose their start", "pairs that are one text then")
         parts.append(table(head, rows))
-    for example in reading["examples"]:
-        title = f"{html.escape(example['model'])}: {html.escape(example['kind'])}"
-        parts.append(f"<h3>{title}</h3><pre class=said>{html.escape(example['text'])}</pre>")
+    titles = [f"{html.escape(example['model'])}: {html.escape(example['kind'])}" for example in reading["examples"]]
+    for k, example in enumerate(reading["examples"]):
+        parts += [f"<h3>{titles[k]}</h3>"] if titles[k] not in titles[:k] else []
+        parts.append(f"<pre class=said>{html.escape(example['text'])}</pre>")
     if reading["examples"]:
         parts.append("<p class=note>As the model reads them, special tokens included; not chosen by content.</p>")
     return parts
