@@ -52,6 +52,16 @@ def index(folder: Path, content: str) -> None:
     (folder / "model.safetensors.index.json").write_text(content)
 
 
+def ends(folder: Path, value) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+
+
+def rounded(folder: Path, dtype: torch.dtype) -> None:
+    tensors = load_file(weights(folder))
+    tensors = {k: (v * 100).to(dtype) if "mlp" in k else v for k, v in tensors.items()}
+    save_file(tensors, weights(folder), metadata={"format": "pt"})
+
+
 def lost_shards(folder: Path) -> None:
     names = list(load_file(weights(folder)))
     weights(folder).rename(folder / "model-00001-of-00002.safetensors")
@@ -128,6 +138,12 @@ DAMAGE = {
         lambda f: (f / "generation_config.json").write_text("[]"),
         ["generation_config.json holds no settings"],
     ),
+    "an end of replies that is text": (lambda f: ends(f, "</s>"), ["eos_token_id", "'</s>' and no token's number"]),
+    "an end of replies in a list of its own": (lambda f: ends(f, [1, [2]]), ["[2] and no token's number"]),
+    "an end of replies that is no whole number": (lambda f: ends(f, 2.0), ["2.0 and no token's number"]),
+    "an end of replies that is true": (lambda f: ends(f, True), ["True and no token's number"]),
+    "weights of int8 without scales": (lambda f: rounded(f, torch.int8), ["mlp.down_proj.weight", "numbers of I8"]),
+    "weights of fp8 without scales": (lambda f: rounded(f, torch.float8_e4m3fn), ["numbers of F8_E4M3"]),
     "adapters": (
         lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}'),
         ["holds adapters of org/base", "merge"],

@@ -47,7 +47,7 @@ from w2sg.rounding import round_weights
 from w2sg.store import hash_file
 from w2sg.tokenizer_files import load_tokenizer, read_template
 from w2sg.unreadable import first_line, reading, whole_file
-from w2sg.weights import COMPUTED, check_finite, check_loaded, check_targets, files_of, fill, has_score, names
+from w2sg.weights import COMPUTED, check_finite, check_loaded, check_targets, ends_of, files_of, fill, has_score, names
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -154,7 +154,7 @@ class Source:
                 f"{self.role}.name: generation_config.json of {self.spec.name} cannot be read ({first_line(error)}); "
                 "download it again, or remove it"
             ) from error
-        return [found] if isinstance(found, int) else list(found or [])
+        return ends_of(found, self.role, self.spec.name)
 
     @property
     def depth(self) -> int:

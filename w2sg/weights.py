@@ -75,10 +75,53 @@ def files_of(folder: Path, role: str, weights: bool = True) -> list[Path]:
         raise UserError(f"{role}.name: the folder {folder} holds no weights (.safetensors or .bin); download them")
     for index in (p for p in files if p.name.endswith(".index.json")):
         _check_index(index, role)
+    named = _json(folder / "config.json", role).get("quantization_config") is not None  # which is refused later
+    if weights and not named and (packed := _packed(files)):
+        raise UserError(
+            f"{role}.name: {packed[0]} in {folder} holds numbers of {packed[1]}, which are weights only with the scales "
+            "of a quantisation that its config.json does not name; take the model that it was made from"
+        )
     for file in (p for p in files if p.name == "generation_config.json"):
-        if not isinstance(_json(file, role), dict):
+        if not isinstance(settings := _json(file, role), dict):
             raise UserError(f"{role}.name: {file} holds no settings; download it again, or remove it")
+        ends_of(settings.get("eos_token_id"), role, str(folder))
     return files
+
+
+PACKED = {"I8", "U8", "I4", "U4", "F8_E4M3", "F8_E5M2", "F4", "F8_E8M0", "I32"}  # as safetensors names them
+
+
+def _packed(files: Iterable[Path]) -> tuple[str, str] | None:
+    """The first matrix of weights whose numbers are rounded to a few bits, and to which; None where there is none.
+
+    transformers would read them as if they were the weights, without the scales that they have to be multiplied by.
+    """
+    with contextlib.suppress(SafetensorError, OSError, ValueError):  # a damaged file is said where it is loaded
+        for file in (p for p in files if p.suffix == ".safetensors"):
+            with safe_open(file, "pt") as tensors:
+                for key in tensors.keys():
+                    part = tensors.get_slice(key)
+                    if key.endswith("weight") and len(part.get_shape()) > 1 and part.get_dtype() in PACKED:
+                        return key, part.get_dtype()
+    return None
+
+
+def ends_of(found: Any, role: str, name: str) -> list[int]:
+    """Tokens that settings of generation end a reply at.
+
+    Args:
+        found: their ``eos_token_id``.
+
+    Raises:
+        UserError: it holds something else than tokens' numbers.
+    """
+    ends = [] if found is None else found if isinstance(found, list) else [found]
+    if wrong := [end for end in ends if not isinstance(end, int) or isinstance(end, bool)]:
+        raise UserError(
+            f"{role}.name: eos_token_id in generation_config.json of {name} is {wrong[0]!r} and no token's number; "
+            "write the numbers of the tokens that end a reply there, or remove it"
+        )
+    return [end for end in ends if end >= 0]  # -1 is written for none
 
 
 def _base(folder: Path) -> str:
