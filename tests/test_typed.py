@@ -227,6 +227,17 @@ def test_one_line_names_what_was_meant(argument, words, refused):
         ("strong.layer=None", "nothing is written null"),
         ("dataset.name=hh_rlhf", "choose dataset=hh_rlhf"),
         ("rkl", "rkl: a setting is typed key=value"),
+        ("strong.lora={rank: 8}", "strong.lora.rank: no such key; did you mean strong.lora.r?"),
+        ("+seed=3", "seed: is there already; leave out the +"),
+        ("+experiment=rkl_gpt2", "experiment: is chosen already; leave out the +"),
+        ("~strong.lr", "leave ~strong.lr out"),
+        ("experiment=null", "experiment: leave experiment=null out"),
+        ("experiment=", "experiment: leave experiment= out"),
+        ("loss=", "loss: needs a choice, as loss=cace"),
+        ("logger=wandb,csv", "logger: wandb,csv are several values; add -m to run each of them, or choose one"),
+        ("strong.chat_template_kwargs.enable_thinking=false", "write 'strong.chat_template_kwargs={enable_thinking: "),
+        ("dataset.difficulty.column=n", "write 'dataset.difficulty={column: n}'"),
+        ('strong.chat_template_kwargs={"a": 1}', "keys stand without quotes"),
         ("out=${nowhere}", "nowhere"),
         ("seed=a", "seed: input should be a valid integer (got 'a')"),
     ],
@@ -244,6 +255,7 @@ WRITERS = ["weak=gpt2", "strong=gpt2"]
     ("name", "arguments", "words"),
     [
         ("evaluate", ["run=outputs"], "run: no such key; did you mean runs?"),
+        ("evaluate", ["store=list,prune"], "store: list,prune are several values; give one"),
         ("evaluate", ["loss=kl"], "loss: is read by `python train.py`"),
         ("evaluate", ["judge=llm"], "judge: is read by `python evaluate.py decoder=...`"),
         ("decode", ["decoder=serch"], "did you mean decoder=search?"),
@@ -275,6 +287,14 @@ def test_a_sweep_is_checked_whole_before_its_first_run():
     assert all("in 2 of 4 runs" in line for line in found)
     assert problems("loss=ce,kll", "-m")[0].startswith("loss: there is no kll; did you mean loss=kl")
     assert problems("experiment=rkl_gpt2_hh", "lr=1", "loss=rkl")[0].startswith("lr: no such key")
+
+
+def test_a_sweep_that_cannot_be_taken_apart_is_one_line():
+    (line,) = problems("-m", "strong.lr=interval(0,1)")
+    assert "the sweep cannot be taken apart" in line
+    assert "\n" not in line
+    (line,) = problems("-m", "loss=glob(*kl)", "seed=x")  # kl, rkl
+    assert line == "seed: input should be a valid integer (got 'x')"
 
 
 def test_a_run_that_holds_is_let_through():

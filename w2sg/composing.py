@@ -21,6 +21,7 @@ BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 HERE = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher")
 PROGRAMS = {"train": "train.py", "decode": "evaluate.py decoder=...", "evaluate": "evaluate.py"}
 Check = Callable[[Any, Mapping[str, str]], Any]
+NULL_SECTIONS = ("chat_template_kwargs", "columns", "zero_shot", "difficulty")  # keys below them are given at once
 FEW = 14  # choices of a group that are all named
 
 
@@ -38,8 +39,9 @@ def settle(name: str, typed: Typed, check: Check | None) -> None:
     import hydra
     from hydra.types import RunMode
 
-    if problems := [p for o in typed.overrides if (p := problem_of(o, typed.multirun))]:
-        known = [o for o in typed.overrides if problem_of(o, typed.multirun) is None]
+    found = {o: problem_of(o, typed.multirun, typed.sweeps, _is_group(o)) for o in typed.overrides}
+    if problems := [p for p in found.values() if p]:
+        known = [o for o, p in found.items() if p is None]
         with _conf():
             problems += _refused(name, [o for o in known if not _is_sweep(o)], check)
         raise ConfigError(problems)
@@ -56,7 +58,10 @@ def settle(name: str, typed: Typed, check: Check | None) -> None:
             return
         if cfg.hydra.sweeper._target_ != BASIC:  # it decides on its runs as it goes
             return
-        jobs = _jobs(cfg, typed.overrides)
+        try:
+            jobs = _jobs(cfg, typed.overrides)
+        except _refusals() as error:
+            raise ConfigError([f"the sweep cannot be taken apart: {str(error).strip().splitlines()[0]}"]) from error
         if check is not None and not str(cfg.hydra.launcher._target_).startswith(HERE):
             check = None  # runs on other machines: this one may lack what they have
         found: dict[str, list[int]] = {}
@@ -103,10 +108,12 @@ def _is_sweep(override: str) -> bool:
 def _jobs(cfg: Any, overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each run of a sweep, as Hydra's sweeper takes them apart."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*params, *overrides])
+    loader = GlobalHydra.instance().config_loader()  # which knows what glob(*) stands for
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *overrides])
     (jobs,) = BasicSweeper.split_arguments(parsed, None)
     return [[o for o in job if not o.startswith("hydra.mode=")] for job in jobs]
 
@@ -162,7 +169,8 @@ def _refused(
     chosen = tuple(kept)
     for override in (o for o in overrides if o not in groups):
         parsed, tree = _parse(override), _tree(name, chosen) or {}
-        known = parsed.is_add() or exists(parsed.key_or_group, tree)  # faster than composing them one by one
+        whole = not parsed.is_delete() and not parsed.is_add() and not isinstance(parsed.value(), dict)
+        known = whole and exists(parsed.key_or_group, tree)  # faster than composing them one by one
         if known or _tree(name, (*chosen, override)) is not None:
             kept.append(override)
         elif override not in before:
@@ -202,6 +210,12 @@ def options(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / folder).glob("*.yaml") if not file.stem.startswith("_"))
 
 
+def _is_group(override: str) -> bool:
+    """Whether a file is chosen by an override, which may be one that cannot be parsed."""
+    key = override.partition("=")[0].lstrip("+~")
+    return "." not in key and bool(options(key))
+
+
 def _group(override: str) -> str | None:
     """The group whose file an override chooses."""
     key = _parse(override).key_or_group
@@ -214,22 +228,36 @@ def _problem(name: str, override: str, kept: Sequence[str]) -> str:
     key, value = parsed.key_or_group, None if parsed.is_delete() else parsed.value()
     tree = _tree(name, tuple(kept)) or {}
     group = _group(override)
+    if group is not None and value in (None, "") and not parsed.is_delete():
+        if group in ("experiment", "refine"):  # which are null where nothing is typed, and cannot be typed so
+            return f"{group}: leave {override} out where none is meant, or choose one, as {group}={options(group)[0]}"
+        return f"{group}: needs a choice, as {group}={options(group)[0]}"
     if group is not None and name != "evaluate":
         wrong = [str(v) for v in (value if isinstance(value, list) else [value]) if v is not None]
         wrong = [v for v in wrong if v not in options(group)]
         if wrong and group not in ("model", "measure", "alignment"):
             return f"{group}: {unknown_choice(group, wrong[0])}"
-    if group is not None and value is None and not parsed.is_delete():
-        return f"{group}: needs a choice, as {group}={options(group)[0]}"
-    ours = group is None and any(k.rpartition(".")[2] == key for k in leaves(tree))
+    ours = group is None and (exists(key, tree) or any(k.rpartition(".")[2] == key for k in leaves(tree)))
     for other, program in PROGRAMS.items():
         if other != name and not ours and _reads(other, override):
             return f"{key}: is read by `python {program}`" + ("" if name == "train" else ", and not here")
+    if parsed.is_add() and exists(key, tree):
+        return f"{key}: is there already; leave out the + before it"
+    if group is not None and parsed.is_add() and _tree(name, (*kept, override.lstrip("+"))) is not None:
+        return f"{key}: is chosen already; leave out the + before it"
+    if parsed.is_delete() and exists(key, tree):
+        return f"{key}: cannot be left out while it has no value; leave ~{key} out"
     if parsed.is_delete():
         return f"{key}: there is nothing of that name to leave out{unknown_key(key, tree)}"
     if group is not None:
         near = [k + str(value) for k in ELSEWHERE.get(group, ())]
         return f"{group}: is no choice here{f'; did you mean {listed(near)}?' if near else ''}"
+    if isinstance(value, Mapping) and exists(key, tree):
+        inner = [f"{key}.{part}" for part in map(str, value)]
+        wrong = [(k, v) for k, v in zip(inner, value.values(), strict=True) if not exists(k, tree)]
+        if wrong:
+            return f"{wrong[0][0]}: no such key{_meant(name, *wrong[0], tree, kept)}"
+        return f"{key}: {override} cannot be taken over; set its keys one by one"
     return f"{key}: no such key{_meant(name, key, value, tree, kept)}"
 
 
@@ -258,6 +286,8 @@ def _meant(name: str, key: str, value: Any, tree: Mapping[str, Any], kept: Seque
             node: Any = tree
             for part in parts[:count]:
                 node = node[part]
+            if node is None and parts[count - 1] in NULL_SECTIONS:
+                return f"; {start} is null: write '{start}={{{parts[count]}: {value}}}'"
             if node is not None and not isinstance(node, Mapping):
                 near = [k for k in nearest(key, tree) if k.rpartition(".")[2] == parts[-1]]
                 return f"; {start} is one value{f'; did you mean {listed(near)}?' if near else ''}"
@@ -321,7 +351,7 @@ def unknown_choice(group: str, value: str) -> str:
         return words + f"; did you mean strong.train={value} or weak.train={value}?"
     elif group in ("weak", "strong"):
         words += f" here; one of the hub, a folder or a file is typed {group}=hf {group}.name={value}"
-    elif (group == "dataset" and "/" in value) or "." in value:
+    elif group == "dataset" and ("/" in value or "." in value):
         return words + f" here; one of the hub, a folder or a file is typed dataset=local dataset.path={value}"
     if len(there) <= FEW:
         words += f"{'' if near else ';'} {'T' if near else 't'}he choices: {', '.join(there)}"

@@ -53,11 +53,13 @@ class Typed:
         flags: Hydra's own, each with its value.
         overrides: ``key=value``, as Hydra reads them.
         multirun: whether commas are sweeps.
+        sweeps: whether the program can be swept.
     """
 
     flags: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     multirun: bool = False
+    sweeps: bool = True
 
     @property
     def arguments(self) -> list[str]:
@@ -87,7 +89,7 @@ def typed(arguments: Sequence[str], sweeps: bool = True) -> Typed:
     Raises:
         ConfigError: a flag that there is none of.
     """
-    found, problems, left = Typed(), [], list(arguments)
+    found, problems, left = Typed(sweeps=sweeps), [], list(arguments)
     one = {name: name for name in ALONE} | {short: name for name, short in ALONE.items() if short}
     two = {name: name for name in WITH_VALUE} | {short: name for name, short in WITH_VALUE.items() if short}
     while left:
@@ -219,8 +221,14 @@ def _parsed(override: str) -> Any:
         return None
 
 
-def problem_of(override: str, multirun: bool) -> str | None:
-    """Why Hydra cannot read an override, in one line; None where it can."""
+def problem_of(override: str, multirun: bool, sweeps: bool = True, group: bool = False) -> str | None:
+    """Why Hydra cannot read an override, in one line; None where it can.
+
+    Args:
+        multirun: whether commas are sweeps.
+        sweeps: whether the program can be swept.
+        group: whether the key is a group, of which one file is chosen.
+    """
     key, equals, value = override.partition("=")
     name = key.lstrip("+~") or override
     if not equals and not override.startswith("~"):
@@ -229,8 +237,13 @@ def problem_of(override: str, multirun: bool) -> str | None:
     if parsed is None:
         if not re.fullmatch(r"[+~]{0,2}[A-Za-z_][\w./@:-]*", key):
             return f"{name}: no key is written like that; a setting is typed key=value"
+        if re.match(r"""\{\s*["']""", value):
+            return f"{name}: {value} cannot be read; keys stand without quotes and after a colon a space, as {{a: 1}}"
         return f"{name}: {value} cannot be read; text with signs in it stands in quotes of its own: '{key}=\"...\"'"
     if parsed.is_sweep_override() and not multirun:
+        if group or not sweeps:
+            again = "add -m to run each of them, or choose one" if sweeps else "give one"
+            return f"{name}: {value} are several values; {again}"
         return (
             f"{name}: {value} are several values; add -m to run each of them, or write [{value}] for a list, or "
             f"'{key}=\"{value}\"' for text with commas"

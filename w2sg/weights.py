@@ -78,8 +78,8 @@ def files_of(folder: Path, role: str, weights: bool = True) -> list[Path]:
     named = _json(folder / "config.json", role).get("quantization_config") is not None  # which is refused later
     if weights and not named and (packed := _packed(files)):
         raise UserError(
-            f"{role}.name: {packed[0]} in {folder} holds numbers of {packed[1]}, which are weights only with the scales "
-            "of a quantisation that its config.json does not name; take the model that it was made from"
+            f"{role}.name: {packed[0]} in {folder} holds numbers of {packed[1]}, which are weights only with the "
+            "scales of a quantisation that its config.json does not name; take the model that it was made from"
         )
     for file in (p for p in files if p.name == "generation_config.json"):
         if not isinstance(settings := _json(file, role), dict):
@@ -99,7 +99,8 @@ def _packed(files: Iterable[Path]) -> tuple[str, str] | None:
     with contextlib.suppress(SafetensorError, OSError, ValueError):  # a damaged file is said where it is loaded
         for file in (p for p in files if p.suffix == ".safetensors"):
             with safe_open(file, "pt") as tensors:
-                for key in tensors.keys():
+                names_there = tensors.keys()
+                for key in names_there:
                     part = tensors.get_slice(key)
                     if key.endswith("weight") and len(part.get_shape()) > 1 and part.get_dtype() in PACKED:
                         return key, part.get_dtype()
