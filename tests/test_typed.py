@@ -234,6 +234,8 @@ def test_one_line_names_what_was_meant(argument, words, refused):
         ("experiment=null", "experiment: leave experiment=null out"),
         ("experiment=", "experiment: leave experiment= out"),
         ("loss=", "loss: needs a choice, as loss=cace"),
+        ("logger=[csv,wandb]", "logger: [csv,wandb] is a list; choose one, as logger=csv"),
+        ("loss=[]", "loss: [] is a list; choose one"),
         ("logger=wandb,csv", "logger: wandb,csv are several values; add -m to run each of them, or choose one"),
         ("strong.chat_template_kwargs.enable_thinking=false", "write 'strong.chat_template_kwargs={enable_thinking: "),
         ("dataset.difficulty.column=n", "write 'dataset.difficulty={column: n}'"),

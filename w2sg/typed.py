@@ -240,6 +240,9 @@ def problem_of(override: str, multirun: bool, sweeps: bool = True, group: bool =
         if re.match(r"""\{\s*["']""", value):
             return f"{name}: {value} cannot be read; keys stand without quotes and after a colon a space, as {{a: 1}}"
         return f"{name}: {value} cannot be read; text with signs in it stands in quotes of its own: '{key}=\"...\"'"
+    chosen = parsed.value() if group and equals and not parsed.is_sweep_override() else None
+    if isinstance(chosen, list) and len(chosen) != 1:  # of which Hydra would lay one over the other
+        return f"{name}: {value} is a list; choose one, as {name}={chosen[0] if chosen else '...'}"
     if parsed.is_sweep_override() and not multirun:
         if group or not sweeps:
             again = "add -m to run each of them, or choose one" if sweeps else "give one"
