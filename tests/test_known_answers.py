@@ -370,3 +370,15 @@ def test_figures_need_no_run():
 
     lines = [Line("theory", np.arange(3), torch.arange(3.0), "theory"), Line("", [1], [1.0], "measured", [0.1])]
     assert suite.figure(Panel("t", "x", "y", lines, logx=True)).startswith("<img")
+
+
+def test_the_whole_path_is_composed_inside_a_command_too(tmp_path):
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from w2sg.config import CONF
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):  # as evaluate.py itself runs
+        around = GlobalHydra.instance().hydra
+        assert whole_path.configured(f"out={tmp_path}", "seed=3").seed == 3
+        assert GlobalHydra.instance().hydra is around

@@ -1,14 +1,18 @@
 """Models of every kind are read whole, or refused in one line that names role, model, cause and remedy."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as T
+from conftest import compose
 from safetensors.torch import load_file, save_file
 from test_models import spec
 
+from w2sg.config import check
 from w2sg.data.rows import pack
 from w2sg.errors import UserError
 from w2sg.language import load_policy
@@ -315,3 +319,13 @@ def test_answers_of_an_untrained_model_are_its_logits_scaled_and_capped(name, pa
         logits = [plain(torch.tensor([ids]), use_cache=False).logits[0, -1, [7, 9]] for ids in IDS]
     expected = torch.stack([x[1] - x[0] for x in logits]) if pairs else torch.cat(logits)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_ends_of_a_configuration_count_where_no_settings_of_generation_are_there(tiny_llama, tmp_path):
+    folder = tmp_path / "several-ends"
+    shutil.copytree(tiny_llama, folder)
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [1, 7]}), encoding="utf-8")
+    found = find(check(compose("strong=hf", f"strong.name={folder}", "strong.max_length=128")).strong, "strong")
+    assert {1, 7} <= set(found.chat.stop)

@@ -147,8 +147,8 @@ class Source:
             return []
         try:
             found = GenerationConfig.from_pretrained(self.folder, revision=self.identity.get("revision")).eos_token_id
-        except OSError:  # it has none; a broken one of a folder was refused when the folder was found
-            return []
+        except OSError:  # it has none, and then those of its configuration count; a broken one was refused before
+            found = getattr(self.config, "eos_token_id", None)
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{self.role}.name: generation_config.json of {self.spec.name} cannot be read ({first_line(error)}); "

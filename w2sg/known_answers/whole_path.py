@@ -97,10 +97,15 @@ def _write(file: Path, rows: list[dict[str, str]]) -> None:
 def configured(*overrides: str) -> Any:
     """What the command line would compose."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
     register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check(compose("train", overrides=list(overrides)))
+    around, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # a command of Hydra's own, which goes on
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return check(compose("train", overrides=list(overrides)))
+    finally:
+        GlobalHydra.instance().hydra = around
 
 
 def whole_path(bench: Bench) -> Findings:
