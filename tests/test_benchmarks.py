@@ -11,6 +11,7 @@ def output(name: str, *options: str) -> str:
     return run_script(f"benchmarks/{name}", *options).stdout
 
 
+@pytest.mark.slow
 def test_reward_training_runs_small():
     found = output("reward_training.py", "--pairs", "8", "--layers", "1", "--width", "64", "--repeats", "1")
     for name in ("plain, micro-batch 1", "plain, micro-batch 32", "w2sg"):
@@ -56,6 +57,7 @@ def test_dpo_step_runs_small():
     assert "w2sg, reading charged" in found
 
 
+@pytest.mark.slow
 def test_search_runs_small_and_chooses_what_the_plain_one_does():
     small = (
         "--settings",
@@ -75,6 +77,7 @@ def test_search_runs_small_and_chooses_what_the_plain_one_does():
     assert "each small model read 6,320 and 812 tokens; first 50 of 50 tokens equal" in found
 
 
+@pytest.mark.slow
 def test_drafting_runs_small_and_writes_what_the_plain_one_does():
     sizes = {"layers": 1, "width": 64, "vocabulary": 200, "prompt": 20, "draft": 64, "new-tokens": 64, "within": 40}
     small = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]

@@ -289,6 +289,7 @@ def fit_keys(*overrides):
     return keys
 
 
+@pytest.mark.slow
 def test_a_stages_key_holds_what_changes_its_result(pairs_folder, tiny_gpt2, tmp_path):
     base = [f"dataset.path={pairs_folder}", f"strong.name={tiny_gpt2}", "trainer=cpu", "logger=none", f"out={tmp_path}"]
     base.append("strong.max_length=128")

@@ -89,6 +89,7 @@ def columns(out: Path, name: str = "run") -> dict[str, list]:
 # -- one run ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_command_walks_the_papers_stages_and_reports_them(arguments, tmp_path):
     content = run(arguments, tmp_path)
     order = [stage["name"] for stage in content["stages"]]
@@ -118,6 +119,7 @@ def test_one_command_walks_the_papers_stages_and_reports_them(arguments, tmp_pat
     assert again["text"]["systems"] == text["systems"]
 
 
+@pytest.mark.slow
 def test_a_sweep_shares_what_its_runs_have_in_common(arguments, tmp_path):
     first = keys(run(arguments, tmp_path, name="a"))
     alpha = keys(run(arguments, tmp_path, "method.decoding.alpha=0.7", name="b"))
@@ -143,6 +145,7 @@ def test_a_sweep_shares_what_its_runs_have_in_common(arguments, tmp_path):
     assert collect(tmp_path) is None  # no run of them is of the main job
 
 
+@pytest.mark.slow
 def test_dpo_starts_at_log_2_and_its_checkpoint_holds_no_reference(arguments, tmp_path, monkeypatch):
     from w2sg.checkpoints import SealedFiles
 
@@ -243,6 +246,7 @@ def test_a_kill_in_the_middle_of_any_stage_costs_nothing_but_the_last_batch(
 SMALL = ["method.baselines=[]", "method.analysis.alphas=[]", "method.evaluation.kl=false"]
 
 
+@pytest.mark.slow
 def test_all_baselines_with_one_tokenizer(arguments, tmp_path, models):
     more = [f"strong.name={models['other']}", "method.baselines=[weak_sft,plain,aux_conf,wspo,ceiling]"]
     content = run(arguments, tmp_path, *more, "method.analysis.alphas=[]")
@@ -268,6 +272,7 @@ def test_wspo_across_tokenizers_is_refused(arguments, tmp_path, models, pairs_fo
     assert not list((tmp_path / "store").glob("*/manifest.json"))  # before anything is computed
 
 
+@pytest.mark.slow
 def test_self_alignment_trains_the_model_as_it_was(arguments, tmp_path, models):
     same = f"strong.name={models['weak']}"
     content = run(arguments, tmp_path, same, "method.self_alignment=true", *SMALL)
@@ -278,6 +283,7 @@ def test_self_alignment_trains_the_model_as_it_was(arguments, tmp_path, models):
         check(compose(*arguments(tmp_path, "method.self_alignment=true")))
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_saved_alone_and_read_with_their_base_in_one_forward(arguments, tmp_path, monkeypatch):
     from w2sg import text_run
 
@@ -311,6 +317,7 @@ def templated(folder: Path, source: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_implicit_rewards_are_those_of_plain_transformers_whatever_template_the_untuned_model_has(
     arguments, tmp_path, models, pairs_folder
 ):
@@ -384,6 +391,7 @@ def test_blank_replies_are_left_out_and_none_at_all_is_said(arguments, tmp_path)
         text.encode(text.run.strong, none, "none")
 
 
+@pytest.mark.slow
 def test_on_policy_pairs_are_the_best_and_worst_of_own_samples(arguments, tmp_path):
     content = run(arguments, tmp_path, "method.alignment.pairs=on_policy", "method.alignment.samples=3", *SMALL)
     stages = {s["name"]: s for s in content["stages"]}
@@ -392,6 +400,7 @@ def test_on_policy_pairs_are_the_best_and_worst_of_own_samples(arguments, tmp_pa
     assert read_json(tmp_path / "store" / stages["untuned-samples"]["key"] / "key.json")["samples"] == 3
 
 
+@pytest.mark.slow
 def test_without_a_judge_there_are_no_rewards_and_all_else(arguments, tmp_path):
     content = run(arguments, tmp_path, "method.judge.model=null", "method.baselines=[]")
     assert "judge" not in content["text"]
@@ -399,6 +408,7 @@ def test_without_a_judge_there_are_no_rewards_and_all_else(arguments, tmp_path):
     assert "explicit" not in content["text"]["alphas"]
 
 
+@pytest.mark.slow
 def test_a_reward_model_is_used_as_it_is(arguments, tmp_path, models):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -418,6 +428,7 @@ def test_a_reward_model_is_used_as_it_is(arguments, tmp_path, models):
         run(arguments, tmp_path, f"method.judge.model={models['weak']}", *SMALL, name="no-head")
 
 
+@pytest.mark.slow
 def test_single_models_are_sampled_by_vllm_with_the_same_outputs(arguments, tmp_path, monkeypatch):
     fake, made = stand_in_for_vllm()
     with pytest.raises(ConfigError, match="the package vllm is not installed"):
@@ -437,6 +448,7 @@ def test_single_models_are_sampled_by_vllm_with_the_same_outputs(arguments, tmp_
     assert torch.equal(a["flags"], b["flags"])
 
 
+@pytest.mark.slow
 def test_reference_log_probabilities_of_other_tokens_are_refused(arguments, tmp_path, monkeypatch, caplog):
     from w2sg import text_run
 
@@ -460,6 +472,7 @@ def test_reference_log_probabilities_of_other_tokens_are_refused(arguments, tmp_
 
 
 @pytest.mark.parametrize("change", ["strong.max_length=20", "strong.dtype=bfloat16", "trainer.precision=bf16-mixed"])
+@pytest.mark.slow
 def test_reference_log_probabilities_hang_on_tokens_and_precision(arguments, tmp_path, change):
     more = ["method.prompts=8", "dataset.sizes.transfer=8", *SMALL]
     ceiling = ["method.baselines=[ceiling]", *more[:2], *SMALL[1:]]
@@ -468,6 +481,7 @@ def test_reference_log_probabilities_hang_on_tokens_and_precision(arguments, tmp
     assert keys(one)["ceiling-reference"] != keys(two)["ceiling-reference"]
 
 
+@pytest.mark.slow
 def test_alpha_and_gamma_name_the_same_law(arguments, tmp_path):
     """gamma 1.5 at temperature 0.8 is alpha 0.4 at temperature 0.32."""
     one = run(arguments, tmp_path, "method.decoding.alpha=null", "method.decoding.gamma=1.5", *SMALL, name="gamma")
@@ -514,6 +528,7 @@ def test_finetune_says_that_it_reads_no_untuned_model(tmp_path):
         check(compose("weak=gpt2", "weak.untuned=gpt2"))
 
 
+@pytest.mark.slow
 def test_prompts_that_do_not_fit_are_counted_and_nothing_is_joined_by_position(arguments, tmp_path):
     content = run(arguments, tmp_path, "weak.max_length=17", "dataset.sizes.transfer=96", *SMALL)
     dropped = content["text"]["dropped"]

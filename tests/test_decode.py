@@ -234,6 +234,7 @@ def test_replies_do_not_depend_on_how_many_prompts_are_in_flight(runs, arguments
     assert said(tmp_path, kind, kind) == said(out, kind, kind)
 
 
+@pytest.mark.slow
 def test_a_hypothesis_that_is_alone_is_the_plain_sample(runs, arguments, models, tmp_path):
     """One beam with one child, one sample, the first of several samples, and a tilt of strength 0."""
     out, _ = runs
@@ -265,6 +266,7 @@ def test_the_trace_is_that_of_the_search(runs):
         assert trace["rule"] != "beam" or trace["value"] == pytest.approx(max(h["value"] for h in last), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_tilted_search_and_a_reward_guide_run(runs, arguments, tmp_path):
     tilted = run(arguments, tmp_path, "search", "decoder.tilt=1.0", *BARE, name="tilted")
     assert (

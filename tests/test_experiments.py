@@ -70,6 +70,7 @@ def test_a_pair_is_what_its_name_says_and_its_supervisor_is_smaller(name):
 
 @pytest.mark.usefixtures("hydra")
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_every_job_of_a_figure_is_in_order(name):
     """One seed of three: a seed is a number, and composing takes a sixth of a second."""
     folders, typed = set(), [f"experiment={name}", "seed=0"]

@@ -149,6 +149,7 @@ def store(tmp_path_factory, pairs_folder, tiny_gpt2):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
 def test_a_method_trains_what_it_says_and_shares_the_rest(name, store, pairs_folder, tiny_gpt2):
     out, plain = store
     typed, systems, fits = METHODS[name]

@@ -109,6 +109,7 @@ def test_a_run_says_what_has_a_divergence_and_what_has_none(runs):
     assert sum("kl" in row for row in group["rows"]) >= 3
 
 
+@pytest.mark.slow
 def test_the_estimate_agrees_with_the_log_ratios_of_what_was_written(arguments, tmp_path):
     """At temperature 1 both laws' log-probabilities of the samples are in the store, and their ratios average alike."""
     from w2sg.stages import load_found

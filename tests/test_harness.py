@@ -168,6 +168,7 @@ def test_adapters_are_not_merged_into_another_base(finished, tmp_path):
         named(out, "cong")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_said(finished, pairs_folder, tmp_path):
     console = Plain(quiet=True)
     with pytest.raises(UserError, match=r"this run has no student: untuned, base, weak, cong-s, cong$"):

@@ -190,6 +190,7 @@ def test_a_run_with_a_pair_as_judge_has_all_that_rewards_give(arguments, others,
 # -- who may not judge ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_guide_is_refused_by_name_before_any_work(arguments, models, tmp_path):
     for judged in (
         ["judge=llm", f"method.judge.model={models['weak']}"],

@@ -94,6 +94,7 @@ def test_diagnostics_with_the_student_and_its_teacher_swapped_are_noticed(monkey
     assert "gain, as diagnostics measure it" in failures("misfit_kl")
 
 
+@pytest.mark.slow
 def test_a_split_that_overlaps_is_noticed(monkeypatch):
     """Half of transfer is taken from the rows that train the teacher."""
     plain = splits._split
@@ -110,6 +111,7 @@ def test_a_split_that_overlaps_is_noticed(monkeypatch):
     assert "alarm raised, split by prompt" in failed
 
 
+@pytest.mark.slow
 def test_an_alarm_that_looks_at_the_test_split_twice_is_noticed(monkeypatch):
     plain = diagnostics.leak
     monkeypatch.setattr(diagnostics, "leak", lambda transfer, test: plain(test, test))
@@ -338,6 +340,7 @@ def test_the_folder_is_looked_at_before_any_work(tmp_path, monkeypatch):
         suite.run_known_answers("all", tmp_path / "file", Plain())
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     printed = run_script("evaluate.py", "known_answers=loss_values", f"out={tmp_path}").stdout
     assert "pass loss_values" in printed

@@ -32,6 +32,7 @@ def test_the_readme_has_commands():
 
 
 @pytest.mark.parametrize("command", TRAIN)
+@pytest.mark.slow
 def test_every_training_command_of_the_readme_runs(command, pairs_folder, tiny_gpt2, tmp_path):
     from w2sg.run import run_method
 

@@ -437,6 +437,7 @@ def test_a_sweep_shares_what_refinement_does_not_touch(whole, arguments):
     assert batch == first  # how many rows are written at once is no part of a key
 
 
+@pytest.mark.slow
 def test_infer_and_respond_names_a_concept_for_each_batch_and_shows_nothing_else(arguments, tmp_path):
     more = ["refine=iar", "refine.concept_tokens=5", "refine.infer='{exemplars} is'", "refine.system='like {concept}'"]
     content = run(arguments, tmp_path, *more, "method.baselines=[icl]")
@@ -479,6 +480,7 @@ def test_infer_and_respond_names_a_concept_for_each_batch_and_shows_nothing_else
     assert collect(tmp_path) is None  # no run of them is of the main job
 
 
+@pytest.mark.slow
 def test_improving_shows_the_own_answer_and_no_refinement_is_naive_fine_tuning(arguments, tmp_path):
     template = "refine.improve='{question} {answer} better'"
     found = run(arguments, tmp_path, "refine=improve", template, "method.baselines=[naive,icl,self,shuffled]")
@@ -593,6 +595,7 @@ def test_several_samples_are_all_taught(arguments, tmp_path):
     assert read_json(tmp_path / "store" / keys(content)["student"] / "key.json")["data"]["rows"] == 33
 
 
+@pytest.mark.slow
 def test_answers_that_fail_a_test_are_dropped_replaced_or_drawn_anew(arguments, tmp_path):
     drawn = refined_of_run(arguments, tmp_path, "drawn", "refine.temperature=1.0")
     texts, half = [row["refined"].lower() for row in drawn], lambda c: abs(sum(c in t for t in texts) - 5)
@@ -625,6 +628,7 @@ def test_answers_that_fail_a_test_are_dropped_replaced_or_drawn_anew(arguments, 
         run(arguments, tmp_path, "method.concept.pattern='%%'", "refine.accept.concept=0.5", name="none")
 
 
+@pytest.mark.slow
 def test_a_blank_answer_is_not_taught_though_it_is_the_likeliest(arguments, tmp_path):
     first = refined_of_run(arguments, tmp_path, "first")
     letter = first[0]["refined"].strip()[0]
@@ -644,6 +648,7 @@ def test_a_blank_answer_is_not_taught_though_it_is_the_likeliest(arguments, tmp_
     assert all(row["refined"].strip() for row in refined_of(tmp_path, "drawn"))
 
 
+@pytest.mark.slow
 def test_own_answers_are_drawn_as_often_and_chosen_alike(arguments, tmp_path):
     drawn = ["refine.samples=3", "refine.temperature=1.0", "method.baselines=[self]"]
     taught = run(arguments, tmp_path, *drawn, name="all")["refinement"]["labels"]
@@ -656,6 +661,7 @@ def test_own_answers_are_drawn_as_often_and_chosen_alike(arguments, tmp_path):
     assert two["refinement"]["labels"]["self"]["answers"] == 11
 
 
+@pytest.mark.slow
 def test_all_baselines_learn_the_questions_that_the_student_learns(arguments, questions, tmp_path):
     rows = [json.loads(line) for line in (questions / "transfer.jsonl").read_text().splitlines()][:5]
     test = [json.loads(line) for line in (questions / "test.jsonl").read_text().splitlines()][:1]
@@ -741,6 +747,7 @@ def test_the_weak_model_may_be_trained_on_ground_truth_first(arguments, tmp_path
 # -- data and axes ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_preference_pairs_and_a_reward_axis_work_too(arguments, pairs_folder, tmp_path):
     more = ["dataset=local", f"dataset.path={pairs_folder}", *(f"dataset.sizes.{k}={v}" for k, v in SIZES.items())]
     more += [

@@ -88,6 +88,7 @@ def test_the_same_command_finds_everything_in_the_store(pairs_folder, tiny_gpt2,
     assert first["metrics"] == second["metrics"]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_losses_trains_one_weak_model_and_one_ceiling(pairs_folder, tiny_gpt2, tmp_path):
     made = []
     for loss in ("ce", "kl", "rce", "rkl"):
@@ -97,6 +98,7 @@ def test_a_sweep_over_losses_trains_one_weak_model_and_one_ceiling(pairs_folder,
     assert made.count("student") == 4
 
 
+@pytest.mark.slow
 def test_what_changes_a_result_changes_its_key_and_nothing_else_does(pairs_folder, tiny_gpt2, tmp_path):
     base = stages_of(run(pairs_folder, tiny_gpt2, tmp_path))
     for change, makes in {
@@ -114,6 +116,7 @@ def test_what_changes_a_result_changes_its_key_and_nothing_else_does(pairs_folde
         assert {n for n in ("weak", "student", "ceiling") if now[n]["key"] != base[n]["key"]} == makes, change
 
 
+@pytest.mark.slow
 def test_cpu_runs_repeat_to_the_bit(pairs_folder, tiny_gpt2, tmp_path):
     one, two = (run(pairs_folder, tiny_gpt2, tmp_path / d, "loss=conf_ce") for d in "ab")
     assert one["metrics"] == two["metrics"]
@@ -158,6 +161,7 @@ def test_every_loss_runs_on_frozen_features(loss, pairs_folder, tiny_gpt2, tmp_p
     ],
     ids=lambda c: c[0],
 )
+@pytest.mark.slow
 def test_options_run_and_tell_the_report(change, pairs_folder, tiny_llama, tmp_path):
     content = run(pairs_folder, tiny_llama, tmp_path, *change)
     if "training.select_on=gold" in change:
@@ -209,6 +213,7 @@ def test_a_loss_from_outside_counts_by_its_source(pairs_folder, tiny_gpt2, tmp_p
 # -- loggers ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_csv_and_tensorboard_curves_are_by_stage(pairs_folder, tiny_gpt2, tmp_path):
     run(pairs_folder, tiny_gpt2, tmp_path, "logger=csv", "logger.every=2")
     curve = (tmp_path / "run" / "csv" / "student" / "metrics.csv").read_text()

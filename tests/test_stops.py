@@ -265,6 +265,7 @@ def alone(code):
     return process
 
 
+@pytest.mark.slow
 def test_a_main_thread_that_hears_nothing_is_ended():
     process, began = alone(DEAF), time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -274,6 +275,7 @@ def test_a_main_thread_that_hears_nothing_is_ended():
     assert said == "ended by SIGTERM; the same command goes on from here\n"
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once():
     process = alone(HOLDING)
     process.send_signal(signal.SIGINT)

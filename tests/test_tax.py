@@ -123,6 +123,7 @@ def test_letters_are_scored_by_the_tilted_logits(arguments, models, tmp_path):
     assert "Alignment tax" in (tmp_path / "eft" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_replies_are_held_against_the_answers(arguments, tmp_path):
     """Asked again for what it replied, a greedy decoder is right each time; a search has no letters to score."""
     rows = [{"question": f"say something about {k}", "answer": "nothing that it says"} for k in range(4)]

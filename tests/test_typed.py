@@ -273,6 +273,7 @@ WRITERS = ["weak=gpt2", "strong=gpt2"]
         ("train", ["method=cong", *WRITERS, "lr=1"], "method.alignment.lr, method.sft.lr"),
     ],
 )
+@pytest.mark.slow
 def test_each_program_knows_the_others(name, arguments, words):
     (line,) = problems(*arguments, name=name)
     assert words in line
@@ -283,6 +284,7 @@ def test_every_problem_of_every_kind_comes_at_once():
     assert [line.partition(":")[0] for line in found] == ["loss", "lr", "batch_size", "seed"]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_checked_whole_before_its_first_run():
     found = problems("-m", "seed=0,-1", "strong.lr=1e-4,x")
     assert [line.partition(":")[0] for line in found] == ["strong.lr", "seed"]

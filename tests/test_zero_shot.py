@@ -95,6 +95,7 @@ def test_a_classifier_has_no_answers_and_is_not_given_random_ones(tiny_llama, tm
         zero_shot.load_zero_shot(source(folder), True, ASKED.answers)
 
 
+@pytest.mark.slow
 def test_a_run_has_the_row_once_per_model_and_question(pairs_folder, tiny_gpt2, tmp_path):
     first = run(pairs_folder, tiny_gpt2, tmp_path, ASK)
     assert set(first["metrics"]) == {"weak", "student", "ceiling", "zero_shot"}
