@@ -1,7 +1,7 @@
 """Tiny stand-ins for real models and data, made here: no network, no GPU, seconds."""
 
 import contextlib
-import importlib
+import importlib.util
 import json
 import os
 import random
@@ -244,19 +244,26 @@ def undrawn():
         yield
 
 
+def the_script(name: str) -> ModuleType:
+    """A script of the project's root as a module of its own; packages of the same name (`evaluate`) are left alone."""
+    specification = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def train(monkeypatch):
     """train.py in this process: imports take longer than a sweep of these."""
     from hydra.core.singleton import Singleton
 
-    monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # raise, with the whole trace
     state = Singleton.get_state()
 
     def run(*typed: str) -> None:
         quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]  # leaves pytest's own handlers alone
         monkeypatch.setattr(sys, "argv", ["train.py", *typed, *quiet])
-        importlib.import_module("train").main()
+        the_script("train").main()
 
     yield run
     Singleton.set_state(state)

@@ -8,7 +8,7 @@ import re
 import sys
 
 import pytest
-from conftest import compose, run_script
+from conftest import compose, run_script, the_script
 from rich.table import Table
 from rich.text import Text
 
@@ -147,9 +147,7 @@ def test_a_folder_that_no_library_opens_is_refused_before_any_work():
 
 
 def test_a_summary_is_the_same_at_each_call(odd_run, capsys):
-    import importlib
-
-    evaluate, console = importlib.import_module("evaluate"), Plain(width=80)
+    evaluate, console = the_script("evaluate"), Plain(width=80)
     written = []
     for _ in range(2):
         evaluate.gather(odd_run, console)
@@ -175,7 +173,6 @@ FORGED = {  # what a report.json may hold that is none of ours
 
 
 def test_forged_reports_are_listed_with_the_reason_and_the_others_count(odd_run, tmp_path, capsys):
-    import importlib
     import os
     import shutil
 
@@ -186,7 +183,7 @@ def test_forged_reports_are_listed_with_the_reason_and_the_others_count(odd_run,
         (tmp_path / name / "report.json").write_text(forge(report), encoding="utf-8")
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe" / "report.json")
-    importlib.import_module("evaluate").gather(tmp_path, Plain(width=80))
+    the_script("evaluate").gather(tmp_path, Plain(width=80))
     summary = read_json(tmp_path / "summary.json")
     assert summary["runs"] == 1
     assert {line.partition(":")[0] for line in summary["left_out"]} == {*FORGED, "pipe"}

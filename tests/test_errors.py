@@ -2,12 +2,11 @@
 
 import copy
 import functools
-import importlib.util
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, compose, run_script
+from conftest import compose, run_script, the_script
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -245,9 +244,7 @@ def test_a_loss_from_elsewhere_is_checked_by_its_signature(tmp_path, monkeypatch
 
 def script(name, monkeypatch, capsys, *overrides):
     """Run a script's ``main`` on a command line; returns its exit status and what it printed."""
-    specification = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    module = the_script(name)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides, "hydra/job_logging=none", "hydra/hydra_logging=none"])
     try:
         module.main()

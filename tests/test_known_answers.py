@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, run_script, the_script
 
 from w2sg import diagnostics, ensembles, losses, metrics, modules, report, run, stages, statistics
 from w2sg.console import Plain
@@ -350,12 +350,9 @@ def test_the_command(tmp_path):
 
 
 def test_the_command_ends_with_1_where_an_answer_is_wrong(tmp_path, monkeypatch):
-    import importlib.util
     import sys
 
-    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = the_script("evaluate")
     monkeypatch.setattr(losses, "reverse_kl", swapped)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "known_answers=loss_values", f"out={tmp_path}"])
     with pytest.raises(SystemExit) as end:
