@@ -16,10 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from w2sg import stops
-from w2sg.cli import launch, readable_errors
-from w2sg.config import check, check_evaluate
+from w2sg.cli.launch import launch, readable_errors
+from w2sg.config.check import check, check_evaluate
+from w2sg.config.schema import EvaluateConfig
 from w2sg.errors import UserError
-from w2sg.schema import EvaluateConfig
 
 if TYPE_CHECKING:
     from w2sg.console import Plain
@@ -31,7 +31,7 @@ def used_stages(out: Path) -> set[str]:
         raise UserError(
             f"out: there is no folder {out}, so nothing says which stages are in use; name the folder of the runs"
         )
-    from w2sg.store import read_json
+    from w2sg.store.store import read_json
 
     used: set[str] = set()
     for file in out.rglob("report.json"):
@@ -50,7 +50,7 @@ def gather(runs: Path, console: Plain) -> None:
     A report that was changed by hand or is of other code may hold anything; it is left out, named with the reason, and
     the others count.
     """
-    from w2sg.collect import UNUSABLE
+    from w2sg.compare.runs import UNUSABLE
     from w2sg.console import Plain
 
     try:
@@ -77,8 +77,11 @@ def gather(runs: Path, console: Plain) -> None:
 
 
 def _gather(runs: Path, console: Plain, to: Path | None = None) -> None:
-    from w2sg import collect_decode, collect_page, collect_refined, collect_text
-    from w2sg.collect import collect
+    from w2sg.compare import cong as collect_text
+    from w2sg.compare import decoders as collect_decode
+    from w2sg.compare import labels as collect_page
+    from w2sg.compare import refinement as collect_refined
+    from w2sg.compare.runs import collect
 
     found: list[tuple[ModuleType, Any]] = []
     if (collection := collect(runs)) is not None:
@@ -94,7 +97,7 @@ def _gather(runs: Path, console: Plain, to: Path | None = None) -> None:
 
 def downstream(config: EvaluateConfig, console: Plain) -> None:
     """The harness's table of one model."""
-    from w2sg.harness import Options, run_harness
+    from w2sg.cli.harness import Options, run_harness
 
     include, to = (None if name is None else Path(name) for name in (config.include, config.to))
     options = Options(config.tasks, config.limit, config.fewshot, config.batch_size, config.chat, include)
@@ -107,7 +110,7 @@ def decode(cfg: DictConfig) -> float | None:
     with readable_errors():
         hydra_config = HydraConfig.get()
         config = check(cfg, hydra_config.runtime.choices)
-        from w2sg.run import run_method  # nothing is read or fetched before the configuration holds
+        from w2sg.experiment.run import run_method
 
         report = run_method(config, hydra_config.runtime.output_dir, list(hydra_config.overrides.task))
         found = report.content["decoding"]
@@ -135,7 +138,7 @@ def look(cfg: DictConfig) -> None:
             gather(Path(config.runs), console)
             return
         if config.export is not None:
-            from w2sg.export import print_export
+            from w2sg.cli.export import print_export
 
             print_export(Path(config.export), Path(config.to), config.system, Path(config.out), root, console)
             return
@@ -143,7 +146,7 @@ def look(cfg: DictConfig) -> None:
             downstream(config, console)
             return
         if config.annotations is not None:
-            from w2sg.alpaca import print_annotations
+            from w2sg.evaluation.alpaca_eval import print_annotations
 
             of, to = (None if name is None else Path(name) for name in (config.of, config.to))
             print_annotations(Path(config.annotations), of, to, console)
@@ -154,7 +157,7 @@ def look(cfg: DictConfig) -> None:
             if not run_known_answers(config.known_answers, Path(config.out), console):
                 sys.exit(1)
             return
-        from w2sg import inventory
+        from w2sg.cli import store as inventory
 
         if config.store == "list":
             inventory.print_list(root, console)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from w2sg import stops
-from w2sg.cli import launch, readable_errors
+from w2sg.cli.launch import launch, readable_errors
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -16,11 +16,11 @@ def run(cfg: DictConfig) -> float | None:
     with readable_errors():
         from hydra.core.hydra_config import HydraConfig
 
-        from w2sg.config import check
+        from w2sg.config.check import check
 
         hydra_config = HydraConfig.get()
         config = check(cfg, hydra_config.runtime.choices)
-        from w2sg.run import run_method  # nothing is read or fetched before the configuration holds
+        from w2sg.experiment.run import run_method
 
         report = run_method(config, hydra_config.runtime.output_dir, list(hydra_config.overrides.task))
         return report.content["metrics"].get("student", {}).get("accuracy")
@@ -28,7 +28,7 @@ def run(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Every run that is typed."""
-    from w2sg.config import check
+    from w2sg.config.check import check
 
     launch(run, "train", check)
 

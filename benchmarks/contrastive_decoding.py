@@ -41,14 +41,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LlamaConfig, LogitsProcessor
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
+from w2sg.config.schema import ModelConfig
 from w2sg.data.messages import LAST_TURN, Dialogue
-from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.contrastive import decode, stream
 from w2sg.decoding.engine import Engine, Several
-from w2sg.decoding.scores import Settings
-from w2sg.language import Policy, load_policy
-from w2sg.models import Source, find
-from w2sg.schema import ModelConfig
+from w2sg.decoding.sampling import Settings
+from w2sg.decoding.transformers_engine import TransformersEngine
+from w2sg.models.loading import Source, find
+from w2sg.models.policy import Policy, load_policy
 
 ALPHA, TOP, TEMPERATURE, TOP_P, PENALTY = 0.4, 0.1, 0.8, 0.95, 1.2  # as in conf/method/cong.yaml
 CONF = Path(__file__).resolve().parent.parent / "conf" / "model"

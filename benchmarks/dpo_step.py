@@ -41,15 +41,15 @@ from reward_training import matrix_product_rate
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from w2sg import preference
+from w2sg.config.schema import FitOptions
 from w2sg.data.completions import Completions, per_reply
 from w2sg.data.loading import Examples, make_batch
 from w2sg.data.messages import Dialogue
-from w2sg.devices import quiet
-from w2sg.language import Policy, load_policy
-from w2sg.language_modules import PreferenceModule
-from w2sg.logprobs import token_logprobs
-from w2sg.schema import FitOptions
+from w2sg.losses import preferences as preference
+from w2sg.losses.logprobs import token_logprobs
+from w2sg.models.policy import Policy, load_policy
+from w2sg.training.devices import quiet
+from w2sg.training.text_modules import PreferenceModule
 
 BETA, LR, CLIP = 0.1, 1e-6, 1.0
 Pair = tuple[np.ndarray, np.ndarray, np.ndarray]  # prompt, chosen, rejected

@@ -19,9 +19,9 @@ import torch
 from reward_training import matrix_product_rate
 from search import make
 
-from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.drafting import Drafting, Rule, switch_after
-from w2sg.language import Policy
+from w2sg.decoding.transformers_engine import TransformersEngine
+from w2sg.models.policy import Policy
 
 GREEDY = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0]
 WINDOW = 6

@@ -26,8 +26,8 @@ from transformers import AutoModelForSequenceClassification, GPT2Config
 
 from w2sg import losses
 from w2sg.data.rows import epoch_plan, pack
-from w2sg.heads import HashedWords
-from w2sg.models import LanguageScorer
+from w2sg.models.heads import HashedWords
+from w2sg.models.loading import LanguageScorer
 
 BATCH = 32
 

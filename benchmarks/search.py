@@ -24,13 +24,13 @@ import torch
 from reward_training import matrix_product_rate
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
-from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.contrastive import stream
 from w2sg.decoding.engine import Several
-from w2sg.decoding.scores import Settings, choose
+from w2sg.decoding.sampling import Settings, choose
 from w2sg.decoding.search import EngineGrower, search
-from w2sg.decoding.values import ImplicitValue
-from w2sg.language import Policy
+from w2sg.decoding.search_values import ImplicitValue
+from w2sg.decoding.transformers_engine import TransformersEngine
+from w2sg.models.policy import Policy
 
 SETTINGS = ((12, 50, 5, 4, 4), (100, 256, 16, 4, 4), (100, 512, 30, 2, 2), (400, 128, 5, 4, 4))
 COLUMNS = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0]  # temperature 1, nothing cut off

@@ -22,17 +22,17 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
-from w2sg.config import CONF, register
+from w2sg.config.check import CONF, register
+from w2sg.config.schema import ModelConfig
 from w2sg.data.completions import Completions
 from w2sg.data.rows import pack
-from w2sg.decoding.by_transformers import TransformersEngine
 from w2sg.decoding.contrastive import decode
-from w2sg.decoding.scores import Settings
+from w2sg.decoding.sampling import Settings
+from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import UserError
-from w2sg.language import load_policy
-from w2sg.models import find, load_language_model
-from w2sg.packing import keeps_replies_apart, separates_texts, why_apart
-from w2sg.schema import ModelConfig
+from w2sg.models.loading import find, load_language_model
+from w2sg.models.packing import keeps_replies_apart, separates_texts, why_apart
+from w2sg.models.policy import load_policy
 
 VOCABULARY, WINDOW, MAX_LENGTH = 96, 8, 64
 IDS = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -596,8 +596,8 @@ HEAD = """# Architectures
 Tiny random models of each architecture, with windows and chunks of 8 tokens where it has any, read texts of up to 38
 tokens through w2sg's own code. Rewards of pairs, class logits, features of the first and last block, log-probabilities
 of replies (each within 1e-5) and greedy replies to prompts of unequal lengths in one batch are compared with plain
-transformers, which reads one text at a time. `tests/test_architectures.py` does it and checks this page; after a
-change, `W2SG_WRITE_MODELS_PAGE=1 python -m pytest -n 0 tests/test_architectures.py` writes it anew.
+transformers, which reads one text at a time. `tests/models/test_architectures.py` does it and checks this page; after a
+change, `W2SG_WRITE_MODELS_PAGE=1 python -m pytest -n 0 tests/models/test_architectures.py` writes it anew.
 
 Another architecture is treated as these are: it is asked at the start, reads packed rows only where they give the
 numbers of plain transformers, and is refused where not even a row of its own does.

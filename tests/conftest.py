@@ -160,7 +160,7 @@ def compose(*overrides: str, name: str = "train"):
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    from w2sg.config import CONF, register
+    from w2sg.config.check import CONF, register
 
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from w2sg.config import CONF, check, fit_options, register, run_name
+from w2sg.config.check import CONF, check, fit_options, register, run_name
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

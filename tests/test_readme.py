@@ -7,7 +7,7 @@ import shlex
 import pytest
 from conftest import ROOT, compose, run_script
 
-from w2sg.config import check
+from w2sg.config.check import check
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
@@ -34,7 +34,7 @@ def test_the_readme_has_commands():
 @pytest.mark.parametrize("command", TRAIN)
 @pytest.mark.slow
 def test_every_training_command_of_the_readme_runs(command, pairs_folder, tiny_gpt2, tmp_path):
-    from w2sg.run import run_method
+    from w2sg.experiment.run import run_method
 
     overrides = jobs(command)
     if "trainer=ddp" in overrides:  # no GPU here: as many processes, on the CPU, are test_run's
@@ -70,7 +70,7 @@ def test_every_training_command_of_the_readme_runs(command, pairs_folder, tiny_g
 
 def contrastive(overrides, pairs_folder, tiny_gpt2, out) -> dict:
     """A ConG command with stand-ins, small."""
-    from w2sg.run import run_method
+    from w2sg.experiment.run import run_method
 
     stand_ins = [
         *(f"{role}={value}" for role in ("weak", "strong") for value in ["hf"]),
@@ -91,7 +91,7 @@ def contrastive(overrides, pairs_folder, tiny_gpt2, out) -> dict:
 
 def refined(overrides, pairs_folder, tiny_gpt2, out) -> dict:
     """A command that refines answers, with stand-ins, small."""
-    from w2sg.run import run_method
+    from w2sg.experiment.run import run_method
 
     stand_ins = [
         *(f"{role}={value}" for role in ("weak", "strong") for value in ["hf"]),
@@ -112,7 +112,7 @@ def refined(overrides, pairs_folder, tiny_gpt2, out) -> dict:
 
 @pytest.mark.slow
 def test_every_evaluation_command_of_the_readme_runs(pairs_folder, tiny_gpt2, tmp_path):
-    from w2sg.run import run_method
+    from w2sg.experiment.run import run_method
 
     stand_ins = [
         "weak=bow",
@@ -142,7 +142,7 @@ def test_every_evaluation_command_of_the_readme_runs(pairs_folder, tiny_gpt2, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in EVALUATE if "decoder=" in c])
 def test_every_decoding_command_of_the_readme_runs(command, pairs_folder, tiny_gpt2, tmp_path):
-    from w2sg.run import run_method
+    from w2sg.experiment.run import run_method
 
     overrides = jobs(command)
     check(compose(*overrides, name="decode"))

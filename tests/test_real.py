@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, compose
 
-from w2sg.config import check
+from w2sg.config.check import check
 
 HH = Path(os.environ.get("W2SG_HH_RLHF", ROOT.parent / "shared" / "data" / "hh_rlhf"))
 needs_smollm2 = pytest.mark.skipif(
@@ -24,7 +24,7 @@ needs_pairs = pytest.mark.skipif(not HH.is_dir(), reason="no HH-RLHF data folder
 
 
 def run(tmp_path, *more):
-    from w2sg.run import run_method
+    from w2sg.experiment.run import run_method
 
     return run_method(
         check(compose("trainer=cpu", "logger=none", f"out={tmp_path}", *more)), tmp_path / "run", []
@@ -50,8 +50,8 @@ def test_a_pretrained_model_learns_from_a_bag_of_words_on_reviews(tmp_path):
 @needs_pairs
 def test_a_small_sweep_on_real_preference_pairs(tmp_path, undrawn):
     """Losses x seeds x noise of docs/results.md, on 60 pairs each: one set of features, one teacher per seed."""
-    from w2sg.collect import collect
-    from w2sg.run import run_method
+    from w2sg.compare.runs import collect
+    from w2sg.experiment.run import run_method
 
     sizes = "dataset.sizes={ground_truth: 40, transfer: 40, test: 32}"
     fixed = ["dataset=hh_rlhf", f"dataset.path={HH}", sizes, "strong.layer=4", "strong.max_length=128"]
@@ -107,9 +107,9 @@ def test_the_offline_contrastive_experiment_runs_on_its_own_model_and_data(tmp_p
 def test_a_gguf_base_with_adapters_becomes_an_ordinary_model(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from w2sg.export import Trained, export
-    from w2sg.language import load_policy
-    from w2sg.models import find
+    from w2sg.cli.export import Trained, export
+    from w2sg.models.loading import find
+    from w2sg.models.policy import load_policy
 
     @torch.no_grad()
     def says(model) -> torch.Tensor:
@@ -140,7 +140,7 @@ def test_batches_of_real_pairs_waste_little():
 
     from w2sg.data.rows import epoch_plan, pack
     from w2sg.data.splits import load_tables
-    from w2sg.heads import HashedWords
+    from w2sg.models.heads import HashedWords
 
     options = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "dataset" / "hh_rlhf.yaml")) | {"path": str(HH)}
     rows = pack(load_tables(options, 0).transfer.texts, HashedWords(30000), 512)

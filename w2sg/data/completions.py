@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2sg.masks import PADDING
+from w2sg.data.masks import PADDING
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Completions:
 
         Returns:
             ``input_ids``, ``position_ids``: [B, L]; ``example``, ``part``: [B, L], what may see what
-            (`w2sg.masks.attention_mask`), only where rows are packed; ``source``: [M] the place in the flattened
+            (`w2sg.data.masks.attention_mask`), only where rows are packed; ``source``: [M] the place in the flattened
             [B * L] whose state predicts each reply token; ``targets``: [M] that token; ``owner``: [M] its reply,
             example * n + j; ``sizes``: [b, n]; ``columns``: [M, K] where there are any.
         """

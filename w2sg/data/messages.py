@@ -13,6 +13,7 @@ TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System):")
 ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 SPEAKERS = {role: name for name, role in ROLES.items()}
 LAST_TURN = "\n\nAssistant:"
+MARK = re.compile(r"\n{2,}(?=(?:Human|Assistant|System):)")
 
 
 class Message(NamedTuple):
@@ -96,3 +97,25 @@ def transcript(messages: Iterable[Message | tuple[str, str]]) -> str:
 def as_dicts(messages: Iterable[Message]) -> list[dict[str, str]]:
     """Messages as chat templates want them."""
     return [message._asdict() for message in messages]
+
+
+def instruction(prompt: Dialogue) -> str:
+    """A prompt as AlpacaEval knows it: one question as it is, a longer dialogue as text up to its last question.
+
+    >>> instruction(Dialogue.of_text("\\n\\nHuman: Hi there\\n\\nAssistant:"))
+    'Hi there'
+    >>> instruction(Dialogue.of_text("\\n\\nHuman: Hi\\n\\nAssistant: Hello\\n\\nHuman: Bye\\n\\nAssistant:"))
+    'Human: Hi\\n\\nAssistant: Hello\\n\\nHuman: Bye'
+    """
+    if len(prompt.messages) == 1:
+        return prompt.messages[0].content
+    return "\n\n".join(f"{SPEAKERS[role]}: {content}" for role, content in prompt.messages)
+
+
+def unmarked(text: str) -> str:
+    """Text to stand inside a turn of a dialogue: a speaker's mark in it must begin no turn of its own.
+
+    >>> unmarked("a\\n\\n\\nHuman: b")
+    'a\\nHuman: b'
+    """
+    return MARK.sub("\n", text)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2sg.masks import PADDING, START
+from w2sg.data.masks import PADDING, START
 
 PREFIX = START  # segment of the shared tokens; text j is segment j + 1, and filling at the end of a row is PADDING
 

@@ -139,7 +139,7 @@ def local(
     """Any file, folder or hub dataset, understood by its columns (docs/data.md).
 
     Args:
-        columns: field (`w2sg.schema.FIELDS`) -> the name of its column, where the names are others.
+        columns: field (`w2sg.config.schema.FIELDS`) -> the name of its column, where the names are others.
     """
     return _load(
         path, None, EXPECTS, {"train": "train"}, revision, columns=columns, **({"name": subset} if subset else {})

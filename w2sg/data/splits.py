@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from w2sg.config import build
+from w2sg.config.check import build
 from w2sg.data.asked import Tie
 from w2sg.data.examples import Example
 from w2sg.data.forms import Formed

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from w2sg.decoding.engine import Engine
-from w2sg.decoding.scores import Settings, next_tokens
+from w2sg.decoding.sampling import Settings, next_tokens
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from w2sg.data.dialogue import Chat
 from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import go_on, stream
 from w2sg.decoding.engine import Engine, Scorer
-from w2sg.decoding.scores import Settings
-from w2sg.decoding.values import common_start
+from w2sg.decoding.sampling import Settings
+from w2sg.decoding.search_values import common_start
 
 TOLERANCE = 1e-9  # of mean log-probabilities: equal numbers worked out in two ways differ by less
 SCAN = 32  # tokens that the base model writes before its text is looked through for strings that end it
@@ -84,7 +84,7 @@ class Drafting:
 
     Args:
         drafter: engine of the small model. base: engine of the large one. chats: how they write dialogues.
-        columns: rows of `w2sg.decoding.scores.Settings`, of the drafter and of the base.
+        columns: rows of `w2sg.decoding.sampling.Settings`, of the drafter and of the base.
         identities, seed: as in `w2sg.decoding.search.EngineGrower`.
     """
 

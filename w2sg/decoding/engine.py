@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2sg.decoding.scores import FLOOR
+from w2sg.decoding.sampling import FLOOR
 
 
 class Engine(Protocol):

@@ -17,8 +17,8 @@ from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import stream
 from w2sg.decoding.drafting import TOLERANCE, room_of
 from w2sg.decoding.engine import Scorer
-from w2sg.decoding.scores import Settings, next_tokens
-from w2sg.decoding.values import common_start
+from w2sg.decoding.sampling import Settings, next_tokens
+from w2sg.decoding.search_values import common_start
 
 SMALL, BASE = 0, 1
 STREAMS = "draft", 0  # of random numbers, as of drafts
@@ -88,7 +88,7 @@ class Nudging:
 
     Args:
         small, base: engines. chats: how they write dialogues.
-        columns: rows of `w2sg.decoding.scores.Settings`, of the small model and of the base; they do not change the
+        columns: rows of `w2sg.decoding.sampling.Settings`, of the small model and of the base; they do not change the
             probability that is held against ``threshold``.
         most: tokens of the base model that a reply may have.
         identities, seed: as in `w2sg.decoding.search.EngineGrower`.

@@ -15,7 +15,7 @@ import torch
 from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import go_on, stream
 from w2sg.decoding.engine import Engine
-from w2sg.decoding.scores import Settings
+from w2sg.decoding.sampling import Settings
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class EngineGrower:
         encode: prompts as token ids. text_of: token ids of a reply as text.
         identities: [P] of the prompts, which seed their random numbers together with ``seed`` and the lineage: neither
             the batch nor its order, nor what was pruned, changes a reply.
-        columns: one row of `w2sg.decoding.scores.Settings`. stop: tokens that end a reply.
+        columns: one row of `w2sg.decoding.sampling.Settings`. stop: tokens that end a reply.
         chunk: tokens written between choices. most: tokens that a reply may have.
         cut: a reply's tokens before what ends it in its text, and whether that is there; None where only tokens end it.
         room: [P] tokens that a reply to each prompt may have at most, for the guide's sake.

@@ -24,7 +24,7 @@ from torch import Tensor
 from w2sg.errors import UserError
 
 if TYPE_CHECKING:
-    from w2sg.decoding.by_transformers import TransformersEngine
+    from w2sg.decoding.transformers_engine import TransformersEngine
 
 log = logging.getLogger(__name__)
 

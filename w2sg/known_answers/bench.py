@@ -18,15 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from w2sg.config import CONF
+from w2sg.config.check import CONF
+from w2sg.config.schema import FitOptions, TrainerConfig
 from w2sg.data.loading import Examples, Features
 from w2sg.data.splits import Tables, load_tables
-from w2sg.devices import Devices
-from w2sg.heads import LinearHead
-from w2sg.modules import SoftLabelModule, learning_rate_factor
-from w2sg.schema import FitOptions, TrainerConfig
-from w2sg.stages import FitJob, ReadJob, Stages, load_values
-from w2sg.store import Store
+from w2sg.models.heads import LinearHead
+from w2sg.store.store import Store
+from w2sg.training.devices import Devices
+from w2sg.training.label_modules import SoftLabelModule, learning_rate_factor
+from w2sg.training.stages import FitJob, ReadJob, Stages, load_values
 
 
 def squared_error(outputs: Tensor, targets: Tensor, progress: float = 1.0) -> Tensor:

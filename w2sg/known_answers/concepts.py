@@ -12,11 +12,11 @@ from scipy.special import expit
 from scipy.stats import chi2
 from torch import Tensor, nn
 
-from w2sg.ensembles import combine
 from w2sg.known_answers.bench import Bench, linear
 from w2sg.known_answers.linear import least_squares
 from w2sg.known_answers.result import Findings, Line, Panel, standard_error
-from w2sg.refinement_select import product_of_contexts as pooled
+from w2sg.methods.refine.select import product_of_contexts as pooled
+from w2sg.methods.votes import combine
 
 D, K = 16, 8
 # Off-target mass with a bias of 1 and its s.e., by an independent simulation: it has no closed form.

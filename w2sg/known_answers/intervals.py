@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from scipy.stats import nct, t
 
-from w2sg import metrics, statistics
 from w2sg.known_answers.bench import Bench
 from w2sg.known_answers.result import Findings, Line, Panel
-from w2sg.page import pgr_sentence
+from w2sg.metrics import intervals as statistics
+from w2sg.metrics import labels as metrics
+from w2sg.reports.pages.labels import pgr_sentence
 
 LEVEL = 0.95
 

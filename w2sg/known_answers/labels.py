@@ -9,12 +9,14 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from w2sg import diagnostics, metrics, statistics
 from w2sg.data import audit, noise
 from w2sg.known_answers.bench import Bench, Kept, linear
 from w2sg.known_answers.result import Findings, Line, Panel
-from w2sg.losses import cross_entropy, hard_logits
-from w2sg.modules import SoftLabelModule
+from w2sg.losses.labels import cross_entropy, hard_logits
+from w2sg.metrics import intervals as statistics
+from w2sg.metrics import labels as metrics
+from w2sg.metrics import theory as diagnostics
+from w2sg.training.label_modules import SoftLabelModule
 
 STUDENTS = (0.0, 0.25, 1.0)  # overlaps at which students are trained
 

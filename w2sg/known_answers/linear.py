@@ -13,7 +13,7 @@ from torch import Tensor
 
 from w2sg.known_answers.bench import Bench, Separate, linear, whitening
 from w2sg.known_answers.result import Findings, Line, Panel, standard_error
-from w2sg.statistics import gap_recovered_over_seeds
+from w2sg.metrics.intervals import gap_recovered_over_seeds
 
 
 def least_squares(bench: Bench, name: str, x: Tensor, y: Tensor) -> Tensor:

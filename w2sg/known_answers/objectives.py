@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from w2sg import losses
-from w2sg.diagnostics import three_point
-from w2sg.heads import LinearHead, MixtureHead
 from w2sg.known_answers.bench import Bench, Kept, linear, whitening
 from w2sg.known_answers.result import Findings, Line, Panel
-from w2sg.modules import SoftLabelModule
-from w2sg.store import read_json
+from w2sg.metrics.theory import three_point
+from w2sg.models.heads import LinearHead, MixtureHead
+from w2sg.store.store import read_json
+from w2sg.training.label_modules import SoftLabelModule
 
 LOGITS = np.array([[2.0, -1.0], [0.5, 0.2], [-1.0, 1.5], [0.1, 0.9]])
 WEAK = np.array([0.2, 0.6, 0.9, 0.45])  # probabilities of the second class

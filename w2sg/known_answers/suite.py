@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from w2sg.errors import UserError
-from w2sg.figures import PALETTE, Raw, new_figure, page, svg, table
 from w2sg.known_answers.bench import Bench
 from w2sg.known_answers.concepts import naive_floor, product_of_contexts, refinement, refinement_fails
 from w2sg.known_answers.halfspaces import halfspaces
@@ -27,7 +26,8 @@ from w2sg.known_answers.personas import personas
 from w2sg.known_answers.result import Check, Findings, Panel, Quantity
 from w2sg.known_answers.sweeps import sweeps
 from w2sg.known_answers.whole_path import whole_path
-from w2sg.store import write_json
+from w2sg.reports.html import PALETTE, Raw, new_figure, page, svg, table
+from w2sg.store.store import write_json
 
 if TYPE_CHECKING:
     from w2sg.console import Plain
@@ -177,7 +177,7 @@ def chosen(name: str) -> tuple[Check, ...]:
 
 def run(check: Check) -> Done:
     """Run one check in a store of its own, which is thrown away: what older code left must not answer for this one."""
-    begun, notices = time.perf_counter(), logging.getLogger("w2sg.stages")
+    begun, notices = time.perf_counter(), logging.getLogger("w2sg.training.stages")
     before = notices.level
     notices.setLevel(logging.WARNING)  # hundreds of stages that are none of the user's
     try:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from w2sg import statistics
-from w2sg.bootstrap import Bootstrap
 from w2sg.known_answers.bench import Bench
 from w2sg.known_answers.result import Findings
+from w2sg.metrics import intervals as statistics
+from w2sg.metrics.bootstrap import Bootstrap
 
 SIMULATIONS, SEED = 1000, 2718
 NOMINAL, PROMISE = 0.05, 0.02  # level within 3 to 7 %, coverage within 92 to 98 %

@@ -30,11 +30,11 @@ import pyarrow.parquet as pq
 import torch
 from scipy.stats import norm
 
-from w2sg import metrics
-from w2sg.config import CONF, check, register
+from w2sg.config.check import CONF, check, register
 from w2sg.data.splits import load_tables
 from w2sg.known_answers.bench import Bench
 from w2sg.known_answers.result import Findings
+from w2sg.metrics import labels as metrics
 
 # prompts of the test split by the kinds of their two pairs
 PROMPTS = {"AA": 20, "AC": 9, "CC": 4, "BB": 5, "AF": 3, "CF": 2}
@@ -110,7 +110,9 @@ def configured(*overrides: str) -> Any:
 
 def whole_path(bench: Bench) -> Findings:
     """Two runs on a planted world, their reports and predictions, and the summary of both."""
-    from w2sg import collect, collect_page, run
+    from w2sg.compare import labels as collect_page
+    from w2sg.compare import runs as collect
+    from w2sg.experiment import run
 
     found, out = Findings(), bench.folder / "runs"
     kinds = write(bench.folder / "pairs")

@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from w2sg.decoding import by_vllm
-from w2sg.replies import best_and_worst, gold_pairs, join_pairs, prompts_of
-from w2sg.steps import lost_steps
-from w2sg.text_options import (
+from w2sg.config.options import (
     Alignment,
     Analysis,
     Baseline,
@@ -20,13 +17,16 @@ from w2sg.text_options import (
     PlainSampling,
     PreferenceTuning,
 )
+from w2sg.data.replies import best_and_worst, gold_pairs, join_pairs, prompts_of
+from w2sg.decoding import vllm as by_vllm
+from w2sg.models.steps import lost_steps
 
 if TYPE_CHECKING:
-    from w2sg.replies import ReplyPairs
-    from w2sg.report import Report
-    from w2sg.run import Run
-    from w2sg.schema import TrainConfig
-    from w2sg.text_run import TextRun, Writer
+    from w2sg.config.schema import TrainConfig
+    from w2sg.data.replies import ReplyPairs
+    from w2sg.experiment.run import Run
+    from w2sg.experiment.text import TextRun, Writer
+    from w2sg.reports.report import Report
 
 
 def cong(
@@ -55,8 +55,8 @@ def cong(
         baselines: what else is trained, for comparison. aux_conf_weight, wspo_gamma: of two of them.
         judge: the reward model. analysis: the sweep over alpha. evaluation: what is measured.
     """
-    from w2sg.text_measure import Bench
-    from w2sg.text_run import TextRun, Writer, one_tokenizer
+    from w2sg.evaluation.systems import Bench
+    from w2sg.experiment.text import TextRun, Writer, one_tokenizer
 
     text = TextRun(run)
     bench = Bench(text, judge)
@@ -109,8 +109,8 @@ def align_weak(
     On-policy samples are ranked by a reward model like the judge, but trained on the ground-truth split's pairs: those
     that measure later take no part.
     """
-    from w2sg.text_measure import Bench
-    from w2sg.text_run import Writer, one_vocabulary
+    from w2sg.evaluation.systems import Bench
+    from w2sg.experiment.text import Writer, one_vocabulary
 
     run = text.run
     if run.untuned is not None:
@@ -129,7 +129,7 @@ def align_weak(
 
 def problems(config: TrainConfig) -> list[str]:
     """What is wrong between this method's options and the rest of the configuration."""
-    from w2sg.text_options import problems_of_writer
+    from w2sg.config.options import problems_of_writer
 
     found = []
     for role in ("weak", "strong"):

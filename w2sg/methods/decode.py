@@ -6,17 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from w2sg.decode_options import Contrastive, DecodeEvaluation, Decoder, Eft, Plain, Search, needs_pair, server_of
-from w2sg.decoding import by_vllm
+from w2sg.config.options import Alignment, AnyJudge, Judge, model_name
+from w2sg.decoding import vllm as by_vllm
+from w2sg.decoding.options import Contrastive, DecodeEvaluation, Decoder, Eft, Plain, Search, needs_pair, server_of
 from w2sg.errors import UserError
-from w2sg.steps import lost_steps
-from w2sg.text_options import Alignment, AnyJudge, Judge, model_name
+from w2sg.models.steps import lost_steps
 
 if TYPE_CHECKING:
-    from w2sg.models import Source
-    from w2sg.report import Report
-    from w2sg.run import Run
-    from w2sg.schema import TrainConfig
+    from w2sg.config.schema import TrainConfig
+    from w2sg.experiment.run import Run
+    from w2sg.models.loading import Source
+    from w2sg.reports.report import Report
 
 
 def decode(
@@ -35,15 +35,15 @@ def decode(
         decoder: how. style: how the strong model reads dialogues. alignment: of the weak model, where ``weak.untuned``
             names none. judge: what measures the replies. evaluation: what is measured.
     """
-    from w2sg.decode_measure import Comparison
-    from w2sg.frontier import frontier
-    from w2sg.judges import bench_of
+    from w2sg.data.replies import Prompts, prompts_of
+    from w2sg.evaluation.alignment_tax import alignment_tax, read_questions
+    from w2sg.evaluation.decoders import Comparison
+    from w2sg.evaluation.divergence import frontier
+    from w2sg.evaluation.systems import Bench
+    from w2sg.experiment.decode import Decoders, Pair
+    from w2sg.experiment.text import TextRun, Writer
+    from w2sg.judges.language_model import bench_of
     from w2sg.methods.cong import align_weak
-    from w2sg.replies import Prompts, prompts_of
-    from w2sg.tax import alignment_tax, read_questions
-    from w2sg.text_decode import Decoders, Pair
-    from w2sg.text_measure import Bench
-    from w2sg.text_run import TextRun, Writer
 
     questions = None if evaluation.tax is None else read_questions(Path(evaluation.tax))
     text = TextRun(run)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from w2sg import variants
-from w2sg.ensembles import boosted, combine, member_rows, weighted_rows
+from w2sg.methods.votes import boosted, combine, member_rows, weighted_rows
+from w2sg.models import variants
 
 if TYPE_CHECKING:
-    from w2sg.models import Source
-    from w2sg.report import Report
-    from w2sg.run import Labels, Model, Run
-    from w2sg.schema import TrainConfig
+    from w2sg.config.schema import TrainConfig
+    from w2sg.experiment.run import Labels, Model, Run
+    from w2sg.models.loading import Source
+    from w2sg.reports.report import Report
 
 
 def problems(config: TrainConfig) -> list[str]:
@@ -50,7 +50,7 @@ def ensemble(
     model, which PGR is counted from, and the student that it taught.
 
     Args:
-        members: of the committee. combine: see `w2sg.ensembles.combine`. resample, part: of their rows.
+        members: of the committee. combine: see `w2sg.methods.votes.combine`. resample, part: of their rows.
         variants: what members change of the weak model, in turn.
         ceiling_split: as in `w2sg.methods.finetune.finetune`.
     """
@@ -100,7 +100,7 @@ class Committee:
 
     def labels(self, table) -> Labels:
         """What the committee says of the rows of a table."""
-        from w2sg.run import Labels
+        from w2sg.experiment.run import Labels
 
         found = [self.run.predict(model, table) for model in self.models]
         key = {"members": [labels.key for labels in found], "combine": self.how}

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from w2sg import variants
 from w2sg.data.table import uniform
+from w2sg.models import variants
 
 if TYPE_CHECKING:
-    from w2sg.report import Report
-    from w2sg.run import Labels, Run
-    from w2sg.schema import TrainConfig
+    from w2sg.config.schema import TrainConfig
+    from w2sg.experiment.run import Labels, Run
+    from w2sg.reports.report import Report
 
 
 def problems(config: TrainConfig) -> list[str]:
@@ -124,7 +124,7 @@ def relabelled(labels: Labels, student: Labels, kept: np.ndarray, part: float) -
     Returns:
         Labels of all rows, and the places of those that are learned.
     """
-    from w2sg.run import Labels
+    from w2sg.experiment.run import Labels
 
     dropped = np.setdiff1d(np.arange(len(labels.table)), kept)
     sure = student.logits.double().softmax(-1).amax(-1).numpy()[dropped]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from w2sg.variants import label_problems
+from w2sg.models.variants import label_problems
 
 if TYPE_CHECKING:
-    from w2sg.report import Report
-    from w2sg.run import Run
-    from w2sg.schema import TrainConfig
+    from w2sg.config.schema import TrainConfig
+    from w2sg.experiment.run import Run
+    from w2sg.reports.report import Report
 
 
 def problems(config: TrainConfig) -> list[str]:

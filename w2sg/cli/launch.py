@@ -1,0 +1,57 @@
+"""What train.py and evaluate.py share: a checked configuration in, and errors that a user can read out."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from w2sg import stops
+from w2sg.config import outputs
+from w2sg.errors import UserError
+
+
+def launch(task: Callable[[Any], Any], name: str, check: Callable[[Any, Mapping[str, str]], Any]) -> None:
+    """Run a program of Hydra's on ``sys.argv``, once every run that is typed there holds.
+
+    Args:
+        task: called with each run's configuration.
+        name: the file of conf/ that it starts from.
+        check: raises `UserError` where a composed configuration and its choices do not hold.
+    """
+    import hydra
+
+    from w2sg.config.check import CONF, register
+    from w2sg.config.composing import settle
+    from w2sg.config.typed import typed
+    from w2sg.console import any_terminal
+
+    any_terminal()
+    with readable_errors():
+        register()
+        found = typed(sys.argv[1:], sweeps=name != "evaluate")
+        sys.argv[1:] = found.arguments
+        shows = found.has("--help", "-h", "--cfg", "-c", "--info", "-i")
+        elsewhere = found.has("--config-path", "-cp", "--config-dir", "-cd", "--experimental-rerun")
+        if not elsewhere and not found.has("--hydra-help", "--version", "--shell-completion", "-sc"):
+            settle(found.value("--config-name") or name, found, None if shows else check)
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+
+
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """Print a `UserError` as its message alone and exit with 1; anything else keeps its traceback.
+
+    A run that a signal asked to end says so in one line and ends with 128 + the signal's number (143 for SIGTERM),
+    whatever it has done being kept.
+    """
+    outputs.one_notice_per_log()
+    try:
+        with stops.command():
+            yield
+    except UserError as error:
+        from w2sg.console import Plain
+
+        Plain(stderr=True).say(str(error), "error: ", "bold red")
+        sys.exit(1)

@@ -1,0 +1,322 @@
+"""What a store holds, why a stage is the stage it is, and what can go: `python evaluate.py store=list|why|prune`."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import Timeout
+from rich.filesize import decimal
+from rich.table import Table
+
+from w2sg.console import Plain
+from w2sg.errors import UserError
+from w2sg.store.store import (
+    DAMAGED,
+    KEY,
+    MANIFEST,
+    PART,
+    REFERENCE,
+    Store,
+    flatten,
+    is_stage,
+    problem,
+    read_json,
+    remove,
+)
+
+State = Literal["finished", "unfinished", "damaged"]
+NAMED = ("model.name", "data.name")  # fields that say most about a stage, where its key has them
+
+
+@dataclass
+class Row:
+    """One folder of a store.
+
+    Attributes:
+        folder: where it is.
+        stage: `<name>-<hash>`, without the ending of an unfinished or damaged folder.
+        state: "finished", "unfinished" (being made, or its maker died) or "damaged".
+        size: bytes of its files.
+        age: seconds since its newest file was written.
+        locked: a living process is making it; None where this user may not find out.
+        seconds: how long the making took, where it is finished and says so.
+        key: what it was made for; None where that cannot be read.
+        problem: what is wrong with it, where it is damaged.
+        summary: its key in a few words.
+    """
+
+    folder: Path
+    stage: str
+    state: State
+    size: int
+    age: float
+    locked: bool | None
+    seconds: float | None
+    key: dict | None
+    problem: str | None
+    summary: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.stage.rpartition("-")[0]
+
+    @property
+    def hash(self) -> str:
+        return self.stage.rpartition("-")[2]
+
+
+def rows(root: str | Path) -> list[Row]:
+    """Every stage of a store, finished or not, sorted by name and then oldest first.
+
+    Presence and sizes of files are looked at, not their sha256, which would read everything there is; a changed byte is
+    noticed when the stage is next used. What is not a stage is left out, and a root that is not there has none.
+    """
+    store = Store(root)
+    found = [row for folder in _folders(store.root) if (row := _row(store, folder))]
+    for row in found:
+        row.summary = _summary(row, [r for r in found if r.name == row.name])
+    return sorted(found, key=lambda row: (row.name, -row.age))
+
+
+def print_list(root: str | Path, console: Plain) -> None:
+    """A table of every stage, with what is wrong with the damaged ones below it, and the totals."""
+    found = rows(root)
+    if not found:
+        console.say(f"There are no stages in {root}.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("stage", "hash", "state"):
+        table.add_column(title, no_wrap=True)
+    for title in ("size", "age", "took"):
+        table.add_column(title, no_wrap=True, justify="right")
+    table.add_column("key", overflow="fold")
+    for row in found:
+        took = "" if row.seconds is None else _duration(row.seconds)
+        state = "being made" if row.locked and row.state == "unfinished" else row.state
+        cells = [row.name, row.hash, state, decimal(row.size), _duration(row.age), took, row.summary]
+        table.add_row(*cells)
+    console.print(table)
+    for row in found:
+        if row.problem:
+            console.say(f"{row.folder.name} is damaged: {row.problem}")
+    counts = {state: sum(row.state == state for row in found) for state in ("finished", "unfinished", "damaged")}
+    console.say(", ".join(f"{n} {s}" for s, n in counts.items() if n) + f"; {decimal(sum(r.size for r in found))}")
+
+
+def print_why(root: str | Path, key_prefix: str, console: Plain) -> None:
+    """What a stage was made for, what it was made from, and how it differs from the nearest other one of its name.
+
+    Args:
+        key_prefix: the stage's folder, or the beginning of its hash or of its name, if that is enough to tell it.
+
+    Raises:
+        UserError: no stage begins like that, or more than one; the candidates are listed.
+    """
+    found = rows(root)
+    row = _choose(found, Path(key_prefix).name, root)
+    state = row.state + (f": {row.problem}" if row.problem else ", being made now" if row.locked else "")
+    console.say(f"{row.stage} ({state})")
+    if row.key is None:
+        console.say(f"Its {KEY} cannot be read.")
+        return
+    flat = flatten(row.key)
+    width = max(map(len, flat), default=0)
+    for field, value in flat.items():
+        console.say(f"  {field:<{width}}  {value!r}")
+    console.say("Made from:" if _upstream(row.key) else "Made from no other stage.")
+    states = _best(found)
+    for depth, stage in _ancestors(row.stage, states, {row.stage}):
+        console.say(f"{'  ' * depth}{stage} ({states[stage].state if stage in states else 'not in the store'})")
+    nearest = Store(root).nearest(row.name, row.key)
+    if nearest is None:
+        console.say(f"There is no other finished stage named {row.name}.")
+        return
+    console.say(f"The nearest other one is {nearest[0]}; it has, and this one has:")
+    width = max(len(field) for field, *_ in nearest[1])
+    for field, theirs, ours in nearest[1]:
+        console.say(f"  {field:<{width}}  {theirs!r}  {ours!r}")
+
+
+def prune(root: str | Path, used: set[str], apply: bool, console: Plain) -> int:
+    """Remove what no run needs: unfinished stages that nobody is making, damaged ones, and finished ones out of use.
+
+    In use are the stages in used, those being made, and all that these were made from. What a living process is
+    making is never removed; but what it finished before, and neither names in the key of its present stage nor has
+    reported yet, is not known to be in use: prune when no job is at work, which the output reminds of.
+
+    A folder is removed only if what is in it says that it is a stage: its key, or its manifest.
+
+    Args:
+        used: the `<name>-<hash>` of every stage that a run to be kept names.
+        apply: remove; otherwise only say what would be.
+
+    Returns:
+        Bytes that were, or would be, freed.
+
+    Raises:
+        UserError: the store cannot be written.
+    """
+    store, found, freed = Store(root), rows(root), 0
+    best = _best(found)
+    locked = {row.stage: row.locked for row in found if row.locked is not False}
+    keep = used | set(locked)
+    for stage in sorted(keep):
+        _ancestors(stage, best, keep)
+    for row in found:
+        if not is_stage(row.folder):
+            console.say(f"kept {row.folder.name}: it has a stage's name and is none; remove it yourself if it may go")
+            continue
+        if row.stage in locked or (row.state == "finished" and row.stage in keep):
+            continue
+        reason = {"finished": "no run uses it", "unfinished": "nobody is making it", "damaged": row.problem}[row.state]
+        if apply:
+            try:
+                with store.lock(row.stage, wait=False):
+                    remove(row.folder)
+            except Timeout:
+                console.say(f"kept {row.folder.name}: a process has just begun to make it")
+                continue
+            except OSError as error:
+                console.say(f"could not remove {row.folder.name}: {error}")
+                continue
+        freed += row.size
+        console.say(f"{'removed' if apply else 'would remove'} {row.folder.name} ({decimal(row.size)}): {reason}")
+    for stage, sure in sorted(locked.items()):
+        console.say(
+            f"kept {stage}, which {'is' if sure else 'may be'} being made, and what it is made from. Other stages that "
+            "its job has finished and not yet reported count as unused: better prune when it is done.",
+        )
+    console.say(f"{'freed' if apply else 'would free'} {decimal(freed)}")
+    return freed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return sorted(root.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError as error:
+        raise UserError(f"The store {root} cannot be read: '{error.strerror}'. Ask its owner for access.") from error
+
+
+def _row(store: Store, folder: Path) -> Row | None:
+    stage = folder.name.removesuffix(PART).removesuffix(DAMAGED)
+    if not REFERENCE.fullmatch(stage):
+        return None
+    state: State = "finished"
+    wrong, seconds, key = None, None, None
+    if folder.name.endswith(PART):
+        state = "unfinished"
+    else:
+        try:
+            wrong = problem(folder, hashes=False)
+        except PermissionError as error:
+            wrong = f"{error.filename} cannot be read ({error.strerror})"
+        if wrong is None and folder.name.endswith(DAMAGED):
+            wrong = "it was found damaged and moved aside"
+        state = "damaged" if wrong else "finished"
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        key = read_json(folder / KEY)
+        if state == "finished":
+            took = read_json(folder / MANIFEST)["info"].get("seconds")
+            seconds = took if isinstance(took, int | float) else None
+    size, newest = _measure(folder)
+    locked = store.locked(stage)
+    key = key if isinstance(key, dict) else None
+    return Row(folder, stage, state, size, max(0.0, time.time() - newest), locked, seconds, key, wrong)
+
+
+def _measure(folder: Path) -> tuple[int, float]:
+    """Bytes and the newest time of the files below, which a living process may be changing."""
+    size, newest = 0, 0.0
+    paths = [os.path.join(where, file) for where, _, files in os.walk(folder) for file in files] or [str(folder)]
+    for path in paths:
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            continue
+        size += status.st_size
+        newest = max(newest, status.st_mtime)
+    return size, newest
+
+
+def _summary(row: Row, namesakes: list[Row]) -> str:
+    """Model and data where the key names them, else its first values; then what sets it apart from its namesakes."""
+    if row.key is None:
+        return ""
+    flat = {field: value for field, value in flatten(row.key).items() if not isinstance(value, dict | list)}
+    words = [_short(flat[field]) for field in NAMED if field in flat]
+    others = [flatten(other.key) for other in namesakes if other.key is not None and other.stage != row.stage]
+    apart = [
+        field
+        for field, value in flat.items()
+        if field not in NAMED
+        and not (isinstance(value, str) and REFERENCE.fullmatch(value))
+        and any(repr(other.get(field)) != repr(value) for other in others)
+    ]
+    fields = apart if words or apart else list(flat)
+    return ", ".join([*words, *(f"{field}={_short(flat[field])}" for field in fields[:3])])
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 32 else f"{text[:31]}…"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _best(found: list[Row]) -> dict[str, Row]:
+    """One row per stage: the finished one, else the unfinished, else the damaged."""
+    order = ["damaged", "unfinished", "finished"]
+    return {row.stage: row for row in sorted(found, key=lambda row: order.index(row.state))}
+
+
+def _choose(found: list[Row], prefix: str, root: str | Path) -> Row:
+    stages = _best(found)
+    exact = [row for row in found if row.folder.name == prefix != row.stage]
+    if exact:
+        return exact[0]
+    for fits in (
+        lambda stage, name, digest: stage == prefix,
+        lambda stage, name, digest: name == prefix,
+        lambda stage, name, digest: stage.startswith(prefix) or digest.startswith(prefix),
+    ):
+        candidates = [stage for stage, row in stages.items() if fits(stage, row.name, row.hash)]
+        if len(candidates) == 1:
+            return stages[candidates[0]]
+        if candidates:
+            break
+    what = f"{prefix!r} could be any of these stages" if candidates else f"No stage of {root} begins with {prefix!r}"
+    listed = sorted(candidates or stages)
+    more = [f"  … and {len(listed) - 30} more"] if len(listed) > 30 else []
+    lines = [f"  {stage}  {stages[stage].summary}".rstrip() for stage in listed[:30]]
+    raise UserError("\n".join([what + (":" if lines else "; it has none"), *lines, *more]))
+
+
+def _upstream(key: dict) -> list[str]:
+    """The stages that a key names, in order, each once."""
+    values = [value for value in flatten(key).values() if isinstance(value, str)]
+    return list(dict.fromkeys(value for value in values if REFERENCE.fullmatch(value)))
+
+
+def _ancestors(stage: str, best: dict[str, Row], seen: set[str], depth: int = 1) -> list[tuple[int, str]]:
+    """All that a stage was made from and seen lacks, ``(depth, stage)``; each once, under the first that names it."""
+    row, found = best.get(stage), []
+    for above in _upstream(row.key) if row and row.key else []:
+        if above not in seen:
+            seen.add(above)
+            found += [(depth, above), *_ancestors(above, best, seen, depth + 1)]
+    return found

@@ -1,0 +1,415 @@
+"""The page, the table and the files of many runs together."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from w2sg.compare.runs import Collection
+from w2sg.compare.table import write_summary
+from w2sg.reports import html as figures
+from w2sg.reports.html import (
+    COLOURS,
+    LEVEL,
+    PALETTE,
+    Raw,
+    estimate,
+    new_figure,
+    number,
+    p_text,
+    p_value,
+    reach,
+    svg,
+    table,
+)
+
+BASELINES = {"weak": "weak", "ceiling": "ceiling", "zero_shot": "untrained"}
+
+
+def write(collection: Collection, root: Path) -> list[Path]:
+    """Write summary.json, summary.csv and summary.html beside the runs.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    html = summary_page(collection.content, str(root))
+    return write_summary(root, "summary", html, _lines(collection), collection.content)
+
+
+def show(collection: Collection, console: Any) -> None:
+    """Print a line per setting and loss, with the corrected p of student against teacher; then what is resolved."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    console.print(heading(collection.content), style="bold")
+    teachers = {(e["setting"], e["loss"]): e for e in collection.content["student_against_teacher"]}
+    for setting in _settings(collection.content):
+        rows = [row for row in collection.content["cells"] if row["setting"] == setting]
+        shared = {m: row["accuracy"][m] for row in rows for m in BASELINES if m in row["accuracy"]}
+        names = [f"{words} {_mean(shared[m])}" for m, words in BASELINES.items() if m in shared]
+        words = Text.assemble((setting, "bold"), ": " + ", ".join(names))
+        grid = Grid(title=words, title_justify="left", title_style="", box=SIMPLE_HEAD)
+        for column in ("loss", "runs", "student", "PGR", "p"):
+            grid.add_column(column, justify="left" if column == "loss" else "right", no_wrap=True)
+        for row in rows:
+            p = p_value(teachers[setting, row["loss"]]["p_holm"])
+            student = _mean(row["accuracy"]["student"])
+            grid.add_row(row["loss"].replace("_", " "), str(len(row["seeds"])), student, _pgr(row["pgr"]), p)
+        console.print(grid)
+    for line in findings(collection.content):
+        console.print(f"- {line}")
+    for line in collection.left_out:
+        console.say(f": {line}", "left out", "yellow")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def findings(content: dict[str, Any]) -> list[str]:
+    """What is there and what is not, in sentences; p values are corrected for their number (Holm)."""
+    lines = []
+    teachers = content["student_against_teacher"]
+    better = [e for e in teachers if e["p_holm"] < LEVEL and e["difference"] > 0]
+    worse = [e for e in teachers if e["p_holm"] < LEVEL and e["difference"] < 0]
+    lines.append(
+        f"student against teacher: better in {len(better)}, worse in {len(worse)}, not resolved in "
+        f"{len(teachers) - len(better) - len(worse)} of {len(teachers)} cells (setting and loss; corrected p < .05; "
+        f"{_tests(teachers)})"
+    )
+    lines += content["notes"]
+    unresolved = [row for row in content["cells"] if not row["pgr"]["resolved"]]
+    if unresolved:
+        lines.append(f"the gap itself is not resolved in {len(unresolved)} of {len(content['cells'])} cells: no PGR")
+    compared = content["between_losses"]
+    compared = [e for e in compared if not e["identical"]]
+    resolved = [e for e in compared if e["p_holm"] < LEVEL]
+    if compared:
+        lines.append(f"{len(resolved)} of {len(compared)} differences between losses are resolved (corrected p < .05)")
+    for entry in content["ahead"]:
+        if (entry["a"], entry["b"]) in {
+            ("reverse_kl", "forward_kl"),
+            ("reverse_kl", "cross_entropy"),
+            ("reverse_cross_entropy", "cross_entropy"),
+            ("reverse_confidence", "confidence"),
+        }:
+            lines.append(
+                f"{entry['a']} is ahead of {entry['b']} in {entry['ahead']} of {entry['settings']} settings, behind in "
+                f"{entry['behind']} (sign test over settings, corrected p {p_text(entry['p_holm'])})".replace("_", " ")
+            )
+    untrained = [
+        row
+        for row in content["cells"]
+        if "zero_shot" in row["accuracy"] and row["accuracy"]["zero_shot"]["mean"] >= row["accuracy"]["student"]["mean"]
+    ]
+    if untrained:
+        lines.append(
+            f"the mean accuracy of the untrained strong model is at least that of the student in {len(untrained)} of "
+            f"{len(content['cells'])} cells (means compared, not a test)"
+        )
+    return lines
+
+
+def _tests(entries: list[dict[str, Any]]) -> str:
+    """The tests that were made, in words."""
+    return "; ".join(dict.fromkeys(e["test"] for e in entries))
+
+
+def _settings(content: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(row["setting"] for row in content["cells"]))
+
+
+def _losses(content: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(row["loss"] for row in content["cells"]))
+
+
+def _mean(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    return f"{found['mean']:.3f}" + (f" ± {found['sd']:.3f}" if found["sd"] is not None else "")
+
+
+def _pgr(pgr: dict[str, Any]) -> str:
+    if pgr["resolved"]:
+        return estimate(pgr, 2)
+    return "no gap" if pgr["gap_high"] is not None and pgr["gap_high"] < 0 else "gap not resolved"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _lines(collection: Collection) -> list[list[Any]]:
+    """The names of columns, and one line per run."""
+    lines = []
+    for cell in collection.cells:
+        for (split_seed, seed), run in cell.runs.items():
+            measured = run.content["metrics"]
+            line = {"setting": cell.setting, **cell.values, "loss": cell.loss, "split_seed": split_seed, "seed": seed}
+            for model, values in measured.items():
+                line |= {f"{model}_{k}": v for k, v in values.items() if k != "intervals"}
+            line |= {f"pgr_{k}": v for k, v in run.content["pgr"].items()} | {"folder": run.folder.name}
+            lines.append(line)
+    names = list(dict.fromkeys(k for line in lines for k in line))
+    return [names, *([line.get(name, "") for name in names] for line in lines)]
+
+
+def summary_page(content: dict[str, Any], root: str) -> str:
+    """The whole page."""
+    seconds = content["seconds"]
+    several = any(len(row["seeds"]) > 1 for row in content["cells"])
+    spread = "over splits (their seeds averaged), or over seeds where there is one split"
+    bars = f"Bars are means, whiskers one standard deviation {spread}" if several else "Bars are single runs"
+    sections = [
+        f"<h1>{html.escape(heading(content))}</h1>",
+        f"<p class=command>python evaluate.py runs={html.escape(root)}</p>",
+        "<ul class=verdict>" + "".join(f"<li>{html.escape(line)}</li>" for line in findings(content)) + "</ul>",
+        *(f"<p class=warning>left out: {html.escape(line)}</p>" for line in content["left_out"]),
+        "<h2>Accuracy by pair and loss</h2>",
+        bars_figure(content),
+        f"<p class=note>{bars}; lines are the weak supervisor (grey), the ceiling (dark) and the untrained strong "
+        "model (dotted). The axis does not begin at 0.</p>",
+        lines_figure(content),
+        "<h2>Student against teacher</h2>",
+        difference_figure(content),
+        "<p class=note>Accuracy of the student minus that of its teacher, with 95 % intervals over test prompts, and "
+        "over splits or seeds where there are several. Filled: still resolved after correction for the number of "
+        "tests.</p>",
+        _table(content),
+        "<h2>Between losses</h2>",
+        _matrices(content),
+        _ahead_table(content),
+        "<h2>How the numbers were made</h2>",
+        "<p class=note>Runs are repeats by split, their seeds averaged before; by seed where there is one split. "
+        "PGR over several repeats has Fieller's interval over repeats and test prompts: what two repeats share "
+        "because prompts were in both their test splits is added to the spread of the repeats (summary.json also "
+        "holds the interval over repeats alone). With one run it is the bootstrap over test prompts. Where the gap "
+        "between ceiling and weak model cannot be told from 0, no PGR is given. Differences are paired by run and "
+        "row: Student's t over repeats and prompts, or for one run the exact test over prompts, McNemar's where "
+        "each prompt has one row. Corrected p: Holm, over all tests of the table's kind on this page; losses with "
+        "identical predictions on the same seeds count once. Training rows: seeds of one split share them, and "
+        "those of several splits come from one pool, so no interval here says what other training data would "
+        "do.</p>",
+        f"<p>The stages of these runs took {seconds['computed']:,.0f} s once; without the store they would have taken "
+        f"{seconds['without_store']:,.0f} s.</p>",
+    ]
+    return figures.page(heading(content), sections)
+
+
+def heading(content: dict[str, Any]) -> str:
+    """How many runs, of what."""
+    common = content["common"]
+    pair = [common[k] for k in ("weak.name", "strong.name") if k in common]
+    parts = [" → ".join(pair)] if len(pair) == 2 else pair
+    parts += [common[k] for k in ("dataset.name", "method._target_") if k in common]
+    return f"{content['runs']} runs: " + (", ".join(parts) or "several models, datasets and methods")
+
+
+def _table(content: dict[str, Any]) -> str:
+    teachers = {(e["setting"], e["loss"]): e for e in content["student_against_teacher"]}
+    several = len(_settings(content)) > 1
+    accuracies, tests = [], []
+    for row in content["cells"]:
+        test = teachers[row["setting"], row["loss"]]
+        name = [row["setting"]] * several + [row["loss"].replace("_", " ")]
+        models = (_mean(row["accuracy"].get(m)) for m in ("weak", "student", "ceiling", "zero_shot"))
+        accuracies.append((*name, row["repeats"], *models, number(row["length_only"]), _pgr(row["pgr"])))
+        tests.append(
+            (
+                *name,
+                estimate({**test, "value": test["difference"]}, sign=True),
+                p_value(test["p_holm"]),
+                ", ".join(p_value(p) for p in test["mcnemar_p"]),
+                number(row["nll"]),
+                number(row["overconfidence"], sign=True),
+                number(row["gain"], 4, sign=True),
+                number(row["misfit"], 4, sign=True),
+                number(row["remainder"], 4, sign=True),
+            )
+        )
+    first = ["setting"] * several + ["loss"]
+    head = (*first, "runs", "weak", "student", "ceiling", "untrained", "length", "PGR")
+    other = ("student − weak", "corrected p", "exact p of each run", "NLL", "overconf.", "gain", "misfit", "remainder")
+    note = (
+        f"<p class=note>p: {_tests(content['student_against_teacher'])}. The exact test of each run is "
+        f"{html.escape(content['student_against_teacher'][0]['exact'])}. NLL, "
+        "overconfidence (mean confidence − accuracy) and the three-point identity gain = misfit + "
+        "remainder (nats, on test) are the student's, means over runs.</p>"
+    )
+    return table(head, accuracies, "left") + table((*first, *other), tests, "left") + note
+
+
+def _matrices(content: dict[str, Any]) -> str:
+    """Per setting, the accuracy of the row's loss minus that of the column's."""
+    parts = []
+    for setting in _settings(content):
+        entries = {(e["a"], e["b"]): e for e in content["between_losses"] if e["setting"] == setting}
+        names = [row["loss"] for row in content["cells"] if row["setting"] == setting]
+        if not entries:
+            continue
+        rows = []
+        for a in names:
+            cells: list[Any] = []
+            for b in names:
+                entry, sign = entries.get((a, b)), 1
+                if entry is None:
+                    entry, sign = entries.get((b, a)), -1
+                if entry is None:
+                    cells.append("")
+                elif entry["identical"]:
+                    cells.append("identical")
+                else:
+                    difference = sign * entry["difference"]
+                    kind = "" if entry["p_holm"] >= LEVEL else "yes" if difference > 0 else "no"
+                    shown = f"{number(difference, sign=True)} (p {p_text(entry['p_holm'])})"
+                    cells.append(Raw(f'<span class="{kind}">{html.escape(shown)}</span>'))
+            rows.append((a.replace("_", " "), *cells))
+        parts.append(
+            f"<h3>{html.escape(setting)}</h3>" + table(("row − column", *(n.replace("_", " ") for n in names)), rows)
+        )
+    if not parts:
+        return "<p>No two losses share a setting and a seed.</p>"
+    note = (
+        "<p class=note>Differences of student accuracy with corrected p; coloured where resolved. “Identical”: every "
+        "prediction is the same, as those of cross entropy and forward KL should be.</p>"
+    )
+    return note + "".join(parts)
+
+
+def _ahead_table(content: dict[str, Any]) -> str:
+    if not content["ahead"]:
+        return ""
+    rows = [
+        (f"{e['a']} against {e['b']}".replace("_", " "), e["settings"], e["ahead"], e["behind"], p_value(e["p_holm"]))
+        for e in content["ahead"]
+    ]
+    note = (
+        "<p class=note>The sign test takes settings for independent, which they are not where they share data; p is "
+        "corrected for the number of pairs (Holm).</p>"
+    )
+    head = ("", "settings", "ahead", "behind", "sign test, corrected p")
+    return "<h3>Across settings</h3>" + table(head, rows) + note
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _colour(content: dict[str, Any]) -> dict[str, str]:
+    return {loss: PALETTE[i % len(PALETTE)] for i, loss in enumerate(_losses(content))}
+
+
+def bars_figure(content: dict[str, Any]) -> str:
+    """Figure 2 of arXiv 2502.11107: a group of bars per pair (and setting), a bar per loss, sd over seeds."""
+    settings, losses, colour = _settings(content), _losses(content), _colour(content)
+    width = 0.82 / len(losses)
+    figure, axes = new_figure(max(6.5, 1.2 + len(settings) * max(1.1, 0.3 * len(losses))), 3.6)
+    lowest, highest, seen = 1.0, 0.0, set()
+    for x, setting in enumerate(settings):
+        rows = {row["loss"]: row for row in content["cells"] if row["setting"] == setting}
+        for k, loss in enumerate(losses):
+            if loss not in rows:
+                continue
+            found = rows[loss]["accuracy"]["student"]
+            place = x + (k - (len(losses) - 1) / 2) * width
+            label = None if loss in seen else loss.replace("_", " ")
+            seen.add(loss)
+            axes.bar(place, found["mean"], width * 0.92, color=colour[loss], label=label)
+            if found["sd"] is not None:
+                axes.errorbar(place, found["mean"], yerr=found["sd"], color="black", capsize=2, lw=1)
+            lowest, highest = min(lowest, found["mean"]), max(highest, found["mean"])
+        for model, style in (("weak", "-"), ("ceiling", "-"), ("zero_shot", ":")):
+            means = [row["accuracy"][model]["mean"] for row in rows.values() if model in row["accuracy"]]
+            if means:
+                axes.hlines(np.mean(means), x - 0.46, x + 0.46, color=COLOURS[model], ls=style, lw=1.6)
+                lowest, highest = min(lowest, *means), max(highest, *means)
+    axes.set_ylim(max(0.0, lowest - 0.05), min(1.0, highest + 0.03))
+    words = [s.replace(", ", "\n").replace(" → ", "\n→ ") for s in settings]
+    axes.set_xticks(range(len(settings)), words, fontsize=8 if len(settings) <= 4 else 7)
+    axes.set_ylabel("test accuracy", fontsize=9)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    return svg(figure, "student accuracy by setting and loss")
+
+
+def lines_figure(content: dict[str, Any]) -> str:
+    """Accuracy over the one numeric setting that varies (a noise rate, say): a panel per rest of the setting."""
+    numeric = [
+        key
+        for key in content["cells"][0]["values"]
+        if all(
+            isinstance(row["values"][key], int | float) and not isinstance(row["values"][key], bool)
+            for row in content["cells"]
+        )
+        and len({row["values"][key] for row in content["cells"]}) > 1
+    ]
+    if len(numeric) != 1:
+        return ""
+    key, colour = numeric[0], _colour(content)
+
+    def rest(row: dict[str, Any]) -> tuple:
+        return tuple((k, str(v)) for k, v in row["values"].items() if k != key)
+
+    panels = list(dict.fromkeys(rest(row) for row in content["cells"]))
+    figure, axes = new_figure(1.8 + 4.6 * len(panels), 3.2, len(panels))
+    for axis, panel in zip(np.atleast_1d(axes), panels, strict=True):
+        group = [row for row in content["cells"] if rest(row) == panel]
+        for loss in dict.fromkeys(row["loss"] for row in group):
+            points = sorted((r["values"][key], r["accuracy"]["student"]) for r in group if r["loss"] == loss)
+            axis.errorbar(
+                [x for x, _ in points],
+                [p["mean"] for _, p in points],
+                yerr=[p["sd"] or 0.0 for _, p in points],
+                color=colour[loss],
+                marker="o",
+                ms=3,
+                lw=1.3,
+                capsize=2,
+                label=loss.replace("_", " "),
+            )
+        for model in ("weak", "ceiling"):
+            points = sorted({(r["values"][key], r["accuracy"][model]["mean"]) for r in group})
+            axis.plot(*zip(*points, strict=True), color=COLOURS[model], lw=1, ls="--", label=model)
+        axis.set_xlabel(key, fontsize=9)
+        axis.set_title(", ".join(v.rpartition("/")[2] for _, v in panel), fontsize=9)
+    np.atleast_1d(axes)[0].set_ylabel("test accuracy", fontsize=9)
+    np.atleast_1d(axes)[-1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return svg(figure, f"accuracy over {key}")
+
+
+def difference_figure(content: dict[str, Any]) -> str:
+    """Student minus teacher with intervals, a row per setting and loss."""
+    entries, colour = content["student_against_teacher"], _colour(content)
+    settings = _settings(content)
+    figure, axes = new_figure(7.4, 0.8 + 0.2 * len(entries) + 0.25 * len(settings))
+    y, ticks, names = 0.0, [], []
+    for setting in settings:
+        axes.text(0.0, y, setting, fontsize=8, weight="bold", transform=axes.get_yaxis_transform(), va="center")
+        y += 1
+        for entry in (e for e in entries if e["setting"] == setting):
+            firm = entry["p_holm"] < LEVEL
+            axes.errorbar(
+                entry["difference"],
+                y,
+                xerr=reach(entry["difference"], entry["low"], entry["high"]),
+                color=colour[entry["loss"]],
+                marker="o",
+                ms=5,
+                mfc=colour[entry["loss"]] if firm else "white",
+                lw=1.3,
+                capsize=2,
+            )
+            ticks.append(y)
+            names.append(entry["loss"].replace("_", " "))
+            y += 1
+    axes.axvline(0, color="#475569", lw=1)
+    axes.set_yticks(ticks, names, fontsize=8)
+    axes.set_ylim(y - 0.4, -0.8)
+    axes.set_xlabel("accuracy of the student − accuracy of its teacher", fontsize=9)
+    return svg(figure, "student minus teacher by setting and loss")

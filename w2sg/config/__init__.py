@@ -1,0 +1,1 @@
+"""What may be typed: schema, options, checks, and how Hydra is started."""

@@ -1,0 +1,442 @@
+"""A run's configuration: the two roles of a model file, the name of a run, and the check before any work.
+
+`check` reports every problem of a configuration at once, before anything is downloaded or trained; `w2sg.config.schema` says
+what may stand where.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from w2sg.config.schema import EvaluateConfig, FitOptions, ModelConfig, Strict, TrainConfig, TrainerConfig
+from w2sg.config.suggest import unknown_key
+from w2sg.errors import ConfigError, UserError
+from w2sg.printable import printable
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hydra: one folder of models, two roles; folders without timestamps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def register(conf: Path = CONF) -> None:
+    """Offer every ``conf/model/*.yaml`` as ``weak=<name>`` and ``strong=<name>``, and the name of a run's folder.
+
+    Call once before Hydra composes anything.
+
+    Raises:
+        UserError: there is no such folder, as in an installation from a wheel.
+    """
+    if not (conf / "model").is_dir():
+        raise UserError(
+            f"there is no {conf}: a wheel of w2sg does not carry conf/, train.py and evaluate.py; clone the repository "
+            "and `pip install -e .` there, or give your own folder, register(conf)"
+        )
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    store = ConfigStore.instance()
+    for file in sorted((conf / "model").glob("*.yaml")):
+        if not file.stem.startswith("_"):
+            for role in ("weak", "strong"):
+                store.store(group=role, name=file.stem, node={"defaults": [{"/model@_here_": file.stem}]})
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+# The precision is the one setting of a trainer that changes what comes out.
+NOT_IN_NAME = re.compile(r"^[+~]{0,2}(out|store|logger|trainer(?!\.precision)|hydra)([.=@/]|$)")
+
+
+def run_name(overrides: list[str]) -> str:
+    """A run's folder from what was typed: the same command gets the same folder, on any devices and with any logger.
+
+    >>> run_name(["seed=1", "loss=rkl", "trainer=ddp"])
+    'loss=rkl,seed=1'
+    >>> run_name([])
+    'default'
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, kept = OverridesParser.create(), {}
+    for typed in map(str, overrides):
+        text = typed
+        with contextlib.suppress(HydraException):  # one that cannot be parsed, or is a sweep, stays as it was typed
+            override = parser.parse_override(typed)
+            if not override.is_delete():  # as a sweep writes it for its jobs: 5e-6 is 5e-06 there
+                text = f"{override.get_key_element()}={override.get_value_element_as_str()}"
+        if not NOT_IN_NAME.match(text):
+            kept[text.partition("=")[0].lstrip("+")] = text  # typed twice, the last one counts
+    text = ",".join(sorted(kept.values())) or "default"
+    readable = re.sub(r"[^\w.,=+-]+", "-", text)
+    if readable == text and len(text) <= 120:
+        return text
+    return readable[:100] + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The check
+# ---------------------------------------------------------------------------------------------------------------------
+
+MISSING_HINTS = {
+    "name": " (a hub id, a folder or a .gguf file)",
+    "path": " (a hub id, a folder or a .jsonl, .json, .csv or .parquet file)",
+}
+
+
+def check(cfg: Any, choices: Mapping[str, str] | None = None) -> TrainConfig:
+    """Validate a composed configuration and report everything that is wrong with it at once.
+
+    Args:
+        cfg: what Hydra composed (a DictConfig), or the same as plain dictionaries.
+        choices: the file chosen in each group, where Hydra chose.
+
+    Raises:
+        ConfigError: one line per problem, each with its key and what to do.
+    """
+    config, container, problems = _validate(TrainConfig, cfg)
+    pair, models = (choices or {}).get("pair", "none"), [(choices or {}).get(role) for role in ("weak", "strong")]
+    if pair not in ("none", "_".join(map(str, models))):
+        problems.append(
+            f"pair: {pair} is contradicted by weak={models[0]} strong={models[1]}; choose another pair=, or pair=none "
+            "with both models"
+        )
+    if (name := _misnamed(container, (choices or {}).get("dataset"))) is not None:
+        problems.append(
+            f"dataset.name: it only names the rows, which are those of dataset={choices['dataset']}; for those of "
+            f"{name} choose dataset={name}"
+        )
+    for key in ("method", "loss", "dataset"):
+        if isinstance(node := container.get(key), dict):
+            problems += target_problems(key, node, container)
+    problems += _cross_problems(container)
+    if config is not None and not problems:  # what the method itself has to say, where its options are in order
+        module = importlib.import_module(pkgutil.resolve_name(config.method["_target_"]).__module__)
+        problems += getattr(module, "problems", lambda _: [])(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _misnamed(container: dict[str, Any], chosen: str | None) -> str | None:
+    """The file of conf/dataset whose name was typed for the rows of another one."""
+    dataset = container.get("dataset")
+    name = dataset.get("name") if isinstance(dataset, dict) else None
+    if chosen in (None, "local", "questions", name) or not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        return None  # a file may be a copy of one of the others
+    return name if (CONF / "dataset" / f"{name}.yaml").is_file() else None
+
+
+def check_evaluate(cfg: Any) -> EvaluateConfig:
+    """The same for evaluate.py."""
+    config, _, problems = _validate(EvaluateConfig, cfg)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _validate(schema: type[Strict], cfg: Any) -> tuple[Any, dict[str, Any], list[str]]:
+    """The typed configuration (None where it is wrong), its plain values, and what is wrong, one line per key."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    cfg = OmegaConf.create(cfg)
+    try:
+        missing = OmegaConf.missing_keys(cfg)
+        container = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([f"{getattr(error, 'full_key', None) or '?'}: {str(error).splitlines()[0]}"]) from error
+    problems = [f"{key}: needs a value{MISSING_HINTS.get(key.rpartition('.')[2], '')}" for key in sorted(missing)]
+    try:
+        return schema.model_validate(container), container, problems
+    except ValidationError as error:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for e in error.errors():
+            found.setdefault(_key(e, container), []).append(e)
+        for key, errors in found.items():
+            if key not in missing:
+                problems += _explain(key, errors, container, _section(schema, key))
+    return None, container, problems
+
+
+def _key(error: dict[str, Any], container: Any) -> str:
+    """The dotted key of an error; its ``loc`` also names the members of unions, which no user typed."""
+    parts, node = [], container
+    for part in error["loc"]:
+        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int)):
+            parts.append(str(part))
+            node = node[part]
+        elif error["type"] == "missing":
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+def _section(annotation: Any, key: str) -> list[str]:
+    """The keys of the section that a dotted key names; none where it is no section."""
+    for part in filter(None, key.split(".")):
+        fields = {field.alias or name: field.annotation for name, field in _fields(annotation).items()}
+        annotation = fields.get(part)
+    return list(_fields(annotation))
+
+
+def _fields(annotation: Any) -> dict[str, Any]:
+    """The fields of a section; of several kinds of one, those of all."""
+    if inspect.isclass(annotation) and issubclass(annotation, Strict):
+        return dict(annotation.model_fields)
+    found: dict[str, Any] = {}
+    for part in getattr(annotation, "__args__", ()):
+        found |= _fields(part)
+    return found
+
+
+def _explain(key: str, errors: list[dict[str, Any]], tree: dict[str, Any], section: Sequence[str] = ()) -> list[str]:
+    """Lines for one key; it has several errors where several types would do.
+
+    Args:
+        tree: the configuration, among whose keys an unknown one may have its namesake.
+        section: the keys that stand below this one.
+    """
+    kind, value = errors[0]["type"], errors[0]["input"]
+    if kind == "extra_forbidden":
+        return [f"{key}: no such key here{unknown_key(key, _without(tree, key.split('.')))}"]
+    if section and not isinstance(value, dict):
+        typed = f"{key}={value}" if isinstance(value, str) else f"{key}=..."
+        names = ", ".join(section)
+        return [f"{key}: a section with the keys {names}; set one of them in place of {typed}"]
+    if kind == "missing":
+        return [f"{key}: needs a value"]
+    if kind == "value_error":  # our own rules name the key below this one themselves
+        rules = errors[0]["msg"].removeprefix("Value error, ").split("\n")
+        return [f"{key}.{rule}".removeprefix(".") for rule in rules]
+    if kind == "string_type" and isinstance(value, int | float):
+        return [f"{key}: {value} is not text; where it is meant to be, quote it twice: '{key}=\"{value}\"'"]
+    hint = "; nothing is written null" if value == "None" else ""
+    if isinstance(value, list) and any(e["type"] in NUMBERS for e in errors):
+        hint = f"; to run each of several values: -m {key}={','.join(map(str, value))}"
+    return [f"{key}: {_messages(errors)} (got {value!r}){hint}"]
+
+
+NUMBERS = ("float_type", "int_type", "greater_than")
+
+
+def _without(tree: dict[str, Any], parts: list[str]) -> dict[str, Any]:
+    """A configuration without one of its keys, which is no model for itself."""
+    if len(parts) == 1:
+        return {k: v for k, v in tree.items() if k != parts[0]}
+    inside = tree.get(parts[0])
+    return {**tree, parts[0]: _without(inside, parts[1:])} if isinstance(inside, dict) else tree
+
+
+def _messages(errors: list[dict[str, Any]]) -> str:
+    return " or ".join(message[0].lower() + message[1:] for message in (e["msg"] for e in errors))
+
+
+# Read by the framework, not by the loader.
+DATASET_KEYS = {"name", "sizes", "split_seed", "strict", "max_chars", "difficulty", "zero_shot", "noise"}
+
+
+CALLED_WITH = {"method": 1, "loss": 3, "dataset": 0}  # what we supply: the run; logits, weak logits and progress
+OWN_GROUPS = {"refine", "decoder"}  # options of methods that are typed as groups of their own
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_"}
+
+
+def target_problems(key: str, node: dict[str, Any], tree: Mapping[str, Any] | None = None) -> list[str]:
+    """What keeps a ``_target_`` node from being called: a wrong path, or options that the function does not take."""
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        return [f"{key}._target_: needs the dotted path of a function; choose {key}=<one of conf/{key}>"]
+    try:
+        function = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        return [f"{key}._target_: there is no {target} ({error})"]
+    if not callable(function):
+        return [f"{key}._target_: {target} is not callable; name a function"]
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C
+        return []
+    given = {k: v for k, v in node.items() if k not in HYDRA_KEYS}
+    if key == "dataset":
+        given = {k: v for k, v in given.items() if k not in DATASET_KEYS}
+    supplied = [object()] * CALLED_WITH[key]
+    try:
+        first = set(signature.bind_partial(*supplied).arguments)
+    except TypeError as error:
+        return [f"{key}._target_: {target} cannot serve as a {key} ({error}); see those in conf/{key}"]
+    options = {name: p for name, p in signature.parameters.items() if name not in first and p.kind is not p.VAR_KEYWORD}
+    takes = ", ".join(options) or "no options"
+    problems = []
+    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        problems += [f"{key}.{k}: {target} takes {takes}; remove it" for k in sorted(given) if k not in options]
+    for name, parameter in options.items():
+        required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
+        if required and name not in given:
+            problems.append(f"{key}.{name}: {target} needs a value; give it with +{key}.{name}=")
+    if key != "dataset":  # its keys are in the schema
+        problems += _type_problems(key, function, {k: v for k, v in given.items() if k in options}, tree or {})
+    return problems
+
+
+def _type_problems(
+    key: str, function: Callable[..., Any], options: dict[str, Any], others: Mapping[str, Any]
+) -> list[str]:
+    """Options that are not what the function's annotations say; where there are none, nothing is known."""
+    problems = []
+    for name, value in options.items():
+        try:
+            TypeAdapter(_hint(function, name)).validate_python(value, strict=not isinstance(value, list | dict))
+        except ValidationError as error:
+            found: dict[str, list[dict[str, Any]]] = {}
+            for e in error.errors():
+                typed = (name,) if name in OWN_GROUPS else (key, name)
+                found.setdefault(".".join(filter(None, (*typed, _key(e, value)))), []).append(e)
+            for path, errors in found.items():
+                below = path.split(".")[len(typed) :]
+                section = _section(_hint(function, name), ".".join(below))
+                problems += _explain(path, errors, {**others, key: options}, section)
+        except PydanticUserError:  # an annotation that it does not know
+            continue
+    return problems
+
+
+def _hint(function: Callable[..., Any], parameter: str) -> Any:
+    """A parameter's type, one by one: others may name what only a type checker sees."""
+    found = inspect.signature(function).parameters.get(parameter)
+    annotation = Any if found is None or found.annotation is found.empty else found.annotation
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, getattr(inspect.unwrap(function), "__globals__", {}))
+    except (NameError, AttributeError, TypeError, SyntaxError):
+        return Any
+
+
+def _cross_problems(container: dict[str, Any]) -> list[str]:
+    """Rules that span several sections, each looked at where the sections that it reads are in order."""
+    problems = _path_problems(container)
+    sections: dict[str, Any] = {}
+    for name, field in TrainConfig.model_fields.items():
+        if name in container and inspect.isclass(field.annotation) and issubclass(field.annotation, Strict):
+            with contextlib.suppress(ValidationError):
+                sections[name] = field.annotation.model_validate(container[name])
+    training, dataset = sections.get("training"), sections.get("dataset")
+    method = container.get("method")
+    if container.get("decoder") is not None and not (isinstance(method, dict) and "decoder" in method):
+        problems.append("decoder: read by `python evaluate.py decoder=...` alone; leave it out")
+    if container.get("refine") is not None and not (isinstance(method, dict) and "refine" in method):
+        problems.append("refine: read by method=refine alone; add that, or leave refine out")
+    loss = container.get("loss")
+    target = str(loss.get("_target_", "")) if isinstance(loss, dict) else ""
+    reverse = any(word in target for word in ("reverse", "cace", "symmetric", "jeffreys"))
+    hard = dataset is not None and dataset.noise.kind == "hard_flip" and dataset.noise.rate > 0
+    if reverse and hard and training and training.hard_label_clamp is None and training.label_smoothing == 0:
+        problems.append(
+            "training.hard_label_clamp: hard labels have infinite reverse losses; set it (0.001 is the paper's gamma)"
+        )
+    strong = sections.get("strong")
+    if training and strong and training.select_on == "gold" and getattr(training, strong.train).validation == 0:
+        problems.append(
+            "training.select_on: there is nothing to select by while no rows are held out; set "
+            f"training.{strong.train}.validation above 0, or select_on=weak"
+        )
+    if "trainer" in sections:
+        problems += _device_problems(sections["trainer"])
+        models = [sections[role] for role in ("weak", "strong") if role in sections]
+        sharded = {m.train for m in models if m.arch == "hf" and m.train != "head"}
+        for mode in sorted(sharded) if training and sections["trainer"].strategy == "fsdp" else ():
+            if getattr(training, mode).optimizer == "adafactor":
+                problems.append(
+                    f"training.{mode}.optimizer: torch's adafactor cannot train weights that are cut over devices; use "
+                    "adamw, or trainer=ddp"
+                )
+    return problems
+
+
+def _path_problems(container: dict[str, Any]) -> list[str]:
+    """Folders whose weights no library would open: safetensors, pyarrow and tokenizers take UTF-8 alone."""
+    places = {"out": container.get("out"), "store": container.get("store")}
+    for role in ("weak", "strong"):
+        node = container.get(role)
+        places[f"{role}.name"] = node.get("name") if isinstance(node, dict) else None
+    problems = []
+    for key, value in places.items():
+        try:
+            if isinstance(value, str):
+                os.fsencode(value).decode()
+        except UnicodeDecodeError:
+            problems.append(f"{key}: {printable(value)} has bytes in it that are no UTF-8; rename it")
+        except UnicodeEncodeError:  # an ASCII locale, into which the name came from elsewhere
+            continue
+    return problems
+
+
+def _device_problems(trainer: TrainerConfig) -> list[str]:
+    import torch
+
+    accelerator, there = trainer.accelerator, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if accelerator in {"gpu", "cuda"} and not there:
+        return ["trainer.accelerator: no CUDA GPU is visible on this machine; use trainer=cpu or trainer=auto"]
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        return ["trainer.accelerator: this machine has no Apple GPU; use trainer=cpu or trainer=auto"]
+    if (
+        accelerator in {"auto", "gpu", "cuda"}
+        and there
+        and isinstance(trainer.devices, int)
+        and trainer.devices > there
+    ):
+        return [
+            f"trainer.devices: {trainer.devices} GPUs were asked for, {there} are visible; lower it, or use -1 for all"
+        ]
+    return []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the rest of the code asks of a configuration
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fit_options(config: TrainConfig, model: ModelConfig) -> FitOptions:
+    """How this model trains: its mode's options, with the learning rate and epochs of its own where it has them."""
+    options: FitOptions = getattr(config.training, model.train)
+    own = {k: getattr(model, k) for k in ("lr", "epochs") if getattr(model, k) is not None}
+    return options.model_copy(update=own)
+
+
+def build(node: dict[str, Any]) -> partial:
+    """The function of a ``_target_`` node with its options bound; groups of options as the types that it names."""
+    function = pkgutil.resolve_name(node["_target_"])
+    options = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            options[name] = TypeAdapter(_hint(function, name)).validate_python(value)
+    return partial(function, **options)
+
+
+def function_identity(node: dict[str, Any]) -> dict[str, Any]:
+    """A ``_target_`` node as part of a cache key; a function from outside w2sg also counts by its source text."""
+    identity = {k: v for k, v in node.items() if k not in {"_partial_", "_convert_"}}
+    if not node["_target_"].startswith("w2sg."):
+        try:
+            source = inspect.getsource(pkgutil.resolve_name(node["_target_"]))
+        except (OSError, TypeError) as error:
+            raise UserError(
+                f"{node['_target_']}: its source cannot be read, so its results cannot be cached"
+            ) from error
+        identity["source"] = hashlib.sha256(source.encode()).hexdigest()[:16]
+    return json.loads(json.dumps(identity))

@@ -1,0 +1,376 @@
+"""Composing what was typed, before Hydra runs anything: every problem of every run at once, one line each.
+
+Hydra stops at the first key or choice that it does not know, and says so in words of its own. Here each override is
+tried alone, and the nearest real key or choice is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from w2sg.config import outputs
+from w2sg.config.check import CONF
+from w2sg.config.suggest import ELSEWHERE, exists, leaves, listed, nearest, similar, unknown_key
+from w2sg.config.typed import Typed, problem_of
+from w2sg.errors import ConfigError
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+HERE = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher")
+PROGRAMS = {"train": "train.py", "decode": "evaluate.py decoder=...", "evaluate": "evaluate.py"}
+Check = Callable[[Any, Mapping[str, str]], Any]
+NULL_SECTIONS = ("chat_template_kwargs", "columns", "zero_shot", "difficulty")  # keys below them are given at once
+FEW = 14  # choices of a group that are all named
+
+
+def settle(name: str, typed: Typed, check: Check | None) -> None:
+    """Compose and check every run that a command line asks for.
+
+    Args:
+        name: the file of conf/ that the program starts from.
+        typed: the command line.
+        check: what looks at a composed run and its choices; None composes alone.
+
+    Raises:
+        ConfigError: everything that is wrong with any of the runs.
+    """
+    import hydra
+    from hydra.types import RunMode
+
+    found = {o: problem_of(o, typed.multirun, typed.sweeps, _is_group(o)) for o in typed.overrides}
+    if problems := [p for p in found.values() if p]:
+        known = [o for o, p in found.items() if p is None]
+        with _conf():
+            problems += _refused(name, [o for o in known if not _is_sweep(o)], check)
+        raise ConfigError(problems)
+    with _conf():
+        single = [o for o in typed.overrides if not _is_sweep(o)]
+        try:
+            cfg = hydra.compose(name, overrides=single, return_hydra_config=True)
+        except _refusals() as error:
+            raise ConfigError(_explained(name, [single], error, check)) from error
+        swept = typed.multirun or cfg.hydra.mode == RunMode.MULTIRUN
+        if not swept:
+            if check is not None:
+                _checked(cfg, check)
+            return
+        if cfg.hydra.sweeper._target_ != BASIC:  # it decides on its runs as it goes
+            return
+        try:
+            jobs = _jobs(cfg, typed.overrides)
+        except _refusals() as error:
+            raise ConfigError([f"the sweep cannot be taken apart: {str(error).strip().splitlines()[0]}"]) from error
+        if check is not None and not str(cfg.hydra.launcher._target_).startswith(HERE):
+            check = None  # runs on other machines: this one may lack what they have
+        found: dict[str, list[int]] = {}
+        for place, job in enumerate(jobs):
+            try:
+                cfg = hydra.compose(name, overrides=job, return_hydra_config=True)
+            except _refusals() as error:
+                raise ConfigError(_explained(name, jobs, error, None)) from error
+            try:
+                if check is not None:
+                    _checked(cfg, check)
+            except ConfigError as error:
+                for problem in error.problems:
+                    found.setdefault(problem, []).append(place)
+        if found:
+            raise ConfigError([p + _which(places, jobs) for p, places in found.items()])
+
+
+def _conf() -> Any:
+    """The folder that configurations are composed from."""
+    from hydra import initialize_config_dir
+
+    return initialize_config_dir(str(CONF), version_base="1.3")
+
+
+def _checked(cfg: Any, check: Check) -> None:
+    from omegaconf import open_dict
+
+    choices, unwritable = cfg.hydra.runtime.choices, outputs.problem(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    try:
+        check(cfg, choices)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *([unwritable] if unwritable else [])]) from error
+    if unwritable:
+        raise ConfigError([unwritable])
+
+
+def _is_sweep(override: str) -> bool:
+    return _parse(override).is_sweep_override()
+
+
+def _jobs(cfg: Any, overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run of a sweep, as Hydra's sweeper takes them apart."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
+    loader = GlobalHydra.instance().config_loader()  # which knows what glob(*) stands for
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *overrides])
+    (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    return [[o for o in job if not o.startswith("hydra.mode=")] for job in jobs]
+
+
+def _which(places: Sequence[int], jobs: Sequence[Sequence[str]]) -> str:
+    """The runs of a sweep that have a problem, where not all have."""
+    if len(places) == len(jobs):
+        return ""
+    common = set.intersection(*map(set, jobs))
+    own = " ".join(o for o in jobs[places[0]] if o not in common)
+    return f" (in {len(places)} of {len(jobs)} runs: {own}{', ...' if len(places) > 1 else ''})"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What Hydra refuses, explained
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What composing raises, in Hydra's and OmegaConf's words."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return HydraException, OmegaConfBaseException, ValueError
+
+
+def _explained(name: str, jobs: Sequence[Sequence[str]], error: Exception, check: Check | None) -> list[str]:
+    """Every override that cannot be composed; where each alone can, the first line of what Hydra says."""
+    problems: dict[str, None] = {}
+    seen: set[str] = set()
+    for job in jobs:
+        if not set(job) <= seen:
+            problems |= dict.fromkeys(_refused(name, job, check, seen))
+            seen |= set(job)
+    return list(problems) or [f"the command line cannot be composed: {str(error).strip().splitlines()[0]}"]
+
+
+def _refused(
+    name: str, overrides: Sequence[str], check: Check | None, before: frozenset[str] | set[str] = frozenset()
+) -> list[str]:
+    """What is wrong with each override that the others leave impossible, and then with those that compose.
+
+    Args:
+        before: overrides that were looked at in another run.
+    """
+    problems, kept = [], []
+    groups = [o for o in overrides if _group(o)]
+    for override in groups:
+        if _tree(name, (*kept, override)) is not None:
+            kept.append(override)
+        elif override not in before:
+            problems.append(_problem(name, override, kept))
+    chosen = tuple(kept)
+    for override in (o for o in overrides if o not in groups):
+        parsed, tree = _parse(override), _tree(name, chosen) or {}
+        whole = not parsed.is_delete() and not parsed.is_add() and not isinstance(parsed.value(), dict)
+        known = whole and exists(parsed.key_or_group, tree)  # faster than composing them one by one
+        if known or _tree(name, (*chosen, override)) is not None:
+            kept.append(override)
+        elif override not in before:
+            problems.append(_problem(name, override, chosen))
+    if check is not None and problems and name != "evaluate":
+        import hydra
+
+        try:
+            _checked(hydra.compose(name, overrides=kept, return_hydra_config=True), check)
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
+@cache
+def _tree(name: str, overrides: tuple[str, ...]) -> dict[str, Any] | None:
+    """The plain values that overrides compose to; None where they do not."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.to_container(hydra.compose(name, overrides=list(overrides)))
+    except _refusals():
+        return None
+
+
+@cache
+def _parse(override: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(override)
+
+
+def options(group: str) -> list[str]:
+    """The choices of a group."""
+    folder = {"weak": "model", "strong": "model"}.get(group, group.partition("@")[0].strip("/"))
+    return sorted(file.stem for file in (CONF / folder).glob("*.yaml") if not file.stem.startswith("_"))
+
+
+def _is_group(override: str) -> bool:
+    """Whether a file is chosen by an override, which may be one that cannot be parsed."""
+    key = override.partition("=")[0].lstrip("+~")
+    return "." not in key and bool(options(key))
+
+
+def _group(override: str) -> str | None:
+    """The group whose file an override chooses."""
+    key = _parse(override).key_or_group
+    return key if "." not in key and options(key) else None
+
+
+def _problem(name: str, override: str, kept: Sequence[str]) -> str:
+    """Why one override cannot be composed with those that are kept, and what to type in its place."""
+    parsed = _parse(override)
+    key, value = parsed.key_or_group, None if parsed.is_delete() else parsed.value()
+    tree = _tree(name, tuple(kept)) or {}
+    group = _group(override)
+    if group is not None and value in (None, "") and not parsed.is_delete():
+        if group in ("experiment", "refine"):  # which are null where nothing is typed, and cannot be typed so
+            return f"{group}: leave {override} out where none is meant, or choose one, as {group}={options(group)[0]}"
+        return f"{group}: needs a choice, as {group}={options(group)[0]}"
+    if group is not None and name != "evaluate":
+        wrong = [str(v) for v in (value if isinstance(value, list) else [value]) if v is not None]
+        wrong = [v for v in wrong if v not in options(group)]
+        if wrong and group not in ("model", "measure", "alignment"):
+            return f"{group}: {unknown_choice(group, wrong[0])}"
+    ours = group is None and (exists(key, tree) or any(k.rpartition(".")[2] == key for k in leaves(tree)))
+    for other, program in PROGRAMS.items():
+        if other != name and not ours and _reads(other, override):
+            return f"{key}: is read by `python {program}`" + ("" if name == "train" else ", and not here")
+    if parsed.is_add() and exists(key, tree):
+        return f"{key}: is there already; leave out the + before it"
+    if group is not None and parsed.is_add() and _tree(name, (*kept, override.lstrip("+"))) is not None:
+        return f"{key}: is chosen already; leave out the + before it"
+    if parsed.is_delete() and exists(key, tree):
+        return f"{key}: cannot be left out while it has no value; leave ~{key} out"
+    if parsed.is_delete():
+        return f"{key}: there is nothing of that name to leave out{unknown_key(key, tree)}"
+    if group is not None:
+        near = [k + str(value) for k in ELSEWHERE.get(group, ())]
+        return f"{group}: is no choice here{f'; did you mean {listed(near)}?' if near else ''}"
+    if isinstance(value, Mapping) and exists(key, tree):
+        inner = [f"{key}.{part}" for part in map(str, value)]
+        wrong = [(k, v) for k, v in zip(inner, value.values(), strict=True) if not exists(k, tree)]
+        if wrong:
+            return f"{wrong[0][0]}: no such key{_meant(name, *wrong[0], tree, kept)}"
+        return f"{key}: {override} cannot be taken over; set its keys one by one"
+    return f"{key}: no such key{_meant(name, key, value, tree, kept)}"
+
+
+def _reads(name: str, override: str) -> bool:
+    """Whether another program would take an override."""
+    if _group(override):
+        return _tree(name, (override,)) is not None
+    return exists(_parse(override).key_or_group, _tree(name, ()))
+
+
+def _meant(name: str, key: str, value: Any, tree: Mapping[str, Any], kept: Sequence[str]) -> str:
+    """What an unknown key may be meant for."""
+    parts = key.replace("/", ".").split(".")
+    if parts[0] == "hydra":
+        return " of Hydra's; `python train.py --cfg hydra` shows them"
+    if exists(dotted := ".".join(parts), tree):
+        return f"; did you mean {dotted}={value}?"
+    own = {*tree, "experiment", "pair"}
+    for part in parts:  # a group typed as a key
+        if part in own and options(part) and str(value) in options(part):
+            return f"; did you mean {part}={value}?"
+    if part := next((p for p in parts[1:] if p in own and options(p)), None):
+        return f"; did you mean {part}=? ({unknown_choice(part, str(value))})"
+    for count in range(1, len(parts)):
+        if exists(start := ".".join(parts[:count]), tree) and not exists(f"{start}.{parts[count]}", tree):
+            node: Any = tree
+            for part in parts[:count]:
+                node = node[part]
+            if node is None and parts[count - 1] in NULL_SECTIONS:
+                return f"; {start} is null: write '{start}={{{parts[count]}: {value}}}'"
+            if node is not None and not isinstance(node, Mapping):
+                near = [k for k in nearest(key, tree) if k.rpartition(".")[2] == parts[-1]]
+                return f"; {start} is one value{f'; did you mean {listed(near)}?' if near else ''}"
+    if holders := _holders(name, key, kept):
+        return f" of {_chosen(tree, parts[0], kept)}; it is of {listed(holders)}"
+    alone = not nearest(key, tree) or (len(parts) > 1 and parts[0] not in tree)
+    if alone and (others := _elsewhere(name, key, tree, kept)):
+        return f"; did you mean {listed(others)}?"
+    return unknown_key(key, tree)
+
+
+def _holders(name: str, key: str, kept: Sequence[str]) -> list[str]:
+    """The choices of the group that a key begins with that have the key."""
+    group = key.partition(".")[0]
+    section = key.partition(".")[2]
+    if group not in ("method", "decoder", "refine", "loss", "dataset", "judge") or not section:
+        return []
+    others = [o for o in kept if _group(o) != group]
+    trees = {choice: _tree(name, (*others, f"{group}={choice}")) for choice in options(group)}
+    return [f"{group}={choice}" for choice, tree in trees.items() if tree is not None and exists(key, tree)]
+
+
+def _elsewhere(name: str, key: str, tree: Mapping[str, Any], kept: Sequence[str]) -> list[str]:
+    """Keys of other methods that end like this one, each with its method."""
+    if name != "train" or any(k.endswith(f".{key}") for k in leaves(tree)):
+        return []
+    found: dict[str, list[str]] = {}
+    others = [o for o in kept if _group(o) != "method"]
+    for choice in options("method"):
+        for own in leaves(_tree(name, (*others, f"method={choice}")) or {}):
+            if own.endswith(f".{key}"):
+                found.setdefault(own, []).append(f"method={choice}")
+    return [f"{own} (of {listed(methods)})" for own, methods in found.items()]
+
+
+def _chosen(tree: Mapping[str, Any], group: str, kept: Sequence[str]) -> str:
+    typed = [o for o in kept if _group(o) == group]
+    if typed:
+        return typed[-1].lstrip("+")
+    node = tree.get(group)
+    target = str((node or {}).get("_target_", "")).rpartition(".")[2] if isinstance(node, Mapping) else ""
+    return f"{group}={target}" if target in options(group) else f"this {group}"
+
+
+def unknown_choice(group: str, value: str) -> str:
+    """What to do about a choice that a group does not have.
+
+    >>> print(unknown_choice("trainer", "ddpp"))
+    there is no ddpp; did you mean trainer=ddp? The choices: auto, cpu, ddp, fsdp, gpu
+    """
+    there = options(group)
+    known = _files(group)
+    exact = [c for c, words in known.items() if value.casefold() in words]
+    near = exact or similar(value, there)
+    if not near:
+        near = [c for c, words in known.items() if similar(value, words, 1, 0.8)][:3]
+    words = f"there is no {value}"
+    if near:
+        words += f"; did you mean {listed([f'{group}={c}' for c in near])}?"
+    elif group == "training" and value in ("full", "lora", "head"):
+        return words + f"; did you mean strong.train={value} or weak.train={value}?"
+    elif group in ("weak", "strong"):
+        words += f" here; one of the hub, a folder or a file is typed {group}=hf {group}.name={value}"
+    elif group == "dataset" and ("/" in value or "." in value):
+        return words + f" here; one of the hub, a folder or a file is typed dataset=local dataset.path={value}"
+    if len(there) <= FEW:
+        words += f"{'' if near else ';'} {'T' if near else 't'}he choices: {', '.join(there)}"
+    else:
+        words += f"{'' if near else '.'} All {len(there)} are in `python train.py --help`"
+    return words
+
+
+@cache
+def _files(group: str) -> dict[str, list[str]]:
+    """What else each choice may be called: its function, its model's or its data's name."""
+    import yaml
+
+    folder = {"weak": "model", "strong": "model"}.get(group, group)
+    found = {}
+    for choice in options(group):
+        content = yaml.safe_load((CONF / Path(folder) / f"{choice}.yaml").read_text(encoding="utf-8")) or {}
+        words = [str(content.get(key, "")) for key in ("_target_", "name", "path", "kind")]
+        words[0] = words[0].rpartition(".")[2]
+        words += [word.rpartition("/")[2] for word in words]
+        found[choice] = [word.casefold() for word in words if word]
+    return found

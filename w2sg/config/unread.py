@@ -1,0 +1,60 @@
+"""Settings that were typed and that nothing in the run reads: said, since they look as if they counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from w2sg.config.schema import ModelConfig, TrainConfig
+
+ON_LABELS = ("finetune", "chain", "ensemble", "filtered", "two_stage")  # methods whose every fit reads training.<train>
+
+
+def unread(config: TrainConfig, typed: Sequence[str]) -> list[str]:
+    """One line per setting that was typed in vain, each with the setting that decides.
+
+    Args:
+        typed: overrides, as ``training.full.lr=1e-4``.
+    """
+    roles = {role: getattr(config, role) for role in ("weak", "strong")}
+    method = config.method["_target_"].rpartition(".")[2]
+    found = []
+    for override in typed:
+        key = override.lstrip("+~").partition("=")[0]
+        section, _, rest = key.partition(".")
+        line = None
+        if section == "training":
+            line = _of_training(key, rest.partition(".")[0], method, roles)
+        elif section in roles:
+            line = _of_model(key, rest, roles[section], section)
+        if line is not None:
+            found.append(line)
+    return found
+
+
+def _of_training(key: str, mode: str, method: str, roles: dict[str, ModelConfig]) -> str | None:
+    if mode not in ("full", "lora", "head"):
+        return None
+    if method in ON_LABELS:
+        if all(model.train != mode for model in roles.values()):
+            how = ", ".join(f"{role}.train={model.train}" for role, model in roles.items())
+            return f"{key}: not read, since no model is trained so ({how})"
+        if key.endswith((".lr", ".epochs")):
+            name = key.rpartition(".")[2]
+            own = [f"{role}.{name}" for role, model in roles.items() if model.train == mode and getattr(model, name)]
+            if len(own) == sum(model.train == mode for model in roles.values()):
+                return f"{key}: not read, since {' and '.join(own)} overrule it"
+    elif method in ("cong", "decode") and mode != "head":
+        return f"{key}: not read by method={method}, whose own stages have their options in method.*"
+    return None
+
+
+def _of_model(key: str, rest: str, model: ModelConfig, role: str) -> str | None:
+    if rest.startswith("lora.") and model.train != "lora":
+        return f"{key}: not read, since {role}.train={model.train}"
+    if rest.startswith("bow.") and model.arch != "bow":
+        return f"{key}: not read, since {role} is no bag of words"
+    if rest == "experts" and model.head != "mixture":
+        return f"{key}: not read, since {role}.head={model.head}"
+    if rest == "candidates" and model.layer != "auto":
+        return f"{key}: not read, since {role}.layer is not auto"
+    return None

@@ -1,0 +1,449 @@
+"""The engine over a model of transformers, its cache, and adapters with their base in one forward.
+
+Shapes: m models, B rows, L tokens, V tokens in the vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from w2sg.decoding.caches import cache_argument, growing_cache, has_state, select_rows
+from w2sg.decoding.engine import Count
+from w2sg.decoding.packed_layers import pack
+from w2sg.decoding.prefix_cache import Levels, Prefix, attending
+from w2sg.decoding.sight import Sight, by_length, positions_of, reads_from_start, sight_of
+from w2sg.errors import UserError
+from w2sg.losses.logprobs import token_logprobs
+from w2sg.models.policy import Policy
+from w2sg.models.rope import borders, rows_by_themselves, sides
+
+log = logging.getLogger(__name__)
+_SAID: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()  # of each model, to say it once
+
+
+class TransformersEngine:
+    """One model of transformers; or a base model and its adapters as two, which share every read of the weights.
+
+    Rows carry their own positions. They are padded on the left at first; later, tokens that a row lacks, or that were
+    taken back, are columns of the cache that it does not see. What all prompts begin with, the system prompt of a chat
+    template say, is read once.
+
+    A cache that cannot have such holes (recurrent states, distances that count columns, or a window of attention that
+    the rows have outgrown) is made anew from all tokens of the rows where it would need them, and so are keys at a
+    length at which the model turns them otherwise. A model whose rows cannot be filled up at all, or whose cache is
+    unknown, reads everything from its start, rows of equal length together. Each is found out by `w2sg.decoding.sight`
+    and said once.
+
+    Args:
+        policy: the model; it must not be in training mode.
+        base_too: for a policy with adapters: the logits are those of the adapted model, then those of its base.
+        columns: tokens that the cache has room for, all at once: the static cache of transformers, whose tensors keep
+            their shape, as compiled models ask for. None lets it grow, which is quicker for all others, and lets forks
+            share what they have in common.
+    """
+
+    worth = 16  # columns of the cache, from which on a fork shares them: fewer are sooner copied
+
+    def __init__(self, policy: Policy, base_too: bool = False, columns: int | None = None):
+        if base_too and not policy.adapted:
+            raise ValueError("base_too needs a model with adapters")
+        self.policy, self.base_too, self.columns = policy, base_too, columns
+        pack(policy)
+        config = policy.plain.config
+        self.device = next(policy.parameters()).device
+        self.limit = positions_of(config)
+        self.name = f"{type(policy.plain).__name__} in {str(policy.plain.dtype).removeprefix('torch.')}"
+        self.writable = None if policy.writable is None else policy.writable.to(self.device)
+        self.count = Count()
+        rows_by_themselves(policy.plain)
+        self._turns = bool(borders(config))
+        self._cache_argument = cache_argument(policy.plain)
+        states = self._states_of_cache()
+        self.recurrent = getattr(policy.plain, "_is_stateful", False) or any(states or ())
+        self._restarts = False
+        self.adopt(sight_of(self, cached=self._cache_argument is not None and states is not None))
+        if self.recurrent and self._fills:
+            self._restarts = not self._goes_on()
+        self.count = Count()
+        if not self._fills:
+            self._say("rows of unequal length cannot stand in one batch of it, or its cache is unknown")
+
+    def write_below(self, count: int) -> None:
+        """Write ids below this number alone, where another model that has no more is to read them."""
+        rows = len(self.policy.head()[0])
+        if count < rows:
+            mask = torch.arange(rows, device=self.device) < count
+            self.writable = mask if self.writable is None else self.writable & mask
+
+    def adopt(self, sight: Sight) -> None:
+        """Read as far as this goes."""
+        self._fills, self._gaps_work, self._window = sight.filled, sight.gaps, sight.window
+        self._shares = sight.shares
+
+    def _states_of_cache(self) -> list[bool] | None:
+        """Which layers of the cache hold a state; None where no cache can be made."""
+        try:
+            return [has_state(layer) for layer in self._empty().layers]
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+            log.debug("%s: no cache: %s", type(self.policy.plain).__name__, error)
+            return None
+
+    def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
+        self._owing, self._holes = False, False
+        self._prefixes, self._gaps = [], False
+        if not self._fills:
+            return self._start_from_start(prompts)
+        self.cache = self._empty()
+        # what fills up shorter prompts comes between their start and their end where the start is read once
+        seen = self._window is None or max(map(len, prompts)) <= self._window
+        shared = _common_start(prompts) if seen and self._gaps_work else 0
+        sides = self._side_of(torch.tensor([len(p) for p in prompts] + [shared], device=self.device))
+        shared = shared if bool((sides == sides[-1]).all()) else 0
+        if shared:
+            start = torch.as_tensor(np.asarray(prompts[0][:shared]), device=self.device)[None]
+            self.ids, self.mask = start, torch.ones_like(start)
+            self.next = self.mask.sum(1)
+            self._side = self._side_of(self.next)
+            self._forward(start, torch.arange(shared, device=self.device)[None])
+            self._owed = self.next.new_full((1,), -1)
+            self._take(torch.zeros(len(prompts), dtype=torch.long, device=self.device))
+        ids, own = _left([np.asarray(prompt[shared:]) for prompt in prompts], self.device)
+        self.ids = torch.cat([self.ids, ids], 1) if shared else ids
+        self.mask = torch.cat([own.new_ones((len(prompts), shared)), own], 1)
+        self._holes = bool(shared) and bool((own == 0).any())
+        self.next = self.mask.sum(1)
+        self._side = self._side_of(self.next)
+        self._owed = self.next.new_full((len(prompts),), -1)
+        self.count.prompt += sum(map(len, prompts))
+        return self._forward(ids, shared + (own.cumsum(1) - 1).clamp(min=0))
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        if self._owing or (self._holes and self._holes_hurt(1)) or not self._fills or self._turned(self.next + 1):
+            self.read([np.array([token]) for token in tokens.tolist()])
+            return self.logits
+        self.count.written += len(tokens)
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        self.mask = torch.cat([self.mask, self.mask.new_ones((len(tokens), 1))], 1)
+        # rows that have ended may go on for a while, and nobody looks at what they say
+        positions = self._within(self.next[:, None])
+        self.next = positions[:, 0] + 1
+        return self._forward(tokens[:, None], positions)
+
+    @torch.inference_mode()
+    def read(self, chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        owed = self._owed.tolist()
+        whole = [
+            np.array([token, *chunk] if token >= 0 else chunk, np.int64)
+            for token, chunk in zip(owed, chunks, strict=True)
+        ]
+        if not max(map(len, whole)):
+            return [np.zeros((0, len(self.logits)), np.float32) for _ in whole]
+        self._owed, self._owing = torch.full_like(self._owed, -1), False
+        self.count.given += sum(map(len, whole))
+        ids, own = (x.flip(1) for x in _left([row[::-1] for row in whole], self.device))  # filled on the right
+        sizes, before = own.sum(1), self.logits
+        # what comes after the last token of a full reply is nobody's business, so it may stand one past the end
+        if self.limit is not None and int((self.next + sizes).max()) > self.limit + 1:
+            raise self._too_long(int((self.next + sizes).max()))
+        self._gaps = self._gaps or bool((own == 0).any())
+        self._holes = self._holes or self._gaps or (self._restarts and ids.shape[1] > 1)
+        turned = self._turned(self.next + sizes)
+        if not self._fills or turned or (self._holes and self._holes_hurt(ids.shape[1])):
+            states = self._read_anew(whole, sizes, ids.shape[1], turned)
+        else:
+            self.ids, self.mask = torch.cat([self.ids, ids], 1), torch.cat([self.mask, own], 1)
+            positions = self.next[:, None] + (own.cumsum(1) - 1).clamp(min=0)
+            self.next = self.next + sizes
+            states = self._states(ids, self._within(positions))
+        rows = torch.arange(len(whole), device=self.device)
+        last = self.head(states[:, rows, (sizes - 1).clamp(min=0)])
+        self.logits = self._checked(torch.where((sizes > 0)[None, :, None], last, before))
+        found = self._token_values(states, before, ids, own)
+        return [part[int(token >= 0) :] for token, part in zip(owed, found, strict=True)]
+
+    def rollback(self, counts: np.ndarray) -> None:
+        counts = torch.as_tensor(np.asarray(counts), device=self.device)
+        taken = counts > 0
+        if not bool(taken.any()):
+            return
+        # what a row then ends with is read again with what follows, since the logits after it were not kept
+        drop = torch.where(taken, counts - (self._owed >= 0).long() + 1, 0)
+        from_right = self.mask.flip(1).cumsum(1).flip(1)
+        column = ((from_right == drop[:, None]) & (self.mask == 1)).int().argmax(1)
+        self._owed = torch.where(taken, self.ids.gather(1, column[:, None])[:, 0], self._owed)
+        self.mask = torch.where(from_right > drop[:, None], self.mask, 0)
+        self.next = self.mask.sum(1)
+        self._owing = self._holes = self._gaps = True
+        end = 0
+        for prefix in self._prefixes:
+            begin, end = end, end + len(prefix)
+            prefix.padded = prefix.padded or bool((self.mask[:, begin:end] == 0).any())
+
+    def select(self, rows: Tensor) -> None:
+        if self._shares and len(rows) > len(self.mask) and self._columns() >= self.worth:
+            self._share()
+        self._take(rows.to(self.device))
+
+    def _take(self, rows: Tensor) -> None:
+        count = len(self.mask)
+        self.ids, self.mask, self.next, self._owed = (x[rows] for x in (self.ids, self.mask, self.next, self._owed))
+        self.logits, self._side = self.logits[:, rows], self._side[rows]
+        if not self._fills:
+            return
+        # columns in which no row has a token any more are kept: cutting them would copy the cache again
+        rows = torch.cat([rows, rows + count]) if self.base_too else rows
+        for prefix in self._prefixes:
+            prefix.select(rows)
+        if not self._prefixes or self.cache.get_seq_length():  # else nothing was read since the fork
+            select_rows(self.cache, rows)
+
+    def _columns(self) -> int:
+        """Tokens that the cache holds for each row by itself."""
+        return self.mask.shape[1] - sum(map(len, self._prefixes))
+
+    def _share(self) -> None:
+        """What has been read so far becomes what rows share: first the prompts, then what came after them."""
+        held = [layer.held() for layer in self.cache.layers]
+        if len(self._prefixes) == 2:
+            before = self._prefixes.pop().rows()
+            held = [
+                tuple(torch.cat(pair, 2) for pair in zip(*both, strict=True)) for both in zip(before, held, strict=True)
+            ]
+        rows, begin = torch.arange(len(held[0][0]), device=self.device), sum(map(len, self._prefixes))
+        self._prefixes.append(Prefix(held, rows, bool((self.mask[:, begin:] == 0).any())))
+        self.cache, self._gaps = self._empty(), False
+
+    # -- forwards -----------------------------------------------------------------------------------------------------
+
+    def _empty(self) -> Any:
+        """A cache without tokens."""
+        config = self.policy.plain.config
+        if self.columns is None:
+            return growing_cache(config)
+        from transformers import StaticCache
+
+        return StaticCache(config=config, max_cache_len=self.columns)
+
+    def _run(self, model: Any, ids: Tensor, positions: Tensor) -> Any:
+        self.count.computed += ids.numel()
+        mask = self.mask
+        if self.columns is not None and mask.shape[1] > self.columns:
+            raise ValueError(f"{mask.shape[1]} tokens do not fit into a cache of {self.columns} columns")
+        if self._cache_argument == "cache_params":  # models without attention ask for the mask of the new tokens alone
+            mask = mask[:, -ids.shape[1] :]
+        if self.base_too:
+            ids, positions, mask = (torch.cat([x, x]) for x in (ids, positions, mask))
+        with contextlib.ExitStack() as stack:
+            if self.base_too:
+                stack.enter_context(_first_half_adapted(self.policy.model))
+            if self._prefixes:
+                levels = Levels(self._prefixes, mask, ids.shape[1], self._gaps)
+                stack.enter_context(attending(self.policy.plain.config, levels))
+            return model(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                use_cache=True,
+                **{self._cache_argument: self.cache},
+            )
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """The logits after the last of these tokens, [m, B, V]."""
+        if self.limit is not None and int(self.next.max()) > self.limit:
+            raise self._too_long(int(self.next.max()))
+        found = self._run(self.policy.body, ids, positions).last_hidden_state
+        last = self.policy.ready(found[:, -1])
+        self.logits = self._checked(self.head(last).view(2 if self.base_too else 1, len(ids), -1))
+        return self.logits
+
+    def _checked(self, logits: Tensor) -> Tensor:
+        """Logits, of which none is no number; those of tokens that are ruled out may be minus infinity."""
+        sums = logits.sum(-1)
+        if bool((sums.isnan() | sums.isposinf()).any()):
+            raise UserError(
+                f"{self.name} gave logits that are no numbers (NaN or infinity): its weights are damaged, or its "
+                "states are too large for that type; try dtype=float32, or load the model anew"
+            )
+        return logits
+
+    def _within(self, positions: Tensor) -> Tensor:
+        return positions if self.limit is None else positions.clamp(max=self.limit - 1)
+
+    def _too_long(self, tokens: int) -> UserError:
+        return UserError(
+            f"a prompt of {tokens} tokens is longer than the {self.limit} positions of the model; lower max_length, or "
+            f"max_new_tokens if its reply is read with it ({type(self.policy.plain).__name__})"
+        )
+
+    def _states(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Final states of these tokens, [m, B, L, D]."""
+        found = self.policy.ready(self._run(self.policy.body, ids, positions).last_hidden_state)
+        return found.view(2 if self.base_too else 1, *ids.shape, -1)
+
+    def head(self, states: Tensor) -> Tensor:
+        """[..., V] logits of states that are ready for the output layer."""
+        return self.policy.logits(states)
+
+    def _token_values(self, states: Tensor, before: Tensor, ids: Tensor, own: Tensor) -> list[np.ndarray]:
+        """[B] of [n, m] log-probabilities of given tokens, the first by the logits before them."""
+        models, places = len(states), own[:, 1:].bool()
+        found = torch.empty((models, *ids.shape), device=ids.device)
+        found[:, :, 0] = before.log_softmax(-1).gather(2, ids[:, :1].expand(models, -1, -1))[..., 0]
+        weight, bias = self.policy.head()
+        targets = ids[:, 1:][places]
+        for model in range(models):
+            values = token_logprobs(states[model, :, :-1][places], weight, targets, bias, softcap=self.policy.softcap)
+            found[model, :, 1:][places] = values.float()
+        found, sizes = found.permute(1, 2, 0).cpu().numpy(), own.sum(1).tolist()
+        return [row[:n] for row, n in zip(found, sizes, strict=True)]
+
+    # -- caches that have no holes ------------------------------------------------------------------------------------
+
+    def _holes_hurt(self, more: int) -> bool:
+        return not self._gaps_work or (self._window is not None and self.ids.shape[1] + more > self._window)
+
+    def _turned(self, lengths: Tensor) -> bool:
+        """Whether rows come to a length at which the keys that they have are turned by the wrong frequencies."""
+        return self._turns and bool((self._side_of(lengths) != self._side).any())
+
+    def _side_of(self, lengths: Tensor) -> Tensor:
+        """Which rotary frequencies texts of these lengths have, as a number for each."""
+        return sides(self.policy.plain.config, lengths) if self._turns else torch.zeros_like(lengths)
+
+    def _goes_on(self) -> bool:
+        """Whether several tokens at once are read on from a state, which some models then forget without a word."""
+        tokens = np.arange(1, 13)
+        with torch.inference_mode():
+            whole = self.start([tokens])
+            self.start([tokens[:9]])
+            self.read([tokens[9:]])
+        # a state that was lost shows in the first digit, an order of summation in the third even in bf16
+        return bool((self.logits - whole).norm() <= 2e-2 * whole.norm())
+
+    def _start_from_start(self, prompts: Sequence[np.ndarray]) -> Tensor:
+        """Prompts as rows of a model whose rows cannot be filled up."""
+        self.ids, self.mask = _left(prompts, self.device)
+        self.next = self.mask.sum(1)
+        self._side, self._owed = self._side_of(self.next), self.next.new_full((len(prompts),), -1)
+        self.count.prompt += sum(map(len, prompts))
+        if self.limit is not None and int(self.next.max()) > self.limit:
+            raise self._too_long(int(self.next.max()))
+        self.logits = self._checked(self.head(self._all_from_start(1)[:, :, 0]))
+        return self.logits
+
+    def _all_from_start(self, last: int) -> Tensor:
+        """[m, B, last, D] states of the last tokens of all rows, rows of equal length together, without filling."""
+        lengths, found = self.next.tolist(), None
+        for length, places in by_length(lengths).items():
+            rows = torch.tensor(places, device=self.device)
+            states = self.from_start(self.ids[rows][:, self.ids.shape[1] - length :])[:, :, -last:]
+            if found is None:
+                found = states.new_zeros((len(states), len(lengths), last, states.shape[-1]))
+            found[:, rows, last - states.shape[2] :] = states
+        return found
+
+    def from_start(self, ids: Any) -> Tensor:
+        """[m, B, L, D] final states of whole texts of one length, [B, L], without a cache."""
+        ids = torch.as_tensor(np.asarray(ids) if isinstance(ids, list) else ids, device=self.device)
+        count = len(ids)
+        self.count.computed += ids.numel()
+        if self.base_too:
+            ids = torch.cat([ids, ids])
+        positions = self._within(torch.arange(ids.shape[1], device=self.device).expand(ids.shape))
+        with contextlib.ExitStack() as stack:
+            if self.base_too:
+                stack.enter_context(_first_half_adapted(self.policy.model))
+            found = reads_from_start(self.policy.body, ids, position_ids=positions)
+        states = self.policy.ready(found)
+        return states.view(2 if self.base_too else 1, count, *states.shape[1:])
+
+    def _say(self, why: str) -> None:
+        """Say once what makes reading slow."""
+        said = _SAID.setdefault(self.policy.plain, set())
+        if why not in said:
+            log.warning(
+                "%s: %s, so that texts are read anew from their start; this is slower",
+                type(self.policy.plain).__name__,
+                why,
+            )
+            said.add(why)
+
+    def _read_anew(self, chunks: Sequence[np.ndarray], sizes: Tensor, longest: int, turned: bool) -> Tensor:
+        """Read all tokens of the rows and these from the start; the states of these, filled on the right."""
+        if turned:
+            self._say("its frequencies change with the length of a text")
+        elif self._fills:
+            kind = f"its window of {self._window} tokens" if self._gaps_work else "distances in its cache"
+            self._say(f"{'its state' if self.recurrent else kind} cannot be cut back")
+        kept = [row[seen.bool()].cpu().numpy() for row, seen in zip(self.ids, self.mask, strict=True)]
+        self.count.given += sum(map(len, kept))
+        self._prefixes, self._gaps = [], False
+        self.ids, self.mask = _left([np.append(a, b) for a, b in zip(kept, chunks, strict=True)], self.device)
+        self.next, self._holes = self.mask.sum(1), False
+        self._side = self._side_of(self.next)
+        if self._fills:
+            self.cache = self._empty()
+            states = self._states(self.ids, self._within((self.mask.cumsum(1) - 1).clamp(min=0)))
+        else:
+            states = self._all_from_start(longest)
+        place = states.shape[2] - sizes[:, None] + torch.arange(longest, device=self.device)
+        place = place.clamp(max=states.shape[2] - 1)
+        return states[:, torch.arange(len(place), device=self.device)[:, None], place]
+
+
+def _left(rows: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of tokens, filled on the left, and where they have tokens: [B, L] each."""
+    longest = max(map(len, rows))
+    ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    own = torch.zeros((len(rows), longest), dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        ids[row, longest - len(tokens) :] = torch.from_numpy(np.array(tokens, np.int64))
+        own[row, longest - len(tokens) :] = 1
+    return ids.to(device), own.to(device)
+
+
+def _common_start(prompts: Sequence[np.ndarray], worth: int = 8) -> int:
+    """Tokens that all prompts begin with, one short of the shortest; 0 where too few are worth a forward."""
+    if len(prompts) < 2:
+        return 0
+    first, shared = prompts[0], min(map(len, prompts)) - 1
+    for prompt in prompts[1:]:
+        differs = np.flatnonzero(np.asarray(first[:shared]) != np.asarray(prompt[:shared]))
+        shared = int(differs[0]) if len(differs) else shared
+    return shared if shared >= worth else 0
+
+
+@contextlib.contextmanager
+def _first_half_adapted(model: Any) -> Iterator[None]:
+    """Low-rank adapters act on the first half of the rows alone, in place.
+
+    peft has the same (``adapter_names``), but gathers and scatters the rows of every layer by index.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    adapter = model.active_adapter
+
+    def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        half = len(output) // 2
+        low = layer.lora_A[adapter](inputs[0][:half])
+        output[:half].add_(layer.lora_B[adapter](low), alpha=layer.scaling[adapter])
+
+    handles = [
+        layer.register_forward_hook(add)
+        for layer in model.modules()
+        if isinstance(layer, LoraLayer) and adapter in layer.lora_A
+    ]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()

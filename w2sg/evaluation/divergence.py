@@ -1,0 +1,168 @@
+"""How far a decoder's replies are from the strong model, in nats of a Kullback-Leibler divergence, where there is one.
+
+Both laws are of whole replies and of the same sampling: what a decoder writes at a temperature is held against what the
+strong model writes at it. Shapes: N replies, M tokens, V tokens in the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from w2sg.data.completions import Completions
+from w2sg.data.loading import Examples
+from w2sg.decoding.options import BestOfN, Contrastive, Decoder, Drafted, Eft, Plain, Search
+from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.replies import best_of_n_bound
+from w2sg.training.inputs import VERSION
+from w2sg.training.stages import ReadJob, load_found
+
+if TYPE_CHECKING:
+    from w2sg.data.replies import Replies
+    from w2sg.experiment.decode import Pair
+    from w2sg.experiment.text import TextRun, Writer
+
+CHUNK = 512  # tokens whose logits are held at a time
+
+
+def next_token_kl(base: Tensor, pair: Tensor | None, own: Tensor | None, beta: float, temperature: float) -> Tensor:
+    """Exact KL of the next token at a temperature: [M] nats.
+
+    Args:
+        base: [M, V] logits of the strong model, which the other law is held against.
+        pair: [2, M, V] of the small model tuned and untuned: the other law is base + beta (tuned - untuned).
+        own: [M, V] of a model that is the other law by itself; one of the two is given.
+    """
+    other = base + beta * (pair[0] - pair[1]) if own is None else own
+    q, p = (logits.double().div(temperature).log_softmax(-1) for logits in (other, base))
+    return torch.linalg.vecdot(q.exp(), q - p)
+
+
+def why_not(decoder: Decoder, server: bool, stops: bool = False) -> str | None:
+    """Why a decoder's divergence from the strong model cannot be told; None where it can.
+
+    Args:
+        server: whether a server writes. stops: whether strings end a reply (``method.style``).
+    """
+    if isinstance(decoder, BestOfN):
+        return None
+    if isinstance(decoder, Search):
+        return "its law is that of no distribution that can be written down; the number of candidates is no divergence"
+    if isinstance(decoder, Drafted | Contrastive):
+        return "its replies begin, or are, another model's, and their law under both is not known"
+    return _why_no_law(decoder, server, stops)
+
+
+def _why_no_law(sampled: Decoder, server: bool, stops: bool) -> str | None:
+    """The same for what samples token by token."""
+    if server:
+        return "a server of texts gives no logits"
+    if sampled.temperature == 0:
+        return "at temperature 0 each prompt has one reply"
+    if sampled.top_k or sampled.top_p < 1:
+        return "top_k or top_p leaves out tokens that the other law may take, so that it is infinite"
+    if stops:
+        return "a reply ends where a string begins whose tokens are not kept, so a part of it would be left out"
+    return None
+
+
+def divergence(
+    text: TextRun, name: str, strong: Writer, other: Pair | Writer, beta: float, temperature: float, replies: Replies
+) -> np.ndarray:
+    """[N] of which the mean estimates KL(other || strong) of whole replies, over what the other wrote.
+
+    By the chain rule the divergence of replies is the mean over replies of the sum of those of each next token; the sum
+    of log-ratios has the same mean (it is one draw from each), and more noise.
+
+    Args:
+        name: of the stage. other: the small pair, whose tilted logits wrote (Eft), or a model that did.
+    """
+    pair = None if hasattr(other, "source") else other
+    writers = [strong, *([other] if pair is None else [pair.tuned, pair.untuned])]
+    prompts = strong.source.chat.prompts(replies.prompts)
+    there = [k for k, row in enumerate(replies.tokens) if len(row)]  # what ends a reply may have been all of it
+    rows = Completions([prompts[k] for k in there], [(replies.tokens[k],) for k in there])
+    ids = [f"{replies.ids[k]}:{replies.sample[k]}" for k in there]
+    key = {
+        "version": VERSION,
+        "models": [text.key_of(writer) for writer in writers],
+        "beta": beta if pair is not None else None,
+        "temperature": temperature,
+        "data": {"rows": len(ids), "content": rows.content},
+        "precision": text.precision,
+    }
+
+    def make() -> ReadJob:
+        policies = nn.ModuleList([text.load(writer) for writer in writers])
+        inputs = Completions(rows.prompts, rows.replies, packed=False)
+
+        def read(batch: dict[str, Tensor]) -> Tensor:
+            states = [policy.states(batch) for policy in policies]
+            found = torch.cat(
+                [
+                    _kl([policy.logits(s[at : at + CHUNK]) for policy, s in zip(policies, states, strict=True)])
+                    for at in range(0, len(states[0]), CHUNK)
+                ]
+            )
+            return torch.zeros(batch["sizes"].numel(), device=found.device).index_add(0, batch["owner"], found.float())
+
+        return ReadJob(policies, read, Examples(inputs, ids, torch.zeros(len(ids), dtype=torch.long)), whole=True)
+
+    def _kl(logits: list[Tensor]) -> Tensor:
+        least = min(x.shape[-1] for x in logits)  # some models pad their vocabulary
+        base, *small = (x[..., :least] for x in logits)
+        if pair is None:
+            return next_token_kl(base, None, small[0], 0.0, temperature)
+        return next_token_kl(base, torch.stack(small), None, beta, temperature)
+
+    found = np.zeros(len(replies))
+    stored, values = load_found(text.stages.read(name, key, make))
+    place = {i: k for i, k in zip(ids, there, strict=True)}
+    found[[place[i] for i in stored]] = values["values"].double().numpy()
+    return found
+
+
+def frontier(
+    text: TextRun,
+    strong: Writer,
+    pair: Pair | None,
+    decoder: Decoder,
+    replies: dict[str, Replies],
+    server: bool,
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The divergence of each system from the strong model in nats per reply, and why others have none.
+
+    Args:
+        replies: of each system, as `w2sg.evaluation.decoders.Comparison` has them.
+
+    Returns:
+        By system ``value``, ``low``, ``high`` and ``how``: "itself", "exact" (for the replies drawn) or "at most".
+    """
+    found: dict[str, dict[str, Any]] = {"plain": {"value": 0.0, "low": 0.0, "high": 0.0, "how": "itself"}}
+    without: dict[str, str] = {}
+    stops = bool(strong.source.chat.stop_strings)
+    if "guide" in replies:
+        reason = _why_no_law(decoder, server, stops)
+        if reason is None and replies["guide"].fingerprint != strong.source.chat.fingerprint:
+            reason = "its tokenizer or template is another, so its replies have no law in the strong model's tokens"
+        if reason is not None:
+            without["guide"] = reason
+        else:
+            values = divergence(text, "guide-kl", strong, pair.tuned, 0.0, decoder.temperature, replies["guide"])
+            found["guide"] = Bootstrap(len(values)).mean(values).as_dict() | {"how": "exact"}
+    if isinstance(decoder, Plain):
+        return found, without
+    reason = why_not(decoder, server, stops)
+    if reason is not None:
+        without[decoder.kind] = reason
+    elif isinstance(decoder, BestOfN):
+        bound = best_of_n_bound(decoder.samples)
+        found[decoder.kind] = {"value": bound, "low": None, "high": None, "how": "at most"}
+    elif isinstance(decoder, Eft):
+        own = replies[decoder.kind]
+        values = divergence(text, "eft-kl", strong, pair, decoder.beta, decoder.temperature, own)
+        found[decoder.kind] = Bootstrap(len(values)).mean(values).as_dict() | {"how": "exact"}
+    return found, without

@@ -1,0 +1,90 @@
+"""What a language model would say next, of a few words: for labels in context, and for ratings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from w2sg.data.loading import Examples
+from w2sg.data.rows import cut_left
+from w2sg.data.table import digest
+from w2sg.data.tokens import beginning, ids_after, ids_of
+from w2sg.decoding.transformers_engine import TransformersEngine
+from w2sg.errors import UserError
+from w2sg.experiment.text import TextRun, Writer
+from w2sg.models.loading import Source
+from w2sg.training.inputs import VERSION
+from w2sg.training.stages import ReadJob, load_values
+
+
+def split_words(source: Source, words: Sequence[str], option: str) -> tuple[list[int], list[int]]:
+    """The tokens that all words begin with (a space of its own, say), and the token by which each goes on.
+
+    Raises:
+        UserError: two words go on alike, so that they cannot be told apart.
+    """
+    ids = ids_after(source.tokenizer, "x:", words)
+    common = 0
+    while all(len(row) > common for row in ids) and len({row[common] for row in ids}) == 1:
+        common += 1
+    if any(len(row) <= common for row in ids) or len({row[common] for row in ids}) < len(ids):
+        raise UserError(
+            f"{option}: {list(words)} do not begin with different tokens for {source.spec.name}; choose other words"
+        )
+    return ids[0][:common], [row[common] for row in ids]
+
+
+def next_words(
+    text: TextRun, name: str, writer: Writer, prompts: Sequence[str], words: Sequence[str], option: str, rows: int
+) -> Tensor:
+    """Log-probability of each word after each plain text, [N, C]; a word counts by the token that sets it apart.
+
+    A text that is longer than the model reads loses its start.
+
+    Args:
+        name: of the stage. option: that names the words. rows: read at once.
+    """
+    source = writer.source
+    begin, targets = split_words(source, words, option)
+    first = beginning(source.tokenizer)
+    rows_of = ids_of(source.tokenizer, prompts, special=True)
+    ids = [np.asarray(cut_left([*row, *begin], source.spec.max_length, first), np.int64) for row in rows_of]
+    keys = [digest(str(k), str(row.tolist())) for k, row in enumerate(ids)]
+    key = {
+        "version": VERSION,
+        "model": text.key_of(writer),
+        "prompts": digest(*keys),
+        "words": targets,
+        "precision": text.precision,
+    }
+
+    def make() -> ReadJob:
+        policy = text.load(writer)
+
+        def read(batch: dict[str, Tensor]) -> Tensor:
+            logits = TransformersEngine(policy).start([ids[row] for row in batch["row"].tolist()])[0]
+            return logits.float().log_softmax(-1)[:, targets]
+
+        examples = Examples(TokenRows(ids), keys, torch.zeros(len(ids), dtype=torch.long))
+        return ReadJob(nn.ModuleList([policy]), torch.inference_mode()(read), examples, rows=rows, whole=True)
+
+    there, found = load_values(text.stages.read(name, key, make))
+    place = {i: row for row, i in enumerate(there)}
+    return found[[place[i] for i in keys]].float()
+
+
+class TokenRows:
+    """Token ids as inputs of a reading stage that looks them up by their place."""
+
+    def __init__(self, rows: Sequence[np.ndarray]):
+        self.lengths = np.array([len(row) for row in rows], np.int64)
+        self.useful, self.sizes = self.lengths, np.zeros((len(rows), 0), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def collate(self, index: Sequence[int]) -> dict[str, Tensor]:
+        return {"row": torch.as_tensor(np.asarray(index))}

@@ -1,0 +1,3 @@
+from w2sg.methods.refine.method import problems, refine
+
+__all__ = ["problems", "refine"]

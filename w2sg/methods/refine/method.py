@@ -1,0 +1,247 @@
+"""Refinement: a strong model rewrites weak answers in context, and learns what it wrote."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import PositiveInt
+
+from w2sg.config.options import FineTuning, Judge, PlainSampling
+from w2sg.decoding import vllm as by_vllm
+from w2sg.errors import UserError
+from w2sg.methods.refine.options import Axis, InContext, LabelWords, Refine, RefineBaseline, RefineEvaluation, Unrefined
+from w2sg.models.steps import lost_steps
+from w2sg.models.variants import label_problems
+
+if TYPE_CHECKING:
+    from w2sg.config.schema import TrainConfig
+    from w2sg.experiment.run import Run
+    from w2sg.reports.report import Report
+
+
+def refine(
+    run: Run,
+    refine: Refine,
+    target: Literal["answers", "labels"],
+    prompts: PositiveInt | None,
+    weak_instruction: str | None,
+    train_weak: bool,
+    answers: str | None,
+    sampling: PlainSampling,
+    sft: FineTuning,
+    baselines: list[RefineBaseline],
+    cot_instruction: str,
+    content: Axis,
+    concept: Axis,
+    judge: Judge,
+    labels: LabelWords,
+    evaluation: RefineEvaluation,
+) -> Report:
+    """Weak answers, refined by the strong model in context, train the strong model; so do the baselines' answers.
+
+    A statistical framework for weak-to-strong generalization, arXiv 2405.16236. Every option is explained in
+    conf/method/refine.yaml and conf/refine.
+
+    Args:
+        refine: how the strong model rewrites. target: texts, or labels of pairs and classes.
+        prompts: of the transfer split. weak_instruction, train_weak, answers: where the weak answers come from.
+        sampling: of the weak answers and of what is measured. sft: all training. baselines: for comparison.
+        cot_instruction: of one of them. content, concept: the two axes. judge: the reward model, where an axis asks it.
+        labels: how labels are asked for. evaluation: what is measured.
+    """
+    from w2sg.data.replies import Prompts, prompts_of
+    from w2sg.evaluation.systems import Bench
+    from w2sg.experiment.text import TextRun, Writer
+    from w2sg.methods.refine.answers import answers_of_file, answers_to, gold_answers, spoken
+    from w2sg.methods.refine.axes import Axes
+    from w2sg.methods.refine.refiner import Refiner
+    from w2sg.methods.refine.report import Findings
+
+    text = TextRun(run)
+    if target == "labels":
+        from w2sg.methods.refine.labels import refine_labels
+
+        return refine_labels(text, refine, baselines, labels, prompts, sampling.batch_size)
+
+    gold = {name: gold_answers(getattr(run.data, name)) for name in ("ground_truth", "transfer", "test")}
+    right = {i: answer for each in gold.values() for i, answer in zip(each.ids, each.texts, strict=True)}
+    judged = "reward" in (content.kind, concept.kind)
+    if judged and judge.model in ("strong", "weak") and run.data.transfer.kind != "pairs":
+        raise UserError(
+            "method.judge.model: a judge is trained on preference pairs, and this dataset has none; name a reward "
+            "model of the hub, or measure in another way (method.content.kind, method.concept.kind)"
+        )
+    bench = Bench(text, judge) if judged else None
+    axes = Axes(text, content, concept, right, bench)
+    transfer = prompts_of(run.data.transfer).first(prompts)
+    test = prompts_of(run.data.test).first(evaluation.prompts)
+    strong = Writer("strong", run.strong)
+    refiner = Refiner(text, strong, refine, sampling, axes)
+
+    if answers is None:
+        weak = Writer("weak", run.weak)
+        if train_weak:
+            weak = text.supervise("weak", weak, gold["ground_truth"], sft)
+        taught = answers_to(text, "weak-answers", weak, transfer, weak_instruction, sampling)
+        weak_on_test = answers_to(text, "weak-on-test", weak, test, weak_instruction, sampling)
+    else:
+        taught = answers_of_file(answers, transfer)
+        weak_on_test = answers_of_file(answers, test, missing=True)
+        if lost := len(transfer) - len(taught):
+            text.dropped["weak-answers"] = {"prompts that the file has no answer to": lost}
+    taught = spoken(text, "weak-answers", taught)
+    if not len(taught):
+        raise UserError("weak-answers: none of the weak answers says anything, so there is nothing to refine")
+    # what the student is asked all baselines are, and nothing else
+    asked = Prompts(transfer.name, taught.ids, taught.prompts)
+    answered = set(taught.ids)
+    right_ones = gold["transfer"].take([k for k, i in enumerate(gold["transfer"].ids) if i in answered])
+
+    found = Findings(text, axes, refine, strong)
+    found.labels["weak"] = taught
+    if answers is not None and weak_on_test is not None and len(weak_on_test) < len(test):
+        found.left_out.append(f"weak: the file answers {len(weak_on_test)} of {len(test)} test prompts, and not all")
+        weak_on_test = None
+    if weak_on_test is not None:
+        found.replies["weak"] = weak_on_test
+    found.sample("base", strong, test, sampling)
+
+    refined = refiner.refine("refined", taught)
+    found.refined = refined
+    if not len(refined.replies):
+        raise UserError(
+            f"refine.accept: none of the refined answers to {len(taught)} questions was accepted; ask for less, or use "
+            "refine.accept.fallback=weak or resample"
+        )
+    found.train("student", text.supervise("student", strong, refined.replies, sft), refined.replies)
+    found.sample("student", found.trained["student"], test, sampling)
+
+    for name in [name for name in baselines if found.applies(name)]:
+        if name == "icl":
+            pool = taught if isinstance(refine, InContext) else weak_on_test
+            found.replies["icl"] = refiner.answer("icl-on-test", test, pool)
+            continue
+        if name == "naive":
+            learned = taught
+        elif name == "ceiling":
+            learned = right_ones
+        elif name == "shuffled":
+            learned = refiner.refine("shuffled-refined", taught, shuffle=True).replies
+        elif name == "gold_exemplars":
+            learned = refiner.refine("gold-refined", taught, pool=right_ones).replies
+        else:
+            told = cot_instruction if name == "self_cot" else None
+            learned = refiner.alone(f"{name.replace('_', '-')}-answers", asked, told)
+        if not len(learned):
+            found.left_out.append(f"{name}: none of its answers was accepted (refine.accept)")
+            continue
+        found.train(name, text.supervise(name.replace("_", "-"), strong, learned, sft), learned)
+        found.sample(name, found.trained[name], test, sampling)
+    return found.report(test, evaluation)
+
+
+def problems(config: TrainConfig) -> list[str]:
+    """What is wrong between this method's options and the rest of the configuration."""
+    from pydantic import TypeAdapter
+
+    from w2sg.config.options import problems_of_writer
+
+    method = config.method
+    options = TypeAdapter(Refine).validate_python(method["refine"])
+    if method["target"] == "labels":
+        return _problems_of_labels(config, options)
+    found = problems_of_writer(config.strong, "strong")
+    if method["answers"] is None:
+        found += problems_of_writer(config.weak, "weak")
+    else:
+        if method["weak_instruction"] is not None or method["train_weak"]:
+            found.append(
+                "method.answers: the file's answers are taken as they are, so the weak model is neither told nor "
+                "trained; leave out weak_instruction and train_weak"
+            )
+        if getattr(options, "exemplars", None) == "high_confidence":
+            found.append("refine.exemplars: answers of a file come without confidence; use another choice")
+    if isinstance(options, InContext) and options.count < 2 and "shuffled" in method["baselines"]:
+        found.append("method.baselines: one exemplar cannot be shuffled; leave shuffled out, or raise batch_size")
+    if getattr(options, "exemplars", None) == "high_confidence" and "gold_exemplars" in method["baselines"]:
+        found.append("method.baselines: right answers have no confidence to choose gold_exemplars by; leave them out")
+    if not isinstance(options, Unrefined):
+        room = max(options.max_new_tokens, getattr(options, "concept_tokens", 0))
+        if room >= config.strong.max_length:
+            found.append(
+                f"strong.max_length: {config.strong.max_length} tokens leave no room for a context beside an answer of "
+                f"{room}; raise it, or lower refine.max_new_tokens"
+            )
+        concept = TypeAdapter(Axis).validate_python(method["concept"])
+        if options.accept.concept is not None and concept.kind == "none":
+            found.append("refine.accept.concept: no concept is measured; set method.concept.kind")
+        if options.accept.concept is not None and concept.needs_gold:
+            found.append(
+                "refine.accept.concept: method.concept is held against the right answers, so that they would choose "
+                "what the student learns; use regex, reward or llm without {gold}"
+            )
+    if method["content"]["kind"] == "none" and method["concept"]["kind"] == "none":
+        found.append("method.content.kind: nothing is measured; set it, or method.concept.kind")
+    adapted = "lora" in (config.weak.train, config.strong.train)
+    if method["sampling"]["engine"] == "vllm" and (
+        reason := by_vllm.why_not(
+            gguf=any(m.name.endswith(".gguf") for m in (config.weak, config.strong)), adapted=adapted
+        )
+    ):
+        found.append(f"method.sampling.engine: vLLM cannot sample here: {reason}; use transformers")
+    if "reward" in (method["content"]["kind"], method["concept"]["kind"]) and method["judge"]["model"] is None:
+        found.append("method.judge.model: an axis is a reward, and there is no judge; name one")
+    found += _unread(config)
+    rate = {"method.sft.lr.full": method["sft"]["lr"]["full"]}
+    found += lost_steps(config.strong, "strong", rate)
+    return found + (lost_steps(config.weak, "weak", rate) if method["train_weak"] else [])
+
+
+def _unread(config: TrainConfig) -> list[str]:
+    """Settings of the main job that are not read where answers are refined."""
+    found = []
+    if config.loss["_target_"] != "w2sg.losses.cross_entropy":
+        found.append(
+            "loss: not read where answers are refined, whose training is method.sft; it is of method.target=labels"
+        )
+    if config.dataset.noise.kind != "none":
+        found.append("dataset.noise.kind: answers have no labels to flip; use none, or method.target=labels")
+    for role in ("strong",) if config.method["answers"] is not None else ("weak", "strong"):
+        model = getattr(config, role)
+        if model.untuned is not None:
+            found.append(f"{role}.untuned: not read by method=refine; set it to null")
+        for key in ("lr", "epochs"):
+            if getattr(model, key) is not None:
+                found.append(f"{role}.{key}: not read by method=refine; set method.sft.{key}")
+        whole = config.method["sft"]["batch_size"]
+        if model.micro_batch is not None and model.micro_batch > whole:
+            found.append(
+                f"{role}.micro_batch: {model.micro_batch} is more than the batch of {whole} it is a part of; lower it, "
+                "or raise method.sft.batch_size"
+            )
+    if config.trainer.strategy == "fsdp" and config.method["sft"]["optimizer"] == "adafactor":
+        found.append("method.sft.optimizer: torch's adafactor cannot train weights cut over devices; use adamw")
+    return found
+
+
+def _problems_of_labels(config: TrainConfig, options: Refine) -> list[str]:
+    method, found = config.method, []
+    if options.kind not in ("icl", "none"):
+        found.append(f"refine: labels are refined in context; use refine=icl, or none, and not {options.kind}")
+    elif isinstance(options, InContext):
+        if options.samples > 1:
+            found.append("refine.samples: labels are not sampled but read off the next word; use 1")
+        if options.combine == "vote":
+            found.append("refine.combine: soft labels are combined by their product; use product")
+        if options.accept.tests:
+            found.append("refine.accept: of answers alone; set its tests to null")
+        if options.count < 2 and "shuffled" in method["baselines"]:
+            found.append("method.baselines: one exemplar cannot be shuffled; leave shuffled out, or raise batch_size")
+    if config.strong.arch != "hf":
+        found.append("strong.arch: a bag of words cannot read a context; choose a language model")
+    for name in {"self_cot", "gold_exemplars"} & set(method["baselines"]):
+        found.append(f"method.baselines: {name} is of answers alone; leave it out")
+    given = {key for key in ("weak_instruction", "answers") if method[key] is not None}
+    for key in sorted(given | ({"train_weak"} if method["train_weak"] else set())):
+        found.append(f"method.{key}: of answers alone; with target=labels the weak model is trained on ground truth")
+    return found + label_problems(config)

@@ -1,0 +1,1 @@
+"""Numbers of results: accuracy, PGR, intervals, tests, theory; tensors and arrays in, numbers out."""

@@ -1,0 +1,1 @@
+"""Outputs of stages by content, and what keeps them whole."""

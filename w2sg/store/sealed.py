@@ -1,0 +1,94 @@
+"""Files that say themselves whether they are whole: their name ends in the hash of what is in them.
+
+A file is written beside its place, on the same file system, brought to the disk and put in place by one rename, so it
+is there as it was meant or not at all. What happens to it later, a hash tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from w2sg.store.store import TEMPORARY, hash_file
+
+HASH = re.compile(r"-([0-9a-f]{32})(\.[^-]*)?$")
+
+
+class _Hashing:
+    """A file that hashes what passes. The first error is kept: torch's writer tells another of its own."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.hash, self.error = file, hashlib.sha256(), None
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def seal(folder: Path, stem: str, suffix: str, write: Callable[[Any], Any]) -> Path:
+    """Write ``<stem>-<hash><suffix>``.
+
+    Args:
+        write: is given something with ``write(bytes)``.
+
+    Raises:
+        OSError: it could not be written; nothing new is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{stem}{suffix}.{os.getpid()}{TEMPORARY}"
+    try:
+        with open(temporary, "wb") as file:
+            hashing = _Hashing(file)
+            try:
+                write(hashing)
+            except Exception:
+                if hashing.error is not None:
+                    raise hashing.error from None
+                raise
+            file.flush()
+            os.fsync(file.fileno())
+        final = folder / f"{stem}-{hashing.hash.hexdigest()[:32]}{suffix}"
+        os.replace(temporary, final)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):  # some network file systems cannot sync a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    return final
+
+
+def unsound(file: Path) -> str | None:
+    """What is wrong with a sealed file, in words; None where it holds what was written."""
+    match = HASH.search(file.name)
+    if match is None:
+        return "its name has no hash"
+    try:
+        if hash_file(file)[:32] != match[1]:
+            return "it has another hash than when it was written"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writes that were killed have left."""
+    for file in folder.glob(f".*{TEMPORARY}"):
+        with suppress(OSError):
+            file.unlink()

@@ -1,0 +1,1 @@
+"""Stages, LightningModules, devices, loggers."""

@@ -1,0 +1,200 @@
+"""Checkpoints inside a fit: when they are written, where, and which of them a killed fit goes on from."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from w2sg import stops
+from w2sg.store.sealed import seal, sweep, unsound
+from w2sg.store.store import FULL, remove
+
+log = logging.getLogger(__name__)
+
+
+class SealedFiles(CheckpointIO):
+    """Lightning's way to write a checkpoint goes through $TMPDIR, from where it may have to be copied; this does not.
+
+    Attributes:
+        written: the file of the last checkpoint, on the process that writes.
+        spare: one that may go where the disk is too full for another.
+    """
+
+    def __init__(self) -> None:
+        self.written: Path | None = None
+        self.spare: Path | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+
+        def write() -> Path:
+            return seal(path.parent, path.stem, path.suffix, lambda file: torch.save(checkpoint, file))
+
+        try:
+            self.written = write()
+        except OSError as error:
+            if error.errno not in FULL or self.spare is None:
+                raise
+            self.spare.unlink(missing_ok=True)
+            self.spare = None
+            self.written = write()
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        # mapped, not read: the ranks of a machine share its pages
+        return torch.load(path, map_location=map_location or "cpu", mmap=True, weights_only=weights_only)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(Checkpoint):
+    """Keeps the best epoch's weights, and all that a stopped fit goes on from.
+
+    The last two checkpoints are kept, so that a damaged one costs only what was done since the other. A signal is
+    heeded at a step's end: the ranks agree on it, write a checkpoint and leave together. Lightning does not repeat a
+    validation that was due when its checkpoint was written, so at the end of an epoch the checkpoint waits until
+    held-out rows were scored, or is marked as of the middle of that; and none is written once training has decided to
+    stop, because that decision is not part of a checkpoint.
+
+    Args:
+        folder: for the files.
+        files: how they are written.
+        seconds: between checkpoints; 0 writes one after every step.
+        validates: there are held-out rows, whose loss chooses the best epoch.
+        hold: begins with the first step; whoever made it ends it.
+
+    Attributes:
+        best: name of the best epoch's file, on the process that writes; None where no epoch is chosen.
+    """
+
+    def __init__(self, folder: Path, files: SealedFiles, seconds: float, validates: bool, hold: stops.Deferral):
+        self.folder, self.files, self.seconds, self.validates, self.hold = folder, files, seconds, validates, hold
+        self.written = time.perf_counter()
+        self.score: float | None = None
+        self.best: str | None = None
+        self.kept: list[tuple[Path, str | None]] = []  # newest last, each with the best epoch's file at that time
+        self.validating = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "best": self.best, "validating": self.validating}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.score, self.best = state["score"], state["best"]
+
+    # -- when ---------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.hold.begin()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if not (self.validates and trainer.is_last_batch):
+            self._turn(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        _, stop = self._agreed(trainer, due=False)
+        if stop:
+            self._write(trainer, validating=True)
+            stops.leave(stop)
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        score = float(trainer.callback_metrics["held_out_loss"])
+        score = math.inf if math.isnan(score) else score
+        if self.score is None or score < self.score:
+            self.score = score
+            trainer.save_checkpoint(self.folder / f"best-{trainer.current_epoch:05d}.ckpt", weights_only=True)
+            self.best = None if self.files.written is None else self.files.written.name
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.validates and not trainer.should_stop:
+            self._turn(trainer)
+
+    def _turn(self, trainer: L.Trainer) -> None:
+        due, stop = self._agreed(trainer, time.perf_counter() - self.written >= self.seconds)
+        if due or stop:
+            self._write(trainer)
+        if stop:
+            stops.leave(stop)
+
+    def _agreed(self, trainer: L.Trainer, due: bool) -> tuple[bool, int]:
+        """Whether a checkpoint is due by rank 0's clock, and the signal that any rank has heard (0 for none)."""
+        stop = stops.requested() or 0
+        if trainer.world_size == 1:
+            return due, stop
+        both = torch.tensor([int(due and trainer.is_global_zero), stop], device=trainer.strategy.root_device)
+        due, stop = trainer.strategy.reduce(both, reduce_op="max").tolist()
+        return bool(due), stop
+
+    def _write(self, trainer: L.Trainer, validating: bool = False) -> None:
+        self.validating = validating
+        self.files.spare = self.kept[0][0] if len(self.kept) > 1 else None
+        trainer.save_checkpoint(self.folder / f"fit-{trainer.global_step:09d}.ckpt")
+        self.written = time.perf_counter()
+        if trainer.is_global_zero:
+            self.kept = [*(k for k in self.kept if k[0] != self.files.written), (self.files.written, self.best)][-2:]
+            wanted = {file.name for file, _ in self.kept} | {best for _, best in self.kept} | {self.best}
+            for file in [*self.folder.glob("fit-*.ckpt"), *self.folder.glob("best-*.ckpt")]:
+                if file.name not in wanted:
+                    with suppress(OSError):
+                        file.unlink()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.validating and "loops" in checkpoint:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            for counts in (progress["total"], progress["current"]):  # begun, so that it is begun again
+                counts |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress["is_last_batch"] = False
+
+    # -- from where ---------------------------------------------------------------------------------------------------
+
+    def resumable(self, name: str) -> tuple[Path, int] | None:
+        """The newest sound checkpoint of an unfinished fit, and its step; what is damaged is named and removed."""
+        sweep(self.folder)
+        damaged, found = False, None
+        for file in sorted(
+            self.folder.glob("fit-*.ckpt"), key=lambda file: (file.name[:13], _time(file)), reverse=True
+        ):
+            wrong, best, step = unsound(file), None, 0
+            if wrong is None:
+                try:
+                    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                    step, best = checkpoint["global_step"], checkpoint["callbacks"][self.state_key]["best"]
+                except Exception as error:  # any unreadable file means the same
+                    wrong = f"it cannot be read: {error}"
+            if wrong is None and best is not None and (why := unsound(self.folder / best)):
+                wrong = f"{best}, the weights of its best epoch: {why}"
+            if wrong is None and found is None:
+                found = (file, step)
+            if wrong is None:
+                self.kept = [(file, best), *self.kept][-2:]
+                continue
+            damaged = True
+            log.warning("%s: the checkpoint %s is damaged and removed: %s", name, file.name, wrong)
+            with suppress(OSError):
+                remove(file)
+        if (self.folder / "resume.ckpt").exists():
+            damaged = True
+            log.warning("%s: resume.ckpt is a checkpoint without a hash, which is not gone on from", name)
+            with suppress(OSError):
+                remove(self.folder / "resume.ckpt")
+        if found is not None:
+            place = self.folder.parent.name
+            log.info("%s: goes on at step %d, from %s", name, found[1], place)
+        elif damaged:
+            log.warning("%s: there is no other checkpoint; the stage starts afresh", name)
+        return found
+
+
+def _time(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,207 @@
+"""One device or many: who we are, how ranks agree, and the Trainer of a stage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+
+from w2sg import stops
+from w2sg.config.schema import TrainerConfig
+from w2sg.errors import UserError
+from w2sg.training import processes
+from w2sg.training.checkpoints import SealedFiles
+from w2sg.training.sharding import Sharded
+
+T = TypeVar("T")
+
+
+class Devices:
+    """The devices of a run. Making one starts the other processes (unless torchrun or SLURM did).
+
+    Every rank walks every stage in step; rank 0 alone takes locks and writes.
+    """
+
+    def __init__(self, config: TrainerConfig):
+        quiet()
+        processes.disband()  # the processes of the sweep's last job
+        self.config = config
+        self.environment = started_by(config.num_nodes)
+        try:
+            self.fabric = Fabric(
+                accelerator=config.accelerator,
+                devices=config.devices,
+                num_nodes=config.num_nodes,
+                strategy="ddp" if config.strategy == "fsdp" else config.strategy,  # only for talking to each other
+                plugins=self.environment,
+            )
+            if self.fabric.world_size > 1:
+                self.fabric.strategy.cluster_environment.validate_settings(
+                    num_devices=self.fabric.strategy.num_processes, num_nodes=config.num_nodes
+                )
+        except (ValueError, RuntimeError, KeyError) as error:
+            if not any(isinstance(environment, SLURMEnvironment) for environment in self.environment):
+                raise
+            raise UserError(
+                f"trainer: SLURM started {os.environ.get('SLURM_NTASKS')} tasks, and the run asks for "
+                f"trainer.devices={config.devices} on trainer.num_nodes={config.num_nodes}; give srun one task for "
+                f"each device, --nodes={config.num_nodes} --ntasks-per-node={config.devices}"
+            ) from error
+        if self.fabric.world_size > 1:
+            processes.gather(self.fabric)
+            self.fabric.launch()
+            if not self.main:
+                logging.getLogger("w2sg").setLevel(logging.ERROR)  # rank 0 says it
+            stops.join(self._line())
+        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+
+    def _line(self) -> stops.Peers:
+        """How ranks tell each other of signals."""
+        server, token = stops.Peers.listen() if self.main else (None, b"")
+        port, token = self.agree((server.getsockname()[1], token) if self.main else None)
+        if server is not None:
+            return stops.Peers.accept(server, token, self.world - 1)
+        return stops.Peers(self.fabric.strategy.cluster_environment.main_address, port, token)
+
+    @property
+    def rank(self) -> int:
+        return self.fabric.global_rank
+
+    @property
+    def world(self) -> int:
+        return self.fabric.world_size
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    @property
+    def shards(self) -> bool:
+        """Whether large models are cut over the devices."""
+        return self.config.strategy == "fsdp" and self.world > 1
+
+    @property
+    def eval_tokens(self) -> int:
+        """Padded tokens per forward when nothing is trained. A CPU is fastest while activations stay in its cache."""
+        return self.config.eval_tokens or (2048 if self.fabric.device.type == "cpu" else 65536)
+
+    def agree(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        return self.fabric.broadcast(value) if self.world > 1 else value
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world > 1:
+            self.fabric.barrier()
+
+    def total(self, value: float) -> float:
+        """The sum of every rank's value."""
+        if self.world == 1:
+            return value
+        return float(self.fabric.all_reduce(torch.tensor(float(value), dtype=torch.float64), reduce_op="sum"))
+
+    def trainer(self, large: bool = False, files: SealedFiles | None = None, **options: Any) -> L.Trainer:
+        """A Lightning Trainer on these devices, with nothing on that we did not ask for.
+
+        Args:
+            large: the model is worth cutting over the devices, where the configuration says fsdp; a head of a few
+                thousand weights is not.
+            files: how checkpoints are written.
+        """
+        config = self.config
+        strategy: Any = config.strategy
+        if strategy == "fsdp":
+            strategy = "auto" if self.world == 1 else Sharded(self.world) if large else "ddp"
+        trainer = L.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=strategy,
+            precision=config.precision,
+            inference_mode=not isinstance(strategy, Sharded),  # weights gathered in it could not be used outside
+            enable_progress_bar=config.progress_bar and sys.stderr.isatty(),
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # our loaders know their ranks
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,  # the module decides which steps are points of a curve
+            plugins=[*self.environment, *([] if files is None else [files])],
+            **options,
+        )
+        trainer._signal_connector = _NoSignals(trainer)
+        return trainer
+
+
+def started_by(nodes: int) -> list[ClusterEnvironment]:
+    """Who starts the ranks, where the environment's variables could mislead; none where Lightning may look itself.
+
+    Raises:
+        UserError: several machines, and SLURM was not asked to start anything on them.
+    """
+    if TorchElasticEnvironment.detect():  # inside of a SLURM job, too
+        return [TorchElasticEnvironment()]
+    if "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return []
+    if "SLURM_STEP_NUM_TASKS" in os.environ or os.environ.get("SLURM_PROCID", "0") != "0":
+        try:
+            return [SLURMEnvironment(auto_requeue=False)]
+        except RuntimeError as error:
+            os.environ.setdefault("SLURM_NTASKS_PER_NODE", _per_node(error))
+            return [SLURMEnvironment(auto_requeue=False)]
+    # a script that sbatch runs once: its variables are of the job, and no other task is coming
+    if nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={nodes}: SLURM has started this process alone; begin the command with srun, so that it "
+            "is started on each machine"
+        )
+    return [LightningEnvironment()]
+
+
+def _per_node(error: RuntimeError) -> str:
+    """Tasks on each machine, which Lightning wants to read from a variable that --ntasks alone does not set."""
+    tasks, nodes = (int(os.environ.get(name, "1")) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
+    if tasks % nodes:
+        raise UserError(f"trainer: SLURM started {tasks} tasks on {nodes} machines; use --ntasks-per-node") from error
+    return str(tasks // nodes)
+
+
+class _NoSignals(_SignalConnector):
+    """Lightning's handler of SIGTERM waits for the other ranks inside of the signal; `w2sg.stops` hears them all."""
+
+    def register_signal_handlers(self) -> None:
+        """Registers none."""
+
+
+def quiet() -> None:
+    """Keep notices off the terminal that no user of ours can act on; each names where it comes from."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r".*is_gradient_checkpointing` is deprecated.*",  # peft 0.21 with transformers 5.23
+        r".*isinstance\(treespec, LeafSpec\).*",  # lightning 2.6 with torch 2.13
+        r"torch\.distributed\.nn\.functional\.all_gather is deprecated.*",  # lightning 2.6 with torch 2.13
+        r"FSDP2-wrapped module .* returned a view tensor.*",  # we change none in place
+        r".*does not have many workers.*",  # our batches are collated from memory
+        r".*`weights_only` was not set.*",  # lightning 2.6: torch decides
+        r"Checkpoint directory .* exists and is not empty.*",  # meant: a stage goes on in its folder
+        r".*You're resuming from a checkpoint that ended before the epoch ended.*",  # our loader keeps its place
+        r".*Consider setting `persistent_workers.*",
+        r".*Starting from v1.9.0, `tensorboardX` has been removed.*",
+        r"Using ModelCheckpoint with manual optimization.*",  # weights after the step are the ones to go on from
+        r"You defined a `validation_step` but have no `val_dataloader`.*",
+        r".*val_dataloader` was configured but.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

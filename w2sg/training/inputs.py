@@ -1,0 +1,161 @@
+"""What models read of a table: packed tokens, or frozen features computed once per (model, data) and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from w2sg.data.loading import Examples
+from w2sg.data.rows import Rows, pack
+from w2sg.data.table import Table
+from w2sg.models.layer_probe import choose_layer
+from w2sg.models.loading import Source, load_language_model
+from w2sg.models.packing import MIXES, rules_key, separates_texts
+from w2sg.models.reading import Reading
+from w2sg.store.store import read_json, write_json
+from w2sg.training.stages import ReadJob, Stages, load_values
+
+log = logging.getLogger(__name__)
+VERSION = 1  # part of every key: raise it when a stage's meaning changes, so that old outputs are no longer used
+
+
+def content_key(table: Table) -> dict[str, Any]:
+    """A table's texts as part of a cache key (not its labels, nor which reply is first, nor where it came from)."""
+    return {"split": table.name, "rows": len(table), "content": table.content_hash()}
+
+
+class InputMaker:
+    """Makes the inputs of models, each once per run and, where that is costly, once per store.
+
+    Args:
+        stages: runs the reading of frozen features.
+        ground_truth: the split on which ``layer=auto`` chooses.
+        precision: of the trainer; part of the keys.
+        seed: of the weights when a model is randomly initialised.
+        reading: looks at what is read.
+    """
+
+    def __init__(self, stages: Stages, ground_truth: Table, precision: str, seed: int, reading: Reading | None = None):
+        self.stages, self.ground_truth, self.reading = stages, ground_truth, reading or Reading()
+        self.precision, self.seed = precision, seed
+        self._tokens: dict[tuple, Rows] = {}
+        self._read: dict[tuple, tuple[list[np.ndarray], int]] = {}
+        self._states: dict[tuple, Tensor] = {}
+
+    def read(self, source: Source, table: Table) -> dict[str, Any]:
+        """Tokenise the table's texts, look at them, and say what of it belongs into the keys of what reads them.
+
+        Raises:
+            UserError: the tokenizer loses what they say.
+        """
+        _, count = self._encoded(source, table)
+        return {"beginning": "kept"} if count and source.first else {}
+
+    def _encoded(self, source: Source, table: Table) -> tuple[list[np.ndarray], int]:
+        memory = self._memory(source, table)
+        if memory not in self._read:
+            ids = [np.asarray(row, np.int32) for row in source.encode([t for texts in table.texts for t in texts])]
+            self._read[memory] = ids, self.reading.texts(source, table, ids)
+        return self._read[memory]
+
+    @staticmethod
+    def _memory(source: Source, table: Table) -> tuple:
+        spec = source.spec
+        return (source.folder, source.gguf, spec.arch, spec.max_length, source.templated, table.content_hash())
+
+    def tokens(self, source: Source, table: Table, scorer: nn.Module) -> Rows:
+        """The table's texts as rows of this model's tokens, packed where the backbone keeps the texts apart."""
+        spec = source.spec
+        memory = self._memory(source, table)
+        if memory not in self._tokens:
+            packed = spec.share_prompt
+            if spec.arch == "hf":
+                wanted = packed and table.kind == "pairs"
+                apart = separates_texts(scorer, source.config.vocab_size, spec.max_length, wanted)
+                if wanted and not apart:
+                    log.warning("%s: %s", spec.name, MIXES)
+                    packed = False
+            ids, _ = self._encoded(source, table)
+            self._tokens[memory] = pack(table.texts, lambda _: ids, spec.max_length, packed, source.first)
+        return self._tokens[memory]
+
+    def layer(self, source: Source) -> int:
+        """The layer that this role's head reads; ``auto`` is chosen by cross-validation on the ground-truth split."""
+        spec, table = source.spec, self.ground_truth
+        if spec.layer != "auto":
+            return spec.layer or source.depth
+        candidates = self._candidates(source)
+        folder = self._features_stage(source, table, candidates)
+        # which text is the better one, whatever the coin flips of this seed
+        answers = np.where(table.first == 0, table.labels, 1 - table.labels) if table.kind == "pairs" else table.labels
+        by_id = dict(zip(table.ids, answers.tolist(), strict=True))
+        key = {
+            "version": VERSION,
+            "features": folder.name,
+            "candidates": candidates,
+            "labels": hashlib.sha256(repr(sorted(by_id.items())).encode()).hexdigest()[:16],
+        }
+
+        def work(part: Path) -> dict[str, Any]:
+            ids, states = load_values(folder)
+            scores = choose_layer(states, torch.tensor([by_id[i] for i in ids]), ids, table.classes)
+            result = {
+                "layer": candidates[int(np.argmax(scores))],
+                "accuracy": {str(c): round(s, 4) for c, s in zip(candidates, scores, strict=True)},
+            }
+            write_json(part / "layer.json", result)
+            return result
+
+        return read_json(self.stages.compute("layer", key, work) / "layer.json")["layer"]
+
+    def features(self, source: Source, table: Table, layer: int) -> Tensor:
+        """[N, n, D] frozen states of the table's texts at one layer, in the table's order."""
+        layers = [layer]
+        if source.spec.layer == "auto" and table.content_hash() == self.ground_truth.content_hash():
+            layers = self._candidates(source)  # where the layer was chosen, its states are there already
+        folder = self._features_stage(source, table, layers)
+        if (folder.name, layer) not in self._states:
+            ids, values = load_values(folder)
+            place = {i: row for row, i in enumerate(ids)}
+            states = values[[place[i] for i in table.ids], :, layers.index(layer)].contiguous()
+            self._states[folder.name, layer] = states
+        return self._states[folder.name, layer]
+
+    @staticmethod
+    def _candidates(source: Source) -> list[int]:
+        return sorted(set(source.spec.candidates))
+
+    def _features_stage(self, source: Source, table: Table, layers: list[int]) -> Path:
+        spec = source.spec
+        key = {
+            "version": VERSION,
+            "model": {
+                **source.identity,
+                "max_length": spec.max_length,
+                "dtype": spec.dtype,
+                "random_init": self.seed if spec.random_init else None,
+                **rules_key(source.config, spec.max_length, table.kind == "pairs"),
+            },
+            "layers": layers,
+            "depth": source.depth,
+            "data": content_key(table),
+            "precision": self.precision,
+            **self.read(source, table),
+        }
+
+        def make() -> ReadJob:
+            L.seed_everything(self.seed, workers=True, verbose=False)
+            scorer = load_language_model(source, table.kind == "pairs", table.classes, depth=max(layers))
+            rows = self.tokens(source, table, scorer)
+            examples = Examples(rows, table.ids, torch.zeros(len(table), dtype=torch.long))
+            notes = {**rows.notes(spec.share_prompt), "layers": layers}
+            return ReadJob(scorer, lambda batch: scorer.features(batch, layers), examples, notes)
+
+        return self.stages.read(f"features-on-{table.name}", key, make)

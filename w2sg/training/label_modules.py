@@ -1,0 +1,355 @@
+"""The LightningModules: what every fit has in common, a scorer trained on soft labels, and a model that only reads.
+
+Optimization is manual so that one Lightning step is one optimizer step over one global batch, however it is cut into
+micro-batches and spread over devices. Only so can a loss that needs the whole batch (the confidence threshold) see it.
+
+Shapes: b examples on this device, B in the global batch, C classes (2 for pairs).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from w2sg.config.schema import FitOptions
+from w2sg.data.loading import Batch
+from w2sg.errors import TrainingError
+from w2sg.losses.labels import cross_entropy, hard_logits, needs_whole_batch
+from w2sg.store.shards import Found
+from w2sg.training.sharding import shard
+
+
+def oriented(scores: Tensor, first: Tensor) -> Tensor:
+    """Rewards of a pair's texts [b, 2] as logits with the first reply in front; class logits pass through.
+
+    Args:
+        first: [b] which text is the first reply; all zeros for classification.
+    """
+    if scores.shape[-1] != 2:
+        return scores
+    return scores.gather(1, torch.stack([first, 1 - first], 1))
+
+
+Watched = dict[str, tuple[Tensor, Tensor]]
+
+
+def learning_rate_factor(schedule: str, warmup: float, total: int) -> Callable[[int], float]:
+    """Multiplier of the learning rate at step k of ``total``: a linear rise in the warm-up, then the schedule to 0."""
+    rise = round(warmup * total)
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        part = (step - rise) / max(1, total - rise)
+        return {"constant": 1.0, "linear": 1.0 - part, "cosine": 0.5 * (1.0 + math.cos(math.pi * part))}[schedule]
+
+    return factor
+
+
+class FitModule(L.LightningModule):
+    """What every fit has in common: optimizer, steps, the curve, checkpoints. An objective is `backward_pass`.
+
+    Args:
+        scorer: the model that is trained; it is called with the inputs of a micro-batch.
+        options: optimiser, schedule, clipping.
+        total_steps: optimizer steps of the whole stage, for schedules and warm-ups.
+        every: optimizer steps between points of the loss curve.
+
+    Raises:
+        TrainingError: the loss is not finite; names the step and the example ids.
+    """
+
+    def __init__(self, scorer: nn.Module, options: FitOptions, total_steps: int, every: int = 10):
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold what is trained, not what is frozen
+        self.scorer = scorer
+        self.options = options
+        self.total_steps = total_steps
+        self.every = every
+        self.curve: list[dict[str, float]] = []
+        self.counts = {"useful": 0, "padded": 0, "examples": 0}  # of this device
+        self.seconds = 0.0
+        self._unchecked: list[tuple[int, list[str], Tensor]] = []
+        # Dropout rates are 0 in the configuration; training mode is what makes gradient checkpointing act at all.
+        self.train()
+
+    # -- optimizer ----------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard(self.scorer, self.device_mesh["data_parallel"])
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        options = self.options
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "adafactor": torch.optim.Adafactor}
+        optimizer = make[options.optimizer](parameters, lr=options.lr, weight_decay=options.weight_decay)
+        factor = learning_rate_factor(options.schedule, options.warmup, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
+
+    # -- one optimizer step -------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        self._clock = time.perf_counter()
+
+    def backward_pass(self, batch: Batch, parts: tuple[Tensor, ...], progress: float) -> tuple[Tensor, Watched]:
+        """Add the gradient of this device's share of a global batch, times the number of devices (which average).
+
+        Args:
+            parts: the places in the batch of each micro-batch.
+            progress: of the whole fit, from 0 to 1.
+
+        Returns:
+            The loss whose gradient it was, and other numbers to watch: name -> ([b] values, [b] weights).
+        """
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, _index: int) -> None:
+        optimizer = self.optimizers()
+        progress = self.global_step / max(1, self.total_steps)
+        # a text may have a row of its own, so a micro-batch's examples are counted by what each has one of
+        sizes = [len(next(m[key] for key in ("features", "ends", "sizes") if key in m)) for m in batch.micro]
+        parts = torch.arange(len(batch.ids), device=self.device).split(sizes)
+        loss, watched = self.backward_pass(batch, parts, progress)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        if self.options.clip is not None:
+            trained = [p for p in self.parameters() if p.grad is not None]
+            torch.nn.utils.clip_grads_with_norm_(trained, self.options.clip, norm)
+        if isinstance(norm, DTensor):  # of all parts together
+            norm = norm.full_tensor()
+        self._check_finite(batch, loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        rate = optimizer.param_groups[0]["lr"]
+        self.lr_schedulers().step()
+        self._record(batch, loss, norm, rate, watched)
+
+    def _synchronised(self, last: bool):
+        """Devices exchange gradients once per step, at the last micro-batch."""
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return nullcontext() if last or block is None else block()
+
+    # -- what is watched ----------------------------------------------------------------------------------------------
+
+    def _check_finite(self, batch: Batch, loss: Tensor) -> None:
+        """Stop at a loss that is not finite. On a GPU the check waits for nothing and comes a few steps late."""
+        self._unchecked.append((self.global_step, batch.ids, torch.isfinite(loss)))
+        if self.device.type == "cpu" or len(self._unchecked) >= 16:
+            self._check_now()
+
+    def _check_now(self) -> None:
+        for step, ids, finite in self._unchecked:
+            if not bool(finite):
+                shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+                raise TrainingError(
+                    f"the loss is not finite at step {step + 1} of {self.total_steps}, on examples {shown}. Lower the "
+                    "learning rate (strong.lr=, weak.lr=, or method.<stage>.lr.<mode>=), clip gradients "
+                    "(training.<mode>.clip=1.0) or train in float32. Finished stages are kept."
+                )
+        self._unchecked.clear()
+
+    def _record(self, batch: Batch, loss: Tensor, norm: Tensor, rate: float, watched: Watched) -> None:
+        self.counts["useful"] += batch.useful
+        self.counts["padded"] += batch.padded
+        self.counts["examples"] += len(batch.ids)
+        step = self.global_step
+        if step % self.every and step != self.total_steps:
+            return
+        mean = loss
+        if self.trainer.world_size > 1:
+            mean = self.all_gather(loss).mean()
+        means = {}
+        if watched:
+            sums = torch.stack([torch.stack([(v * w).sum(), w.sum()]) for v, w in watched.values()]).double()
+            if self.trainer.world_size > 1:
+                sums = self.all_gather(sums).sum(0)
+            means = dict(zip(watched, (sums[:, 0] / sums[:, 1].clamp(min=1e-12)).tolist(), strict=True))
+        self._point({"loss": float(mean), "grad_norm": float(norm), "lr": rate, **means})
+        self.log("loss", float(mean), prog_bar=True, logger=False)
+
+    def _point(self, values: dict[str, float]) -> None:
+        """One point of the curve: for the report, the progress bar and the logger.
+
+        The logger is told directly: Lightning would repeat the last values at every step in between.
+        """
+        self.curve.append({"step": self.global_step, **values})
+        if self.logger is not None:
+            self.logger.log_metrics(values, step=self.global_step)
+
+    # -- checkpoints inside a stage -----------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_now()  # never keep weights that a bad step has touched
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        frozen = {name for name, p in self.named_parameters()} - trained
+        counts = torch.tensor(list(self.counts.values()), device=self.device)
+        counts = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+        checkpoint["w2sg"] = {
+            "curve": self.curve,
+            "counts": dict(zip(self.counts, counts, strict=True)),
+            "seconds": self.seconds_so_far,
+            "random": _random_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = checkpoint["w2sg"]
+        self.curve, self.seconds = kept["curve"], kept["seconds"]
+        if self.global_rank == 0:  # they are of all devices, which may have been more or fewer
+            self.counts = kept["counts"]
+        _set_random_state(kept["random"])
+
+    @property
+    def seconds_so_far(self) -> float:
+        """Seconds of training, over every process that worked on this stage."""
+        return self.seconds + time.perf_counter() - getattr(self, "_clock", time.perf_counter())
+
+
+class SoftLabelModule(FitModule):
+    """Trains a scorer on label distributions with any loss of `w2sg.losses`.
+
+    Args:
+        scorer: maps the inputs of a micro-batch to scores, [b, 2] rewards or [b, C] logits.
+        loss: ``(logits[B, C], label_logits[B, C], progress) -> [B]``.
+        select_on_gold: whether held-out rows are judged by their gold labels.
+    """
+
+    def __init__(
+        self,
+        scorer: nn.Module,
+        options: FitOptions,
+        total_steps: int,
+        every: int = 10,
+        *,
+        loss: Callable[..., Tensor],
+        select_on_gold: bool = False,
+    ):
+        super().__init__(scorer, options, total_steps, every)
+        self.loss, self.select_on_gold = loss, select_on_gold
+        self._held_out: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def backward_pass(self, batch: Batch, parts: tuple[Tensor, ...], progress: float) -> tuple[Tensor, Watched]:
+        if len(batch.micro) > 1 and needs_whole_batch(self.loss):
+            return self._two_passes(batch, parts, progress), {}
+        return self._one_pass(batch, parts, progress), {}
+
+    def _one_pass(self, batch: Batch, parts: tuple[Tensor, ...], progress: float) -> Tensor:
+        total = torch.zeros((), device=self.device)
+        for i, (inputs, part) in enumerate(zip(batch.micro, parts, strict=True)):
+            with self._synchronised(i == len(parts) - 1):
+                logits = oriented(self.scorer(inputs), batch.first[part])
+                loss = self._objective(logits, batch.targets[part], batch.weight[part], batch.total, progress)
+                self.manual_backward(loss)
+            total += loss.detach()
+        return total
+
+    def _two_passes(self, batch: Batch, parts: tuple[Tensor, ...], progress: float) -> Tensor:
+        """A whole-batch loss over micro-batches: first all logits, then each micro-batch's share of the gradient."""
+        states = []
+        logits = []
+        with torch.no_grad():
+            for inputs, part in zip(batch.micro, parts, strict=True):
+                states.append(_random_state())  # with dropout, both passes must draw the same masks
+                logits.append(oriented(self.scorer(inputs), batch.first[part]))
+        leaf = torch.cat(logits).requires_grad_()
+        loss = self._objective(leaf, batch.targets, batch.weight, batch.total, progress)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        for i, (inputs, part) in enumerate(zip(batch.micro, parts, strict=True)):
+            with self._synchronised(i == len(parts) - 1):
+                _set_random_state(states[i])
+                again = oriented(self.scorer(inputs), batch.first[part])
+                self.manual_backward((again * gradient[part]).sum())
+        return loss.detach()
+
+    def _objective(self, logits: Tensor, targets: Tensor, weight: Tensor, total: int, progress: float) -> Tensor:
+        """This device's share of the mean loss over the global batch, times the number of devices (which average)."""
+        world = self.trainer.world_size
+        if world > 1 and needs_whole_batch(self.loss):
+            per_example = self._loss_over_all_devices(logits, targets, weight, progress)
+        else:
+            real = weight > 0
+            per_example = torch.zeros_like(weight, dtype=torch.float32)
+            per_example[real] = self.loss(logits[real], targets[real], progress).float()
+        return (per_example * weight).sum() * world / total
+
+    def _loss_over_all_devices(self, logits: Tensor, targets: Tensor, weight: Tensor, progress: float) -> Tensor:
+        everyone = [self.all_gather(x) for x in (logits.detach(), targets, weight)]  # [world, b, ...]
+        mine = self.global_rank
+        all_logits = torch.cat([logits if r == mine else everyone[0][r] for r in range(len(everyone[0]))])
+        all_targets, all_weight = everyone[1].flatten(0, 1), everyone[2].flatten()
+        real = all_weight > 0
+        per_example = torch.zeros_like(all_weight, dtype=torch.float32)
+        per_example[real] = self.loss(all_logits[real], all_targets[real], progress).float()
+        return per_example[mine * len(weight) : (mine + 1) * len(weight)]
+
+    # -- held-out rows: early stopping and model selection ------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, _index: int) -> None:
+        logits = oriented(self.scorer(batch.micro[0]), batch.first)
+        targets = batch.targets
+        if self.select_on_gold:
+            targets = hard_logits(batch.gold, logits.shape[1])
+        gathered = [self.all_gather(x) for x in (logits, targets, batch.weight)]
+        if self.trainer.world_size > 1:
+            gathered = [x.flatten(0, 1) for x in gathered]
+        self._held_out.append(tuple(gathered))
+
+    def on_validation_epoch_end(self) -> None:
+        if not self._held_out:
+            return
+        logits, targets, weight = (torch.cat(x) for x in zip(*self._held_out, strict=True))
+        self._held_out.clear()
+        loss = cross_entropy if self.select_on_gold else self.loss
+        held_out = loss(logits[weight > 0], targets[weight > 0], 1.0).mean()
+        self.log("held_out_loss", held_out, prog_bar=True, logger=False)  # for early stopping and selection
+        self._point({"held_out_loss": float(held_out)})
+
+
+def _random_state() -> list[Tensor]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *cuda]
+
+
+def _set_random_state(state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0].cpu())
+    if torch.cuda.is_available() and len(state) - 1 == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state[1:]])
+
+
+class ReadingModule(L.LightningModule):
+    """Runs a frozen model over rows: ``read(inputs)`` per micro-batch gives [b, ...] values, or `Found`; kept in fp32.
+
+    `predict_step` returns the rows' places in the examples, what was found, and the useful and padded tokens.
+    """
+
+    def __init__(self, model: nn.Module, read: Callable[[dict[str, Tensor]], Tensor | Found]):
+        super().__init__()
+        self.model = model
+        self._read = read
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    def predict_step(self, batch: Batch, _index: int) -> dict[str, Any]:
+        real = batch.weight > 0
+        found = self._read(batch.micro[0])
+        found = (found if isinstance(found, Found) else Found(found)).take(real)
+        return {
+            "index": batch.index[real].cpu(),
+            "values": found.values.float().cpu(),
+            "sizes": None if found.sizes is None else found.sizes.cpu(),
+            "flags": None if found.flags is None else found.flags.cpu(),
+            "useful": batch.useful if found.useful is None else found.useful,
+            "padded": batch.padded if found.padded is None else found.padded,
+        }

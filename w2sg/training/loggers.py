@@ -1,0 +1,197 @@
+"""Curves to CSV, TensorBoard or Weights & Biases: one run per command, every curve under its stage's name."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from w2sg.config.schema import TrainConfig
+from w2sg.errors import UserError
+from w2sg.printable import printable
+
+log = logging.getLogger(__name__)
+
+
+class Curves(CSVLogger):
+    """CSV files of a run's curves, which end where they cannot be written: the run goes on, and says so once."""
+
+    said = False
+
+    def save(self) -> None:
+        try:
+            super().save()
+        except OSError as error:
+            if not Curves.said:
+                Curves.said = True
+                log.warning("curves cannot be written to %s (%s); the run goes on", self.log_dir, error.strerror)
+
+
+class StageLogger(Logger):
+    """A stage's view of the run's one W&B run: ``<stage>/<curve>`` over ``<stage>/step``."""
+
+    def __init__(self, run: Any, stage: str):
+        super().__init__()
+        self._run, self._stage = run, stage
+        run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+
+    @property
+    def name(self) -> str:
+        return self._stage
+
+    @property
+    def version(self) -> str:
+        return self._run.id
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self._run.log({f"{self._stage}/{k}": v for k, v in metrics.items()} | {f"{self._stage}/step": step})
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run's configuration is logged once, by `Loggers`."""
+
+
+def _names(config: TrainConfig) -> tuple[str, str, str]:
+    """Method, dataset and loss: a run's tags."""
+    functions = (config.method["_target_"], config.loss["_target_"])
+    method, loss = (target.rpartition(".")[2] for target in functions)
+    return method, config.dataset.name, loss
+
+
+def _group(config: TrainConfig) -> str:
+    """What losses and seeds of one comparison share; W&B takes 128 characters."""
+    weak, strong = (role.name.rstrip("/").rpartition("/")[2] for role in (config.weak, config.strong))
+    return f"{config.dataset.name}: {weak} -> {strong}"[:128]
+
+
+def _mode(typed: str | None) -> str:
+    """Whether W&B sends what it is told; old names of its modes included."""
+    mode = typed or os.environ.get("WANDB_MODE") or "online"
+    return {"dryrun": "offline", "run": "online"}.get(mode, mode)
+
+
+def _brief(error: Exception) -> str:
+    """An error of a library in one line."""
+    return " ".join(printable(str(error)).split())[:300] or type(error).__name__
+
+
+class Loggers:
+    """Gives every stage its logger, and closes the run's dashboards with what came out.
+
+    Args:
+        config: the run's configuration, shown in W&B.
+        out: the run's folder.
+        main: whether this process writes.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, main: bool):
+        self.options, self.out = config.logger, out
+        self.wandb = self._start_wandb(config) if config.logger.kind == "wandb" and main else None
+
+    def _start_wandb(self, config: TrainConfig) -> Any:
+        """The W&B run. What is typed counts, then what W&B's environment variables say, then our defaults."""
+        options, there = self.options, os.environ
+        own = {
+            "project": ("WANDB_PROJECT", options.project, "w2sg"),
+            "entity": ("WANDB_ENTITY", options.entity, None),
+            "mode": ("WANDB_MODE", options.mode, None),
+            "group": ("WANDB_RUN_GROUP", options.group, _group(config)),
+            "name": ("WANDB_NAME", None, printable(self.out.name)[:128]),
+            # a resumed run goes on; an agent of a sweep gives its runs ids of its own
+            "id": ("WANDB_RUN_ID", None, hashlib.sha256(os.fsencode(self.out.resolve())).hexdigest()[:16]),
+            "dir": ("WANDB_DIR", None, str(self.out)),
+            "resume": ("WANDB_RESUME", None, "allow" if _mode(options.mode) == "online" else None),
+        }
+        given = {key: typed or (None if there.get(name) else ours) for key, (name, typed, ours) in own.items()}
+        tags = [*(name[:64] for name in _names(config)), *options.tags, *there.get("WANDB_TAGS", "").split(",")]
+        try:
+            import wandb
+
+            return wandb.init(
+                **given,
+                tags=list(dict.fromkeys(filter(None, tags))),
+                config=config.model_dump(by_alias=True),
+                settings=wandb.Settings(silent=True),
+            )
+        except Exception as error:  # wandb raises its own, requests' and plain errors here
+            raise UserError(
+                f"logger: Weights & Biases could not start ({_brief(error)}); `wandb login` first, or use "
+                "logger.mode=offline, or logger=csv"
+            ) from error
+
+    def stage(self, name: str) -> Logger | None:
+        """The Lightning logger of one stage, or None."""
+        match self.options.kind:
+            case "csv":
+                return Curves(self.out, name="csv", version=name)
+            case "tensorboard":
+                return TensorBoardLogger(self.out, name="tensorboard", version=name)
+            case "wandb" if self.wandb is not None:
+                return StageLogger(self.wandb, name)
+        return None
+
+    def summarise(
+        self,
+        report: dict[str, Any],
+        predictions: dict[str, list],
+        files: list[Path],
+        replies: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """Put accuracies and PGR into the dashboard's summary; log the page, the predictions and what was written.
+
+        The report is on the disk by now: what W&B refuses is said, and the run ends as it would without it.
+        """
+        if self.wandb is None:
+            return
+        try:
+            self._summarise(report, predictions, files, replies)
+        except Exception as error:  # as at its start
+            log.warning("Weights & Biases did not take the report (%s); it is in %s", _brief(error), self.out)
+
+    def _summarise(
+        self,
+        report: dict[str, Any],
+        predictions: dict[str, list],
+        files: list[Path],
+        replies: list[dict[str, Any]] | None,
+    ) -> None:
+        import wandb
+
+        for model, values in report["metrics"].items():
+            self.wandb.summary.update({f"{model}/{k}": v for k, v in values.items() if isinstance(v, float)})
+        self.wandb.summary.update({f"pgr/{k}": v for k, v in report.get("pgr", {}).items() if v is not None})
+        for split in ("test", "transfer"):
+            for part in ("gain", "misfit", "remainder"):
+                if part in report["diagnostics"].get(split, {}):
+                    self.wandb.summary[f"{split}/{part}"] = report["diagnostics"][split][part]["value"]
+        for system, found in report.get("text", {}).get("systems", {}).items():
+            values = {name: found[name]["value"] for name in ("reward", "kl_per_token", "perplexity") if name in found}
+            values |= {f"wins_over_{k}": v["win_rate"]["value"] for k, v in found.get("against", {}).items()}
+            values["tokens"] = found["length"]["mean"]
+            self.wandb.summary.update({f"{system}/{name}": value for name, value in values.items()})
+        if replies:
+            names = list(dict.fromkeys(name for row in replies for name in row))
+            self.wandb.log(
+                {"samples": wandb.Table(columns=names, data=[[row.get(name) for name in names] for row in replies])}
+            )
+        rows = list(zip(*predictions.values(), strict=True))
+        self.wandb.log({"predictions": wandb.Table(columns=list(predictions), data=[list(row) for row in rows])})
+        kept = wandb.Artifact(f"report-{self.wandb.id}", type="report")
+        for file in files:
+            if file.suffix == ".html":
+                self.wandb.log({"report": wandb.Html(file.read_text(encoding="utf-8"), inject=False)})
+            kept.add_file(str(file))
+        self.wandb.log_artifact(kept)
+
+    def finish(self, failed: bool) -> None:
+        """Close the dashboards; a failed run is marked as failed."""
+        if self.wandb is not None:
+            try:
+                self.wandb.finish(exit_code=1 if failed else 0)
+            except Exception as error:  # as at its start
+                log.warning("Weights & Biases could not close its run (%s)", _brief(error))

@@ -1,0 +1,283 @@
+"""The units of work: fit a model, or read rows with one. Cached by content, resumable, on one device or many."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from w2sg import stops
+from w2sg.config.schema import FitOptions
+from w2sg.data.loading import Examples, StageData
+from w2sg.errors import UserError
+from w2sg.store.shards import Found, Shards
+from w2sg.store.store import REFERENCE, SCRATCH, Store, read_json, write_json
+from w2sg.training.checkpoints import Checkpoints, SealedFiles
+from w2sg.training.devices import Devices
+from w2sg.training.label_modules import FitModule, ReadingModule
+from w2sg.training.sharding import large, load_weights, unshard
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class FitJob:
+    """What `Stages.fit` trains.
+
+    Attributes:
+        scorer: a module with ``forward(inputs)`` and ``save(folder)``.
+        module: ``(scorer, options, total_steps, every) -> FitModule``, which is the objective.
+        train, held_out: rows; ``held_out`` (or None) decides early stopping and the best epoch.
+        notes: anything the report should know (clamped labels, truncated texts, ...).
+    """
+
+    scorer: nn.Module
+    module: Callable[..., FitModule]
+    train: Examples
+    held_out: Examples | None
+    options: FitOptions
+    seed: int
+    micro_batch: int | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ReadJob:
+    """What `Stages.read` runs: ``read(inputs)`` of a frozen model over the rows of ``examples``.
+
+    Attributes:
+        read: gives [b, ...] values, or `Found` where rows have several each.
+        rows: in one forward and on one device; None fills it up to a number of tokens.
+        whole: the model is held whole on each device, however the fits are cut.
+    """
+
+    model: nn.Module
+    read: Callable[[dict[str, Tensor]], Tensor | Found]
+    examples: Examples
+    notes: dict[str, Any] = field(default_factory=dict)
+    rows: int | None = None
+    whole: bool = False
+
+
+@dataclass
+class StageRecord:
+    """One line of the report's stage list."""
+
+    name: str
+    key: str
+    cached: bool
+    seconds: float
+    tokens: int
+    useful_token_fraction: float | None
+    info: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if k != "info"}
+
+
+class Stages:
+    """Runs stages through a store and keeps the list of what was done.
+
+    Args:
+        store: where outputs live.
+        devices: who works.
+        logger: ``stage name -> Lightning logger or None``.
+        checkpoint_minutes: between checkpoints inside a fit; 0 writes one every step.
+        curve_every: optimizer steps between points of a loss curve.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        devices: Devices,
+        logger: Callable[[str], Any],
+        checkpoint_minutes: float,
+        curve_every: int,
+    ):
+        self.store, self.devices, self.logger = store, devices, logger
+        self.checkpoint_minutes, self.curve_every = checkpoint_minutes, curve_every
+        self.records: list[StageRecord] = []
+        self.said: list[str] = []  # of the run's models, what the report has to repeat
+        self._walked: set[str] = set()  # stages that this run has asked for before
+        self._making: list[dict[str, None]] = []  # of each stage that is being made: those it has asked for
+
+    # -- fit ----------------------------------------------------------------------------------------------------------
+
+    def fit(self, name: str, key: dict[str, Any], make: Callable[[], FitJob]) -> Path:
+        """Train a model, or find it trained. Returns the stage's folder, which holds ``model/`` and ``curve.json``."""
+        return self._stage(name, key, lambda part, hold: self._fit(name, make, part, hold))
+
+    def _fit(self, name: str, make: Callable[[], FitJob], part: Path, hold: stops.Deferral) -> dict[str, Any]:
+        job = make()
+        options = job.options
+        data = StageData(
+            train=job.train,
+            held_out=job.held_out,
+            batch_size=options.batch_size,
+            micro_batch=job.micro_batch,
+            eval_tokens=self.devices.eval_tokens,
+            seed=job.seed,
+        )
+        steps = -(-len(job.train) // options.batch_size) * options.epochs
+        module = job.module(job.scorer, options, steps, self.curve_every)
+        files = SealedFiles()
+        kept = Checkpoints(part / SCRATCH, files, 60.0 * self.checkpoint_minutes, job.held_out is not None, hold)
+        callbacks: list[L.Callback] = [kept]
+        if job.held_out is not None and options.patience is not None:
+            callbacks.append(EarlyStopping("held_out_loss", patience=options.patience, min_delta=0.0))
+        if self.devices.shards and not large(job.scorer):
+            log.info("%s: too small to be cut over the devices; each holds all of it", name)
+        trainer = self.devices.trainer(
+            large(job.scorer),
+            files,
+            max_epochs=options.epochs,
+            callbacks=callbacks,
+            logger=self.logger(name) or False,
+            limit_val_batches=None if job.held_out is not None else 0,
+            enable_checkpointing=True,
+        )
+        found = self.devices.agree(kept.resumable(name) if self.devices.main else None)
+        try:
+            trainer.fit(module, data, ckpt_path=None if found is None else str(found[0]), weights_only=True)
+        except UserError as error:
+            raise type(error)(f"{name}: {error}") from error
+        module._check_now()
+        chosen = None
+        if (best := self.devices.agree(kept.best)) is not None:
+            state = torch.load(part / SCRATCH / best, map_location="cpu", mmap=True, weights_only=True)
+            load_weights(module, state["state_dict"])
+            chosen = state["epoch"] + 1
+        if self.devices.shards and large(job.scorer):
+            unshard(job.scorer)
+        tokens, padded, examples = (self.devices.total(module.counts[k]) for k in ("useful", "padded", "examples"))
+        if self.devices.main:
+            job.scorer.save(part / "model")
+            write_json(part / "curve.json", module.curve)
+        return {
+            "seconds": module.seconds_so_far,
+            "tokens": int(tokens),
+            "padded_tokens": int(padded),
+            "examples": int(examples),
+            "steps": trainer.global_step,
+            "best_epoch": chosen,
+            **job.notes,
+        }
+
+    # -- read ---------------------------------------------------------------------------------------------------------
+
+    def read(self, name: str, key: dict[str, Any], make: Callable[[], ReadJob]) -> Path:
+        """Run a frozen model over rows, or find it done. The folder holds ``values.safetensors`` and ``ids.json``."""
+        return self._stage(name, key, lambda part, _: self._read(make, part))
+
+    def _read(self, make: Callable[[], ReadJob], part: Path) -> dict[str, Any]:
+        job = make()
+        scratch = part / SCRATCH
+        done = self.devices.agree(Shards.done(scratch) if self.devices.main else None)
+        todo = np.setdiff1d(np.arange(len(job.examples)), done)
+        if len(done):
+            log.info("%d of %d rows were read before", len(done), len(job.examples))
+        if len(todo):
+            module = ReadingModule(job.model, job.read)
+            writer = Shards(scratch, self.devices.rank, todo)
+            cut = large(job.model) and not job.whole
+            trainer = self.devices.trainer(cut, callbacks=[writer], logger=False, enable_checkpointing=False)
+            score = job.examples.take(todo)
+            data = StageData(score=score, eval_tokens=self.devices.eval_tokens, eval_rows=job.rows)
+            trainer.predict(module, data, return_predictions=False)
+        self.devices.wait()
+        counts: dict[str, Any] = {}
+        if self.devices.main:
+            tensors, counts = Shards.join(scratch, len(job.examples), self.devices.world)
+            save_file(tensors, part / "values.safetensors")
+            write_json(part / "ids.json", job.examples.ids)
+        return {"examples": len(job.examples), **counts, **job.notes}
+
+    # -- any stage ----------------------------------------------------------------------------------------------------
+
+    def compute(self, name: str, key: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> Path:
+        """Anything small and deterministic: ``work(folder)`` writes files (on rank 0) and returns its info."""
+
+        def timed(part: Path, _: stops.Deferral) -> dict[str, Any]:
+            begun = time.perf_counter()
+            info = work(part) if self.devices.main else {}
+            return {"seconds": time.perf_counter() - begun, **info}
+
+        return self._stage(name, key, timed)
+
+    def _stage(self, name: str, key: dict[str, Any], work: Callable[[Path, stops.Deferral], dict[str, Any]]) -> Path:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(stops.heard())
+            hold = stack.enter_context(stops.Deferral())
+            claim = stack.enter_context(self.store.claim(name, key)) if self.devices.main else None
+            path, part, cached = self.devices.agree(
+                (claim.path, claim.part, claim.cached) if claim is not None else None
+            )
+            if not cached:
+                self._announce(name, key, path)
+                self._making.append({})
+                try:
+                    info = work(part, hold)
+                finally:
+                    asked = list(self._making.pop())
+                hold.begin()  # what is done is sealed before a signal is heeded
+                self.devices.wait()
+                if claim is not None:
+                    claim.seal({**info, "rests_on": asked} if asked else info)
+            info = self.devices.agree(claim.info if claim is not None else None)
+        for making in self._making:
+            making |= dict.fromkeys([*info.get("rests_on", ()), path.name])
+        tokens, padded = info.get("tokens", 0), info.get("padded_tokens", 0)
+        fraction = tokens / padded if padded else None
+        seconds = float(info.get("seconds", 0.0))
+        if path.name in self._walked:
+            return path
+        for other in info.get("rests_on", ()):
+            self._recall(other)
+        self._walked.add(path.name)
+        self.records.append(StageRecord(name, path.name, cached, seconds, tokens, fraction, info))
+        if self.devices.main:
+            log.info("%s: %s", name, "from the store" if cached else f"done in {seconds:.1f} s")
+        return path
+
+    def _recall(self, folder: str) -> None:
+        """A stage that one from the store was made from, while it is there itself: the run rests on it, too."""
+        if folder in self._walked or not (self.store.root / folder).is_dir():
+            return
+        self._walked.add(folder)
+        self.records.append(StageRecord(folder.rpartition("-")[0], folder, True, 0.0, 0, None, {}))
+
+    def _announce(self, name: str, key: dict[str, Any], path: Path) -> None:
+        if not self.devices.main:
+            return
+        near = self.store.nearest(name, key)
+        why = ""
+        if near is not None:
+            other, differences = near
+            # what hangs on another stage differs with it, and that one has said why
+            differences = [d for d in differences if not all(REFERENCE.fullmatch(str(value)) for value in d[1:])]
+            shown = ", ".join(f"{k}: {theirs} -> {ours}" for k, theirs, ours in differences[:3])
+            if shown:
+                why = f" ({other} differs in {shown}{', ...' if len(differences) > 3 else ''})"
+        log.info("%s: working on %s%s", name, path.name, why)
+
+
+def load_values(folder: Path) -> tuple[list[str], Tensor]:
+    """Ids and values of a finished read stage."""
+    ids, tensors = load_found(folder)
+    return ids, tensors["values"]
+
+
+def load_found(folder: Path) -> tuple[list[str], dict[str, Tensor]]:
+    """Ids, values, and sizes and flags where there are any, of a finished read stage."""
+    return read_json(folder / "ids.json"), load_file(folder / "values.safetensors")

@@ -1,0 +1,171 @@
+"""The LightningModules of language-model objectives: supervised fine-tuning, preferences, weak-to-strong targets.
+
+A micro-batch of `w2sg.data.completions` goes through one forward, which returns the log-probabilities of its M reply
+tokens. Means are over the global batch, however it is cut into micro-batches and devices.
+
+Shapes: b examples, n replies in each (chosen first), M reply tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from w2sg.config.schema import FitOptions
+from w2sg.data.completions import per_reply
+from w2sg.data.loading import Batch
+from w2sg.losses import preferences as preference
+from w2sg.training.label_modules import FitModule, Watched
+
+
+class ReplyModule(FitModule):
+    """A loss per reply or per token of a language model's own log-probabilities. An objective is `losses`."""
+
+    def __init__(self, scorer: nn.Module, options: FitOptions, total_steps: int, every: int = 10):
+        super().__init__(scorer, options, total_steps, every)
+        self._held_out: list[Tensor] = []
+
+    def losses(self, inputs: dict[str, Tensor], batch: Batch, part: Tensor) -> tuple[Tensor, Tensor, Watched]:
+        """Losses of a micro-batch: [k] sums, [k] what they are divided by in the global batch, things to watch [b]."""
+        raise NotImplementedError
+
+    def backward_pass(self, batch: Batch, parts: tuple[Tensor, ...], progress: float) -> tuple[Tensor, Watched]:
+        world = self.trainer.world_size
+        total, watched = torch.zeros((), device=self.device), []
+        for i, (inputs, part) in enumerate(zip(batch.micro, parts, strict=True)):
+            with self._synchronised(i == len(parts) - 1):
+                sums, of, seen = self.losses(inputs, batch, part)
+                loss = (sums / of).sum() * world
+                self.manual_backward(loss)
+            total += loss.detach()
+            watched.append({k: (v.detach(), w) for k, (v, w) in seen.items()})
+        joined = {k: tuple(torch.cat(x) for x in zip(*(s[k] for s in watched), strict=True)) for k in watched[0]}
+        return total, joined
+
+    def validation_step(self, batch: Batch, _index: int) -> None:
+        part = torch.arange(len(batch.ids), device=self.device)
+        sums, of, _ = self.losses(batch.micro[0], batch, part)
+        found = torch.stack([sums, torch.as_tensor(of, device=self.device, dtype=sums.dtype).expand_as(sums)])
+        if self.trainer.world_size > 1:  # what a batch is divided by is known on every device
+            found = torch.stack([self.all_gather(found[0]).sum(0), found[1]])
+        self._held_out.append(found)
+
+    def on_validation_epoch_end(self) -> None:
+        if not self._held_out:
+            return
+        sums, of = torch.stack(self._held_out).sum(0)
+        self._held_out.clear()
+        held_out = (sums / of).sum()
+        self.log("held_out_loss", held_out, prog_bar=True, logger=False)
+        self._point({"held_out_loss": float(held_out)})
+
+
+class SupervisedModule(ReplyModule):
+    """Supervised fine-tuning on replies alone: the mean negative log-likelihood of all reply tokens of a batch.
+
+    Args:
+        confidence: weight of the model's own likeliest token against the given one, for Burns et al.'s auxiliary
+            confidence loss (arXiv 2312.09390) on language-model tokens; 0 is plain fine-tuning.
+    """
+
+    def __init__(
+        self, scorer: nn.Module, options: FitOptions, total_steps: int, every: int = 10, *, confidence: float = 0.0
+    ):
+        super().__init__(scorer, options, total_steps, every)
+        self.confidence = confidence
+
+    def losses(self, inputs: dict[str, Tensor], batch: Batch, part: Tensor) -> tuple[Tensor, Tensor, Watched]:
+        weight = batch.weight[part][inputs["owner"]]
+        if self.confidence:
+            given, own = self.scorer(inputs, top=True).unbind(1)
+            tokens = preference.auxiliary_confidence(given, own, self.confidence)
+        else:
+            given = self.scorer(inputs)
+            tokens = -given
+        return (tokens * weight).sum()[None], torch.tensor([sum(batch.sizes)], device=weight.device), {}
+
+
+class PreferenceModule(ReplyModule):
+    """Direct preference optimisation with any loss of `w2sg.losses.preferences`; targets are the reference's sums [b, 2].
+
+    Args:
+        loss: ``(policy [b, 2], reference [b, 2], lengths [b, 2]) -> [b]``.
+        beta: scale of the rewards that are watched.
+        supervised: weight of the chosen replies' negative log-likelihood beside the loss.
+        supervised_mean: ``sequence`` divides it by each reply's length, then by pairs (RPO); ``token`` by all tokens of
+            chosen replies in the batch.
+        reference_free: rewards are of the log-probabilities themselves. per_token: of their means over tokens.
+    """
+
+    def __init__(
+        self,
+        scorer: nn.Module,
+        options: FitOptions,
+        total_steps: int,
+        every: int = 10,
+        *,
+        loss: Callable[..., Tensor],
+        beta: float,
+        supervised: float = 0.0,
+        supervised_mean: str = "sequence",
+        reference_free: bool = False,
+        per_token: bool = False,
+    ):
+        super().__init__(scorer, options, total_steps, every)
+        self.loss, self.beta, self.reference_free, self.per_token = loss, beta, reference_free, per_token
+        self.supervised, self.supervised_mean = supervised, supervised_mean
+
+    def losses(self, inputs: dict[str, Tensor], batch: Batch, part: Tensor) -> tuple[Tensor, Tensor, Watched]:
+        sizes, weight, reference = inputs["sizes"], batch.weight[part], batch.targets[part]
+        policy = per_reply(self.scorer(inputs), inputs["owner"], sizes)
+        sums = [(self.loss(policy, reference, sizes) * weight).sum()]
+        of = [batch.total]
+        if self.supervised:
+            each = preference.supervised(policy[:, 0], sizes[:, 0])
+            if self.supervised_mean == "token":
+                each, divisor = each * sizes[:, 0], batch.sizes[0]
+            else:
+                divisor = batch.total
+            sums.append(self.supervised * (each * weight).sum())
+            of.append(divisor)
+        base = torch.zeros_like(reference) if self.reference_free else reference
+        sums_now = policy.detach()
+        over = sizes.clamp(min=1) if self.per_token else torch.ones_like(sizes)
+        seen = preference.reward_metrics(sums_now / over, base / over, sizes, self.beta)
+        seen |= {"logps/chosen": sums_now[:, 0], "logps/rejected": sums_now[:, 1]}
+        watched = {name: (values.float(), weight) for name, values in seen.items()}
+        return torch.stack(sums), torch.tensor(of, device=policy.device), watched
+
+
+class WeakTargetModule(ReplyModule):
+    """WSPO (arXiv 2410.18640): the strong model's change is to be the weak model's, token by token.
+
+    ``columns`` of the inputs: the log-probabilities of the strong model before training, and of the weak model after
+    and before its alignment.
+
+    Args:
+        gamma: factor on the strong model's change.
+    """
+
+    def __init__(self, scorer: nn.Module, options: FitOptions, total_steps: int, every: int = 10, *, gamma: float):
+        super().__init__(scorer, options, total_steps, every)
+        self.gamma = gamma
+
+    def losses(self, inputs: dict[str, Tensor], batch: Batch, part: Tensor) -> tuple[Tensor, Tensor, Watched]:
+        strong, aligned, untuned = inputs["columns"].unbind(1)
+        each = preference.wspo(
+            self.scorer(inputs), strong, aligned, untuned, inputs["owner"], inputs["sizes"].numel(), gamma=self.gamma
+        )
+        return (each * batch.weight[part]).sum()[None], torch.tensor([batch.total], device=each.device), {}
+
+
+def objective(module: type[ReplyModule], **settings: Any) -> Callable[..., ReplyModule]:
+    """A module class with its settings, as `w2sg.training.stages.FitJob` takes it."""
+
+    def make(scorer: nn.Module, options: FitOptions, total_steps: int, every: int) -> ReplyModule:
+        return module(scorer, options, total_steps, every, **settings)
+
+    return make
