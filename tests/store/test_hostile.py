@@ -440,7 +440,7 @@ def test_a_damaged_checkpoint_costs_what_was_done_since_the_one_before(damaged, 
     assert "is damaged and removed" in caplog.text
 
 
-# -- the whole: python tests/store/test_hostile.py --minutes 10 --------------------------------------------------------------
+# -- the whole: python tests/store/test_hostile.py --minutes 10 -------------------------------------------------------
 
 
 def command(out: Path, data: Path, model: Path, *more: str) -> list[str]:

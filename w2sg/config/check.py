@@ -1,7 +1,7 @@
 """A run's configuration: the two roles of a model file, the name of a run, and the check before any work.
 
-`check` reports every problem of a configuration at once, before anything is downloaded or trained; `w2sg.config.schema` says
-what may stand where.
+`check` reports every problem of a configuration at once, before anything is downloaded or trained; `w2sg.config.schema`
+says what may stand where.
 """
 
 from __future__ import annotations

@@ -188,8 +188,8 @@ def compare(annotations: list[Annotation], known: dict[str, dict[str, set[str]]]
     """Win rates of all pairs of generators.
 
     Two replies that were judged more than once, in both orders or by several annotators, count once, by the mean. The
-    length control is that of `w2sg.metrics.replies`, fitted on these prompts alone; AlpacaEval's own has a term for each
-    prompt's difficulty besides, which comes from its leaderboard.
+    length control is that of `w2sg.metrics.replies`, fitted on these prompts alone; AlpacaEval's own has a term for
+    each prompt's difficulty besides, which comes from its leaderboard.
 
     Args:
         known: replies of a run, by which generators are recognised.

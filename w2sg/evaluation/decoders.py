@@ -69,7 +69,8 @@ class Comparison:
         """Measure, and write report.json, samples.parquet and the page.
 
         Args:
-            tax: what `w2sg.evaluation.alignment_tax.alignment_tax` found. kl: what `w2sg.evaluation.divergence.frontier` did.
+            tax: what `w2sg.evaluation.alignment_tax.alignment_tax` found.
+            kl: what `w2sg.evaluation.divergence.frontier` did.
         """
         run = self.run
         measured, rewards, preferred = self._systems(evaluation)

@@ -62,7 +62,8 @@ class MixtureHead(LinearHead):
 
     Only the weights ``a`` are trained, so the class of functions is convex in probabilities, which is what the
     reverse-KL Pythagorean inequality (arXiv 2502.11107, Theorem 2) asks for and a linear head in logits is not.
-    The experts are linear heads trained beforehand (`w2sg.experiment.run.Run.fit`). Returns log-probabilities [B, C] as logits.
+    The experts are linear heads trained beforehand (`w2sg.experiment.run.Run.fit`). Returns log-probabilities
+    [B, C] as logits.
     """
 
     def __init__(self, width: int, pairs: bool, classes: int, experts: int):

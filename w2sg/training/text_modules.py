@@ -89,7 +89,9 @@ class SupervisedModule(ReplyModule):
 
 
 class PreferenceModule(ReplyModule):
-    """Direct preference optimisation with any loss of `w2sg.losses.preferences`; targets are the reference's sums [b, 2].
+    """Direct preference optimisation (DPO) with any loss of `w2sg.losses.preferences`.
+
+    Targets are the reference's sums [b, 2].
 
     Args:
         loss: ``(policy [b, 2], reference [b, 2], lengths [b, 2]) -> [b]``.
