@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ NOT_COMPARED = {"seconds", "versions", "config", "stages", "wait", "waited", "lo
 SIZES = {"ground_truth": 16, "transfer": 16, "test": 10}
 
 
-def commands(folder: Path) -> dict[str, tuple[str, list[str]]]:
+def commands(folder: Path, store: Path) -> dict[str, tuple[str, list[str]]]:
     """Name of a run -> script and what is typed."""
-    models, common = folder / "models", ["trainer=cpu", "logger=none", f"store={folder / 'store'}"]
+    models, common = folder / "models", ["trainer=cpu", "logger=none", f"store={store}"]
     weak, strong = ([f"{role}=hf", f"{role}.name={models / role}"] for role in ("weak", "strong"))
     roles = [*weak, *strong]
     text = [*common, *roles, "weak.max_length=96", "strong.max_length=96"]
@@ -97,7 +98,7 @@ def prepare(folder: Path) -> None:
 
 def walk(folder: Path, out: Path) -> None:
     """Run everything, then gather it."""
-    for name, (script, typed) in commands(folder).items():
+    for name, (script, typed) in commands(folder, out.parent / "store").items():
         run_script(script, *typed, f"out={out}", f"hydra.run.dir={out / name}")
         print(name, flush=True)
     run_script("evaluate.py", f"runs={out}")
@@ -116,28 +117,39 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for place, (a, b) in enumerate(zip(old, new, strict=True)):
             yield from differences(a, b, f"{path}[{place}]")
-    elif old != new and not (isinstance(old, str) and isinstance(new, str) and "/golden" in old and "/again" in new):
+    elif old != new:
         yield f"{path}: {str(old)[:60]} -> {str(new)[:60]}"
 
 
 def compare(folder: Path) -> bool:
-    """Whether the same commands find every stage and give the same numbers; prints what differs."""
-    again, same = folder / "again", True
-    shutil.rmtree(again, ignore_errors=True)
-    walk(folder, again)
-    for name in commands(folder):
-        old, new = (
-            json.loads((folder / part / name / "report.json").read_text("utf-8")) for part in ("golden", "again")
-        )
-        anew = sorted({s["name"] for s in new["stages"] if not s["cached"]})
-        lost = sorted({s["name"] for s in old["stages"]} - {s["name"] for s in new["stages"]})
-        found = list(differences(old, new))
-        same = same and not (anew or lost or found)
-        print(f"{name}: {len(new['stages'])} stages, computed anew: {anew or 'none'}, gone: {lost or 'none'}")
-        for line in found[:20]:
-            print(f"  {line}")
-        if len(found) > 20:
-            print(f"  ... {len(found) - 20} more")
+    """Whether the same commands find every stage and give the same numbers; prints what differs.
+
+    The frozen store is copied first, so that a stage that is computed anew is seen each time.
+    """
+    frozen = (folder / "frozen_at").read_text("utf-8")
+    same = True
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch) / "golden"
+        shutil.copytree(folder / "store", again.parent / "store")
+        walk(folder, again)
+        for name in commands(folder, folder):
+            old, new = (
+                json.loads(text.replace(str(whole), "FOLDER").replace(str(models), "FOLDER"))
+                for whole, models, text in (
+                    (frozen, frozen, (folder / "golden" / name / "report.json").read_text("utf-8")),
+                    (again.parent, folder, (again / name / "report.json").read_text("utf-8")),
+                )
+            )
+            anew = sorted({s["name"] for s in new["stages"] if not s["cached"]})
+            gone = sorted({s["name"] for s in old["stages"]} - {s["name"] for s in new["stages"]})
+            lines = list(differences(old, new))
+            same = same and not (anew or gone or lines)
+            print(f"{name}: {len(new['stages'])} stages, computed anew: {anew or 'none'}, gone: {gone or 'none'}")
+            for line in lines[:20]:
+                print(f"  {line}")
+            if len(lines) > 20:
+                print(f"  ... {len(lines) - 20} more")
+    print("the same" if same else "NOT the same")
     return same
 
 
@@ -146,5 +158,6 @@ if __name__ == "__main__":
     if todo == "freeze":
         prepare(where)
         walk(where, where / "golden")
+        (where / "frozen_at").write_text(str(where), "utf-8")
     else:
         sys.exit(0 if compare(where) else 1)
