@@ -94,7 +94,7 @@ BAD = [  # what was typed, the key that is named, words of the remedy
             "training.hard_label_clamp",
             "set it",
         )
-        for loss in ("rkl", "rce", "conf_rce", "cace", "symmetric", "jeffreys")
+        for loss in ("rkl", "rce", "conf_rce", "symmetric", "jeffreys")
     ),
     (["trainer.devices=0"], "trainer.devices", "use 1 or more"),
     (["trainer.devices=-2"], "trainer.devices", "use 1 or more"),
@@ -222,8 +222,29 @@ def test_devices_that_are_not_there(monkeypatch):
 
 
 def test_smoothed_labels_are_not_hard():
-    hard = ["loss=rkl", "dataset.noise.kind=hard_flip", "dataset.noise.rate=0.1", "training.hard_label_clamp=null"]
-    check(compose(*hard, "training.label_smoothing=0.1"))
+    check(compose("loss=rkl", *HARD, "training.label_smoothing=0.1"))
+
+
+HARD = ["dataset.noise.kind=hard_flip", "dataset.noise.rate=0.1", "training.hard_label_clamp=null"]
+
+
+@pytest.mark.parametrize("loss", ["ce", "kl", "conf_ce", "product", "cace"])
+def test_losses_that_are_finite_on_hard_labels_take_them(loss):
+    check(compose(f"loss={loss}", *HARD))
+
+
+def test_a_loss_from_elsewhere_that_is_marked_is_refused_hard_labels(tmp_path, monkeypatch):
+    (tmp_path / "marked_for_errors.py").write_text(
+        "from w2sg.losses import needs_soft_labels\n"
+        "@needs_soft_labels\n"
+        "def student_first(logits, weak_logits, progress): ...\n"
+        "def reverse_in_name_alone(logits, weak_logits, progress): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (line,) = problems("loss._target_=marked_for_errors.student_first", *HARD)
+    assert line.startswith("training.hard_label_clamp: marked_for_errors.student_first is infinite on hard labels")
+    check(compose("loss._target_=marked_for_errors.student_first"))
+    check(compose("loss._target_=marked_for_errors.reverse_in_name_alone", *HARD))
 
 
 def test_a_loss_from_elsewhere_is_checked_by_its_signature(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from w2sg.losses.labels import (
     forward_kl,
     hard_logits,
     jeffreys,
+    needs_soft_labels,
     needs_whole_batch,
     product,
     reverse_confidence,
@@ -33,6 +34,8 @@ from w2sg.losses.labels import (
     reverse_kl,
     smooth,
     symmetric,
+    takes_hard_labels,
+    whole_batch,
 )
 
 CONF = Path(__file__).parents[2] / "conf" / "loss"
@@ -606,6 +609,14 @@ def test_forward_losses_are_exact_on_hard_labels(loss):
 def test_reverse_losses_refuse_hard_labels(loss):
     with pytest.raises(ValueError, match=r"training\.hard_label_clamp"):
         loss(pair([0.7, 0.1]), torch.tensor([[0.5, 0.0], [0.0, -torch.inf]]))
+
+
+def test_the_marks_of_losses():
+    assert [name(loss) for loss in ALL if not takes_hard_labels(loss)] == [name(loss) for loss in NEEDS_FINITE]
+    for both in (whole_batch(needs_soft_labels(lambda x, y, _: x)), needs_soft_labels(whole_batch(lambda x, y, _: x))):
+        assert needs_whole_batch(partial(both, k=1))
+        assert not takes_hard_labels(partial(both, k=1))
+    assert inspect.signature(reverse_confidence).parameters["form"].default == "A"
 
 
 def test_cace_refuses_only_what_it_would_reverse():

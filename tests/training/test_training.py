@@ -15,7 +15,7 @@ from w2sg.config.check import CONF
 from w2sg.config.schema import FitOptions, TrainerConfig
 from w2sg.data.loading import Examples, Features, StageData
 from w2sg.data.rows import pack
-from w2sg.errors import TrainingError
+from w2sg.errors import TrainingError, UserError
 from w2sg.models.heads import BagOfWords, HashedWords, LinearHead
 from w2sg.stops import Stopped
 from w2sg.store.shards import Shards
@@ -168,6 +168,23 @@ def test_a_loss_that_is_not_finite_stops_the_stage_with_the_ids(tmp_path):
     with pytest.raises(TrainingError, match=r"student: the loss is not finite at step \d of 8, on examples id\d+"):
         work.fit("student", {"a": 1}, lambda: job(broken))
     assert not list((tmp_path / "store").glob("student-????????????????"))  # nothing was sealed
+
+
+def test_a_loss_that_hard_labels_make_infinite_is_told_from_one_that_diverges(tmp_path):
+    def student_first(logits, targets, _progress):
+        return (logits.softmax(-1) * (logits.log_softmax(-1) - targets.log_softmax(-1))).sum(-1)
+
+    hard = job(student_first)
+    rows = hard.train
+    gold = losses.hard_logits(rows.gold, 2)
+    hard.train = Examples(rows.inputs, rows.ids, rows.first, gold, rows.gold)
+    with pytest.raises(TrainingError, match=r"infinite on hard labels.*mark it @w2sg\.losses\.needs_soft_labels"):
+        stages(tmp_path).fit("student", {"hard": 1}, lambda: hard)
+    with pytest.raises(TrainingError, match="Lower the learning rate"):
+        stages(tmp_path).fit("student", {"hard": 2}, lambda: job(lambda x, _, __: student_first(x, x, 0) * torch.nan))
+    hard.module = partial(hard.module, loss=losses.needs_soft_labels(student_first))
+    with pytest.raises(UserError, match=r"training\.hard_label_clamp: this loss is infinite on hard labels"):
+        stages(tmp_path).fit("student", {"hard": 3}, lambda: hard)
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path):

@@ -341,14 +341,9 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
         problems.append("decoder: read by `python evaluate.py decoder=...` alone; leave it out")
     if container.get("refine") is not None and not (isinstance(method, dict) and "refine" in method):
         problems.append("refine: read by method=refine alone; add that, or leave refine out")
-    loss = container.get("loss")
-    target = str(loss.get("_target_", "")) if isinstance(loss, dict) else ""
-    reverse = any(word in target for word in ("reverse", "cace", "symmetric", "jeffreys"))
     hard = dataset is not None and dataset.noise.kind == "hard_flip" and dataset.noise.rate > 0
-    if reverse and hard and training and training.hard_label_clamp is None and training.label_smoothing == 0:
-        problems.append(
-            "training.hard_label_clamp: hard labels have infinite reverse losses; set it (0.001 is the paper's gamma)"
-        )
+    if hard and training and training.hard_label_clamp is None and training.label_smoothing == 0:
+        problems += _hard_label_problems(container.get("loss"))
     strong = sections.get("strong")
     if training and strong and training.select_on == "gold" and getattr(training, strong.train).validation == 0:
         problems.append(
@@ -366,6 +361,23 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
                     "adamw, or trainer=ddp"
                 )
     return problems
+
+
+def _hard_label_problems(loss: Any) -> list[str]:
+    """What a loss that is marked `w2sg.losses.needs_soft_labels` says to hard labels."""
+    from w2sg.losses.labels import takes_hard_labels
+
+    target = loss.get("_target_") if isinstance(loss, dict) else None
+    try:
+        taken = not isinstance(target, str) or takes_hard_labels(pkgutil.resolve_name(target))
+    except (ImportError, AttributeError, ValueError):  # as `target_problems` says
+        return []
+    if taken:
+        return []
+    return [
+        f"training.hard_label_clamp: {target} is infinite on hard labels (dataset.noise.kind=hard_flip); set it (0.001 "
+        "is the paper's gamma)"
+    ]
 
 
 def _path_problems(container: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from w2sg.losses.labels import (
     forward_kl,
     hard_logits,
     jeffreys,
+    needs_soft_labels,
     needs_whole_batch,
     product,
     reverse_confidence,
@@ -15,6 +16,7 @@ from w2sg.losses.labels import (
     reverse_kl,
     smooth,
     symmetric,
+    takes_hard_labels,
     whole_batch,
 )
 
@@ -26,6 +28,7 @@ __all__ = [
     "forward_kl",
     "hard_logits",
     "jeffreys",
+    "needs_soft_labels",
     "needs_whole_batch",
     "product",
     "reverse_confidence",
@@ -33,5 +36,6 @@ __all__ = [
     "reverse_kl",
     "smooth",
     "symmetric",
+    "takes_hard_labels",
     "whole_batch",
 ]

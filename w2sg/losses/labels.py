@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Literal
 
 import torch
@@ -35,9 +35,40 @@ def needs_whole_batch(loss: Callable[..., Tensor]) -> bool:
     >>> needs_whole_batch(partial(confidence, alpha=0.75)), needs_whole_batch(cross_entropy)
     (True, False)
     """
+    return getattr(_unbound(loss), "whole_batch", False)
+
+
+def needs_soft_labels(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Marks a loss that is infinite on hard labels, and lets it refuse them.
+
+    Losses from outside w2sg take the same mark. A run whose labels would be hard is then refused before it starts.
+
+    Raises:
+        UserError: from the marked loss, where a weak logit is infinite.
+    """
+
+    @wraps(loss)
+    def soft_labels_only(logits: Tensor, weak_logits: Tensor, *args: object, **options: object) -> Tensor:
+        _refuse_hard(weak_logits)
+        return loss(logits, weak_logits, *args, **options)
+
+    soft_labels_only.soft_labels_only = True
+    return soft_labels_only
+
+
+def takes_hard_labels(loss: Callable[..., Tensor]) -> bool:
+    """Whether a loss, perhaps with options bound by `functools.partial`, is without the mark `needs_soft_labels`.
+
+    >>> takes_hard_labels(partial(confidence, alpha=0.75)), takes_hard_labels(reverse_kl)
+    (True, False)
+    """
+    return not getattr(_unbound(loss), "soft_labels_only", False)
+
+
+def _unbound(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     while isinstance(loss, partial):
         loss = loss.func
-    return getattr(loss, "whole_batch", False)
+    return loss
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -93,6 +124,7 @@ def forward_kl(logits: Tensor, weak_logits: Tensor, progress: float = 1.0) -> Te
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@needs_soft_labels
 def reverse_cross_entropy(logits: Tensor, weak_logits: Tensor, progress: float = 1.0) -> Tensor:
     """Reverse cross entropy CE(s, w): the student may settle on what the weak label likes best.
 
@@ -118,10 +150,10 @@ def reverse_cross_entropy(logits: Tensor, weak_logits: Tensor, progress: float =
         CE(F_sw, F_w) of Definition 2 in arXiv 2502.11107.
     """
     log_s, log_w = _log_probabilities(logits, weak_logits)
-    _refuse_hard(log_w)
     return _cross_entropy(log_s.exp(), log_w)
 
 
+@needs_soft_labels
 def reverse_kl(logits: Tensor, weak_logits: Tensor, progress: float = 1.0) -> Tensor:
     """Reverse KL divergence KL(s || w): `reverse_cross_entropy` less the student's entropy, minimal at s = w only.
 
@@ -147,7 +179,6 @@ def reverse_kl(logits: Tensor, weak_logits: Tensor, progress: float = 1.0) -> Te
         KL(F_sw || F_w) of Definition 1 in arXiv 2502.11107.
     """
     log_s, log_w = _log_probabilities(logits, weak_logits)
-    _refuse_hard(log_w)
     return (log_s.exp() * (log_s - log_w)).sum(-1)
 
 
@@ -204,6 +235,7 @@ def confidence(
 
 
 @whole_batch
+@needs_soft_labels
 def reverse_confidence(
     logits: Tensor,
     weak_logits: Tensor,
@@ -242,7 +274,6 @@ def reverse_confidence(
         "Reve. Conf. CE" in Figure 3 of arXiv 2502.11107.
     """
     log_s, log_w = _log_probabilities(logits, weak_logits)
-    _refuse_hard(log_w)
     coefficient = _coefficient(alpha, warmup, progress)
     hard = _harden(log_s, log_w, threshold)
     if form == "A":
@@ -336,6 +367,7 @@ def cace(
     return torch.where(sure, _cross_entropy(w, log_s), _cross_entropy(log_s.exp(), log_w))
 
 
+@needs_soft_labels
 def symmetric(logits: Tensor, weak_logits: Tensor, progress: float = 1.0, *, a: float = 1.0, b: float = 0.1) -> Tensor:
     """Symmetric cross entropy: a weighted sum of the forward and the reverse cross entropy.
 
@@ -359,10 +391,10 @@ def symmetric(logits: Tensor, weak_logits: Tensor, progress: float = 1.0, *, a: 
         Wang et al. 2019, arXiv 1908.06112; SL_a1_b0.1 in the code of arXiv 2505.24313.
     """
     log_s, log_w = _log_probabilities(logits, weak_logits)
-    _refuse_hard(log_w)
     return a * _cross_entropy(log_w.exp(), log_s) + b * _cross_entropy(log_s.exp(), log_w)
 
 
+@needs_soft_labels
 def jeffreys(logits: Tensor, weak_logits: Tensor, progress: float = 1.0) -> Tensor:
     """Jeffreys divergence: the forward plus the reverse KL divergence, the same in both arguments.
 
@@ -384,7 +416,6 @@ def jeffreys(logits: Tensor, weak_logits: Tensor, progress: float = 1.0) -> Tens
         Jeffreys 1946, doi 10.1098/rspa.1946.0056.
     """
     log_s, log_w = _log_probabilities(logits, weak_logits)
-    _refuse_hard(log_w)
     return ((log_s.exp() - log_w.exp()) * (log_s - log_w)).sum(-1)
 
 
@@ -492,8 +523,8 @@ def _cross_entropy(p: Tensor, log_q: Tensor) -> Tensor:
 def _refuse_hard(log_w: Tensor) -> None:
     if log_w.isinf().any():
         raise UserError(
-            "training.hard_label_clamp: hard labels (0 or 1) have infinite reverse losses; set it, for instance to "
-            "0.001, or soften them with training.label_smoothing"
+            "training.hard_label_clamp: this loss is infinite on hard labels (0 or 1); set it, for instance to 0.001, "
+            "or soften them with training.label_smoothing"
         )
 
 

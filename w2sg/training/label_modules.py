@@ -152,11 +152,17 @@ class FitModule(L.LightningModule):
             if not bool(finite):
                 shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
                 raise TrainingError(
-                    f"the loss is not finite at step {step + 1} of {self.total_steps}, on examples {shown}. Lower the "
-                    "learning rate (strong.lr=, weak.lr=, or method.<stage>.lr.<mode>=), clip gradients "
-                    "(training.<mode>.clip=1.0) or train in float32. Finished stages are kept."
+                    f"the loss is not finite at step {step + 1} of {self.total_steps}, on examples {shown}. "
+                    f"{self.remedy()} Finished stages are kept."
                 )
         self._unchecked.clear()
+
+    def remedy(self) -> str:
+        """What to do about a loss that is not finite."""
+        return (
+            "Lower the learning rate (strong.lr=, weak.lr=, or method.<stage>.lr.<mode>=), clip gradients "
+            "(training.<mode>.clip=1.0) or train in float32."
+        )
 
     def _record(self, batch: Batch, loss: Tensor, norm: Tensor, rate: float, watched: Watched) -> None:
         self.counts["useful"] += batch.useful
@@ -237,6 +243,7 @@ class SoftLabelModule(FitModule):
         super().__init__(scorer, options, total_steps, every)
         self.loss, self.select_on_gold = loss, select_on_gold
         self._held_out: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._infinite_on_hard: Tensor | bool = False  # kept on the device: reading it at each step would wait for it
 
     def backward_pass(self, batch: Batch, parts: tuple[Tensor, ...], progress: float) -> tuple[Tensor, Watched]:
         if len(batch.micro) > 1 and needs_whole_batch(self.loss):
@@ -280,7 +287,21 @@ class SoftLabelModule(FitModule):
             real = weight > 0
             per_example = torch.zeros_like(weight, dtype=torch.float32)
             per_example[real] = self.loss(logits[real], targets[real], progress).float()
+        self._watch_hard_labels(logits.detach(), targets, per_example.detach())
         return (per_example * weight).sum() * world / total
+
+    def _watch_hard_labels(self, logits: Tensor, targets: Tensor, per_example: Tensor) -> None:
+        """Note whether the loss is infinite although the logits are finite, which only its form can bring about."""
+        by_its_form = ~per_example.isfinite() & logits.isfinite().all(-1) & targets.isinf().any(-1)
+        self._infinite_on_hard = self._infinite_on_hard | by_its_form.any()
+
+    def remedy(self) -> str:
+        if not bool(self._infinite_on_hard):
+            return super().remedy()
+        return (
+            "This loss is infinite on hard labels (0 or 1), whatever the learning rate: mark it "
+            "@w2sg.losses.needs_soft_labels, and set training.hard_label_clamp=0.001 or training.label_smoothing=0.01."
+        )
 
     def _loss_over_all_devices(self, logits: Tensor, targets: Tensor, weight: Tensor, progress: float) -> Tensor:
         everyone = [self.all_gather(x) for x in (logits.detach(), targets, weight)]  # [world, b, ...]
