@@ -1,1 +1,5 @@
-"""What may be typed: schema, options, checks, and how Hydra is started."""
+"""What may be typed: options and their defaults, checks, and how Hydra is started."""
+
+from w2sg.config.option import Options, option
+
+__all__ = ["Options", "option"]

@@ -14,7 +14,7 @@ import json
 import os
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from w2sg.config.schema import EvaluateConfig, FitOptions, ModelConfig, Strict, TrainConfig, TrainerConfig
+from w2sg.config.option import Options, hint_of, options_class
+from w2sg.config.schema import EvaluateConfig, FitOptions, ModelConfig, TrainConfig, TrainerConfig
 from w2sg.config.suggest import unknown_key
 from w2sg.errors import ConfigError, UserError
 from w2sg.printable import printable
@@ -151,7 +152,7 @@ def check_evaluate(cfg: Any) -> EvaluateConfig:
     return config
 
 
-def _validate(schema: type[Strict], cfg: Any) -> tuple[Any, dict[str, Any], list[str]]:
+def _validate(schema: type[Options], cfg: Any) -> tuple[Any, dict[str, Any], list[str]]:
     """The typed configuration (None where it is wrong), its plain values, and what is wrong, one line per key."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -197,7 +198,7 @@ def _section(annotation: Any, key: str) -> list[str]:
 
 def _fields(annotation: Any) -> dict[str, Any]:
     """The fields of a section; of several kinds of one, those of all."""
-    if inspect.isclass(annotation) and issubclass(annotation, Strict):
+    if inspect.isclass(annotation) and issubclass(annotation, Options):
         return dict(annotation.model_fields)
     found: dict[str, Any] = {}
     for part in getattr(annotation, "__args__", ()):
@@ -279,6 +280,8 @@ def target_problems(key: str, node: dict[str, Any], tree: Mapping[str, Any] | No
         first = set(signature.bind_partial(*supplied).arguments)
     except TypeError as error:
         return [f"{key}._target_: {target} cannot serve as a {key} ({error}); see those in conf/{key}"]
+    if options_class(function) is not None and "options" not in first:
+        return _type_problems(key, {"": options_class(function)}, {"": given}, tree or {})
     options = {name: p for name, p in signature.parameters.items() if name not in first and p.kind is not p.VAR_KEYWORD}
     takes = ", ".join(options) or "no options"
     problems = []
@@ -289,42 +292,38 @@ def target_problems(key: str, node: dict[str, Any], tree: Mapping[str, Any] | No
         if required and name not in given:
             problems.append(f"{key}.{name}: {target} needs a value; give it with +{key}.{name}=")
     if key != "dataset":  # its keys are in the schema
-        problems += _type_problems(key, function, {k: v for k, v in given.items() if k in options}, tree or {})
+        types = {name: hint_of(function, name) for name in given if name in options}
+        problems += _type_problems(key, types, given, tree or {})
     return problems
 
 
 def _type_problems(
-    key: str, function: Callable[..., Any], options: dict[str, Any], others: Mapping[str, Any]
+    key: str, types: Mapping[str, Any], options: Mapping[str, Any], others: Mapping[str, Any]
 ) -> list[str]:
-    """Options that are not what the function's annotations say; where there are none, nothing is known."""
+    """Options that are not of their types; where there is none, nothing is known.
+
+    Args:
+        key: of the node that has the options.
+        types: name -> type; a class of all options has the name "".
+        options: name -> value.
+        others: the whole configuration.
+    """
     problems = []
-    for name, value in options.items():
+    for name, kind in types.items():
+        value = options[name]
         try:
-            TypeAdapter(_hint(function, name)).validate_python(value, strict=not isinstance(value, list | dict))
+            TypeAdapter(kind).validate_python(value, strict=not isinstance(value, list | dict))
         except ValidationError as error:
             found: dict[str, list[dict[str, Any]]] = {}
             for e in error.errors():
-                typed = (name,) if name in OWN_GROUPS else (key, name)
-                found.setdefault(".".join(filter(None, (*typed, _key(e, value)))), []).append(e)
+                found.setdefault(".".join(filter(None, (name, _key(e, value)))), []).append(e)
             for path, errors in found.items():
-                below = path.split(".")[len(typed) :]
-                section = _section(_hint(function, name), ".".join(below))
-                problems += _explain(path, errors, {**others, key: options}, section)
+                section = _section(kind, path.removeprefix(name).removeprefix("."))
+                full = path if path.partition(".")[0] in OWN_GROUPS else f"{key}.{path}".rstrip(".")
+                problems += _explain(full, errors, {**others, key: value if not name else options}, section)
         except PydanticUserError:  # an annotation that it does not know
             continue
     return problems
-
-
-def _hint(function: Callable[..., Any], parameter: str) -> Any:
-    """A parameter's type, one by one: others may name what only a type checker sees."""
-    found = inspect.signature(function).parameters.get(parameter)
-    annotation = Any if found is None or found.annotation is found.empty else found.annotation
-    if not isinstance(annotation, str):
-        return annotation
-    try:
-        return eval(annotation, getattr(inspect.unwrap(function), "__globals__", {}))
-    except (NameError, AttributeError, TypeError, SyntaxError):
-        return Any
 
 
 def _cross_problems(container: dict[str, Any]) -> list[str]:
@@ -332,7 +331,7 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
     problems = _path_problems(container)
     sections: dict[str, Any] = {}
     for name, field in TrainConfig.model_fields.items():
-        if name in container and inspect.isclass(field.annotation) and issubclass(field.annotation, Strict):
+        if name in container and inspect.isclass(field.annotation) and issubclass(field.annotation, Options):
             with contextlib.suppress(ValidationError):
                 sections[name] = field.annotation.model_validate(container[name])
     training, dataset = sections.get("training"), sections.get("dataset")
@@ -434,9 +433,11 @@ def build(node: dict[str, Any]) -> partial:
     """The function of a ``_target_`` node with its options bound; groups of options as the types that it names."""
     function = pkgutil.resolve_name(node["_target_"])
     options = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
+    if (kind := options_class(function)) is not None:
+        return partial(function, options=kind.model_validate(options))
     for name, value in options.items():
         if isinstance(value, dict):
-            options[name] = TypeAdapter(_hint(function, name)).validate_python(value)
+            options[name] = TypeAdapter(hint_of(function, name)).validate_python(value)
     return partial(function, **options)
 
 

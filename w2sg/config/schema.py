@@ -9,42 +9,31 @@ import importlib.util
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveInt
+
+from w2sg.config.option import Options, option
 
 Fraction = Field(ge=0.0, le=1.0)
 
 
-class Strict(BaseModel):
-    """Unknown keys are errors; nothing is converted that could hide a typing mistake."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
-
-    def rules(self) -> list[str]:
-        """What is wrong between keys that are each in order; one ``"key: what and what to do"`` each."""
-        return []
-
-    @model_validator(mode="after")
-    def _consistent(self):
-        if found := self.rules():
-            raise ValueError("\n".join(found))
-        return self
+Strict = Options  # its name in earlier versions
 
 
 OWN_CHAT = {"chat_template": None, "chat_template_kwargs": None, "thoughts": "strip"}  # of earlier versions
 
 
-class LoraOptions(Strict):
+class LoraOptions(Options):
     r: PositiveInt
     alpha: PositiveInt
     dropout: float = Fraction
     targets: str | list[str]
 
 
-class BowOptions(Strict):
+class BowOptions(Options):
     buckets: PositiveInt
 
 
-class ModelConfig(Strict):
+class ModelConfig(Options):
     """One model in one role; see the comments in conf/model/_base.yaml."""
 
     name: str
@@ -107,24 +96,32 @@ class ModelConfig(Strict):
         return found
 
 
-class Optimization(Strict):
-    """What every kind of training has."""
+class Optimization(Options):
+    """What every kind of training has; the defaults are those of language-model stages."""
 
-    epochs: PositiveInt
-    batch_size: PositiveInt
-    optimizer: Literal["adamw", "adam", "adafactor"]
-    schedule: Literal["cosine", "linear", "constant"]
-    warmup: float = Fraction
-    weight_decay: float = Field(ge=0)
-    clip: float | None = Field(gt=0)
-    validation: float = Field(ge=0.0, lt=1.0)
+    epochs: PositiveInt = option(2, "passes over the examples")
+    batch_size: PositiveInt = option(64, "examples per optimizer step, over all devices and micro-batches")
+    optimizer: Literal["adamw", "adam", "adafactor"] = option(
+        "adamw", "adamw | adam | adafactor; with adam, weight_decay is an L2 penalty on the loss, adamw decouples it"
+    )
+    schedule: Literal["cosine", "linear", "constant"] = option("cosine", "cosine | linear (both to 0) | constant")
+    warmup: float = option(0.1, "part of all steps over which the learning rate rises linearly", ge=0.0, le=1.0)
+    weight_decay: float = option(0.0, "decoupled from the gradient with adamw", ge=0)
+    clip: float | None = option(1.0, "largest gradient norm; null does not clip", gt=0)
+    validation: float = option(
+        0.0, "part of the examples held out to stop early and to choose the best epoch", ge=0.0, lt=1.0
+    )
 
 
 class FitOptions(Optimization):
-    """How one kind of training runs; see conf/train.yaml."""
+    """How one kind of training on labels runs; the defaults are the published protocol for all weights."""
 
-    lr: float = Field(gt=0)
-    patience: PositiveInt | None
+    lr: float = option(1e-5, "learning rate; overruled by weak.lr and strong.lr", gt=0)
+    epochs: PositiveInt = option(1, "passes over the rows; overruled by weak.epochs and strong.epochs")
+    batch_size: PositiveInt = option(32, "rows per optimizer step, over all devices and micro-batches")
+    warmup: float = option(0.0, "part of all steps over which the learning rate rises linearly", ge=0.0, le=1.0)
+    clip: float | None = option(None, "largest gradient norm; null does not clip", gt=0)
+    patience: PositiveInt | None = option(None, "epochs without improvement before stopping; null always runs them all")
 
     def rules(self) -> list[str]:
         if self.patience is not None and self.validation == 0.0:
@@ -132,7 +129,7 @@ class FitOptions(Optimization):
         return []
 
 
-class TrainingConfig(Strict):
+class TrainingConfig(Options):
     full: FitOptions
     lora: FitOptions
     head: FitOptions
@@ -141,7 +138,7 @@ class TrainingConfig(Strict):
     select_on: Literal["weak", "gold"]
 
 
-class NoiseConfig(Strict):
+class NoiseConfig(Options):
     kind: Literal["none", "flip", "shrink", "hard_flip", "class_conditional"]
     rate: float = Fraction
     shrink: float = Field(ge=-1.0, le=1.0)
@@ -163,18 +160,18 @@ class NoiseConfig(Strict):
         return found
 
 
-class Sizes(Strict):
+class Sizes(Options):
     ground_truth: PositiveInt | None
     transfer: PositiveInt | None
     test: PositiveInt | None
 
 
-class ZeroShotConfig(Strict):
+class ZeroShotConfig(Options):
     question: str
     answers: list[str] = Field(min_length=2)
 
 
-class Difficulty(Strict):
+class Difficulty(Options):
     column: str
     most: float = Field(allow_inf_nan=False)
     easy: list[Literal["ground_truth", "transfer", "test"]] = Field(min_length=1)
@@ -201,7 +198,7 @@ FIELDS = (
 )
 
 
-class DatasetConfig(Strict):
+class DatasetConfig(Options):
     model_config = ConfigDict(
         extra="allow"
     )  # added to that of Strict: a loader may have options of its own; `check` binds them to it
@@ -230,7 +227,7 @@ class DatasetConfig(Strict):
         return [f"columns: there is no field {name!r}; choose among {', '.join(FIELDS)}" for name in unknown]
 
 
-class TrainerConfig(Strict):
+class TrainerConfig(Options):
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
     devices: int | str
     num_nodes: PositiveInt
@@ -250,7 +247,7 @@ class TrainerConfig(Strict):
         return []
 
 
-class LoggerConfig(Strict):
+class LoggerConfig(Options):
     kind: Literal["none", "csv", "tensorboard", "wandb"]
     project: str | None
     entity: str | None
@@ -267,7 +264,7 @@ class LoggerConfig(Strict):
         return []
 
 
-class TrainConfig(Strict):
+class TrainConfig(Options):
     """A whole run, as composed from conf/train.yaml, or from conf/decode.yaml where a decoder is measured."""
 
     method: dict[str, Any]
@@ -285,7 +282,7 @@ class TrainConfig(Strict):
     store: str
 
 
-class EvaluateConfig(Strict):
+class EvaluateConfig(Options):
     """What to look at, as composed from conf/evaluate.yaml."""
 
     runs: str | None
