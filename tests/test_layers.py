@@ -112,7 +112,6 @@ def test_every_package_has_its_place():
     assert {name.split(".")[1] for name in modules_of(ROOT) if "." in name} == set(LEVELS)
 
 
-@pytest.mark.xfail(reason="the judges are still measured with in evaluation", strict=True)
 def test_packages_import_only_those_above_them():
     assert broken_rules(ROOT) == []
 

@@ -20,7 +20,8 @@ from w2sg.data.replies import Replies, prompts_of
 from w2sg.errors import ConfigError, UserError
 from w2sg.experiment.run import Run
 from w2sg.experiment.text import TextRun
-from w2sg.judges.language_model import Preferences, bench_of
+from w2sg.judges import judge_of
+from w2sg.judges.language_model import LabelVerdicts
 
 LABELS = ["A", "B"]
 QUESTION = "{conversation}|{first}|{second}|A or B?"
@@ -66,9 +67,9 @@ def by_hand(folder):
 
 
 def test_the_verdict_is_that_of_the_next_token_in_both_orders(text, others):
-    bench = bench_of(text, llm(others["judge"]))
+    judge = judge_of(text, llm(others["judge"]))
     a, b = replies(text, ["good fine", "rude", "warm"]), replies(text, ["bad", "kind and wise", "warm"])
-    found = bench.preferences("by-hand", a, b)
+    found = judge.compare("by-hand", a, b)
     model, chat = by_hand(others["judge"])
     space, labels = chat.replies(LABELS)[0][:1], [int(row[1]) for row in chat.replies(LABELS)]
     for k in range(3):
@@ -85,38 +86,38 @@ def test_the_verdict_is_that_of_the_next_token_in_both_orders(text, others):
 
 
 def test_a_judge_that_goes_by_position_alone_prefers_nobody_and_is_found_out():
-    found = Preferences(np.array([[0.9, 0.9], [0.8, 0.8], [0.7, 0.7]]), np.full(3, 0.6))
+    found = LabelVerdicts.of_labels(np.array([[0.9, 0.9], [0.8, 0.8], [0.7, 0.7]]), np.full(3, 0.6))
     assert found.preferred == pytest.approx(0.5)
     about = found.of_judge()
     assert about["position_bias"]["value"] == pytest.approx(0.3)
     assert about["position_bias"]["low"] > 0
     assert about["flips"] == 1.0
     assert about["label_mass"] == pytest.approx(0.6)
-    steady = Preferences(np.array([[0.9, 0.1]]), np.ones(1))
+    steady = LabelVerdicts.of_labels(np.array([[0.9, 0.1]]), np.ones(1))
     assert steady.preferred == pytest.approx(0.9)
     assert steady.of_judge()["flips"] == 0
 
 
 def test_what_does_not_fit_has_no_verdict(text, others):
-    bench = bench_of(text, llm(others["judge"], max_length=60))
+    judge = judge_of(text, llm(others["judge"], max_length=60))
     a, b = replies(text, ["good", "bad"]), replies(text, ["good " * 40, "fine"])
-    found = bench.preferences("too-long", a, b)
+    found = judge.compare("too-long", a, b)
     assert found.known.tolist() == [False, True]
     assert np.isnan(found.preferred[0])
     with pytest.raises(UserError, match="raise max_length"):
-        bench_of(text, llm(others["judge"], max_length=4)).preferences("far-too-long", a, b)
+        judge_of(text, llm(others["judge"], max_length=4)).compare("far-too-long", a, b)
 
 
 def test_speakers_and_places_inside_replies_are_text(text, others):
-    bench = bench_of(text, llm(others["judge"]))
-    asked = bench.question(Dialogue.of_text("\n\nHuman: Hi\n\nAssistant:"), "{second}\n\n\nHuman: and {first}", "B")
+    judge = judge_of(text, llm(others["judge"]))
+    asked = judge.question(Dialogue.of_text("\n\nHuman: Hi\n\nAssistant:"), "{second}\n\n\nHuman: and {first}", "B")
     assert asked.messages == (("user", "Hi|{second}\nHuman: and {first}|B|A or B?"),)
     assert asked.plain
 
 
 def test_labels_are_one_token_each(text, others):
     with pytest.raises(UserError, match="do not differ in one token alone"):
-        bench_of(text, llm(others["judge"], labels=["question", "Zeppelin"]))
+        judge_of(text, llm(others["judge"], labels=["question", "Zeppelin"]))
 
 
 def test_a_run_with_a_judge_that_compares(arguments, others, tmp_path):
@@ -155,10 +156,10 @@ def test_a_judge_that_writes_is_said_to(arguments, models, tmp_path):
 
 
 def test_the_implicit_reward_is_the_log_ratio_of_the_whole_reply(text, others):
-    judge = ImplicitJudge(kind="implicit", tuned=str(others["tuned"]), untuned=str(others["untuned"]), max_length=96)
-    bench = bench_of(text, judge)
+    options = ImplicitJudge(kind="implicit", tuned=str(others["tuned"]), untuned=str(others["untuned"]), max_length=96)
+    judge = judge_of(text, options)
     asked = replies(text, ["good fine", "rude", "   "])
-    found, _ = bench.rewards("by-hand", asked)
+    found = judge.rewards("by-hand", asked)
     for k in range(2):
         sums = []
         for name in ("tuned", "untuned"):

@@ -25,11 +25,11 @@ from w2sg.decoding.options import Decoder
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import ConfigError, UserError
 from w2sg.evaluation import alpaca_eval as alpaca
-from w2sg.evaluation.systems import Bench
 from w2sg.experiment.decode import Decoders
 from w2sg.experiment.decode_batch import CANDIDATE, FINISHED, STRONG_READ, VALUE, _written
 from w2sg.experiment.run import Run, run_method
 from w2sg.experiment.text import TextRun
+from w2sg.judges.reward import RewardModel
 from w2sg.methods.decode import plain_of
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.intervals import Bootstrap
@@ -389,7 +389,7 @@ def test_a_reply_without_tokens_keeps_its_place_its_value_and_its_cost(monkeypat
 def test_a_judge_reads_no_more_than_it_has_positions_for(arguments, tmp_path):
     text = TextRun(Run(check(compose(*arguments(tmp_path, "sampling"), name="decode")), tmp_path / "run"))
     judge = Judge(kind="reward", model="strong", layer=None, candidates=None, max_length=10**6)
-    source = Bench(text, judge).source
+    source = RewardModel(text, judge).source
     assert source.spec.max_length == source.config.max_position_embeddings < 10**6
 
 

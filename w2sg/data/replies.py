@@ -143,6 +143,14 @@ def gold_pairs(table: Table) -> ReplyPairs:
     return ReplyPairs(list(table.ids), *sides, key)
 
 
+def concatenate(parts: Sequence[Replies]) -> Replies:
+    """Replies one after another, the part as their group."""
+    joined = {name: [x for part in parts for x in getattr(part, name)] for name in ("ids", "prompts", "texts")}
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("finished", "sample")}
+    group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return Replies(**joined, **arrays, group=group, key={"parts": [part.key for part in parts]})
+
+
 def join_pairs(chosen: Replies, rejected: Replies) -> ReplyPairs:
     """Pairs by prompt id; prompts with one reply only, an empty one, or two equal ones are dropped and counted.
 

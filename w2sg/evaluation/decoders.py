@@ -10,10 +10,8 @@ import numpy as np
 
 from w2sg.data import audit
 from w2sg.decoding.options import BestOfN, DecodeEvaluation, Decoder, Drafted
-from w2sg.errors import UserError
 from w2sg.evaluation import alpaca_eval as alpaca
 from w2sg.evaluation.alignment_tax import lost
-from w2sg.evaluation.systems import Bench, concatenate
 from w2sg.evaluation.text_report import training_of
 from w2sg.losses.preferences import displacement
 from w2sg.metrics import replies as comparisons
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from w2sg.data.replies import Prompts, Replies
     from w2sg.experiment.decode import Steered
     from w2sg.experiment.text import TextRun, Writer
-    from w2sg.judges.language_model import LlmBench
+    from w2sg.judges.base import Judge
 
 SHOWN = 6  # prompts whose replies stand on the page
 
@@ -34,7 +32,7 @@ class Comparison:
     """Systems that answered the same prompts.
 
     Args:
-        bench: the judge, which scores replies or compares them.
+        judge: what measures replies; None leaves that out.
         strong: the frozen model, whose surprise at the replies is a distance from it.
         systems: by name; ``plain`` is what the others are compared with, ``guide`` the small aligned model alone.
     """
@@ -42,12 +40,12 @@ class Comparison:
     def __init__(
         self,
         text: TextRun,
-        bench: Bench | LlmBench,
+        judge: Judge | None,
         strong: Writer,
         systems: dict[str, Steered],
         decoder: Decoder,
     ):
-        self.text, self.run, self.bench, self.strong = text, text.run, bench, strong
+        self.text, self.run, self.judge, self.strong = text, text.run, judge, strong
         self.decoder = decoder
         # the same prompts for all: one that a system had no room for is left out everywhere
         common = set.intersection(*(set(s.replies.ids) for s in systems.values()))
@@ -109,8 +107,8 @@ class Comparison:
             "examples": self._examples(rows),
             "training": training_of(run.stages),
         }
-        if self.bench.judges:
-            content["decoding"]["judge"] = self.bench.accuracy() | {"notes": self.bench.notes}
+        if self.judge is not None:
+            content["decoding"]["judge"] = self.judge.accuracy() | {"notes": self.judge.notes}
         if rewards and isinstance(self.decoder, BestOfN):
             content["decoding"]["best_of_n"] = self._best_of_n()
         if isinstance(self.decoder, Drafted):
@@ -156,15 +154,8 @@ class Comparison:
         """
         rewards: dict[str, np.ndarray] = {}
         preferred: dict[tuple[str, str], np.ndarray] = {}
-        if self.bench.scores:
-            everything, _ = self.bench.rewards("decoded", concatenate(list(self.replies.values())))
-            if lost := int(np.isnan(everything).sum()):
-                raise UserError(
-                    f"method.judge.max_length: the judge cannot read the prompts of {lost} replies; raise it (all "
-                    "replies are in the store)"
-                )
-            ends = np.cumsum([len(r) for r in self.replies.values()])
-            rewards = dict(zip(self.replies, np.split(everything, ends[:-1]), strict=True))
+        if self.judge is not None and self.judge.gives_rewards:
+            rewards = self.judge.rewards_of("decoded", self.replies)
         surprise = {}
         if evaluation.surprise:
             surprise = {name: self._surprise(name, replies) for name, replies in self.replies.items()}
@@ -195,7 +186,7 @@ class Comparison:
             others = [other for other in ("plain", "guide") if other in self.replies and other != name]
             if rewards:
                 found[name]["against"] = {other: self._against(rewards, name, other) for other in others}
-            elif self.bench.judges:
+            elif self.judge is not None:
                 found[name]["against"] = {}
                 # of two systems the verdict is asked for once: "plain" over "guide" is the mirror image
                 for other in others if name != "plain" else ():
@@ -218,7 +209,7 @@ class Comparison:
         """The same by a judge that compares, on the prompts on which it came to a verdict; and how far it prefers each
         reply, [N].
         """
-        verdicts = self.bench.preferences(f"{name}-over-{other}", self.replies[name], self.replies[other])
+        verdicts = self.judge.compare(f"{name}-over-{other}", self.replies[name], self.replies[other])
         known = verdicts.known
         preferred = verdicts.preferred[known]
         lengths = [np.array([len(text) for text in self.replies[n].texts])[known] for n in (name, other)]
@@ -254,7 +245,7 @@ class Comparison:
 
     def _best_of_n(self) -> list[dict[str, Any]]:
         steered = self.systems[self.decoder.kind]
-        rewards, _ = self.bench.rewards("candidates", steered.candidates)
+        rewards = self.judge.rewards("candidates", steered.candidates)
         count = self.decoder.samples
         table = {}
         for k, i in enumerate(steered.candidates.ids):
@@ -310,7 +301,7 @@ class Comparison:
             lines.append(f"replies cut off at max_new_tokens, so that rewards are of unfinished text: {shares}")
         judge = found.get("judge")
         lines += judge["notes"] if judge else []
-        if judge and not self.bench.scores:
+        if judge and not self.judge.gives_rewards:
             lines += self._about_comparing(judge, own)
         if judge and judge["accuracy"]["low"] is not None and judge["accuracy"]["low"] <= 0.5:
             lines.append("the judge cannot be told from a coin on the test split's own pairs; its opinion says little")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -515,6 +515,16 @@ def one_vocabulary(tuned: Source, untuned: Source) -> None:
         )
 
 
+def reading_as(base: Writer, writer: Writer) -> Writer:
+    """A model that reads with another's template and length; of one vocabulary."""
+    own, other = base.source, writer.source
+    if own.chat.fingerprint == other.chat.fingerprint and own.spec.max_length == other.spec.max_length:
+        return base
+    source = replace(own, spec=own.spec.model_copy(update={"max_length": other.spec.max_length}))
+    source.chat = other.chat
+    return replace(base, source=source)
+
+
 def _unless_blank(replies: Replies, chat: Chat) -> list[np.ndarray]:
     """Token ids of replies; none for one without a visible character, whatever its tokens are."""
     ids = replies.encode(chat)
@@ -538,4 +548,4 @@ def single_texts(name: str, texts: Sequence[str], ids: Sequence[str]) -> Table:
     return Table(name, "pairs", 2, list(ids), [""] * len(texts), [(text,) for text in texts], zeros, zeros)
 
 
-__all__ = ["ReplyModule", "TextRun", "Writer", "one_tokenizer", "one_vocabulary", "single_texts"]
+__all__ = ["ReplyModule", "TextRun", "Writer", "one_tokenizer", "one_vocabulary", "reading_as", "single_texts"]

@@ -55,11 +55,13 @@ def cong(
         baselines: what else is trained, for comparison. aux_conf_weight, wspo_gamma: of two of them.
         judge: the reward model. analysis: the sweep over alpha. evaluation: what is measured.
     """
-    from w2sg.evaluation.systems import Bench
+    from w2sg.evaluation.alpha_sweep import sample_alphas
+    from w2sg.evaluation.systems import report
     from w2sg.experiment.text import TextRun, Writer, one_tokenizer
+    from w2sg.judges import judge_of
 
     text = TextRun(run)
-    bench = Bench(text, judge)
+    measure = judge_of(text, judge)
     transfer = prompts_of(run.data.transfer).first(prompts)
 
     if "wspo" in baselines:
@@ -89,8 +91,10 @@ def cong(
     if "ceiling" in baselines:
         systems["ceiling"] = text.prefer("ceiling", strong, gold_pairs(run.data.transfer), alignment)
 
-    sweep = bench.alphas(weak, untuned, decoding, sampling, analysis)
-    return bench.report(
+    sweep = sample_alphas(text, weak, untuned, decoding, sampling, analysis)
+    return report(
+        text,
+        measure,
         systems,
         untuned,
         {"weak": alignment.beta, "ceiling": alignment.beta, "cong": dpo.beta},
@@ -109,8 +113,8 @@ def align_weak(
     On-policy samples are ranked by a reward model like the judge, but trained on the ground-truth split's pairs: those
     that measure later take no part.
     """
-    from w2sg.evaluation.systems import Bench
     from w2sg.experiment.text import Writer, one_vocabulary
+    from w2sg.judges import judge_of
 
     run = text.run
     if run.untuned is not None:
@@ -121,8 +125,8 @@ def align_weak(
     if alignment.pairs == "on_policy":
         prompts = prompts_of(run.data.ground_truth)
         replies = text.sample("untuned-samples", untuned, prompts, sampling, samples=alignment.samples)
-        ranker = Bench(text, judge, "ranker", "ground_truth")
-        rewards, key = ranker.rewards("untuned-samples", replies)
+        ranker = judge_of(text, judge, "ranker", "ground_truth")
+        rewards, key = ranker.rewards_and_key("untuned-samples", replies)
         pairs = best_and_worst(replies, rewards, {"replies": replies.key, "rewards": key})
     return untuned, text.prefer("weak", untuned, pairs, alignment), pairs
 

@@ -39,26 +39,27 @@ def decode(
     from w2sg.evaluation.alignment_tax import alignment_tax, read_questions
     from w2sg.evaluation.decoders import Comparison
     from w2sg.evaluation.divergence import frontier
-    from w2sg.evaluation.systems import Bench
     from w2sg.experiment.decode import Decoders, Pair
     from w2sg.experiment.text import TextRun, Writer
-    from w2sg.judges.language_model import bench_of
+    from w2sg.judges import judge_of
+    from w2sg.judges.reward import RewardModel
     from w2sg.methods.cong import align_weak
 
     questions = None if evaluation.tax is None else read_questions(Path(evaluation.tax))
     text = TextRun(run)
-    bench = bench_of(text, judge)
+    measure = judge_of(text, judge)
     guides, writers = guide_and_writers(run, decoder)
     guide, rewards, key = getattr(decoder, "guide", None), None, None
     if guide is not None and guide.reward:
         options = Judge(
             kind="reward", model=guide.model, layer=guide.layer, candidates=None, max_length=judge.max_length
         )
-        reward = Bench(text, options, "guide", "ground_truth", "decoder.guide")
+        reward = RewardModel(text, options, "guide", "ground_truth", "decoder.guide")
         rewards = reward.scorer
         if guide.model != "weak":
             guides["the reward model that guides"] = reward.source
-    bench.independent_of(guides, writers)
+    if measure is not None:
+        measure.independent_of(guides, writers)
     strong = Writer("strong", replace(run.strong, style=style))
     check_vocabulary(decoder, run.weak, strong.source)
     prompts = prompts_of(run.data.test).first(evaluation.prompts)
@@ -87,9 +88,9 @@ def decode(
         shown = Prompts(prompts.name, found.ids, found.prompts).first(evaluation.traces)
         traces = decoders.traces("traces", decoder, shown)
     tax = None if questions is None else alignment_tax(decoders, decoder, plain_of(decoder), questions)
-    comparison = Comparison(text, bench, strong, systems, decoder)
+    comparison = Comparison(text, measure, strong, systems, decoder)
     kl = None
-    if evaluation.frontier and bench.scores:
+    if evaluation.frontier and measure is not None and measure.gives_rewards:
         kl = frontier(text, strong, pair, decoder, comparison.replies, server is not None)
     return comparison.report(prompts, traces, evaluation, tax, kl)
 

@@ -9,9 +9,9 @@ import torch
 
 from w2sg.config.schema import OWN_CHAT
 from w2sg.data.replies import Replies
-from w2sg.evaluation.systems import Bench
 from w2sg.experiment.next_words import next_words, split_words
 from w2sg.experiment.text import TextRun, Writer
+from w2sg.judges.base import Judge
 from w2sg.methods.refine.options import Axis
 from w2sg.methods.refine.prompts import flat, question_of
 from w2sg.metrics.answers import answer_in, scored
@@ -27,12 +27,12 @@ class Axes:
 
     Args:
         content, concept: how. golds: right answers by prompt id, of all splits.
-        bench: the judge, where an axis asks it.
+        judge: a judge, where an axis asks it.
     """
 
-    def __init__(self, text: TextRun, content: Axis, concept: Axis, golds: dict[str, str], bench: Bench | None):
+    def __init__(self, text: TextRun, content: Axis, concept: Axis, golds: dict[str, str], judge: Judge | None):
         self.axes: dict[str, Axis] = {"content": content, "concept": concept}
-        self.text, self.golds, self.bench = text, golds, bench
+        self.text, self.golds, self.judge = text, golds, judge
         self.raters = {name: self._rater(name) for name, axis in self.axes.items() if axis.kind == "llm"}
 
     def _rater(self, name: str) -> Writer:
@@ -64,7 +64,7 @@ class Axes:
         if options.kind == "none":
             return None
         if options.kind == "reward":
-            return self.bench.rewards(name, replies)[0]
+            return self.judge.rewards(name, replies)
         golds = [self.golds.get(i) for i in replies.ids]
         known = [k for k, gold in enumerate(golds) if gold is not None or not options.needs_gold]
         found = np.full(len(replies), np.nan)

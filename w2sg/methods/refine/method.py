@@ -50,8 +50,8 @@ def refine(
         labels: how labels are asked for. evaluation: what is measured.
     """
     from w2sg.data.replies import Prompts, prompts_of
-    from w2sg.evaluation.systems import Bench
     from w2sg.experiment.text import TextRun, Writer
+    from w2sg.judges import judge_of
     from w2sg.methods.refine.answers import answers_of_file, answers_to, gold_answers, spoken
     from w2sg.methods.refine.axes import Axes
     from w2sg.methods.refine.refiner import Refiner
@@ -71,8 +71,7 @@ def refine(
             "method.judge.model: a judge is trained on preference pairs, and this dataset has none; name a reward "
             "model of the hub, or measure in another way (method.content.kind, method.concept.kind)"
         )
-    bench = Bench(text, judge) if judged else None
-    axes = Axes(text, content, concept, right, bench)
+    axes = Axes(text, content, concept, right, judge_of(text, judge) if judged else None)
     transfer = prompts_of(run.data.transfer).first(prompts)
     test = prompts_of(run.data.test).first(evaluation.prompts)
     strong = Writer("strong", run.strong)

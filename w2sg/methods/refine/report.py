@@ -90,8 +90,8 @@ class Findings:
             "training": training_of(run.stages),
         }
         found["retention"] = self._retention(found["labels"])
-        if self.axes.bench is not None and run.data.test.kind == "pairs":  # else nobody knows what people prefer
-            found["judge"] = self.axes.bench.accuracy()
+        if self.axes.judge is not None and run.data.test.kind == "pairs":  # else nobody knows what people prefer
+            found["judge"] = self.axes.judge.accuracy()
         if "content" in scores and {"weak", "ceiling"} <= scores["content"].keys():
             trio = [scores["content"][name] for name in ("weak", "student", "ceiling")]
             known = ~np.isnan(np.stack(trio)).any(0)
@@ -280,9 +280,8 @@ class Findings:
                 f"({kept['change']['value']:+.3f}{share}): what they lack no training can bring back"
             )
         accept = getattr(self.options, "accept", None)
-        bench = self.axes.bench
         tested = accept is not None and accept.concept is not None and self.axes.axes["concept"].kind == "reward"
-        if tested and bench.judge.model in ("strong", "weak"):
+        if tested and self.axes.judge.trained:
             lines.append(
                 "refine.accept.concept asks a judge that learned the transfer split's preferences: ground truth took "
                 "part in choosing what the student learned"

@@ -1,0 +1,180 @@
+"""What every judge does: compare replies to the same prompts, and reward them where it can.
+
+Shapes: N replies, or N pairs of replies to the same prompts, row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from w2sg.data.replies import Replies, concatenate, gold_pairs
+from w2sg.data.table import digest
+from w2sg.errors import UserError
+from w2sg.metrics import replies as comparisons
+from w2sg.metrics.intervals import Bootstrap
+from w2sg.models.loading import same
+
+if TYPE_CHECKING:
+    from w2sg.experiment.text import TextRun
+    from w2sg.models.loading import Source
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Which of two replies is better, for N prompts.
+
+    Attributes:
+        preferred: [N] in [0, 1], how far a is preferred to b: 0.5 is a tie, NaN no verdict.
+        rewards: [N] of a and [N] of b, where the judge gives rewards.
+    """
+
+    preferred: np.ndarray
+    rewards: tuple[np.ndarray, np.ndarray] | None = None
+
+    @classmethod
+    def of_rewards(cls, a: np.ndarray, b: np.ndarray) -> Verdicts:
+        """The higher reward wins, [N] against [N]."""
+        return cls((1 + np.sign(a - b)) / 2, (a, b))
+
+    @property
+    def known(self) -> np.ndarray:
+        """[N] whether there is a verdict."""
+        return ~np.isnan(self.preferred)
+
+    def mirrored(self) -> Verdicts:
+        """The same of b over a."""
+        return replace(self, preferred=1 - self.preferred, rewards=None if self.rewards is None else self.rewards[::-1])
+
+    def of_judge(self) -> dict[str, Any]:
+        """What the verdicts say about the judge itself."""
+        return {}
+
+
+class Judge:
+    """A judge overrides `rewards`, and then the higher reward wins, or `compare`.
+
+    Args:
+        text: the run whose replies are judged.
+
+    Attributes:
+        kind: in reports. name: what judges, for people.
+        gives_rewards: whether it overrides `rewards`.
+        trained: whether this run trains it, on the transfer split's pairs.
+        models: the language models that it consists of, by the option that names each.
+        notes: what a reader of its verdicts must know.
+    """
+
+    kind = "own"
+    gives_rewards = trained = False
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        cls.gives_rewards = cls.rewards is not Judge.rewards
+
+    def __init__(self, text: TextRun):
+        self.text, self.run = text, text.run
+        self.models: dict[str, Source] = {}
+        self.notes: list[str] = []
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    # -- verdicts -----------------------------------------------------------------------------------------------------
+
+    def rewards(self, name: str, replies: Replies) -> np.ndarray:
+        """[N] how good each reply is; NaN for one that cannot be read.
+
+        Args:
+            name: of the stage, where one is computed.
+        """
+        raise NotImplementedError(f"{self.name} gives no rewards")
+
+    def compare(self, name: str, a: Replies, b: Replies) -> Verdicts:
+        """Verdicts on pairs of replies to the same prompts.
+
+        Args:
+            name: of the stage, where one is computed.
+            a, b: [N], row by row.
+        """
+        rows = np.tile(np.arange(len(a)), 2)  # a prompt may have several pairs
+        both = replace(concatenate([a, b]), sample=rows, group=np.repeat([0, 1], len(a)))
+        return Verdicts.of_rewards(*np.split(self.rewards(name, both), 2))
+
+    def rewards_and_key(self, name: str, replies: Replies) -> tuple[np.ndarray, dict[str, Any]]:
+        """Rewards [N] to train on, and where they came from, for the cache key of what is trained."""
+        rewards = self.rewards(name, replies)
+        return rewards, {"judge": self.name, "rewards": digest(*map(str, rewards.tolist()))}
+
+    def rewards_of(self, name: str, systems: Mapping[str, Replies]) -> dict[str, np.ndarray]:
+        """Rewards [N] of several systems' replies in one stage, by system.
+
+        Raises:
+            UserError: some replies have none.
+        """
+        # all at once: states of frozen judges are read batch by batch
+        rewards = self.rewards(name, concatenate(list(systems.values())))
+        if lost := int(np.isnan(rewards).sum()):
+            raise UserError(
+                f"method.judge.max_length: the judge cannot read the prompts of {lost} replies; raise it (all replies "
+                "are in the store)"
+            )
+        ends = np.cumsum([len(replies) for replies in systems.values()])
+        return dict(zip(systems, np.split(rewards, ends[:-1]), strict=True))
+
+    # -- about the judge ----------------------------------------------------------------------------------------------
+
+    def independent_of(self, guide: Mapping[str, Source], writers: Mapping[str, Source]) -> None:
+        """Refuse the guide as a judge, and note where the judge is a writer.
+
+        Args:
+            guide, writers: models by what they are called.
+
+        Raises:
+            UserError: the judge is part of the guide, whatever either is called.
+        """
+        for words, source in guide.items():
+            for key, model in self.models.items():
+                if same(source, model):
+                    raise UserError(
+                        f"method.judge.{key}: {words} would be guide and judge at once, and every gain its own "
+                        "opinion; choose another"
+                    )
+        for key, model in self.models.items():
+            if names := [words for words, source in writers.items() if same(source, model)]:
+                self.notes.append(self.about_writing(key, " and ".join(names)))
+
+    def about_writing(self, key: str, writers: str) -> str:
+        """What to know where the model of an option is also a writer."""
+        return f"the judge's {key} model is {writers}: its own writing is part of the judge's opinion"
+
+    def accuracy(self) -> dict[str, Any]:
+        """How often the judge prefers what people preferred, on the test split, and whether it goes by length."""
+        return dict(self._accuracy)
+
+    @cached_property
+    def _accuracy(self) -> dict[str, Any]:
+        pairs = gold_pairs(self.run.data.test)
+        verdicts = self.compare("test-pairs", pairs.chosen, pairs.rejected)
+        known = verdicts.known
+        preferred = verdicts.preferred[known]
+        chosen, rejected = (np.array([len(t) for t in side.texts])[known] for side in (pairs.chosen, pairs.rejected))
+        opinion, length = preferred, chosen - rejected
+        if verdicts.rewards is not None:
+            opinion, length = verdicts.rewards[0][known], chosen
+        right = (preferred > 0.5) + 0.5 * (preferred == 0.5)
+        bootstrap = Bootstrap(len(right), clusters=np.array(self.run.data.test.clusters)[known])
+        seen = verdicts.of_judge()
+        return {
+            "kind": self.kind,
+            "model": self.name,
+            "trained": self.trained,
+            "accuracy": bootstrap.share(right).as_dict(),
+            "length_correlation": comparisons.reward_length_correlation(opinion, length, bootstrap).as_dict(),
+            **({"on_test_pairs": seen} if seen else {}),
+        }

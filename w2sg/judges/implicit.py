@@ -1,0 +1,66 @@
+"""The implicit reward of a pair of language models as a judge."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from w2sg.data.replies import Replies
+from w2sg.errors import UserError
+from w2sg.judges.base import Judge
+from w2sg.judges.language_model import find_judge
+from w2sg.reports.pages.labels import short
+
+if TYPE_CHECKING:
+    from w2sg.config.options import ImplicitJudge
+    from w2sg.experiment.text import TextRun
+
+
+class ImplicitReward(Judge):
+    """Rewards log tuned - log untuned of a reply, summed over its tokens: DPO's implicit reward (arXiv 2305.18290) but
+    for its factor, of a pair that takes no part otherwise.
+    """
+
+    kind = "implicit"
+
+    def __init__(self, text: TextRun, options: ImplicitJudge):
+        super().__init__(text)
+        self.source, self.untuned = (
+            find_judge(text, getattr(options, key), options.max_length, f"method.judge.{key}")
+            for key in ("tuned", "untuned")
+        )
+        self.models |= {"tuned": self.source, "untuned": self.untuned}
+        if self.source.chat.vocabulary != self.untuned.chat.vocabulary:
+            raise UserError(
+                f"method.judge.untuned: {options.untuned} has another vocabulary than {options.tuned}, so it is not "
+                "that model before its alignment; name the one that it was tuned from"
+            )
+
+    @property
+    def name(self) -> str:
+        return f"{short(self.source.spec.name)} over {short(self.untuned.spec.name)}"
+
+    def rewards(self, name: str, replies: Replies) -> np.ndarray:
+        """[N]; 0 for a reply without a visible character, NaN where the prompt alone is longer than ``max_length``."""
+        return self.rewards_and_key(name, replies)[0]
+
+    def rewards_and_key(self, name: str, replies: Replies) -> tuple[np.ndarray, dict[str, Any]]:
+        from w2sg.experiment.text import Writer, reading_as
+
+        ids = [f"{i}:{s}:{g}" for i, s, g in zip(replies.ids, replies.sample, replies.group, strict=True)]
+        # a judge reads texts: tokens as they were written, where its tokenizer wrote them, would be read otherwise
+        own, rows = replace(replies, ids=ids, tokens=None, log_probabilities=None), f"{name}-for-judge"
+        tuned = Writer("judge-tuned", self.source)
+        sums, stages = [], []
+        for writer in (tuned, reading_as(Writer("judge-untuned", self.untuned), tuned)):
+            values, stage = self.text.read_replies(f"{name}-by-{writer.name}", writer, own, rows)
+            sums.append(values[:, 0].double().numpy())
+            stages.append(stage)
+        encoded = self.text.encode(self.source, own, rows)
+        found = np.full(len(replies), np.nan)
+        empty = set(encoded.dropped.get("empty reply", ()))
+        found[[i in empty for i in ids]] = 0.0
+        found[encoded.kept] = sums[0] - sums[1]
+        return found, {"stages": stages}

@@ -1,0 +1,165 @@
+"""Reward models as judges: a head trained here on the frozen states of a role's model, or a model used as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from w2sg.config.schema import OWN_CHAT, ModelConfig
+from w2sg.data.messages import Dialogue
+from w2sg.data.replies import Replies
+from w2sg.data.rows import pack, token_plan
+from w2sg.judges.base import Judge
+from w2sg.models.heads import load_head
+from w2sg.models.loading import Source, find, load_language_model, load_scorer
+
+if TYPE_CHECKING:
+    from w2sg.config.options import Judge as RewardJudge
+    from w2sg.experiment.run import Model
+    from w2sg.experiment.text import TextRun
+
+
+class RewardModel(Judge):
+    """Rewards whole dialogues by one model.
+
+    Args:
+        options: the reward model, trained here or given.
+        stage: name of its stages. split: whose pairs it is trained on.
+        asked_for: the option that names it.
+    """
+
+    kind = "reward"
+
+    def __init__(
+        self,
+        text: TextRun,
+        options: RewardJudge,
+        stage: str = "judge",
+        split: Literal["transfer", "ground_truth"] = "transfer",
+        asked_for: str = "method.judge",
+    ):
+        super().__init__(text)
+        self.options, self.stage, self.split, self.asked_for = options, stage, split, asked_for
+        self._reward_model: Model | None = None
+        self.trained = options.model in ("strong", "weak")
+        self.source = self._find()
+        if not self.trained:  # a head trained here judges what its frozen model writes as any text
+            self.models["model"] = self.source
+
+    @property
+    def name(self) -> str:
+        return self.source.spec.name
+
+    def _find(self) -> Source:
+        """Looked for before any work is done; it reads no more than it has positions for."""
+        source = self._found()
+        self.run.stages.said += source.notes
+        positions = getattr(source.config, "max_position_embeddings", None)
+        if positions is not None and positions < source.spec.max_length:
+            source.spec = source.spec.model_copy(update={"max_length": positions})
+        return source
+
+    def _found(self) -> Source:
+        role = self.options.model if self.trained else "strong"
+        spec: ModelConfig = getattr(self.run.config, role)
+        shared = {"max_length": self.options.max_length, "lr": None, "epochs": None, "head": "linear"}
+        if not self.trained:
+            own = {"name": self.options.model, "revision": None, "layers": None, "random_init": False, "train": "full"}
+            own |= {"quantise": None, **OWN_CHAT}
+            found = find(spec.model_copy(update={**shared, **own}), self.asked_for)
+            return replace(found, templated=found.chat.template)
+        own = {"train": "head", "layer": self.options.layer, "candidates": self.options.candidates}
+        return find(spec.model_copy(update={**shared, **own}), role)
+
+    # -- rewards ------------------------------------------------------------------------------------------------------
+
+    def rewards(self, name: str, replies: Replies) -> np.ndarray:
+        return self.rewards_and_key(name, replies)[0]
+
+    def rewards_and_key(self, name: str, replies: Replies) -> tuple[np.ndarray, dict[str, Any]]:
+        from w2sg.experiment.text import single_texts
+
+        texts = self.texts(replies.prompts, replies.texts)
+        ids = [f"{i}:{s}:{g}" for i, s, g in zip(replies.ids, replies.sample, replies.group, strict=True)]
+        labels = self.run.predict(self._model(), single_texts(name, texts, ids))
+        return labels.logits[:, 0].double().numpy(), labels.key
+
+    def texts(self, prompts: Sequence[Dialogue], replies: Sequence[str]) -> list[str]:
+        """Whole dialogues as the judge reads them."""
+        pairs = zip(prompts, replies, strict=True)
+        if not self.trained:
+            return [self.source.chat.dialogue(prompt, reply) for prompt, reply in pairs]
+        return [f"{prompt.text} {reply}" for prompt, reply in pairs]
+
+    def _model(self) -> Model:
+        if self._reward_model is None:
+            if not self.trained:
+                from w2sg.experiment.run import Model
+
+                self._reward_model = Model(self.stage, None, self.source, None)
+            else:
+                table = getattr(self.run.data, self.split)
+                self._reward_model = self.run.fit(self.stage, self.source, table, self.run.gold(table))
+        return self._reward_model
+
+    def key(self) -> dict[str, Any]:
+        """The judge as part of a cache key."""
+        model = self._model()
+        first = {"beginning": "kept"} if self.source.first else {}  # where what it reads has to be cut
+        if model.folder is not None:
+            return {"stage": model.folder.name, **first}
+        spec = self.source.spec
+        return {**self.source.identity, "max_length": spec.max_length, "dtype": spec.dtype, **first}
+
+    def scorer(self) -> tuple[nn.Module, Rewards]:
+        """The judge held in memory, for decoders that ask it again and again: its module, and what reads with it
+        wherever that module is. It reads what there is of a reply as if it were whole.
+        """
+        model, source = self._model(), self.source
+        saved = None if model.folder is None else model.folder / "model"
+        if model.layer is None:
+            module = load_scorer(source, True, 2, saved, as_it_is=saved is None)
+            score = module
+        else:
+            body = load_language_model(source, True, 2, depth=model.layer)
+            module = nn.ModuleList([body, load_head(saved)])
+
+            def score(batch: dict[str, Tensor]) -> Tensor:
+                return module[1]({"features": body.features(batch, [model.layer])[:, :, 0]})
+
+        return module.requires_grad_(False), Rewards(self, module, score)
+
+
+class Rewards:
+    """Rewards of prompts and replies, a few at a time.
+
+    Attributes:
+        read: tokens read so far.
+    """
+
+    def __init__(self, judge: RewardModel, module: nn.Module, score: Callable[[dict[str, Tensor]], Tensor]):
+        self.judge, self.module, self.score = judge, module, score
+        self.read = 0
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[str], replies: Sequence[str]) -> np.ndarray:
+        """[B]."""
+        judge = self.judge
+        spec = judge.source.spec
+        rows = pack(
+            [(text,) for text in judge.texts(prompts, replies)],
+            judge.source.encode,
+            spec.max_length,
+            first=judge.source.first,
+        )
+        device, found = next(self.module.parameters()).device, np.zeros(len(prompts))
+        for part in token_plan(rows.lengths, judge.run.devices.eval_tokens):
+            batch = {k: v.to(device) for k, v in rows.collate(part).items()}
+            found[part] = self.score(batch)[:, 0].double().cpu().numpy()
+        self.read += int(rows.lengths.sum())
+        return found
