@@ -20,6 +20,7 @@ from reward_training import matrix_product_rate
 from search import make
 
 from w2sg.decoding.drafting import Drafting, Rule, switch_after
+from w2sg.decoding.together import Side
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.models.policy import Policy
 
@@ -102,7 +103,8 @@ def online(small: Policy, base: Policy, prompts: list[np.ndarray], threshold: fl
     for begin in range(0, len(prompts), size):
         part = prompts[begin : begin + size]
         drafter, reader = TransformersEngine(small), TransformersEngine(base)
-        work = Drafting(drafter, reader, (Ids, Ids), (GREEDY, GREEDY), rule, list(map(str, range(len(part)))), 0)
+        sides = (Side(engine, Ids, GREEDY) for engine in (drafter, reader))
+        work = Drafting(*sides, rule, list(map(str, range(len(part)))), 0)
         drafts = work.write(part)
         found += [draft.tokens for draft in drafts]
         counts["drafted"] += sum(draft.drafted for draft in drafts)

@@ -18,6 +18,7 @@ from w2sg.decoding.drafting import SCAN, Draft, Drafting, Rule, switch_after
 from w2sg.decoding.engine import TabularEngine
 from w2sg.decoding.nudging import Nudged, Nudging, encode
 from w2sg.decoding.sampling import Settings
+from w2sg.decoding.together import Side
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import ConfigError
 from w2sg.experiment.run import run_method
@@ -80,7 +81,8 @@ def names(prompts) -> list[str]:
 
 
 def drafted(engines, chats, rule, prompts, columns=(SAMPLED, SAMPLED), identities=None) -> list[Draft]:
-    return Drafting(*engines, chats, columns, rule, identities or names(prompts), seed=9).write(prompts)
+    sides = map(Side, engines, chats, columns)
+    return Drafting(*sides, rule, identities or names(prompts), seed=9).write(prompts)
 
 
 def write(engine, ids, identity: str, sample, start: int, most: int, stop, columns=SAMPLED):
@@ -417,7 +419,8 @@ TURNS = [of(f"\n\nHuman: {question}\n\nAssistant:") for question in ("good?", "i
 
 
 def by_turns(engines, chats, threshold, most, prompts=TURNS, columns=(GREEDY, GREEDY)) -> list[Nudged]:
-    return Nudging(*engines, chats, columns, threshold, most, names(prompts), seed=9).write(prompts)
+    sides = map(Side, engines, chats, columns)
+    return Nudging(*sides, threshold, most, names(prompts), seed=9).write(prompts)
 
 
 def top(engine: TabularEngine, ids) -> tuple[int, float]:

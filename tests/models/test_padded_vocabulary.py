@@ -15,6 +15,7 @@ from w2sg.decoding.nudging import Nudging
 from w2sg.decoding.sampling import FLOOR, Settings, contrastive_scores, next_tokens
 from w2sg.decoding.search import EngineGrower, search
 from w2sg.decoding.search_values import ImplicitValue
+from w2sg.decoding.together import Side
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import UserError
 from w2sg.models.policy import Policy, missing_ids
@@ -133,9 +134,9 @@ def test_search_and_best_of_n_write_what_their_guide_can_read(models):
 def test_drafts_and_nudges_are_of_tokens_alone(models):
     engines, chats = [TransformersEngine(policy) for policy in models[:2]], (Ids(), Ids())
     rule = Rule(window=2, threshold=0.3, check=3, draft=6, most=9)
-    drafts = Drafting(*engines, chats, (FREE, FREE), rule, IDS, 0).write(PROMPTS)
+    drafts = Drafting(*map(Side, engines, chats, (FREE, FREE)), rule, IDS, 0).write(PROMPTS)
     assert only_tokens([draft.tokens for draft in drafts])
-    nudged = Nudging(*engines, chats, (FREE, FREE), 0.2, 9, IDS, 0).write(PROMPTS)
+    nudged = Nudging(*map(Side, engines, chats, (FREE, FREE)), 0.2, 9, IDS, 0).write(PROMPTS)
     assert only_tokens([reply.tokens for reply in nudged])
 
 

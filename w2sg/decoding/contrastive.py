@@ -140,6 +140,18 @@ def go_on(
     return found, alive.tolist()
 
 
+def keep_rows(engine: Engine, left: Sequence[int], rows: Sequence[int], last: Sequence[int]) -> None:
+    """Go on with some of the rows that `go_on` has left, which now read the last token that they wrote.
+
+    Args:
+        left: the rows that `go_on` has left, as it names them. rows: those that go on. last: their last tokens.
+    """
+    places = {row: place for place, row in enumerate(left)}
+    engine.select(torch.tensor([places[row] for row in rows]))
+    # go_on never reads a row's last token: it is needed only by the rows that go on
+    engine.extend(torch.tensor(list(last), device=engine.logits.device))
+
+
 @dataclass(frozen=True)
 class ReplyRows:
     """Rows to write, as inputs of a reading stage; rows of one prompt are neighbours.

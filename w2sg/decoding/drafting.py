@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from w2sg.data.dialogue import Chat
 from w2sg.data.messages import Dialogue
-from w2sg.decoding.contrastive import go_on, stream
-from w2sg.decoding.engine import Engine, Scorer
+from w2sg.decoding.contrastive import Decoded, go_on, keep_rows, stream
 from w2sg.decoding.sampling import Settings
 from w2sg.decoding.search_values import common_start
+from w2sg.decoding.together import BASE, SMALL, STREAMS, Side, Together, room_of
 
 TOLERANCE = 1e-9  # of mean log-probabilities: equal numbers worked out in two ways differ by less
 SCAN = 32  # tokens that the base model writes before its text is looked through for strings that end it
@@ -79,62 +78,53 @@ class Rule:
     most: int
 
 
-class Drafting:
-    """Both models at work on a batch of prompts.
+class Drafting(Together):
+    """A small model that drafts, and a base model that reads the drafts and goes on from them.
 
     Args:
-        drafter: engine of the small model. base: engine of the large one. chats: how they write dialogues.
-        columns: rows of `w2sg.decoding.sampling.Settings`, of the drafter and of the base.
+        small: the model that drafts. base: the model that goes on.
+        rule: when to switch.
         identities, seed: as in `w2sg.decoding.search.EngineGrower`.
     """
 
-    def __init__(
-        self,
-        drafter: Engine,
-        base: Scorer,
-        chats: tuple[Chat, Chat],
-        columns: tuple[Sequence[float], Sequence[float]],
-        rule: Rule,
-        identities: Sequence[str],
-        seed: int,
-    ):
-        self.drafter, self.base, self.chats, self.columns = drafter, base, chats, columns
-        self.rule, self.identities, self.seed = rule, identities, seed
-        self.shared = chats[0].vocabulary == chats[1].vocabulary
-        self.forwards = 0
+    def __init__(self, small: Side, base: Side, rule: Rule, identities: Sequence[str], seed: int):
+        super().__init__(small, base, identities, seed)
+        self.rule = rule
 
     @torch.inference_mode()
     def write(self, prompts: Sequence[Dialogue]) -> list[Draft]:
         """A reply to each prompt."""
-        rule, (small, large) = self.rule, self.chats
+        rule, (small, base) = self.rule, self.sides
         count = len(prompts)
-        ids = small.prompts(prompts), large.prompts(prompts)
-        self.drafter.start(ids[0])
-        self.base.start(ids[1])
-        room = [room_of(self.base, row, rule.most) for row in ids[1]]
+        ids = small.chat.prompts(prompts), base.chat.prompts(prompts)
+        small.engine.start(ids[SMALL])
+        base.engine.start(ids[BASE])
+        room = [room_of(base.engine, row, rule.most) for row in ids[BASE]]
         drafts: list[np.ndarray] = [np.zeros(0, np.int64)] * count  # in the small model's tokens
         read: list[np.ndarray] = [np.zeros(0, np.int64)] * count  # in the large one's
         logs: list[np.ndarray] = [np.zeros(0)] * count
         fate, kept = [""] * count, [0] * count
         live = list(range(count))
+        # the small model drops prompts as their drafts end; the base model keeps all, for it goes on with most of them
         while live:
-            limits = [min(rule.draft, room_of(self.drafter, ids[0][p], rule.draft)) - len(drafts[p]) for p in live]
-            found, left = self._go_on(self.drafter, 0, live, [len(drafts[p]) for p in live], rule.check, limits)
+            limits = [min(rule.draft, room_of(small.engine, ids[SMALL][p], rule.draft)) - len(drafts[p]) for p in live]
+            written, left = self._go_on(SMALL, live, [len(drafts[p]) for p in live], rule.check, limits)
             chunks: list[np.ndarray] = [np.zeros(0, np.int64)] * count
             back, ended = np.zeros(count, np.int64), {}
             for place, p in enumerate(live):
-                drafts[p] = np.append(drafts[p], found.tokens[place])
-                full = len(found.tokens[place]) >= limits[place]
-                ended[p] = "complete" if found.stopped[place] else "longest" if full else ""
+                drafts[p] = np.append(drafts[p], written.tokens[place])
+                full = len(written.tokens[place]) >= limits[place]
+                ended[p] = "complete" if written.stopped[place] else "longest" if full else ""
                 wanted = self._as_base(drafts[p], ended[p] == "complete")
                 if len(wanted) > room[p] and ended[p] == "complete":  # cut short, it has no end
                     ended[p] = "longest"
                 wanted = wanted[: room[p]]
+                # with another vocabulary the last word may be tokenised otherwise now: that part is read again
                 common = common_start(read[p], wanted)
                 back[p], chunks[p] = len(read[p]) - common, wanted[common:]
                 logs[p], read[p] = logs[p][:common], wanted
-            self.base.rollback(back)
-            for p, values in enumerate(self.base.read(chunks)):
+            base.engine.rollback(back)
+            for p, values in enumerate(base.engine.read(chunks)):
                 logs[p] = np.append(logs[p], values[:, 0].astype(np.float64))
             back[:] = 0
             going = []
@@ -142,68 +132,78 @@ class Drafting:
                 sure = len(read[p]) if ended[p] else self._settled(drafts[p], read[p])
                 kept[p], reached = switch_after(logs[p][:sure], rule.window, rule.threshold)
                 fate[p] = "reached" if reached else ended[p]
-                if reached:
+                if reached:  # the base model forgets what it read past the switch
                     back[p] = len(read[p]) - kept[p]
                     read[p], logs[p] = read[p][: kept[p]], logs[p][: kept[p]]
                 elif ended[p]:
                     kept[p] = len(read[p])
                 else:
                     going.append((place, p))
-            self.base.rollback(back)
-            live = [p for _, p in going]
-            if live:
-                at = {place: row for row, place in enumerate(left)}
-                self.drafter.select(torch.tensor([at[place] for place, _ in going]))
-                last = [int(drafts[p][-1]) for p in live]
-                self.drafter.extend(torch.tensor(last, device=self.drafter.logits.device))
+            base.engine.rollback(back)
+            live = self._continue(SMALL, left, going, drafts)
         return self._finish(drafts, read, logs, fate, kept, room)
 
     def _finish(self, drafts, read, logs, fate, kept, room) -> list[Draft]:
-        """Let the base model go on where it is its turn."""
-        large, finished, texts = self.chats[1], [f == "complete" for f in fate], [""] * len(fate)
+        """Let the base model go on where it is its turn; every argument has an entry for each prompt."""
+        base, finished, texts = self.sides[BASE], [f == "complete" for f in fate], [""] * len(fate)
         for p, tokens in enumerate(read):
-            texts[p] = large.text(tokens)
+            texts[p] = base.chat.text(tokens)
         # strings that end the base model's turns may well stand in a draft, a fenced block of code say
         starts = [len(text.rstrip("\N{REPLACEMENT CHARACTER}")) for text in texts]
         live = [p for p in range(len(fate)) if fate[p] != "complete" and len(read[p]) < room[p]]
         if live:
-            self.base.select(torch.tensor(live))
-            self.base.read([np.zeros(0, np.int64)] * len(live))
+            base.engine.select(torch.tensor(live))
+            base.engine.read([np.zeros(0, np.int64)] * len(live))
         while live:
             limits = [room[p] - len(read[p]) for p in live]
-            found, left = self._go_on(self.base, 1, live, [len(read[p]) for p in live], SCAN, limits)
+            written, left = self._go_on(BASE, live, [len(read[p]) for p in live], SCAN, limits)
             going = []
             for place, p in enumerate(live):
-                read[p] = np.append(read[p], found.tokens[place])
-                logs[p] = np.append(logs[p], found.log_probabilities[place][:, 0])
-                texts[p], cut = large.until_stop(large.text(read[p]), starts[p])
-                finished[p] = cut or bool(found.stopped[place])
+                read[p] = np.append(read[p], written.tokens[place])
+                logs[p] = np.append(logs[p], written.log_probabilities[place][:, 0])
+                texts[p], cut = base.chat.until_stop(base.chat.text(read[p]), starts[p])
+                finished[p] = cut or bool(written.stopped[place])
                 if not finished[p] and len(read[p]) < room[p]:
                     going.append((place, p))
-            live = [p for _, p in going]
-            if live:
-                at = {place: row for row, place in enumerate(left)}
-                self.base.select(torch.tensor([at[place] for place, _ in going]))
-                last = [int(read[p][-1]) for p in live]
-                self.base.extend(torch.tensor(last, device=self.base.logits.device))
+            live = self._continue(BASE, left, going, read)
         return [
             Draft(read[p], logs[p], kept[p], fate[p], finished[p], texts[p], len(drafts[p])) for p in range(len(fate))
         ]
 
-    def _go_on(self, engine, who: int, live, written, most: int, room):
+    def _go_on(
+        self, who: int, live: list[int], written: list[int], most: int, room: list[int]
+    ) -> tuple[Decoded, list[int]]:
+        """Up to ``most`` tokens more of one model to each live prompt, and the rows that its engine is left with.
+
+        Args:
+            live: prompts, in the order of the engine's rows. written: tokens of each reply so far.
+            room: tokens that each may still have.
+        """
+        side = self.sides[who]
         uniform = np.ones((len(live), most))
         for place, (p, n) in enumerate(zip(live, written, strict=True)):
-            uniform[place] = stream(self.seed, self.identities[p], "draft" if who == 0 else 0, n + most)[n:]
-        logits = engine.logits
-        columns = torch.tensor([list(self.columns[who])]).expand(len(live), -1).to(logits.device)
-        settings, stop = Settings.from_columns(columns), self.chats[who].stop
-        found, left = go_on(engine, logits, settings, torch.from_numpy(uniform), stop, room)
-        self.forwards += found.forwards
-        return found, left
+            # by place in the reply, so that it does not matter in how many parts it is written
+            uniform[place] = stream(self.seed, self.identities[p], STREAMS[who], n + most)[n:]
+        logits = side.engine.logits
+        settings = Settings.alike(side.columns, len(live), logits.device)
+        decoded, left = go_on(side.engine, logits, settings, torch.from_numpy(uniform), side.chat.stop, room)
+        self.forwards += decoded.forwards
+        return decoded, left
+
+    def _continue(self, who: int, left: list[int], going: list[tuple[int, int]], tokens: list[np.ndarray]) -> list[int]:
+        """The prompts that go on, whose rows are now all that an engine has, with everything read.
+
+        Args:
+            left: the rows that `_go_on` has left. going: row and prompt of each that goes on. tokens: of each prompt.
+        """
+        if going:
+            last = [int(tokens[p][-1]) for _, p in going]
+            keep_rows(self.sides[who].engine, left, [row for row, _ in going], last)
+        return [p for _, p in going]
 
     def _as_base(self, draft: np.ndarray, complete: bool) -> np.ndarray:
         """The draft in the base model's tokens, without an end."""
-        small, large = self.chats
+        small, large = (side.chat for side in self.sides)
         stop = set(small.stop)
         if self.shared:
             return draft[:-1] if len(draft) and int(draft[-1]) in stop else draft
@@ -220,13 +220,9 @@ class Drafting:
         """
         if self.shared:
             return len(read)
-        text = self.chats[0].text(draft)
+        small, large = (side.chat for side in self.sides)
+        text = small.text(draft)
         whole = text[: max(text.rfind(" "), text.rfind("\n"), 0)].rstrip()
         if not whole:
             return 0
-        return common_start(read, self.chats[1].replies([whole])[0])
-
-
-def room_of(engine: Engine, prompt: np.ndarray, most: int) -> int:
-    """Tokens that a reply to this prompt may have."""
-    return most if engine.limit is None else min(most, engine.limit - len(prompt) + 1)
+        return common_start(read, large.replies([whole])[0])

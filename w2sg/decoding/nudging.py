@@ -15,13 +15,11 @@ from torch import Tensor
 from w2sg.data.dialogue import Chat, TextChat
 from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import stream
-from w2sg.decoding.drafting import TOLERANCE, room_of
-from w2sg.decoding.engine import Scorer
+from w2sg.decoding.drafting import TOLERANCE
 from w2sg.decoding.sampling import Settings, next_tokens
 from w2sg.decoding.search_values import common_start
+from w2sg.decoding.together import BASE, SMALL, STREAMS, Side, Together, room_of
 
-SMALL, BASE = 0, 1
-STREAMS = "draft", 0  # of random numbers, as of drafts
 CHOICES = 8  # of tokens, for one of a reply: where texts are handed over, what was said may be no token of the other's
 
 
@@ -75,8 +73,8 @@ class _Reply:
     numbers: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0)] * 2)
 
 
-class Nudging:
-    """Both models at work on a batch of prompts.
+class Nudging(Together):
+    """A small model and a base model that take turns, word by word.
 
     The small model begins. After each of its words, which ends where whitespace begins, the base model writes on if its
     likeliest token has at least the probability ``threshold``, and goes on until it has not; then the next word is the
@@ -87,28 +85,15 @@ class Nudging:
     is tokenised anew for the model whose turn it is, and what came out otherwise than before is read again.
 
     Args:
-        small, base: engines. chats: how they write dialogues.
-        columns: rows of `w2sg.decoding.sampling.Settings`, of the small model and of the base; they do not change the
-            probability that is held against ``threshold``.
+        small, base: the models; their sampling does not change the probability that is held against ``threshold``.
         most: tokens of the base model that a reply may have.
         identities, seed: as in `w2sg.decoding.search.EngineGrower`.
     """
 
-    def __init__(
-        self,
-        small: Scorer,
-        base: Scorer,
-        chats: tuple[Chat, Chat],
-        columns: tuple[Sequence[float], Sequence[float]],
-        threshold: float,
-        most: int,
-        identities: Sequence[str],
-        seed: int,
-    ):
-        self.engines, self.chats, self.columns = (small, base), chats, columns
-        self.threshold, self.most, self.identities, self.seed = threshold, most, identities, seed
-        self.shared = chats[SMALL].vocabulary == chats[BASE].vocabulary
-        self.forwards = 0
+    def __init__(self, small: Side, base: Side, threshold: float, most: int, identities: Sequence[str], seed: int):
+        super().__init__(small, base, identities, seed)
+        self.threshold, self.most = threshold, most
+        self.engines, self.chats = ([getattr(side, part) for side in self.sides] for part in ("engine", "chat"))
 
     @torch.inference_mode()
     def write(self, prompts: Sequence[Dialogue]) -> list[Nudged]:
@@ -224,8 +209,7 @@ class Nudging:
         rows = {id(reply): row for row, reply in enumerate(live)}
         logits = self.engines[who].logits
         places = torch.tensor([rows[id(reply)] for reply in some], device=logits.device)
-        columns = torch.tensor([list(self.columns[who])]).expand(len(some), -1).to(logits.device)
-        settings = Settings.from_columns(columns)
+        settings = Settings.alike(self.sides[who].columns, len(some), logits.device)
         uniform: Tensor = torch.tensor([self._number(who, reply) for reply in some], dtype=torch.float64)
         engine = self.engines[who]
         writable, name = getattr(engine, "writable", None), getattr(engine, "name", "the model")

@@ -6,6 +6,7 @@ batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -41,6 +42,11 @@ class Settings:
     def from_columns(cls, columns: Tensor) -> Settings:
         """From [B, 6], in the order of the attributes."""
         return cls(*columns.unbind(1))
+
+    @classmethod
+    def alike(cls, columns: Sequence[float], rows: int, device: torch.device) -> Settings:
+        """The same six numbers, in the order of the attributes, for each of some rows."""
+        return cls.from_columns(torch.tensor([list(columns)]).expand(rows, -1).to(device))
 
     def take(self, rows: Tensor) -> Settings:
         """The settings of some rows."""

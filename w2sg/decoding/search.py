@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from w2sg.data.messages import Dialogue
-from w2sg.decoding.contrastive import go_on, stream
+from w2sg.decoding.contrastive import go_on, keep_rows, stream
 from w2sg.decoding.engine import Engine
 from w2sg.decoding.sampling import Settings
 
@@ -253,9 +253,8 @@ class EngineGrower:
         for place, (row, lineage) in enumerate(zip(parents, lineages, strict=True)):
             drawn = stream(self.seed, self.identities[live[row].prompt], lineage, written[place] + self.chunk)
             uniform[place] = drawn[written[place] :]
-        columns = torch.tensor([list(self.columns)]).expand(len(parents), -1)
         logits = self.engine.logits
-        settings = Settings.from_columns(columns.to(logits.device))
+        settings = Settings.alike(self.columns, len(parents), logits.device)
         room = [self.room[live[row].prompt] - n for row, n in zip(parents, written, strict=True)]
         found, self._left = go_on(self.engine, logits, settings, torch.from_numpy(uniform), self.stop, room)
         self.forwards += found.forwards
@@ -281,11 +280,7 @@ class EngineGrower:
     def keep(self, places: Sequence[int]) -> None:
         if not len(places):
             return
-        at = {place: row for row, place in enumerate(self._left)}
-        self.engine.select(torch.tensor([at[place] for place in places]))
-        # the last token of a chunk is read by those alone that go on
-        last = [int(self._grown[place].tokens[-1]) for place in places]
-        self.engine.extend(torch.tensor(last, device=self.engine.logits.device))
+        keep_rows(self.engine, self._left, places, [int(self._grown[place].tokens[-1]) for place in places])
 
 
 def _lineage(parent: Hypothesis, child: int) -> str:

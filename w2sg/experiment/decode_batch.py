@@ -21,6 +21,7 @@ from w2sg.decoding.options import BestOfN, Decoder, Drafted, Eft, Guide, Plain, 
 from w2sg.decoding.search import EngineGrower, Result, search
 from w2sg.decoding.search_values import ImplicitValue, Mixture, RewardValue
 from w2sg.decoding.server import ServerGrower
+from w2sg.decoding.together import Side
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.store.shards import Found
 
@@ -223,9 +224,8 @@ class Work:
         most = decoder.max_new_tokens
         rule = Rule(decoder.window, decoder.threshold, decoder.check, decoder.draft or most, most)
         columns = decoder.columns()
-        drafting = Drafting(
-            self.tuned, self.strong, (pair.tuned.source.chat, strong.chat), (columns, columns), rule, ids, self.seed
-        )
+        sides = Side(self.tuned, pair.tuned.source.chat, columns), Side(self.strong, strong.chat, columns)
+        drafting = Drafting(*sides, rule, ids, self.seed)
         found = drafting.write(prompts)
         read = [self.strong.count.total / len(prompts), self.tuned.count.total / len(prompts)]
         tables = []
@@ -239,16 +239,8 @@ class Work:
     def _nudge(self, prompts: list[Dialogue], ids: list[str]) -> tuple[list[np.ndarray], int]:
         decoder, chats = self.decoder, (self.decoders.pair.tuned.source.chat, self.decoders.strong.source.chat)
         columns = decoder.columns()
-        nudging = Nudging(
-            self.tuned,
-            self.strong,
-            chats,
-            (columns, columns),
-            decoder.threshold,
-            decoder.max_new_tokens,
-            ids,
-            self.seed,
-        )
+        sides = Side(self.tuned, chats[0], columns), Side(self.strong, chats[1], columns)
+        nudging = Nudging(*sides, decoder.threshold, decoder.max_new_tokens, ids, self.seed)
         found = nudging.write(prompts)
         read = [self.strong.count.total / len(prompts), self.tuned.count.total / len(prompts)]
         tables = []
