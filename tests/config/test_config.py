@@ -268,7 +268,8 @@ def test_a_function_from_elsewhere_counts_by_its_source(tmp_path, monkeypatch):
 
 def fit_keys(*overrides):
     """The keys of the weak model and of the student, as a run would make them; nothing is trained."""
-    from w2sg.experiment.run import Labels, Run
+    from w2sg.data.labels import Labels
+    from w2sg.experiment.run import Run
 
     config = check(compose("dataset=local", "weak=bow", "strong=hf", *overrides))
     run = Run(config, f"{config.out}/run")

@@ -285,11 +285,11 @@ def test_self_alignment_trains_the_model_as_it_was(arguments, tmp_path, models):
 
 @pytest.mark.slow
 def test_adapters_are_trained_saved_alone_and_read_with_their_base_in_one_forward(arguments, tmp_path, monkeypatch):
-    from w2sg.experiment import text as text_run
+    from w2sg.experiment import generate
 
     engines = []
-    engine = text_run.TransformersEngine
-    monkeypatch.setattr(text_run, "TransformersEngine", lambda *a, **k: engines.append(k) or engine(*a, **k))
+    engine = generate.TransformersEngine
+    monkeypatch.setattr(generate, "TransformersEngine", lambda *a, **k: engines.append(k) or engine(*a, **k))
     more = ["weak.train=lora", "strong.train=lora", "method.alignment.lr.lora=0.01", *SMALL]
     content = run(arguments, tmp_path, *more)
     assert {"base_too": True} in engines
@@ -450,7 +450,7 @@ def test_single_models_are_sampled_by_vllm_with_the_same_outputs(arguments, tmp_
 
 @pytest.mark.slow
 def test_reference_log_probabilities_of_other_tokens_are_refused(arguments, tmp_path, monkeypatch, caplog):
-    from w2sg.experiment import text as text_run
+    from w2sg.experiment import score
 
     content = run(arguments, tmp_path, *SMALL)
     stage = tmp_path / "store" / keys(content)["cong-reference"]
@@ -466,7 +466,7 @@ def test_reference_log_probabilities_of_other_tokens_are_refused(arguments, tmp_
             found["sizes"] = found["sizes"].roll(1) + torch.arange(len(ids))
         return ids, found
 
-    monkeypatch.setattr(text_run, "load_found", other)
+    monkeypatch.setattr(score, "load_found", other)
     with pytest.raises(TrainingError, match="are of other tokens than those asked for; delete that folder"):
         run(arguments, tmp_path, *SMALL, "method.dpo.beta=0.2", name="third")
 

@@ -8,9 +8,10 @@ import torch
 from conftest import compose, save_tiny_model
 
 from w2sg.config.check import check
+from w2sg.data.labels import Labels
 from w2sg.data.table import Table
 from w2sg.errors import ConfigError
-from w2sg.experiment.run import Labels, run_method
+from w2sg.experiment.run import run_method
 from w2sg.methods.filtered import best, relabelled
 from w2sg.methods.votes import boosted, combine, member_rows, weighted_rows
 from w2sg.models.loading import find

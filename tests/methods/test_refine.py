@@ -863,7 +863,7 @@ def test_preference_labels_are_refined_in_context_and_train_with_any_loss(labell
 def test_a_refined_label_is_the_law_of_the_next_word_averaged_over_both_orders(labelled, tmp_path, models):
     from transformers import AutoModelForCausalLM
 
-    from w2sg.experiment.run import Labels
+    from w2sg.data.labels import Labels
     from w2sg.experiment.text import Writer
     from w2sg.methods.refine.labels import Asking, Relabeller
     from w2sg.methods.refine.options import LabelWords

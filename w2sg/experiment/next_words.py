@@ -14,8 +14,9 @@ from w2sg.data.table import digest
 from w2sg.data.tokens import beginning, ids_after, ids_of
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import UserError
-from w2sg.experiment.text import TextRun, Writer
+from w2sg.experiment.run import Run
 from w2sg.models.loading import Source
+from w2sg.models.trained import Trained
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, load_values
 
@@ -38,7 +39,7 @@ def split_words(source: Source, words: Sequence[str], option: str) -> tuple[list
 
 
 def next_words(
-    text: TextRun, name: str, writer: Writer, prompts: Sequence[str], words: Sequence[str], option: str, rows: int
+    run: Run, name: str, writer: Trained, prompts: Sequence[str], words: Sequence[str], option: str, rows: int
 ) -> Tensor:
     """Log-probability of each word after each plain text, [N, C]; a word counts by the token that sets it apart.
 
@@ -55,14 +56,14 @@ def next_words(
     keys = [digest(str(k), str(row.tolist())) for k, row in enumerate(ids)]
     key = {
         "version": VERSION,
-        "model": text.key_of(writer),
+        "model": run.key_of(writer),
         "prompts": digest(*keys),
         "words": targets,
-        "precision": text.precision,
+        "precision": run.precision,
     }
 
     def make() -> ReadJob:
-        policy = text.load(writer)
+        policy = run.load(writer)
 
         def read(batch: dict[str, Tensor]) -> Tensor:
             logits = TransformersEngine(policy).start([ids[row] for row in batch["row"].tolist()])[0]
@@ -71,7 +72,7 @@ def next_words(
         examples = Examples(TokenRows(ids), keys, torch.zeros(len(ids), dtype=torch.long))
         return ReadJob(nn.ModuleList([policy]), torch.inference_mode()(read), examples, rows=rows, whole=True)
 
-    there, found = load_values(text.stages.read(name, key, make))
+    there, found = load_values(run.stages.read(name, key, make))
     place = {i: row for row, i in enumerate(there)}
     return found[[place[i] for i in keys]].float()
 

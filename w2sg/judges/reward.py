@@ -20,8 +20,8 @@ from w2sg.models.loading import Source, find, load_language_model, load_scorer
 
 if TYPE_CHECKING:
     from w2sg.config.options import Judge as RewardJudge
-    from w2sg.experiment.run import Model
     from w2sg.experiment.text import TextRun
+    from w2sg.models.trained import Trained
 
 
 class RewardModel(Judge):
@@ -45,7 +45,7 @@ class RewardModel(Judge):
     ):
         super().__init__(text)
         self.options, self.stage, self.split, self.asked_for = options, stage, split, asked_for
-        self._reward_model: Model | None = None
+        self._reward_model: Trained | None = None
         self.trained = options.model in ("strong", "weak")
         self.source = self._find()
         if not self.trained:  # a head trained here judges what its frozen model writes as any text
@@ -96,12 +96,12 @@ class RewardModel(Judge):
             return [self.source.chat.dialogue(prompt, reply) for prompt, reply in pairs]
         return [f"{prompt.text} {reply}" for prompt, reply in pairs]
 
-    def _model(self) -> Model:
+    def _model(self) -> Trained:
         if self._reward_model is None:
             if not self.trained:
-                from w2sg.experiment.run import Model
+                from w2sg.models.trained import Trained
 
-                self._reward_model = Model(self.stage, None, self.source, None)
+                self._reward_model = Trained(self.stage, self.source)
             else:
                 table = getattr(self.run.data, self.split)
                 self._reward_model = self.run.fit(self.stage, self.source, table, self.run.gold(table))

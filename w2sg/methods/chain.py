@@ -43,8 +43,7 @@ def chain(
         labels = run.predict(link, data.transfer)
     student = run.fit("chained", run.strong, data.transfer, labels, loss=run.loss, like="student")
     direct = run.fit("student", run.strong, data.transfer, first, loss=run.loss)
-    gold_split = {"transfer": data.transfer, "ground_truth": data.ground_truth}[ceiling_split]
-    ceiling = run.fit("ceiling", run.strong, gold_split, run.gold(gold_split))
+    ceiling = run.ceiling(ceiling_split)
     return run.report(
         weak=run.predict(weak, data.test),
         **between,

@@ -17,15 +17,13 @@ from w2sg.config.options import (
     PlainSampling,
     PreferenceTuning,
 )
-from w2sg.data.replies import best_and_worst, gold_pairs, join_pairs, prompts_of
+from w2sg.data.replies import gold_pairs, join_pairs
 from w2sg.decoding import vllm as by_vllm
 from w2sg.models.steps import lost_steps
 
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
-    from w2sg.data.replies import ReplyPairs
     from w2sg.experiment.run import Run
-    from w2sg.experiment.text import TextRun, Writer
     from w2sg.reports.report import Report
 
 
@@ -57,43 +55,44 @@ def cong(
     """
     from w2sg.evaluation.alpha_sweep import sample_alphas
     from w2sg.evaluation.systems import report
-    from w2sg.experiment.text import TextRun, Writer, one_tokenizer
+    from w2sg.experiment.alignment import align
+    from w2sg.experiment.fit_text import one_tokenizer
     from w2sg.judges import judge_of
+    from w2sg.models.trained import Trained
 
-    text = TextRun(run)
-    measure = judge_of(text, judge)
-    transfer = prompts_of(run.data.transfer).first(prompts)
-
+    measure, ranker = judge_of(run, judge), None
+    if alignment.pairs == "on_policy":
+        ranker = judge_of(run, judge, "ranker", "ground_truth").rewards_and_key
+    transfer, strong = run.prompts("transfer", prompts), Trained("strong", run.strong)
     if "wspo" in baselines:
         one_tokenizer([source for source in (run.strong, run.weak, run.untuned) if source is not None])
 
-    untuned, weak, aligned_on = align_weak(text, alignment, sampling, judge)
-    strong = Writer("strong", run.strong)
-    samples = text.write("contrastive", weak, transfer, decoding, [decoding.columns()], reference=untuned)
-    cong_s = text.supervise("cong-s", strong, samples, sft)
-    own = text.sample("cong-s-samples", cong_s, transfer, sampling)
-    pairs = join_pairs(samples, own)
-    cong = text.prefer("cong", cong_s, pairs, dpo)
+    untuned, weak, aligned_on = align(run, alignment, sampling, ranker)
+    chosen = run.generate("contrastive", weak, transfer, decoding, contrast=untuned)
+    cong_s = run.sft("cong-s", strong, chosen, sft)
+    rejected = run.generate("cong-s-samples", cong_s, transfer, sampling)
+    pairs = join_pairs(chosen, rejected)
+    student = run.dpo("cong", cong_s, pairs, dpo)
 
-    systems: dict[str, Writer] = {"base": strong, "weak": weak, "cong_s": cong_s, "cong": cong}
+    systems: dict[str, Trained] = {"base": strong, "weak": weak, "cong_s": cong_s, "cong": student}
     if {"weak_sft", "plain", "aux_conf"} & set(baselines):
-        plain = text.sample("weak-samples", weak, transfer, sampling)
+        plain = run.generate("weak-samples", weak, transfer, sampling)
     if {"weak_sft", "plain"} & set(baselines):
-        systems["weak_sft"] = text.supervise("weak-sft", strong, plain, sft)
+        systems["weak_sft"] = run.sft("weak-sft", strong, plain, sft)
     if "plain" in baselines:
-        rejected = text.sample("weak-sft-samples", systems["weak_sft"], transfer, sampling)
-        systems["plain"] = text.prefer("plain", systems["weak_sft"], join_pairs(plain, rejected), dpo)
+        worse = run.generate("weak-sft-samples", systems["weak_sft"], transfer, sampling)
+        systems["plain"] = run.dpo("plain", systems["weak_sft"], join_pairs(plain, worse), dpo)
     if "aux_conf" in baselines:
-        systems["aux_conf"] = text.supervise("aux-conf", strong, plain, sft, confidence=aux_conf_weight)
+        systems["aux_conf"] = run.sft("aux-conf", strong, plain, sft, confidence=aux_conf_weight)
     if "wspo" in baselines:
-        chosen = samples if aligned_on is None else aligned_on.chosen
-        systems["wspo"] = text.follow("wspo", strong, (weak, untuned), chosen, sft, wspo_gamma)
+        imitated = chosen if aligned_on is None else aligned_on.chosen
+        systems["wspo"] = run.wspo("wspo", strong, (weak, untuned), imitated, sft, wspo_gamma)
     if "ceiling" in baselines:
-        systems["ceiling"] = text.prefer("ceiling", strong, gold_pairs(run.data.transfer), alignment)
+        systems["ceiling"] = run.dpo("ceiling", strong, gold_pairs(run.data.transfer), alignment)
 
-    sweep = sample_alphas(text, weak, untuned, decoding, sampling, analysis)
+    sweep = sample_alphas(run, weak, untuned, decoding, sampling, analysis)
     return report(
-        text,
+        run,
         measure,
         systems,
         untuned,
@@ -103,32 +102,6 @@ def cong(
         sampling,
         evaluation,
     )
-
-
-def align_weak(
-    text: TextRun, alignment: Alignment, sampling: PlainSampling | None, judge: Judge
-) -> tuple[Writer, Writer, ReplyPairs | None]:
-    """The weak model before its alignment, after it, and the pairs that it was aligned on (None where none were).
-
-    On-policy samples are ranked by a reward model like the judge, but trained on the ground-truth split's pairs: those
-    that measure later take no part.
-    """
-    from w2sg.experiment.text import Writer, one_vocabulary
-    from w2sg.judges import judge_of
-
-    run = text.run
-    if run.untuned is not None:
-        one_vocabulary(run.weak, run.untuned)
-        return Writer("untuned", run.untuned), Writer("weak", run.weak), None
-    untuned = Writer("untuned", run.weak)
-    pairs = gold_pairs(run.data.ground_truth)
-    if alignment.pairs == "on_policy":
-        prompts = prompts_of(run.data.ground_truth)
-        replies = text.sample("untuned-samples", untuned, prompts, sampling, samples=alignment.samples)
-        ranker = judge_of(text, judge, "ranker", "ground_truth")
-        rewards, key = ranker.rewards_and_key("untuned-samples", replies)
-        pairs = best_and_worst(replies, rewards, {"replies": replies.key, "rewards": key})
-    return untuned, text.prefer("weak", untuned, pairs, alignment), pairs
 
 
 def problems(config: TrainConfig) -> list[str]:

@@ -39,11 +39,11 @@ def decode(
     from w2sg.evaluation.alignment_tax import alignment_tax, read_questions
     from w2sg.evaluation.decoders import Comparison
     from w2sg.evaluation.divergence import frontier
+    from w2sg.experiment.alignment import align
     from w2sg.experiment.decode import Decoders, Pair
     from w2sg.experiment.text import TextRun, Writer
     from w2sg.judges import judge_of
     from w2sg.judges.reward import RewardModel
-    from w2sg.methods.cong import align_weak
 
     questions = None if evaluation.tax is None else read_questions(Path(evaluation.tax))
     text = TextRun(run)
@@ -69,7 +69,7 @@ def decode(
     if server is not None:  # whether it answers is known before anything is trained
         systems["plain"] = Decoders(text, strong, None, server=server).write("plain", plain_of(decoder), prompts)
     if needs_pair(decoder):
-        untuned, tuned, _ = align_weak(text, alignment, None, judge)
+        untuned, tuned, _ = align(run, alignment)
         pair = Pair(tuned, untuned)
     if rewards is not None:
         key = reward.key()

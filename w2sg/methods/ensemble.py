@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from w2sg.data.labels import Labels
 from w2sg.methods.votes import boosted, combine, member_rows, weighted_rows
 from w2sg.models import variants
 
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
-    from w2sg.experiment.run import Labels, Model, Run
+    from w2sg.experiment.run import Run
     from w2sg.models.loading import Source
+    from w2sg.models.trained import Trained
     from w2sg.reports.report import Report
 
 
@@ -61,8 +63,7 @@ def ensemble(
     student = run.fit("taught-by-all", run.strong, data.transfer, labels, loss=run.loss, like="student")
     first = run.noisy(run.predict(weak, data.transfer))
     direct = run.fit("student", run.strong, data.transfer, first, loss=run.loss)
-    gold_split = {"transfer": data.transfer, "ground_truth": data.ground_truth}[ceiling_split]
-    ceiling = run.fit("ceiling", run.strong, gold_split, run.gold(gold_split))
+    ceiling = run.ceiling(ceiling_split)
     return run.report(
         weak=run.predict(weak, data.test),
         ensemble=committee.labels(data.test),
@@ -100,15 +101,13 @@ class Committee:
 
     def labels(self, table) -> Labels:
         """What the committee says of the rows of a table."""
-        from w2sg.experiment.run import Labels
-
         found = [self.run.predict(model, table) for model in self.models]
         key = {"members": [labels.key for labels in found], "combine": self.how}
         if self.how == "boost":
             key["weights"] = self.weights
         return Labels(table, combine([labels.logits for labels in found], self.how, self.weights), key)
 
-    def _boost(self, sources: list[Source]) -> tuple[list[Model], list[float]]:
+    def _boost(self, sources: list[Source]) -> tuple[list[Trained], list[float]]:
         """Each member learns what those before it got wrong; one that is no better than chance gets no vote."""
         run, table = self.run, self.run.data.ground_truth
         row_weights = np.full(len(table), 1 / len(table))

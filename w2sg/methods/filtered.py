@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from w2sg.data.labels import Labels
 from w2sg.data.table import uniform
 from w2sg.models import variants
 
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
-    from w2sg.experiment.run import Labels, Run
+    from w2sg.experiment.run import Run
     from w2sg.reports.report import Report
 
 
@@ -70,8 +71,7 @@ def filtered(
     }
     if recycle != "none":
         systems["kept_rows"] = first
-    gold_split = {"transfer": transfer, "ground_truth": data.ground_truth}[ceiling_split]
-    ceiling = run.fit("ceiling", run.strong, gold_split, run.gold(gold_split))
+    ceiling = run.ceiling(ceiling_split)
     right = labels.logits.argmax(-1).numpy() == transfer.labels
     after = taught.logits.argmax(-1).numpy() == transfer.labels
     return run.report(
@@ -124,8 +124,6 @@ def relabelled(labels: Labels, student: Labels, kept: np.ndarray, part: float) -
     Returns:
         Labels of all rows, and the places of those that are learned.
     """
-    from w2sg.experiment.run import Labels
-
     dropped = np.setdiff1d(np.arange(len(labels.table)), kept)
     sure = student.logits.double().softmax(-1).amax(-1).numpy()[dropped]
     ids = [labels.table.ids[row] for row in dropped]

@@ -29,8 +29,7 @@ def finetune(run: Run, ceiling_split: Literal["transfer", "ground_truth"] = "tra
     weak = run.fit("weak", run.weak, data.ground_truth, run.gold(data.ground_truth))
     labels = run.noisy(run.predict(weak, data.transfer))
     student = run.fit("student", run.strong, data.transfer, labels, loss=run.loss)
-    gold_split = {"transfer": data.transfer, "ground_truth": data.ground_truth}[ceiling_split]
-    ceiling = run.fit("ceiling", run.strong, gold_split, run.gold(gold_split))
+    ceiling = run.ceiling(ceiling_split)
     return run.report(
         weak=run.predict(weak, data.test),
         student=run.predict(student, data.test),

@@ -15,8 +15,9 @@ from w2sg.data.messages import Dialogue, Message
 from w2sg.data.replies import Prompts, Replies, gold_pairs, prompt_id
 from w2sg.data.table import Table, digest
 from w2sg.errors import UserError
-from w2sg.experiment.text import TextRun, Writer
+from w2sg.experiment.run import Run
 from w2sg.methods.refine.prompts import instructed
+from w2sg.models.trained import Trained
 
 
 def gold_answers(table: Table) -> Replies:
@@ -37,11 +38,11 @@ def gold_answers(table: Table) -> Replies:
 
 
 def answers_to(
-    text: TextRun, name: str, writer: Writer, prompts: Prompts, instruction: str | None, sampling: PlainSampling
+    run: Run, name: str, writer: Trained, prompts: Prompts, instruction: str | None, sampling: PlainSampling
 ) -> Replies:
     """What a model says when told so; the instruction is not part of the prompts that the replies name."""
     told = Prompts(prompts.name, prompts.ids, [instructed(prompt, instruction) for prompt in prompts.texts])
-    return _asked_as(text.sample(name, writer, told, sampling), prompts)
+    return _asked_as(run.generate(name, writer, told, sampling), prompts)
 
 
 def answers_of_file(path: str, prompts: Prompts, missing: bool = False) -> Replies | None:
@@ -78,11 +79,11 @@ def answers_of_file(path: str, prompts: Prompts, missing: bool = False) -> Repli
     return as_replies(ids, asked, texts, {"answers": digest(*ids, *texts)})
 
 
-def spoken(text: TextRun, name: str, replies: Replies) -> Replies:
+def spoken(run: Run, name: str, replies: Replies) -> Replies:
     """Replies that say something; the others are counted."""
     kept = [k for k, said in enumerate(replies.texts) if said.strip()]
     if lost := len(replies) - len(kept):
-        text.dropped.setdefault(name, {})["empty answer"] = lost
+        run.dropped.setdefault(name, {})["empty answer"] = lost
     return replies.take(kept)
 
 

@@ -10,12 +10,13 @@ import torch
 from w2sg.config.schema import OWN_CHAT
 from w2sg.data.replies import Replies
 from w2sg.experiment.next_words import next_words, split_words
-from w2sg.experiment.text import TextRun, Writer
+from w2sg.experiment.run import Run
 from w2sg.judges.base import Judge
 from w2sg.methods.refine.options import Axis
 from w2sg.methods.refine.prompts import flat, question_of
 from w2sg.metrics.answers import answer_in, scored
 from w2sg.models.loading import find
+from w2sg.models.trained import Trained
 
 Name = Literal["content", "concept"]
 RATINGS = [" 1", " 2", " 3", " 4", " 5"]
@@ -30,20 +31,20 @@ class Axes:
         judge: a judge, where an axis asks it.
     """
 
-    def __init__(self, text: TextRun, content: Axis, concept: Axis, golds: dict[str, str], judge: Judge | None):
+    def __init__(self, run: Run, content: Axis, concept: Axis, golds: dict[str, str], judge: Judge | None):
         self.axes: dict[str, Axis] = {"content": content, "concept": concept}
-        self.text, self.golds, self.judge = text, golds, judge
+        self.run, self.golds, self.judge = run, golds, judge
         self.raters = {name: self._rater(name) for name, axis in self.axes.items() if axis.kind == "llm"}
 
-    def _rater(self, name: str) -> Writer:
+    def _rater(self, name: str) -> Trained:
         """Looked for before any work is done."""
         axis = self.axes[name]
         own = {"name": axis.model, "max_length": axis.max_length, "revision": None, "layers": None, "layer": None}
         own |= OWN_CHAT
-        spec = self.text.run.config.strong.model_copy(update={**own, "random_init": False, "train": "full"})
+        spec = self.run.config.strong.model_copy(update={**own, "random_init": False, "train": "full"})
         source = find(spec, f"method.{name}")
         split_words(source, RATINGS, f"method.{name}.model")
-        return Writer(f"{name}-rater", source)
+        return Trained(f"{name}-rater", source)
 
     @property
     def measured(self) -> list[str]:
@@ -84,5 +85,5 @@ class Axes:
             for i, p, a in zip(replies.ids, replies.prompts, replies.texts, strict=True)
         ]
         option = f"method.{axis}.model"
-        law = next_words(self.text, name, self.raters[axis], asked, RATINGS, option, AT_ONCE).double().softmax(-1)
+        law = next_words(self.run, name, self.raters[axis], asked, RATINGS, option, AT_ONCE).double().softmax(-1)
         return (law @ torch.arange(5.0, dtype=torch.float64) / 4).numpy()

@@ -16,17 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from w2sg.data.labels import Labels
 from w2sg.data.table import Table, digest
 from w2sg.errors import UserError
 from w2sg.experiment.next_words import next_words, split_words
-from w2sg.experiment.run import Labels, Model
-from w2sg.experiment.text import TextRun, Writer
+from w2sg.experiment.run import Run
 from w2sg.methods.refine import exemplars
 from w2sg.methods.refine.options import InContext, LabelWords, Refine, RefineBaseline
 from w2sg.methods.refine.refiner import revision_of, write_refined
 from w2sg.metrics import labels as metrics
 from w2sg.metrics.intervals import Bootstrap
 from w2sg.models.loading import Source
+from w2sg.models.trained import Trained
 from w2sg.reports.report import Report
 from w2sg.store.store import KEY, read_json
 
@@ -36,7 +37,7 @@ PAIR_QUESTION = "\n\nThe better one is"
 
 
 def refine_labels(
-    text: TextRun,
+    run: Run,
     refine: Refine,
     baselines: Sequence[RefineBaseline],
     words: LabelWords,
@@ -48,16 +49,15 @@ def refine_labels(
     Args:
         refine: icl, or none for the weak labels themselves. rows: of the transfer split. at_once: contexts in a batch.
     """
-    run = text.run
     data = run.data
     transfer = data.transfer if rows is None else data.transfer.take(range(min(rows, len(data.transfer))))
     asked = Asking.of(run, transfer, words)
-    strong = Writer("strong", run.strong)
+    strong = Trained("strong", run.strong)
     split_words(run.strong, asked.words, "method.labels.words")
 
     weak = run.fit("weak", run.weak, data.ground_truth, run.gold(data.ground_truth))
     labels = run.noisy(run.predict(weak, transfer))
-    relabeller = Relabeller(text, strong, refine, asked, at_once, labels)
+    relabeller = Relabeller(run, strong, refine, asked, at_once, labels)
     in_context = isinstance(refine, InContext)
     refined = relabeller.label("refined-labels", transfer) if in_context else labels
     learned = {"student": refined, "ceiling": run.gold(transfer)}
@@ -94,7 +94,7 @@ def refine_labels(
     )
 
 
-def _started_from(model: Model, source: Source) -> bool:
+def _started_from(model: Trained, source: Source) -> bool:
     """Whether a model was trained from these weights, by the key of the stage that trained it."""
     start = read_json(model.folder / KEY)["model"]
     return all(start.get(key) == value for key, value in json.loads(json.dumps(source.identity)).items())
@@ -179,8 +179,8 @@ class Relabeller:
         rows: of refined.parquet, by stage; exemplars and hashes of each prompt, by context, then by order of the pair.
     """
 
-    def __init__(self, text: TextRun, strong: Writer, options: Refine, asked: Asking, at_once: int, labels: Labels):
-        self.text, self.strong, self.options, self.asked = text, strong, options, asked
+    def __init__(self, run: Run, strong: Trained, options: Refine, asked: Asking, at_once: int, labels: Labels):
+        self.run, self.strong, self.options, self.asked = run, strong, options, asked
         self.at_once, self.weak = at_once, labels
         self.counts: dict[str, int] = {}
         self.rows: dict[str, list[dict[str, Any]]] = {}
@@ -217,7 +217,7 @@ class Relabeller:
                 cut,
                 self.strong.source.spec.max_length,
             )
-        logs = next_words(self.text, name, self.strong, prompts, self.asked.words, "method.labels.words", self.at_once)
+        logs = next_words(self.run, name, self.strong, prompts, self.asked.words, "method.labels.words", self.at_once)
         logs = logs.double().log_softmax(-1).view(len(table), -1, len(orders), len(self.asked.words))
         if self.asked.pairs:
             # in the swapped order word A is the second reply; probabilities are averaged, so a pair has one label
@@ -238,7 +238,7 @@ class Relabeller:
         return Labels(table, found.float(), {"stage": self._stage(name), "contexts": digest(*map(str, contexts))})
 
     def _stage(self, name: str) -> str:
-        return next(record.key for record in reversed(self.text.stages.records) if record.name == name)
+        return next(record.key for record in reversed(self.run.stages.records) if record.name == name)
 
     def _contexts(self, table: Table) -> exemplars.Contexts:
         pool = self.weak.table
@@ -248,7 +248,7 @@ class Relabeller:
             table.ids,
             lambda: tuple([" ".join(t) for t in part.texts] for part in (pool, table)),
             lambda: self.weak.logits.double().softmax(-1).max(-1).values.numpy(),
-            self.text.seed,
+            self.run.seed,
         )
 
     def _prompt(

@@ -49,19 +49,18 @@ def refine(
         cot_instruction: of one of them. content, concept: the two axes. judge: the reward model, where an axis asks it.
         labels: how labels are asked for. evaluation: what is measured.
     """
-    from w2sg.data.replies import Prompts, prompts_of
-    from w2sg.experiment.text import TextRun, Writer
+    from w2sg.data.replies import Prompts
     from w2sg.judges import judge_of
     from w2sg.methods.refine.answers import answers_of_file, answers_to, gold_answers, spoken
     from w2sg.methods.refine.axes import Axes
     from w2sg.methods.refine.refiner import Refiner
     from w2sg.methods.refine.report import Findings
+    from w2sg.models.trained import Trained
 
-    text = TextRun(run)
     if target == "labels":
         from w2sg.methods.refine.labels import refine_labels
 
-        return refine_labels(text, refine, baselines, labels, prompts, sampling.batch_size)
+        return refine_labels(run, refine, baselines, labels, prompts, sampling.batch_size)
 
     gold = {name: gold_answers(getattr(run.data, name)) for name in ("ground_truth", "transfer", "test")}
     right = {i: answer for each in gold.values() for i, answer in zip(each.ids, each.texts, strict=True)}
@@ -71,24 +70,23 @@ def refine(
             "method.judge.model: a judge is trained on preference pairs, and this dataset has none; name a reward "
             "model of the hub, or measure in another way (method.content.kind, method.concept.kind)"
         )
-    axes = Axes(text, content, concept, right, judge_of(text, judge) if judged else None)
-    transfer = prompts_of(run.data.transfer).first(prompts)
-    test = prompts_of(run.data.test).first(evaluation.prompts)
-    strong = Writer("strong", run.strong)
-    refiner = Refiner(text, strong, refine, sampling, axes)
+    axes = Axes(run, content, concept, right, judge_of(run, judge) if judged else None)
+    transfer, test = run.prompts("transfer", prompts), run.prompts("test", evaluation.prompts)
+    strong = Trained("strong", run.strong)
+    refiner = Refiner(run, strong, refine, sampling, axes)
 
     if answers is None:
-        weak = Writer("weak", run.weak)
+        weak = Trained("weak", run.weak)
         if train_weak:
-            weak = text.supervise("weak", weak, gold["ground_truth"], sft)
-        taught = answers_to(text, "weak-answers", weak, transfer, weak_instruction, sampling)
-        weak_on_test = answers_to(text, "weak-on-test", weak, test, weak_instruction, sampling)
+            weak = run.sft("weak", weak, gold["ground_truth"], sft)
+        taught = answers_to(run, "weak-answers", weak, transfer, weak_instruction, sampling)
+        weak_on_test = answers_to(run, "weak-on-test", weak, test, weak_instruction, sampling)
     else:
         taught = answers_of_file(answers, transfer)
         weak_on_test = answers_of_file(answers, test, missing=True)
         if lost := len(transfer) - len(taught):
-            text.dropped["weak-answers"] = {"prompts that the file has no answer to": lost}
-    taught = spoken(text, "weak-answers", taught)
+            run.dropped["weak-answers"] = {"prompts that the file has no answer to": lost}
+    taught = spoken(run, "weak-answers", taught)
     if not len(taught):
         raise UserError("weak-answers: none of the weak answers says anything, so there is nothing to refine")
     # what the student is asked all baselines are, and nothing else
@@ -96,7 +94,7 @@ def refine(
     answered = set(taught.ids)
     right_ones = gold["transfer"].take([k for k, i in enumerate(gold["transfer"].ids) if i in answered])
 
-    found = Findings(text, axes, refine, strong)
+    found = Findings(run, axes, refine, strong)
     found.labels["weak"] = taught
     if answers is not None and weak_on_test is not None and len(weak_on_test) < len(test):
         found.left_out.append(f"weak: the file answers {len(weak_on_test)} of {len(test)} test prompts, and not all")
@@ -112,7 +110,7 @@ def refine(
             f"refine.accept: none of the refined answers to {len(taught)} questions was accepted; ask for less, or use "
             "refine.accept.fallback=weak or resample"
         )
-    found.train("student", text.supervise("student", strong, refined.replies, sft), refined.replies)
+    found.train("student", run.sft("student", strong, refined.replies, sft), refined.replies)
     found.sample("student", found.trained["student"], test, sampling)
 
     for name in [name for name in baselines if found.applies(name)]:
@@ -134,7 +132,7 @@ def refine(
         if not len(learned):
             found.left_out.append(f"{name}: none of its answers was accepted (refine.accept)")
             continue
-        found.train(name, text.supervise(name.replace("_", "-"), strong, learned, sft), learned)
+        found.train(name, run.sft(name.replace("_", "-"), strong, learned, sft), learned)
         found.sample(name, found.trained[name], test, sampling)
     return found.report(test, evaluation)
 

@@ -21,7 +21,7 @@ from w2sg.data.table import digest
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import UserError
 from w2sg.experiment.next_words import TokenRows
-from w2sg.experiment.text import TextRun, Writer
+from w2sg.experiment.run import Run
 from w2sg.methods.refine import exemplars
 from w2sg.methods.refine.answers import answers_to, as_replies
 from w2sg.methods.refine.axes import Axes
@@ -29,6 +29,7 @@ from w2sg.methods.refine.options import Iar, Improve, Refine, Unrefined
 from w2sg.methods.refine.prompts import dialogue, first_sentence, fitting, flat, in_context, inference, question_of
 from w2sg.methods.refine.select import agreement, log_likelihoods, product_of_contexts, vote
 from w2sg.metrics.answers import copied
+from w2sg.models.trained import Trained
 from w2sg.store.shards import Found
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, load_found
@@ -99,8 +100,8 @@ class Refiner:
         options: how. sampling: how many rows at once, and by what. axes: what answers are measured by.
     """
 
-    def __init__(self, text: TextRun, strong: Writer, options: Refine, sampling: PlainSampling, axes: Axes):
-        self.text, self.options, self.axes = text, options, axes
+    def __init__(self, run: Run, strong: Trained, options: Refine, sampling: PlainSampling, axes: Axes):
+        self.run, self.options, self.axes = run, options, axes
         self._stages: dict[str, str] = {}
         self.sampling = sampling if isinstance(options, Unrefined) else options.decoding(sampling)
         source = strong.source
@@ -152,7 +153,7 @@ class Refiner:
             queries.ids,
             lambda: tuple([question_of(prompt) for prompt in part] for part in (pool.prompts, queries.texts)),
             lambda: np.array([float(part[:, 0].mean()) if len(part) else -np.inf for part in pool.log_probabilities]),
-            self.text.seed,
+            self.run.seed,
         )
 
     def _fitted(
@@ -171,9 +172,7 @@ class Refiner:
             bare = sum(kept == 0 for _, kept in found)
             counts = {"exemplars left out of contexts that are too long (kept)": sum(lost)}
             counts["contexts that lost some (kept)"] = sum(n > 0 for n in lost)
-            self.text.dropped[f"{name}-contexts"] = counts | (
-                {"contexts left without any (kept)": bare} if bare else {}
-            )
+            self.run.dropped[f"{name}-contexts"] = counts | ({"contexts left without any (kept)": bare} if bare else {})
         return found
 
     def _inferred(self, name: str, queries: Prompts, asked: list[Asked]) -> list[Asked]:
@@ -188,7 +187,7 @@ class Refiner:
             text = dialogue(system, options.query.format(question=question_of(queries.texts[one.query])))
             found.append(replace(one, text=text, concept=concept, concept_from=one.id))
         if blank := sum(not one.concept for one in found):
-            self.text.dropped[f"{name}-concepts"] = {"contexts without a concept (kept)": blank}
+            self.run.dropped[f"{name}-concepts"] = {"contexts without a concept (kept)": blank}
         return found
 
     def _to_improve(self, queries: Prompts, pool: Replies) -> list[Asked]:
@@ -206,7 +205,7 @@ class Refiner:
         """Answers to different prompts, by the prompt's hash."""
         texts = {one.id: one.text for one in asked}
         prompts = Prompts(name, list(texts), list(texts.values()))
-        replies = self.text.write(name, self.strong, prompts, sampling, samples=samples, engine=sampling.engine)
+        replies = self.run.generate(name, self.strong, prompts, sampling, samples=samples)
         first = {one.id: one for one in asked}
         found: dict[str, list[Candidate]] = {}
         for k, i in enumerate(replies.ids):
@@ -242,7 +241,7 @@ class Refiner:
         """
         options = self.options
         if isinstance(options, Unrefined):
-            return answers_to(self.text, name, self.strong, queries, instruction, self.sampling)
+            return answers_to(self.run, name, self.strong, queries, instruction, self.sampling)
         asked = [Asked(q, 0, self._bare(prompt, instruction)) for q, prompt in enumerate(queries.texts)]
         draws = options.samples * getattr(options, "contexts", 1) if options.temperature > 0 else 1
         found = self._spoken(name, self.candidates(name, asked, self.sampling, draws))
@@ -257,7 +256,7 @@ class Refiner:
         """The answers that say something: a blank one is the likeliest of all, and teaches nothing."""
         kept = {q: [c for c in rows if c.text.strip()] for q, rows in found.items()}
         if blank := sum(map(len, found.values())) - sum(map(len, kept.values())):
-            self.text.dropped.setdefault(name, {})["blank answer"] = blank
+            self.run.dropped.setdefault(name, {})["blank answer"] = blank
         return {q: rows for q, rows in kept.items() if rows}
 
     def refine(self, name: str, weak: Replies, pool: Replies | None = None, shuffle: bool = False) -> Refined:
@@ -322,14 +321,14 @@ class Refiner:
         ]
         key = {
             "version": VERSION,
-            "model": self.text.key_of(self.strong),
+            "model": self.run.key_of(self.strong),
             "prompts": digest(*(str(row.tolist()) for q in places for row in prompts[q])),
             "rows": digest(*ids),
-            "precision": self.text.precision,
+            "precision": self.run.precision,
         }
 
         def make() -> ReadJob:
-            policy = self.text.load(self.strong)
+            policy = self.run.load(self.strong)
 
             def read(batch: dict[str, Tensor]) -> Found:
                 engine, values, rows = TransformersEngine(policy), [], batch["row"].tolist()
@@ -346,7 +345,7 @@ class Refiner:
             )
             return ReadJob(nn.ModuleList([policy]), read, examples, rows=self.sampling.batch_size, whole=True)
 
-        folder = self.text.stages.read(name, key, make)
+        folder = self.run.stages.read(name, key, make)
         self._stages[name] = folder.name
         there, values = load_found(folder)
         parts = np.split(values["values"].double().numpy(), np.cumsum(values["sizes"].numpy())[:-1])

@@ -10,12 +10,13 @@ from w2sg.config.options import PlainSampling
 from w2sg.data import audit
 from w2sg.data.replies import Prompts, Replies
 from w2sg.evaluation.text_report import training_of
-from w2sg.experiment.text import TextRun, Writer
+from w2sg.experiment.run import Run
 from w2sg.methods.refine.axes import Axes
 from w2sg.methods.refine.options import Improve, InContext, Refine, RefineEvaluation, Unrefined
 from w2sg.methods.refine.refiner import Refined, revision_of, write_refined
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.intervals import Bootstrap, performance_gap_recovered
+from w2sg.models.trained import Trained
 from w2sg.reports import report
 from w2sg.reports.pages.refinement import refinement_page, terminal_table, title
 from w2sg.store.store import KEY, read_json
@@ -34,11 +35,11 @@ class Findings:
         replies: on the test split, by system. trained: models, by system. refined: the student's labels.
     """
 
-    def __init__(self, text: TextRun, axes: Axes, options: Refine, strong: Writer):
-        self.text, self.run, self.axes, self.options, self.strong = text, text.run, axes, options, strong
+    def __init__(self, run: Run, axes: Axes, options: Refine, strong: Trained):
+        self.run, self.axes, self.options, self.strong = run, axes, options, strong
         self.labels: dict[str, Replies] = {}
         self.replies: dict[str, Replies] = {}
-        self.trained: dict[str, Writer] = {"base": strong}
+        self.trained: dict[str, Trained] = {"base": strong}
         self.refined: Refined | None = None
         self.left_out: list[str] = []
 
@@ -55,21 +56,21 @@ class Findings:
             self.left_out.append(f"{baseline}: {reason} (refine={self.options.kind})")
         return reason is None
 
-    def train(self, name: str, writer: Writer, learned: Replies) -> None:
+    def train(self, name: str, writer: Trained, learned: Replies) -> None:
         """Note a model and what it was taught."""
         self.trained[name] = writer
         if name != "naive":  # the weak answers themselves
             self.labels[name] = learned
 
-    def sample(self, name: str, writer: Writer, prompts: Prompts, sampling: PlainSampling) -> None:
+    def sample(self, name: str, writer: Trained, prompts: Prompts, sampling: PlainSampling) -> None:
         """Let a model answer the test prompts as they are."""
-        self.replies[name] = self.text.sample(f"{writer.name}-on-test", writer, prompts, sampling)
+        self.replies[name] = self.run.generate(f"{writer.name}-on-test", writer, prompts, sampling)
 
     # -- the report ---------------------------------------------------------------------------------------------------
 
     def report(self, test: Prompts, evaluation: RefineEvaluation) -> report.Report:
         """Measure, and write report.json, samples.parquet, refined.parquet and the page."""
-        run, text = self.run, self.text
+        run = self.run
         order = [n for n in ("weak", "naive", "student", "icl", "self", "self_cot", "base") if n in self.replies]
         names = [*order, *(n for n in self.replies if n not in order)]
         replies = self._common({name: self.replies[name] for name in names}, test)
@@ -85,7 +86,7 @@ class Findings:
             "counts": self.refined.counts,
             "trained": self._identities(),
             "left_out": self.left_out,
-            "dropped": text.dropped,
+            "dropped": run.dropped,
             "examples": self._examples(replies, evaluation.examples),
             "training": training_of(run.stages),
         }
@@ -137,7 +138,7 @@ class Findings:
         there = set.intersection(*(set(r.ids) for r in replies.values()))
         kept = [i for i in test.ids if i in there]
         if lost := len(test) - len(kept):
-            self.text.dropped["test prompts"] = {"prompt that not all systems answered": lost}
+            self.run.dropped["test prompts"] = {"prompt that not all systems answered": lost}
         found = {}
         for name, own in replies.items():
             place = {i: k for k, i in enumerate(own.ids)}
@@ -222,7 +223,7 @@ class Findings:
     def _identities(self) -> dict[str, Any]:
         """Which model each system is, from the key of the stage that trained it, not from what was asked for."""
         found: dict[str, Any] = {}
-        refiner = self.text.key_of(self.strong)
+        refiner = self.run.key_of(self.strong)
         for name, writer in self.trained.items():
             start = refiner if writer.folder is None else read_json(writer.folder / KEY)["start"]
             found[name] = {

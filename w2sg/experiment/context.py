@@ -1,0 +1,153 @@
+"""What every stage of a run shares: its configuration, data, models, devices and store."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from w2sg import losses
+from w2sg.config.check import build
+from w2sg.config.schema import TrainConfig
+from w2sg.data import noise, splits
+from w2sg.data.completions import Encoded
+from w2sg.data.labels import Labels
+from w2sg.data.loading import Examples
+from w2sg.data.replies import Prompts, prompts_of
+from w2sg.data.table import Table
+from w2sg.errors import ConfigError, UserError
+from w2sg.models.loading import Source, find
+from w2sg.models.reading import Reading
+from w2sg.models.trained import Trained
+from w2sg.store.store import Store
+from w2sg.training.devices import Devices
+from w2sg.training.inputs import InputMaker
+from w2sg.training.loggers import Loggers
+from w2sg.training.stages import Stages
+
+NOISE_OPTIONS = {
+    "none": [],
+    "flip": ["rate"],
+    "shrink": ["rate", "shrink"],
+    "hard_flip": ["rate"],
+    "class_conditional": ["rates"],
+}
+
+
+class Context:
+    """One experiment's configuration, data, models and store.
+
+    Args:
+        config: as checked by `w2sg.config.check.check`.
+        out: the run's folder.
+        typed: what the user typed, for the report.
+
+    Attributes:
+        weak, strong: the two models. untuned: the weak one before its alignment, where it is given.
+        data: ``ground_truth``, ``transfer`` and ``test``. loss: the student's objective.
+        dropped: stage -> reason -> how many examples were left out.
+        encoded, packs: what was encoded and probed before, by what decides it.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, typed: list[str] | None = None):
+        self.config, self.out, self.typed = config, Path(out), typed or []
+        # Whatever can be found missing is looked for before any work is done.
+        self.weak = find(config.weak, "weak")
+        self.strong = find(config.strong, "strong", weights=not _served(config))
+        self.untuned = None
+        if config.weak.untuned is not None:
+            before = config.weak.model_copy(update={"name": config.weak.untuned, "revision": None})
+            self.untuned = find(before, "weak")
+        self.data = splits.load_tables(config.dataset.model_dump(by_alias=True), config.seed)
+        if problems := noise.problems(config.dataset.noise.model_dump(), self.data.test.classes):
+            raise ConfigError(problems)
+        if self.data.test.kind == "answers" and not _reads_answers(config):
+            raise UserError(
+                f"dataset: {config.dataset.name} has questions with answers and no labels, which "
+                f"{config.method['_target_'].rpartition('.')[2]} needs; use method=refine, or a dataset with "
+                "preference pairs or classes"
+            )
+        for source in filter(None, (self.weak, self.strong, self.untuned)):
+            source.check_texts()
+        self.pairs, self.classes = self.data.test.kind == "pairs", self.data.test.classes
+        self.loss = build(config.loss)
+        self.devices = Devices(config.trainer)
+        self.loggers = Loggers(config, self.out, self.devices.main)
+        self.stages = Stages(
+            Store(config.store),
+            self.devices,
+            self.loggers.stage,
+            config.trainer.checkpoint_minutes,
+            config.logger.every,
+        )
+        for source in filter(None, (self.weak, self.strong, self.untuned)):
+            self.stages.said += [line for line in source.notes if line not in self.stages.said]
+        self.reading = Reading(self.stages.said)
+        self.inputs = InputMaker(
+            self.stages, self.data.ground_truth, config.trainer.precision, config.seed, self.reading
+        )
+        self.notes: dict[str, Any] = {}
+        self.seed, self.precision = config.seed, config.trainer.precision
+        self.dropped: dict[str, dict[str, int]] = {}
+        self.encoded: dict[tuple[str, ...], Encoded] = {}
+        self.packs: dict[tuple, bool] = {}
+
+    def stage_seed(self, name: str) -> int:
+        """The seed of a stage: runs that differ elsewhere draw the same numbers in it, so that they are paired."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed}:{name}".encode()).digest()[:4], "big")
+
+    def hold_out(self, examples: Examples, part: float) -> tuple[Examples, Examples | None]:
+        """Examples to learn, and the part held out to choose the best epoch; None where none is.
+
+        They are drawn by id, so that the same rows are held out whatever the loss and the noise.
+        """
+        if part <= 0 or len(examples) < 2:
+            return examples, None
+        draws = np.array([noise.draw(self.seed, f"held-out:{i}") for i in examples.ids])
+        order = np.argsort(draws, kind="stable")
+        count = min(len(order) - 1, max(1, round(part * len(order))))
+        return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
+
+    def as_trained(self, model: Trained | Source) -> Trained:
+        """A model as it was found, by its role's name."""
+        if isinstance(model, Trained):
+            return model
+        roles = {"strong": self.strong, "untuned": self.untuned, "weak": self.weak}
+        return Trained(next((role for role, source in roles.items() if source is model), model.spec.name), model)
+
+    def prompts(self, split: str, limit: int | None = None) -> Prompts:
+        """The prompts of a split (``ground_truth``, ``transfer`` or ``test``), the first ``limit`` of them."""
+        return prompts_of(getattr(self.data, split)).first(limit)
+
+    def gold(self, table: Table) -> Labels:
+        """Ground truth as hard labels."""
+        logits = losses.hard_logits(torch.as_tensor(table.labels), table.classes)
+        return Labels(table, logits, {"gold": table.label_hash()})
+
+    def noisy(self, labels: Labels) -> Labels:
+        """Labels with the noise of ``dataset.noise``; unchanged for kind none."""
+        options = self.config.dataset.noise.model_dump()
+        gold = torch.as_tensor(labels.table.labels)
+        logits, self.notes["noise"] = noise.apply_noise(
+            labels.logits, labels.table.ids, gold, options, self.config.seed
+        )
+        key = labels.key
+        if options["kind"] != "none":
+            used = {k: options[k] for k in ["kind", *NOISE_OPTIONS[options["kind"]]]}
+            key = {**key, "noise": {**used, "seed": self.config.seed}}
+        return Labels(labels.table, logits, key)
+
+
+def _served(config: TrainConfig) -> bool:
+    """Whether a server writes in place of the strong model, of which the tokenizer alone is read."""
+    decoder = config.method.get("decoder")
+    server = decoder.get("server") if isinstance(decoder, dict) else None
+    return isinstance(server, dict) and server.get("url") is not None
+
+
+def _reads_answers(config: TrainConfig) -> bool:
+    """Whether the method trains on answers, so that it needs no labels."""
+    return config.method["_target_"] == "w2sg.methods.refine.refine" and config.method["target"] == "answers"

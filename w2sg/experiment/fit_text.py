@@ -1,0 +1,159 @@
+"""Fits of language models on replies: supervised fine-tuning, preference optimisation (DPO and its kin), WSPO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from w2sg.config.options import FineTuning, PreferenceTuning
+from w2sg.data.completions import Completions
+from w2sg.data.loading import Examples
+from w2sg.data.replies import Replies, ReplyPairs
+from w2sg.data.table import digest
+from w2sg.errors import UserError
+from w2sg.experiment.context import Context
+from w2sg.experiment.keys import key_of, reply_rules
+from w2sg.experiment.replies import encode, load, packed
+from w2sg.experiment.score import read_replies, token_values
+from w2sg.losses import preferences as preference
+from w2sg.models.loading import Source
+from w2sg.models.trained import Trained
+from w2sg.training.inputs import VERSION
+from w2sg.training.stages import FitJob
+from w2sg.training.text_modules import PreferenceModule, SupervisedModule, WeakTargetModule, objective
+
+
+def _fit(
+    run: Context,
+    name: str,
+    start: Trained,
+    data: Replies | ReplyPairs,
+    options: FineTuning,
+    key: dict[str, Any],
+    module: Any,
+    targets: Tensor | None = None,
+    columns: list[np.ndarray] | None = None,
+) -> Trained:
+    source = start.source
+    spec = source.spec
+    rows = encode(run, source, data, name)
+    fit_options = options.fit_options(spec.train)
+    ids = [data.ids[i] for i in rows.kept]
+    full_key = {
+        "version": VERSION,
+        "start": key_of(run, start),
+        "train": {"mode": spec.train, **({"lora": spec.lora.model_dump()} if spec.train == "lora" else {})},
+        "dropout": spec.dropout,
+        "data": {"rows": len(ids), "content": rows.completions.content, "ids": digest(*ids)},
+        "from": data.key,
+        "optimization": fit_options.model_dump(),
+        "precision": run.precision,
+        "seed": run.seed,
+        **reply_rules(source),
+        **key,
+    }
+
+    def make() -> FitJob:
+        seed = run.stage_seed(name)
+        L.seed_everything(seed, workers=True, verbose=False)  # adapters are drawn from the stage's own seed
+        policy = load(run, start, trainable=True)
+        completions = packed(run, source, rows.completions, policy)
+        completions = Completions(completions.prompts, completions.replies, columns, completions.packed)
+        examples = Examples(completions, ids, torch.zeros(len(ids), dtype=torch.long), targets)
+        examples, held_out = run.hold_out(examples, fit_options.validation)
+        notes = {"dropped": run.dropped.get(name, {}), "packed": completions.packed}
+        return FitJob(policy, module, examples, held_out, fit_options, seed, spec.micro_batch, notes)
+
+    return Trained(name, source, run.stages.fit(name, full_key, make))
+
+
+def sft(
+    run: Context, name: str, start: Trained, replies: Replies, options: FineTuning, confidence: float = 0.0
+) -> Trained:
+    """Supervised fine-tuning on replies alone, with an auxiliary confidence loss if asked for."""
+    goal = {"objective": {"loss": "supervised", **({"confidence": confidence} if confidence else {})}}
+    return _fit(run, name, start, replies, options, goal, objective(SupervisedModule, confidence=confidence))
+
+
+def dpo(run: Context, name: str, start: Trained, pairs: ReplyPairs, options: PreferenceTuning) -> Trained:
+    """Preference optimisation; the reference is the model that training starts from."""
+    goal = options.objective()
+    own = {k: v for k, v in goal.items() if k in preference.options_of(options.loss)}
+    free = options.loss in preference.REFERENCE_FREE
+    targets, key = torch.zeros(len(encode(run, start.source, pairs, name).kept), 2), {"objective": goal}
+    if not free:
+        values, stage = read_replies(run, f"{name}-reference", start, pairs, name)
+        targets, key["reference"] = values, stage
+    module = objective(
+        PreferenceModule,
+        loss=partial(preference.LOSSES[options.loss], beta=options.beta, **own),
+        beta=options.beta,
+        supervised=options.supervised,
+        supervised_mean=options.supervised_mean,
+        reference_free=free,
+        per_token=options.loss in preference.PER_TOKEN,
+    )
+    return _fit(run, name, start, pairs, options, key, module, targets)
+
+
+def wspo(
+    run: Context,
+    name: str,
+    start: Trained,
+    weak: tuple[Trained, Trained],
+    replies: Replies,
+    options: FineTuning,
+    gamma: float,
+) -> Trained:
+    """WSPO: the strong model's change is to be that of the weak pair (after, before), token by token.
+
+    Raises:
+        UserError: the tokenizers differ, so that there are no common tokens.
+    """
+    one_tokenizer([writer.source for writer in (start, *weak)])
+    parts, stages = [], []
+    for writer in (start, *weak):
+        values, sizes, stage = token_values(run, f"{name}-{writer.name}", writer, replies, name)
+        parts.append(values)
+        stages.append(stage)
+    columns = list(torch.stack(parts, 1).split(sizes.tolist()))
+    key = {"objective": {"loss": "wspo", "gamma": gamma}, "targets": stages}
+    module = objective(WeakTargetModule, gamma=gamma)
+    return _fit(run, name, start, replies, options, key, module, columns=[c.numpy() for c in columns])
+
+
+def one_tokenizer(sources: Sequence[Source]) -> None:
+    """What WSPO needs.
+
+    Raises:
+        UserError: tokenizers, templates or lengths differ, so that there are no common tokens.
+    """
+    if len({source.chat.fingerprint for source in sources}) > 1:
+        raise UserError(
+            "method.baselines: wspo compares the models token by token, which needs one tokenizer and chat template "
+            "for weak and strong; leave wspo out"
+        )
+    if len({source.spec.max_length for source in sources}) > 1:
+        raise UserError(
+            "method.baselines: wspo compares the models token by token, so they must read the same length; set "
+            "weak.max_length and strong.max_length to one number, or leave wspo out"
+        )
+
+
+def one_vocabulary(tuned: Source, untuned: Source) -> None:
+    """What every log-ratio of a model after and before its alignment needs.
+
+    Raises:
+        UserError: a token id stands for different texts in the two.
+    """
+    if tuned.chat.vocabulary != untuned.chat.vocabulary:
+        raise UserError(
+            f"weak.untuned: {untuned.spec.name} has another vocabulary than {tuned.spec.name}, so it is not that model "
+            "before its alignment; name the one that it was tuned from"
+        )

@@ -1,0 +1,181 @@
+"""Replies that language models write: plain samples, and contrastive decoding of a pair."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from w2sg.config.options import Sampling
+from w2sg.data.loading import Examples
+from w2sg.data.replies import Prompts, Replies
+from w2sg.data.table import digest
+from w2sg.decoding import vllm as by_vllm
+from w2sg.decoding.contrastive import Decoded, ReplyRows
+from w2sg.decoding.engine import Engine, Several
+from w2sg.decoding.transformers_engine import TransformersEngine
+from w2sg.errors import UserError
+from w2sg.experiment.context import Context
+from w2sg.experiment.keys import key_of
+from w2sg.experiment.replies import load
+from w2sg.models.policy import padding
+from w2sg.models.trained import Trained
+from w2sg.store.shards import Found
+from w2sg.store.store import write_json
+from w2sg.training.inputs import VERSION
+from w2sg.training.stages import ReadJob, load_found
+
+log = logging.getLogger(__name__)
+
+
+def generate(
+    run: Context,
+    name: str,
+    writer: Trained,
+    prompts: Prompts,
+    sampling: Sampling,
+    settings: Sequence[Sequence[float]] | None = None,
+    reference: Trained | None = None,
+    samples: int = 1,
+    engine: str = "transformers",
+) -> Replies:
+    """Let a model write to prompts, or a pair of models by contrastive decoding.
+
+    Args:
+        sampling: lengths and batches; its own settings if none are given.
+        settings: rows of `w2sg.decoding.sampling.Settings`; each prompt is answered with each of them.
+        reference: the model before its alignment.
+        samples: replies to each prompt with each setting.
+        engine: ``vllm`` where it is plain sampling of a whole model.
+    """
+    source = writer.source
+    columns = [sampling.columns()] if settings is None else [list(row) for row in settings]
+    ids = source.chat.prompts(prompts.texts)
+    run.reading.chats(source.chat, prompts.texts, ids)
+    room = source.spec.max_length
+    fits = [p for p, row in enumerate(ids) if 0 < len(row) < room]
+    if len(fits) < len(ids):
+        refused = sum(len(row) == 0 for row in ids)
+        counts = {"prompt refused by the chat template": refused, "prompt longer than max_length": -refused}
+        counts["prompt longer than max_length"] += len(ids) - len(fits)
+        run.dropped[name] = {reason: count for reason, count in counts.items() if count}
+        log.info("%s: left out %s", name, ", ".join(f"{n} {reason}" for reason, n in run.dropped[name].items()))
+    if not fits:
+        raise UserError(f"{name}: every prompt is longer than max_length={room}; raise it")
+    each = len(columns) * samples
+    rows = ReplyRows(
+        prompts=[ids[p] for p in fits],
+        prompt_ids=[prompts.ids[p] for p in fits],
+        prompt_of=np.repeat(np.arange(len(fits)), each),
+        sample=np.tile(np.repeat(np.arange(samples), len(columns)), len(fits)),
+        settings=np.tile(np.array(columns, np.float64), (len(fits) * samples, 1)),
+        max_new_tokens=sampling.max_new_tokens,
+        seed=run.stage_seed(name),
+    )
+    group = np.tile(np.arange(len(columns)), len(fits) * samples)
+    key = {
+        "version": VERSION,
+        "model": key_of(run, writer),
+        **({} if reference is None else {"reference": key_of(run, reference)}),
+        "prompts": {"rows": len(fits), "content": digest(*(str(row.tolist()) for row in rows.prompts))},
+        "ids": digest(*rows.prompt_ids),
+        "stop": source.chat.stop,
+        **padding(source),
+        "settings": columns,
+        "samples": samples,
+        "max_new_tokens": sampling.max_new_tokens,
+        "precision": run.precision,
+        "seed": rows.seed,
+    }
+    row_ids = [f"{rows.prompt_ids[p]}:{s}:{g}" for p, s, g in zip(rows.prompt_of, rows.sample, group, strict=True)]
+
+    if engine == "vllm":
+        key = {**key, "engine": engine, "max_length": room}
+        folder = run.stages.compute(name, key, partial(_by_vllm, run, writer, rows, row_ids))
+    else:
+        folder = run.stages.read(name, key, partial(_writing, run, writer, reference, rows, row_ids, sampling))
+    _, found = load_found(folder)
+    table = found["values"].numpy()
+    parts = np.split(table, np.cumsum(found["sizes"].numpy())[:-1])
+    cut = [source.chat.cut(part[:, 0].astype(np.int64)) for part in parts]
+    tokens = [row for row, _ in cut]
+    parts = [part[: len(row)] for part, row in zip(parts, tokens, strict=True)]
+    begins = [source.chat.thought(row) for row in tokens]
+    closed = np.array([not at or source.chat.said(row).closed for at, row in zip(begins, tokens, strict=True)], bool)
+    run.reading.thoughts(name, sum(at > 0 for at in begins), int((~closed).sum()))
+    tokens = [row[at:] for at, row in zip(begins, tokens, strict=True)]
+    parts = [part[at:] for at, part in zip(begins, parts, strict=True)]
+    return Replies(
+        ids=[rows.prompt_ids[p] for p in rows.prompt_of],
+        prompts=[prompts.texts[fits[p]] for p in rows.prompt_of],
+        texts=[source.chat.text(row) for row in tokens],
+        finished=closed & (found["flags"].numpy().astype(bool) | np.array([ended for _, ended in cut], bool)),
+        sample=rows.sample,
+        group=group,
+        key={"stage": folder.name},
+        tokens=tokens,
+        log_probabilities=[part[:, 1:] for part in parts],
+        fingerprint=source.chat.fingerprint,
+    )
+
+
+def _writing(
+    run: Context, writer: Trained, reference: Trained | None, rows: ReplyRows, ids: list[str], sampling: Sampling
+) -> ReadJob:
+    policies, engine = _engine(run, writer, reference)
+    stop = writer.source.chat.stop
+
+    def read(batch: dict[str, Tensor]) -> Found:
+        found = rows.write(engine(), batch, stop)
+        values, sizes, flags = (x.to(batch["row"].device) for x in _tensors(found))
+        return Found(values, sizes, flags, found.useful, found.forwards)
+
+    examples = Examples(rows, ids, torch.zeros(len(ids), dtype=torch.long))
+    return ReadJob(policies, read, examples, rows=sampling.batch_size, whole=True)
+
+
+def _by_vllm(run: Context, writer: Trained, rows: ReplyRows, row_ids: list[str], part: Path) -> dict[str, Any]:
+    source = writer.source
+    if reason := by_vllm.why_not(source.gguf is not None, source.spec.train == "lora" and writer.folder is not None):
+        raise UserError(f"engine: vLLM cannot sample {writer.name}: {reason}; use engine=transformers")
+    model = str(writer.saved or source.folder)
+    revision = None if writer.saved else source.identity.get("revision")
+    spec, ids = source.spec, source.chat.ids.tolist() if padding(source) else None
+    found = by_vllm.sample(model, revision, spec.dtype, spec.max_length, rows, source.chat.stop, ids)
+    values, sizes, flags = _tensors(found)
+    save_file({"values": values, "sizes": sizes, "flags": flags}, part / "values.safetensors")
+    write_json(part / "ids.json", row_ids)
+    return {"examples": len(row_ids), "tokens": found.useful, "padded_tokens": found.forwards}
+
+
+def _engine(run: Context, writer: Trained, reference: Trained | None) -> tuple[nn.ModuleList, Any]:
+    """The models that write, and what makes an engine of them once they are on their device."""
+    adapters_of = reference is not None and reference.folder is None and reference.source is writer.source
+    first = load(run, writer)
+    if adapters_of and first.adapted:
+        return nn.ModuleList([first]), lambda: TransformersEngine(first, base_too=True)
+    policies = nn.ModuleList([first] if reference is None else [first, load(run, reference)])
+
+    def engine() -> Engine:
+        engines = [TransformersEngine(policy) for policy in policies]
+        return engines[0] if len(engines) == 1 else Several(*engines)
+
+    return policies, engine
+
+
+def _tensors(found: Decoded) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids and log-probabilities as one [T, 1 + m] table, tokens of each reply, and whether it was finished."""
+    values = [
+        np.concatenate([tokens[:, None].astype(np.float64), logs], 1)
+        for tokens, logs in zip(found.tokens, found.log_probabilities, strict=True)
+    ]
+    # token ids are whole numbers far below 2^24, which fp32 holds exactly
+    flat = torch.from_numpy(np.concatenate(values)).float()
+    return flat, torch.tensor([len(v) for v in values]), torch.from_numpy(found.stopped.astype(np.int64))

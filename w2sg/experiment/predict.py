@@ -1,0 +1,91 @@
+"""Labels that models give to the rows of a table, trained ones and untrained ones that are asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from w2sg.data.labels import Labels
+from w2sg.data.loading import Examples, Features
+from w2sg.data.table import Table
+from w2sg.errors import TrainingError
+from w2sg.experiment.context import Context
+from w2sg.experiment.keys import found_key
+from w2sg.models.heads import load_head
+from w2sg.models.loading import Source, load_scorer
+from w2sg.models.trained import Trained
+from w2sg.models.zero_shot import answers_key, load_zero_shot, questioned, why_not
+from w2sg.training.inputs import VERSION, content_key
+from w2sg.training.label_modules import oriented
+from w2sg.training.stages import ReadJob, load_values
+
+
+def predict(run: Context, model: Trained, table: Table) -> Labels:
+    """The model's label logits for every row of a table."""
+    key: dict[str, Any] = {"version": VERSION, "data": content_key(table)}
+    if model.folder is not None:
+        key["model"] = model.folder.name
+    else:
+        key["model"] = found_key(model.source, table)
+        key["precision"] = run.precision
+    key |= run.inputs.read(model.source, table)
+    folder = run.stages.read(f"{model.name}-on-{table.name}", key, lambda: _read_job(run, model, table))
+    return _labels(folder, model.name, table)
+
+
+def _labels(folder: Path, name: str, table: Table) -> Labels:
+    """The scores of a finished reading, joined by id, the first reply in front."""
+    ids, values = load_values(folder)
+    place = {i: row for row, i in enumerate(ids)}
+    scores = values[[place[i] for i in table.ids]]
+    bad = [i for i, ok in zip(table.ids, torch.isfinite(scores).all(-1).tolist(), strict=True) if not ok]
+    if bad:
+        raise TrainingError(
+            f"{name}: the scores of {len(bad)} examples are not finite, first that of {bad[0]}; train it "
+            "with a lower learning rate, clipping, or in float32"
+        )
+    return Labels(table, oriented(scores, torch.as_tensor(table.first)), {"stage": folder.name})
+
+
+def zero_shot(run: Context, source: Source, table: Table) -> Labels | None:
+    """What the untrained model answers to ``dataset.zero_shot``; None where it has none (the notes say why)."""
+    asked = run.config.dataset.zero_shot
+    if reason := why_not(source, table, asked):
+        run.notes["zero_shot"] = f"none: {reason}"
+        return None
+    run.notes["zero_shot"] = f"{asked.question!r}, {' or '.join(map(repr, asked.answers))}"
+    asking = questioned(table, asked.question)
+    key = {
+        "version": VERSION,
+        "model": found_key(source, asking),
+        "answers": asked.answers,
+        "question": asked.question,
+        "data": content_key(asking),
+        "precision": run.precision,
+        **answers_key(source, asked.answers),
+        **run.inputs.read(source, asking),
+    }
+
+    def make() -> ReadJob:
+        scorer = load_zero_shot(source, run.pairs, asked.answers)
+        inputs = run.inputs.tokens(source, asking, scorer)
+        examples = Examples(inputs, table.ids, torch.zeros(len(table), dtype=torch.long))
+        return ReadJob(scorer, scorer, examples, inputs.notes(source.spec.share_prompt))
+
+    return _labels(run.stages.read(f"zero-shot-on-{table.name}", key, make), "zero-shot", table)
+
+
+def _read_job(run: Context, model: Trained, table: Table) -> ReadJob:
+    notes: dict[str, Any] = {}
+    if model.layer is not None:
+        scorer = load_head(model.folder / "model")
+        inputs = Features(run.inputs.features(model.source, table, model.layer))
+    else:
+        saved = None if model.folder is None else model.folder / "model"
+        scorer = load_scorer(model.source, run.pairs, run.classes, saved, as_it_is=model.folder is None)
+        inputs = run.inputs.tokens(model.source, table, scorer)
+        notes |= inputs.notes(model.source.spec.share_prompt)
+    examples = Examples(inputs, table.ids, torch.zeros(len(table), dtype=torch.long))
+    return ReadJob(scorer, scorer, examples, notes)

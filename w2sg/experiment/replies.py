@@ -1,0 +1,96 @@
+"""Replies and pairs as rows of a model's tokens, and language models loaded for a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import lightning as L
+import numpy as np
+
+from w2sg.data.completions import Completions, Encoded
+from w2sg.data.completions import encode as encode_rows
+from w2sg.data.dialogue import Chat
+from w2sg.data.replies import Replies, ReplyPairs
+from w2sg.data.table import digest
+from w2sg.data.thoughts import split
+from w2sg.errors import UserError
+from w2sg.experiment.context import Context
+from w2sg.models.loading import Source
+from w2sg.models.packing import MIXES, keeps_replies_apart
+from w2sg.models.policy import Policy, load_policy
+from w2sg.models.trained import Trained
+
+log = logging.getLogger(__name__)
+
+
+def load(run: Context, writer: Trained, trainable: bool = False) -> Policy:
+    spec = writer.source.spec
+    if spec.random_init and (writer.folder is None or spec.train == "lora"):  # adapters are saved without their base
+        L.seed_everything(run.seed, workers=True, verbose=False)
+    return load_policy(writer.source, writer.saved, trainable)
+
+
+def encode(run: Context, source: Source, data: Replies | ReplyPairs, name: str) -> Encoded:
+    """Replies or pairs as rows of a model's tokens; what had to be dropped is counted under ``name``."""
+    sides = [data.chosen, data.rejected] if isinstance(data, ReplyPairs) else [data]
+    content = digest(*data.ids, *(s for side in sides for s in (*(p.identity for p in side.prompts), *side.texts)))
+    memory = (source.chat.fingerprint, str(source.spec.max_length), content, name)
+    if memory not in run.encoded:
+        earlier = data.dropped if isinstance(data, ReplyPairs) else {}
+        if not len(data):
+            raise UserError(
+                f"{name}: there is nothing to read or train on; left out were "
+                f"{', '.join(f'{n} {reason}' for reason, n in earlier.items()) or 'none'}"
+            )
+        prompts = source.chat.prompts(sides[0].prompts)
+        replies = list(zip(*(_unless_blank(side, source.chat) for side in sides), strict=True))
+        finished = list(zip(*(side.finished.tolist() for side in sides), strict=True))
+        _look(run, name, source.chat, sides, prompts, replies)
+        found = encode_rows(data.ids, prompts, replies, finished, source.chat.end, source.spec.max_length)
+        if not len(found.kept):
+            raise UserError(
+                f"{name}: none of {len(data)} examples can be used "
+                f"({', '.join(f'{len(v)} {k}' for k, v in found.dropped.items())}); raise max_length, or look at "
+                "the data"
+            )
+        counts = {reason: len(rows) for reason, rows in found.dropped.items()}
+        counts = {**earlier, **counts}
+        if found.truncated:
+            counts["cut to max_length (kept)"] = found.truncated
+        run.dropped[name] = counts
+        if counts:
+            log.info("%s: %s", name, ", ".join(f"{n} {reason}" for reason, n in counts.items()))
+        run.encoded[memory] = found
+    return run.encoded[memory]
+
+
+def _look(
+    run: Context, name: str, chat: Chat, sides: Sequence[Replies], prompts: list[np.ndarray], replies: list[tuple]
+) -> None:
+    """Whether a few rows are what was given; and how many replies come with a thought that is left out."""
+    reading = run.reading
+    for place, side in enumerate(sides):
+        own = [row[place] for row in replies]
+        reading.chats(chat, side.prompts, prompts, side.texts, own, side.finished)
+    if chat.thoughts == "strip":
+        said = [split(text) for side in sides for text in side.texts]
+        reading.thoughts(name, sum(bool(s.thought) for s in said), sum(not s.closed for s in said))
+
+
+def packed(run: Context, source: Source, completions: Completions, policy: Policy) -> Completions:
+    """The rows, packed where the backbone keeps replies apart."""
+    spec = source.spec
+    memory = (source.folder, source.gguf, spec.attention, spec.dtype, spec.max_length, spec.share_prompt)
+    if memory not in run.packs:
+        run.packs[memory] = keeps_replies_apart(policy, spec.max_length, spec.share_prompt)
+        if spec.share_prompt and not run.packs[memory]:
+            log.warning("%s: %s", spec.name, MIXES)
+    packed = run.packs[memory]
+    return Completions(completions.prompts, completions.replies, completions.columns, packed)
+
+
+def _unless_blank(replies: Replies, chat: Chat) -> list[np.ndarray]:
+    """Token ids of replies; none for one without a visible character, whatever its tokens are."""
+    ids = replies.encode(chat)
+    return [row if text.strip() else row[:0] for row, text in zip(ids, replies.texts, strict=True)]
