@@ -22,24 +22,27 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from w2sg.config import plugins
 from w2sg.config.option import Options, hint_of, options_class
+from w2sg.config.plugins import CONF
 from w2sg.config.schema import EvaluateConfig, FitOptions, ModelConfig, TrainConfig, TrainerConfig
 from w2sg.config.suggest import unknown_key
 from w2sg.errors import ConfigError, UserError
 from w2sg.printable import printable
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Hydra: one folder of models, two roles; folders without timestamps
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def register(conf: Path = CONF) -> None:
-    """Offer every ``conf/model/*.yaml`` as ``weak=<name>`` and ``strong=<name>``, and the name of a run's folder.
+def register(conf: Path = CONF, users: Path | None = None) -> None:
+    """Offer every ``model/*.yaml`` as ``weak=<name>`` and ``strong=<name>``, and the name of a run's folder.
 
     Call once before Hydra composes anything.
+
+    Args:
+        conf: the folder of conf files to start from.
+        users: one more, of the user's (``--config-dir``).
 
     Raises:
         UserError: there is no such folder, as in an installation from a wheel.
@@ -52,11 +55,11 @@ def register(conf: Path = CONF) -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    plugins.use(users)
     store = ConfigStore.instance()
-    for file in sorted((conf / "model").glob("*.yaml")):
-        if not file.stem.startswith("_"):
-            for role in ("weak", "strong"):
-                store.store(group=role, name=file.stem, node={"defaults": [{"/model@_here_": file.stem}]})
+    for model in sorted({*plugins.files("model"), *(file.stem for file in (conf / "model").glob("[!_]*.yaml"))}):
+        for role in ("weak", "strong"):
+            store.store(group=role, name=model, node={"defaults": [{"/model@_here_": model}]})
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
@@ -123,6 +126,7 @@ def check(cfg: Any, choices: Mapping[str, str] | None = None) -> TrainConfig:
             f"dataset.name: it only names the rows, which are those of dataset={choices['dataset']}; for those of "
             f"{name} choose dataset={name}"
         )
+    problems += plugins.clashes(choices or {})
     for key in ("method", "loss", "dataset"):
         if isinstance(node := container.get(key), dict):
             problems += target_problems(key, node, container)
@@ -141,7 +145,7 @@ def _misnamed(container: dict[str, Any], chosen: str | None) -> str | None:
     name = dataset.get("name") if isinstance(dataset, dict) else None
     if chosen in (None, "local", "questions", name) or not isinstance(name, str) or not re.fullmatch(r"\w+", name):
         return None  # a file may be a copy of one of the others
-    return name if (CONF / "dataset" / f"{name}.yaml").is_file() else None
+    return name if name in plugins.files("dataset") else None
 
 
 def check_evaluate(cfg: Any) -> EvaluateConfig:

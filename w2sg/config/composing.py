@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from w2sg.config import outputs
-from w2sg.config.check import CONF
+from w2sg.config import outputs, plugins
 from w2sg.config.suggest import ELSEWHERE, exists, leaves, listed, nearest, similar, unknown_key
 from w2sg.config.typed import Typed, problem_of
 from w2sg.errors import ConfigError
@@ -39,6 +37,8 @@ def settle(name: str, typed: Typed, check: Check | None) -> None:
     import hydra
     from hydra.types import RunMode
 
+    _tree.cache_clear()
+    _files.cache_clear()
     found = {o: problem_of(o, typed.multirun, typed.sweeps, _is_group(o)) for o in typed.overrides}
     if problems := [p for p in found.values() if p]:
         known = [o for o, p in found.items() if p is None]
@@ -84,7 +84,7 @@ def _conf() -> Any:
     """The folder that configurations are composed from."""
     from hydra import initialize_config_dir
 
-    return initialize_config_dir(str(CONF), version_base="1.3")
+    return initialize_config_dir(str(plugins.CONF), version_base="1.3")
 
 
 def _checked(cfg: Any, check: Check) -> None:
@@ -206,8 +206,7 @@ def _parse(override: str) -> Any:
 
 def options(group: str) -> list[str]:
     """The choices of a group."""
-    folder = {"weak": "model", "strong": "model"}.get(group, group.partition("@")[0].strip("/"))
-    return sorted(file.stem for file in (CONF / folder).glob("*.yaml") if not file.stem.startswith("_"))
+    return list(plugins.files(group))
 
 
 def _is_group(override: str) -> bool:
@@ -365,10 +364,9 @@ def _files(group: str) -> dict[str, list[str]]:
     """What else each choice may be called: its function, its model's or its data's name."""
     import yaml
 
-    folder = {"weak": "model", "strong": "model"}.get(group, group)
     found = {}
-    for choice in options(group):
-        content = yaml.safe_load((CONF / Path(folder) / f"{choice}.yaml").read_text(encoding="utf-8")) or {}
+    for choice, (file, *_) in plugins.files(group).items():
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         words = [str(content.get(key, "")) for key in ("_target_", "name", "path", "kind")]
         words[0] = words[0].rpartition(".")[2]
         words += [word.rpartition("/")[2] for word in words]

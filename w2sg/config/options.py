@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from w2sg.config.check import CONF
 from w2sg.config.option import Options, option
+from w2sg.config.plugins import files
 from w2sg.config.schema import FitOptions, ModelConfig, Optimization, TrainConfig
 from w2sg.losses.preferences import LOSSES, options_of
 
@@ -270,12 +270,12 @@ def model_name(model: str, config: TrainConfig) -> str:
     """The model that a judge's option means: a role's, that of a file of conf/model, or what it says."""
     if model in ("strong", "weak"):
         return getattr(config, model).name
-    file = CONF / "model" / f"{model}.yaml"
-    if "/" in model or not file.is_file():
+    presets = files("model")
+    if model not in presets:
         return model
     from omegaconf import OmegaConf
 
-    preset = OmegaConf.load(file)
+    preset = OmegaConf.load(presets[model][0])
     return model if OmegaConf.is_missing(preset, "name") else preset.name
 
 

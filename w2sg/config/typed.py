@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from w2sg.config.suggest import similar
@@ -63,8 +64,20 @@ class Typed:
 
     @property
     def arguments(self) -> list[str]:
-        """For Hydra's parser, which takes flags before overrides alone."""
-        return self.flags + self.overrides
+        """For Hydra's parser, which takes flags before overrides; `w2sg.config.plugins` adds the folder by itself."""
+        flags, kept = iter(self.flags), []
+        for flag in flags:
+            if flag in ("--config-dir", "-cd"):
+                next(flags)
+            elif not flag.startswith(("--config-dir=", "-cd=")):
+                kept.append(flag)
+        return kept + self.overrides
+
+    @property
+    def folder(self) -> Path | None:
+        """The user's folder of conf files, from ``--config-dir``."""
+        name = self.value("--config-dir")
+        return None if name is None else Path(name)
 
     def has(self, *names: str) -> bool:
         """Whether one of these flags was given."""
@@ -119,7 +132,7 @@ def typed(arguments: Sequence[str], sweeps: bool = True) -> Typed:
     found.multirun = sweeps and (
         found.has("--multirun", "-m")
         or any(o.lstrip("+").replace(" ", "").lower() == "hydra.mode=multirun" for o in found.overrides)
-        or any(_sweeps(o) for o in found.overrides)
+        or any(_sweeps(o, found.folder) for o in found.overrides)
     )
     found.overrides = [quoted(override, found.multirun) for override in found.overrides]
     return found
@@ -143,17 +156,16 @@ def _no_flag(word: str) -> str:
     return "there is no such flag; " + (f"did you mean {near[0]}?" if near else "a setting is typed key=value")
 
 
-def _sweeps(override: str) -> bool:
+def _sweeps(override: str, folder: Path | None) -> bool:
     """Whether an experiment is a sweep of its own: then commas typed beside it are sweeps."""
     key, _, name = override.partition("=")
     if key.lstrip("+") != "experiment":
         return False
-    from w2sg.config.check import CONF
+    from w2sg.config.plugins import files
 
-    file = CONF / "experiment" / f"{name.strip()}.yaml"
     try:
-        return "MULTIRUN" in file.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        return any("MULTIRUN" in file.read_text(encoding="utf-8") for file in files("experiment", folder)[name.strip()])
+    except (OSError, ValueError, KeyError):
         return False
 
 

@@ -1,0 +1,129 @@
+"""Folders of conf files: the shipped one, those of installed packages, and the user's (``--config-dir``).
+
+A package offers its folder by an entry point of the group ``w2sg.plugins``. The entry point's value is the dotted name
+of the folder, as ``mine.conf``. The code that its files name is imported once one of them is chosen.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+from w2sg.config.suggest import listed
+from w2sg.errors import ConfigError
+
+log = logging.getLogger(__name__)
+CONF = Path(__file__).resolve().parents[2] / "conf"
+ENTRY_POINTS = "w2sg.plugins"
+_users: list[Path] = []  # the folder given by --config-dir; Hydra composes from a global place as well
+
+
+@cache
+def packaged() -> dict[str, Path]:
+    """The folders of installed packages by the names of their entry points; an unusable one is left out and named."""
+    folders = {}
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            specification = find_spec(entry.value)
+            places = list(specification.submodule_search_locations or ()) if specification else []
+            reason = "there is no such folder" if not places else ""
+        except Exception as error:  # the package above the folder is imported, and may raise anything
+            reason = f"{type(error).__name__}: {error}"
+        if not reason and not any(Path(places[0]).rglob("*.yaml")):
+            reason = f"{places[0]} has no .yaml file; list them as package data"
+        if reason:
+            log.warning("the plugin %s = %s is left out: %s", entry.name, entry.value, reason)
+        else:
+            folders[entry.name] = Path(places[0]).resolve()
+    return folders
+
+
+def folders(users: Path | None = None) -> list[Path]:
+    """Every folder of conf files; of two files of one name, the first counts.
+
+    Args:
+        users: the user's folder; None for the one that `use` was given.
+    """
+    return list(dict.fromkeys([CONF, *packaged().values(), *(_users if users is None else [users.resolve()])]))
+
+
+def files(group: str, users: Path | None = None) -> dict[str, list[Path]]:
+    """The choices of a group, each with its files.
+
+    Args:
+        group: as it is typed: ``weak`` and ``strong`` are chosen among the files of ``model``.
+        users: as in `folders`.
+    """
+    folder = {"weak": "model", "strong": "model"}.get(group, group.partition("@")[0].strip("/"))
+    choices: dict[str, list[Path]] = {}
+    for conf in folders(users):
+        for file in sorted((conf / folder).glob("*.yaml")):
+            if not file.stem.startswith("_"):
+                choices.setdefault(file.stem, []).append(file)
+    return dict(sorted(choices.items()))
+
+
+def use(users: Path | None) -> None:
+    """Let Hydra search the folders of packages and the user's, and Python import what lies in the current folder.
+
+    Call before Hydra composes anything.
+
+    Raises:
+        ConfigError: there is no such folder, or it has a file of the name of a shipped one, which would not be read.
+    """
+    if users is not None:
+        _check_users(users.absolute())
+    _users[:] = [] if users is None else [users.resolve()]
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that no file of the user's hides a package
+
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance().register(_search_path_plugin())
+
+
+@cache
+def _search_path_plugin() -> type:
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class Folders(SearchPathPlugin):
+        """Adds the folders after the shipped one."""
+
+        def manipulate_search_path(self, search_path) -> None:
+            for name, folder in packaged().items():
+                search_path.append(provider=f"{ENTRY_POINTS}: {name}", path=f"file://{folder}")
+            for folder in _users:
+                search_path.append(provider="command-line", path=f"file://{folder}")
+
+    return Folders
+
+
+def _check_users(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ConfigError([f"--config-dir: there is no folder {folder}"])
+    names = [file.relative_to(CONF) for file in CONF.rglob("*.yaml") if (folder / file.relative_to(CONF)).is_file()]
+    taken = sorted(str(name) for name in names if (folder / name).read_bytes() != (CONF / name).read_bytes())
+    if taken:
+        raise ConfigError(
+            [f"--config-dir: {folder} has {listed(taken)}, as w2sg has, which would be read instead; rename yours"]
+        )
+
+
+def clashes(choices: Mapping[str, str]) -> list[str]:
+    """Choices of a run that are files of several folders, of which only one would be read.
+
+    Args:
+        choices: the file chosen in each group.
+    """
+    problems = {}
+    for group, choice in choices.items():
+        several = files(group).get(str(choice), [])
+        if len({file.read_bytes() for file in several}) > 1:
+            problems[several[0]] = f"{group}: {choice} is a file of {listed(several)}; rename all but one of them"
+    return list(problems.values())
