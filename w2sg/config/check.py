@@ -267,9 +267,9 @@ def target_problems(key: str, node: dict[str, Any], tree: Mapping[str, Any] | No
     if not isinstance(target, str):
         return [f"{key}._target_: needs the dotted path of a function; choose {key}=<one of conf/{key}>"]
     try:
-        function = pkgutil.resolve_name(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        return [f"{key}._target_: there is no {target} ({error})"]
+        function = plugins.resolve(target)
+    except UserError as error:
+        return [f"{key}._target_: {error}"]
     if not callable(function):
         return [f"{key}._target_: {target} is not callable; name a function"]
     try:
@@ -372,8 +372,8 @@ def _hard_label_problems(loss: Any) -> list[str]:
 
     target = loss.get("_target_") if isinstance(loss, dict) else None
     try:
-        taken = not isinstance(target, str) or takes_hard_labels(pkgutil.resolve_name(target))
-    except (ImportError, AttributeError, ValueError):  # as `target_problems` says
+        taken = not isinstance(target, str) or takes_hard_labels(plugins.resolve(target))
+    except UserError:  # as `target_problems` says
         return []
     if taken:
         return []

@@ -1,4 +1,4 @@
-"""Folders of conf files: the shipped one, those of installed packages, and the user's (``--config-dir``).
+"""Conf files and code from outside: those of installed packages and of the user (``--config-dir``).
 
 A package offers its folder by an entry point of the group ``w2sg.plugins``. The entry point's value is the dotted name
 of the folder, as ``mine.conf``. The code that its files name is imported once one of them is chosen.
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
+import pkgutil
 import sys
+import traceback
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from w2sg.config.suggest import listed
-from w2sg.errors import ConfigError
+from w2sg.config.suggest import listed, similar
+from w2sg.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -125,5 +128,54 @@ def clashes(choices: Mapping[str, str]) -> list[str]:
     for group, choice in choices.items():
         several = files(group).get(str(choice), [])
         if len({file.read_bytes() for file in several}) > 1:
-            problems[several[0]] = f"{group}: {choice} is a file of {listed(several)}; rename all but one of them"
+            problems[several[0]] = (
+                f"{group}: {choice} is a file of {listed([str(file) for file in several])}; rename all but one of them"
+            )
     return list(problems.values())
+
+
+def resolve(target: str) -> Any:
+    """What the dotted path of a ``_target_`` names.
+
+    Raises:
+        UserError: it names nothing, or its module cannot be imported; says what may be meant.
+    """
+    if not all(part.isidentifier() for part in target.split(".")):
+        raise UserError(f"there is no {target or 'name'}; a function is named module.function")
+    try:
+        return pkgutil.resolve_name(target)
+    except ModuleNotFoundError as error:
+        if not error.name or not f"{target}.".startswith(f"{error.name}."):  # a package that the user's module needs
+            raise UserError(f"{_module(target)} cannot be imported: {error}") from error
+        if hidden := _hidden(target):
+            raise UserError(f"there is no {target}: {hidden}") from error
+        raise UserError(
+            f"there is no {target} ({error}); put your module into {os.getcwd()} or on PYTHONPATH"
+        ) from error
+    except AttributeError as error:
+        if hidden := _hidden(target):
+            raise UserError(f"there is no {target}: {hidden}") from error
+        near = similar(target.rpartition(".")[2], [n for n in vars(sys.modules[_module(target)]) if n[0] != "_"])
+        meant = f"; did you mean {listed([f'{_module(target)}.{name}' for name in near])}?" if near else ""
+        raise UserError(f"there is no {target} ({error}){meant}") from error
+    except Exception as error:  # whatever the user's module raises when it is imported
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        line = "" if isinstance(error, SyntaxError) else f" ({Path(place.filename).name}, line {place.lineno})"
+        raise UserError(f"{target}: {type(error).__name__}: {error}{line}") from error
+
+
+def _module(target: str) -> str:
+    """The longest beginning of a dotted path that is an imported module; else its first part."""
+    parts = target.split(".")
+    starts = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next((start for start in starts if start in sys.modules), parts[0])
+
+
+def _hidden(target: str) -> str:
+    """That a module of the current folder is hidden by another one of its name."""
+    first = target.partition(".")[0]
+    users = Path.cwd() / f"{first}.py"
+    imported = getattr(sys.modules.get(first), "__file__", None)
+    if not users.is_file() or imported is None or Path(imported).resolve() == users.resolve():
+        return ""
+    return f"{first} is {imported}, which hides {users}; rename yours"
