@@ -114,6 +114,9 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
                 yield from differences(value, new[key], f"{path}.{key}")
             else:
                 yield f"{path}.{key}: gone"
+    elif path == ".warnings":  # their order says nothing
+        yield from (f"{path}: gone: {line[:200]}" for line in old if line not in new)
+        yield from (f"{path}: new: {line[:200]}" for line in new if line not in old)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for place, (a, b) in enumerate(zip(old, new, strict=True)):
             yield from differences(a, b, f"{path}[{place}]")

@@ -5,13 +5,15 @@ import re
 import types
 
 import pytest
-from conftest import compose
 from test_run import run
 
-from w2sg.config.check import check
 from w2sg.errors import TrainingError
-from w2sg.reports.pages import labels as page
-from w2sg.reports.report import _warnings
+from w2sg.reports.label_runs import verdict
+from w2sg.reports.sections.accuracy import Accuracy
+from w2sg.reports.sections.confidence import Confidence
+from w2sg.reports.sections.splits import Splits
+from w2sg.reports.sections.theory import Teacher
+from w2sg.reports.words import pgr_sentence
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,8 @@ def test_an_overconfident_student_a_leaking_teacher_and_a_better_untrained_model
         "test": "exact McNemar",
     }
     found["data"]["overlaps"] = {"transfer and test": 3}
-    lines = " / ".join(_warnings(check(compose()), found))
+    sections = (Accuracy(), Confidence(), Teacher(), Splits())
+    lines = " / ".join(line for section in sections for line in section.warnings(found))
     for words in ("overconfident", "carry ground truth", "is more accurate than the student", "transfer and test 3"):
         assert words in lines
 
@@ -113,14 +116,14 @@ def test_the_verdict_says_what_the_numbers_say(content):
     for difference, p, words in ((0.05, 0.04, "better"), (-0.05, 0.04, "worse"), (0.05, 0.06, "not told apart")):
         # the word is of the test whose p stands beside it, whatever an interval of another kind says
         found["tests"]["student - weak"] |= {"difference": difference, "p": p, "low": 0.001, "high": 0.1}
-        assert words in page.verdict(found)
-        assert "exact McNemar" in page.verdict(found)
+        assert words in verdict(found)
+        assert "exact McNemar" in verdict(found)
     found["tests"]["student - weak"]["test"] = "exact sign flips over prompts"
-    assert "intervals are over test prompts alone" in page.verdict(found)
+    assert "intervals are over test prompts alone" in verdict(found)
     found["pgr"]["resolved"] = False
-    assert "no share of it is claimed" in page.verdict(found)
-    assert "gap not resolved" in page.pgr_sentence({**found["pgr"], "gap_high": 0.1})
-    assert "no gap" in page.pgr_sentence({**found["pgr"], "gap_high": -0.1})
+    assert "no share of it is claimed" in verdict(found)
+    assert "gap not resolved" in pgr_sentence({**found["pgr"], "gap_high": 0.1})
+    assert "no gap" in pgr_sentence({**found["pgr"], "gap_high": -0.1})
 
 
 class FakeRun:

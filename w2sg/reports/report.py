@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from w2sg import __version__
-from w2sg.config.check import fit_options
 from w2sg.config.schema import TrainConfig
 from w2sg.config.unread import unread
-from w2sg.data import audit
 from w2sg.data.splits import Tables
 from w2sg.data.table import Table
 from w2sg.errors import UserError
 from w2sg.metrics import intervals as statistics
 from w2sg.metrics import labels as metrics
-from w2sg.metrics import theory as diagnostics
 from w2sg.metrics.intervals import Bootstrap
-from w2sg.reports.html import LEVEL, p_text
-from w2sg.reports.pages.labels import ROLES, pgr_sentence, run_page, tested, title
+from w2sg.reports import assemble
+from w2sg.reports.assemble import said_of_models as said  # noqa: F401
+from w2sg.reports.assemble import versions  # noqa: F401
+from w2sg.reports.label_runs import columns_of, label_sections, label_story
+from w2sg.reports.label_runs import columns_of as columns  # noqa: F401
+from w2sg.reports.pages.labels import ROLES, pgr_sentence, title
 from w2sg.store.store import read_json, write_json
 from w2sg.training.stages import Stages
-
-PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "peft")
-NOTES = (
-    "head",
-    "layer",
-    "accuracy",
-    "steps",
-    "best_epoch",
-    "held_out",
-    "hard_labels_clamped",
-    "examples",
-    "truncated_texts",
-    "rows",
-)
 
 
 @dataclass(frozen=True)
@@ -61,7 +45,7 @@ class Report:
     content: dict[str, Any]
     predictions: dict[str, list]
     curves: dict[str, list[dict[str, float]]]
-    page: Callable[[dict[str, Any], dict[str, list[dict[str, float]]]], str] = run_page
+    page: Callable[[dict[str, Any], dict[str, list[dict[str, float]]]], str] = None
     title: Callable[[dict[str, Any]], str] = title
     replies: list[dict[str, Any]] | None = None
     table: Callable[[dict[str, Any]], Any] | None = None
@@ -143,32 +127,12 @@ def make_report(
     transfer: tuple[Table, Tensor, Tensor] | None,
     stages: Stages,
     notes: dict[str, Any],
-) -> Report:
-    """Measure predictions on the test split, and what the student made of its labels on the transfer split.
-
-    Args:
-        predictions: name -> [N, C] logits on ``data.test``, in its order.
-        transfer: the rows that the student was trained on, the label logits that it saw, and its own.
-        notes: facts of the method.
-    """
-    test, bootstrap = data.test, Bootstrap(len(data.test), clusters=data.test.clusters)
-    labels = torch.as_tensor(test.labels)
-    loss = config.loss["_target_"].rpartition(".")[2]
-    content = {**heading(config, typed, loss), **measured(predictions, labels, bootstrap)}
-    content["diagnostics"] = _diagnose(config, loss, predictions, labels, transfer, bootstrap)
-    rule, credit = audit.length_rule(data.ground_truth, test)
-    length = bootstrap.share(credit)
-    content["data"] = {
-        **audit.summary(data),
-        "length_only": {"rule": rule, "accuracy": length.value, "low": length.low, "high": length.high},
-        "label_noise": notes.pop("noise", {}),
-    }
-    content["training"] = _training(config, stages, notes)
-    content["stages"] = [record.as_dict() for record in stages.records]
-    content["versions"] = versions()
-    content["config"] = config.model_dump(by_alias=True)
-    content["warnings"] = [*said(stages), *_warnings(config, content), *content["data"].get("notes", [])]
-    return Report(content, columns(test, predictions), curves(stages))
+) -> assemble.Report:
+    """The report of a label method, not yet written; see `w2sg.reports.label_runs`."""
+    reading = SimpleNamespace(into=lambda content: None)
+    run = SimpleNamespace(config=config, typed=typed, data=data, stages=stages, notes=notes, reading=reading)
+    sections = label_sections(run, predictions, transfer, notes)
+    return assemble.compose(run, label_story(config), sections, columns_of(data.test, predictions))
 
 
 def heading(config: TrainConfig, typed: list[str], loss: str) -> dict[str, Any]:
@@ -223,50 +187,6 @@ def _tests(right: dict[str, np.ndarray], prompts: np.ndarray | None) -> dict[str
     return dict(sorted(found.items()))
 
 
-def _diagnose(
-    config: TrainConfig,
-    loss: str,
-    predictions: dict[str, Tensor],
-    labels: Tensor,
-    transfer: tuple[Table, Tensor, Tensor] | None,
-    bootstrap: Bootstrap,
-) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "certainty": {name: diagnostics.certainty(logits) for name, logits in predictions.items()},
-        "reliability": {name: metrics.reliability(logits, labels) for name, logits in predictions.items()},
-    }
-    if not {"weak", "student"} <= predictions.keys():
-        return found
-    student, weak = predictions["student"], predictions["weak"]
-    found["test"] = diagnostics.identity(student, weak, labels, bootstrap)
-    found |= diagnostics.agreement(student, weak, labels, bootstrap)
-    found["theorem_conditions"] = diagnostics.theorem_conditions(
-        loss, config.strong.train == "head", config.strong.head == "mixture"
-    )
-    if transfer is not None:
-        table, teacher, own = transfer
-        gold = torch.as_tensor(table.labels)
-        resampled = Bootstrap(len(table), clusters=table.clusters)
-        found["transfer"] = diagnostics.identity(own, teacher, gold, resampled)
-        found["transfer"] |= diagnostics.agreement(own, teacher, gold, resampled)
-        noiseless = config.dataset.noise.kind == "none"  # noise hits the labels of transfer alone
-        on = [metrics.correct(x, y).numpy() for x, y in ((teacher, gold), (weak, labels))]
-        leak = diagnostics.leak(*on, resampled.codes, bootstrap.codes)
-        found["teacher_transfer_minus_test"] = leak if noiseless else None
-    return found
-
-
-def columns(test: Any, predictions: dict[str, Tensor]) -> dict[str, list]:
-    """One row per test example: its id, a hash of its prompt, its label, and each model's logits.
-
-    C = 2: the logit of the first reply (or class 0); C > 2: all logits.
-    """
-    columns: dict[str, list] = {"id": list(test.ids), "prompt": test.clusters, "label": test.labels.tolist()}
-    for name, logits in predictions.items():
-        columns[name] = (logits[:, 0] - logits[:, 1]).tolist() if logits.shape[1] == 2 else logits.tolist()
-    return columns
-
-
 def curves(stages: Stages) -> dict[str, list[dict[str, float]]]:
     curves = {}
     for record in stages.records:
@@ -274,102 +194,3 @@ def curves(stages: Stages) -> dict[str, list[dict[str, float]]]:
         if file.exists():
             curves[record.name] = read_json(file)
     return curves
-
-
-def _training(config: TrainConfig, stages: Stages, notes: dict[str, Any]) -> dict[str, Any]:
-    facts: dict[str, Any] = dict(notes)
-    selects = False
-    for role in ("weak", "strong"):
-        spec = getattr(config, role)
-        options = fit_options(config, spec)
-        selects = selects or options.validation > 0
-        facts[f"{role}_model"] = (
-            f"{spec.name}, train={spec.train}, lr {options.lr:g}, {options.epochs} epochs, batch {options.batch_size}, "
-            f"{options.optimizer}, {options.schedule}, weight decay {options.weight_decay:g}"
-        )
-    facts["epochs_selected_on"] = f"{config.training.select_on} labels" if selects else "nothing: the last epoch counts"
-    for record in stages.records:
-        found = {k: record.info[k] for k in NOTES if record.info.get(k)}
-        if "-on-" in record.name:  # its numbers are those of the fit
-            found = {"rows": found["rows"]} if "rows" in found else {}
-        if found:
-            facts[record.name] = found
-    return facts
-
-
-def _warnings(config: TrainConfig, content: dict[str, Any]) -> list[str]:
-    """What a reader must know before believing a number."""
-    lines = []
-    found = content["diagnostics"]
-    if config.training.select_on == "gold":
-        lines.append("the student was selected on GOLD labels (training.select_on=gold): its accuracy is optimistic")
-    if (pgr := content.get("pgr")) and not pgr["resolved"]:
-        worse = pgr["gap_high"] is not None and pgr["gap_high"] < 0
-        lines.append(
-            "the ceiling is worse than the weak model: nothing is there to recover"
-            if worse
-            else "the gap between weak and ceiling is within noise: no PGR is claimed"
-        )
-    if student := content["metrics"].get("student"):
-        low, high = student["intervals"]["accuracy"]
-        if high - low > 0.06:
-            lines.append(
-                f"{tested(content['data'])} know an accuracy to about {(high - low) / 2:.3f} only; smaller "
-                "differences cannot be seen, and most published ones are smaller"
-            )
-        if student["intervals"]["overconfidence"][0] > 0:
-            lines.append(
-                f"the student is overconfident: its mean confidence exceeds its accuracy by "
-                f"{student['overconfidence']:.3f} [{student['intervals']['overconfidence'][0]:.3f}, "
-                f"{student['intervals']['overconfidence'][1]:.3f}]"
-            )
-    untrained = content["tests"].get("student - zero_shot")
-    if untrained and not (untrained["p"] < LEVEL and untrained["difference"] > 0):
-        resolved = untrained["p"] < LEVEL
-        how = "more accurate than the student" if resolved else "not told apart from the student by accuracy"
-        lines.append(
-            f"the strong model without any training is {how} ({untrained['difference']:+.3f} "
-            f"[{untrained['low']:+.3f}, {untrained['high']:+.3f}] for the student, {untrained['test']} p "
-            f"{p_text(untrained['p'])}): "
-            + (
-                "what the student can do, it need not have learnt from its teacher"
-                if resolved
-                else "whether the student learnt anything from its teacher is not known from accuracy"
-            )
-        )
-    leak = found.get("teacher_transfer_minus_test")
-    if leak and leak["low"] > 0:
-        lines.append(
-            f"the teacher is better on transfer than on test by {leak['value']:.3f} [{leak['low']:.3f}, "
-            f"{leak['high']:.3f}]: it may have seen transfer rows, and its labels then carry ground truth"
-        )
-    within = content["data"]["prompts_within_test"]
-    if within["prompts"] < within["rows"]:
-        lines.append(
-            f"{within['rows that share a prompt']:,} of {within['rows']:,} test rows share their prompt with others "
-            f"({within['prompts']:,} prompts): intervals and tests are over prompts, not rows"
-        )
-    shared = {k: v for k, v in content["data"]["overlaps"].items() if v}
-    if shared:
-        lines.append("prompts shared between splits: " + ", ".join(f"{k} {v}" for k, v in shared.items()))
-    return lines
-
-
-def said(stages: Stages) -> list[str]:
-    """What was found about the models of a run, when they were looked for and when they were loaded."""
-    heads = [
-        f"{record.name}: its head is {head}"
-        for record in stages.records
-        if (head := record.info.get("head")) and ":" in head
-    ]
-    return list(dict.fromkeys([*stages.said, *heads]))
-
-
-def versions() -> dict[str, str]:
-    """What this ran on."""
-    found = {"w2sg": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        found[package] = importlib.metadata.version(package)
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found

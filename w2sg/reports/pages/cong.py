@@ -37,7 +37,7 @@ from w2sg.reports.pages.labels import (
 
 KINDS = {"implicit_per_token": "implicit reward per token", "explicit": "explicit reward"}
 DIGITS = {"implicit_per_token": 4, "explicit": 3}
-INK = {"implicit_per_token": COLOURS["implicit"], "explicit": COLOURS["explicit"]}
+INK = {"implicit_per_token": COLOURS["implicit_per_token"], "explicit": COLOURS["explicit"]}
 NONE = {"value": None, "low": None, "high": None}
 
 

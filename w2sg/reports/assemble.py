@@ -1,0 +1,245 @@
+"""The one place where a report comes together: its files, its page, and what the terminal shows.
+
+It adds to the sections of a method what every run has: what was typed, the data, what models read, stages, versions,
+configuration and warnings.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from w2sg import __version__
+from w2sg.config.unread import unread
+from w2sg.errors import UserError
+from w2sg.reports.render import page, render
+from w2sg.reports.section import Section, Story
+from w2sg.reports.sections.provenance import Provenance, Reading
+from w2sg.reports.sections.splits import Splits, data_of
+from w2sg.store.store import write_json
+
+PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "peft")
+STAND_FIRST = ("metrics", "diagnostics")  # in every report.json, empty where nothing of the kind was measured
+
+Rows = Sequence[Mapping[str, Any]]
+MakeFiles = Callable[[Path], Iterable[Path]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished run's report.
+
+    Attributes:
+        content: what report.json holds.
+        sections: in the order of the page.
+        predictions: columns of predictions.parquet. samples: rows of samples.parquet; None where no model wrote.
+    """
+
+    content: dict[str, Any]
+    sections: Sequence[Section]
+    predictions: Mapping[str, list]
+    samples: Rows | None = None
+
+    def page(self) -> str:
+        """The whole page, HTML."""
+        content = self.content
+        return page(content["title"], [render("opening.html", report=content), *map(self._part, self.sections)])
+
+    def _part(self, section: Section) -> str:
+        try:
+            return section.html(self.content)
+        except Exception as error:
+            raise _broken(section, "page", error) from error
+
+    def write(self, out: Path) -> list[Path]:
+        """Write the files into a folder, each whole or not at all, and print the tables.
+
+        Raises:
+            UserError: the folder cannot be written (a full disk, say). Every stage is in the store by then, so the same
+                command only has the report left to do. Or a section cannot be shown; the other files are written.
+        """
+        try:
+            files = self._write(out)
+        except OSError as error:
+            raise UserError(
+                f"the report cannot be written to {out} ({error.strerror or error}); free space or choose another "
+                "folder with out=, and run the same command: all stages are in the store"
+            ) from error
+        self.show(out)
+        return files
+
+    def _write(self, out: Path) -> list[Path]:
+        out.mkdir(parents=True, exist_ok=True)
+        files = [
+            out / "report.json",
+            _write_parquet(self.predictions, out / "predictions.parquet"),
+            out / "report.html",
+        ]
+        failed = None
+        try:
+            html = self.page()
+        except UserError as error:  # the numbers are kept all the same
+            failed = error
+        else:
+            (out / "report.html.tmp").write_text(html, encoding="utf-8")
+            (out / "report.html.tmp").replace(out / "report.html")
+        if self.samples is not None:
+            columns = dict.fromkeys(key for row in self.samples for key in row)  # not all have all
+            rows = {key: [row.get(key) for row in self.samples] for key in columns}
+            files.append(_write_parquet(rows, out / "samples.parquet"))
+        write_json(out / "report.json", self.content)
+        if failed is not None:
+            raise failed
+        return files
+
+    def show(self, out: Path) -> None:
+        """Print the title, the tables of the sections and the warnings."""
+        from w2sg.console import Plain
+
+        content, console = self.content, Plain()
+        console.print(content["title"], style="italic")
+        for section in self.sections:
+            if (table := section.table(content)) is not None:
+                console.print(table)
+        for line in (*content["warnings"], *content.get("unread", ())):
+            console.say(f": {line}", "note", "yellow")
+        console.say(f"report: {out / 'report.html'}")
+
+
+def _write_parquet(columns: Mapping[str, list], file: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    temporary = file.with_name(f"{file.name}.tmp")
+    with open(temporary, "wb") as opened:  # pyarrow takes no path that is not UTF-8
+        pq.write_table(pa.table(dict(columns)), opened)
+    temporary.replace(file)
+    return file
+
+
+def _broken(section: Section, what: str, error: Exception) -> UserError:
+    return UserError(
+        f"section {section.key!r} ({type(section).__module__}.{type(section).__qualname__}): its {what} cannot be made "
+        f"({type(error).__name__}: {error}); mend it and run the same command: all stages are in the store"
+    )
+
+
+def assemble(
+    run: Any,
+    story: Story,
+    sections: Sequence[Section],
+    predictions: Mapping[str, list],
+    samples: Rows | None = None,
+    files: Sequence[MakeFiles] = (),
+) -> Report:
+    """Put a report together and write it, on the main process alone; all processes wait for it.
+
+    Args:
+        run: what was run; its ``config``, ``typed``, ``data``, ``stages``, ``reading``, ``notes``, ``out``, ``loggers``
+            and ``devices`` are read.
+        story: what the method says of it.
+        sections: in the order of the page; data, what models read, stages, versions and configuration follow.
+        predictions: columns of predictions.parquet.
+        samples: rows of samples.parquet, where models wrote.
+        files: makers of other files, each of the run's folder.
+
+    Raises:
+        UserError: two sections give the same key, a section cannot be shown, or the folder cannot be written.
+    """
+    report = compose(run, story, sections, predictions, samples)
+    if run.devices.main:
+        written = report.write(run.out)
+        written += [file for make in files for file in make(run.out)]
+        run.loggers.summarise(report.content, dict(report.predictions), written, samples)
+    run.devices.wait()
+    return report
+
+
+def compose(
+    run: Any, story: Story, sections: Sequence[Section], predictions: Mapping[str, list], samples: Rows | None = None
+) -> Report:
+    """The same without writing anything."""
+    sections = list(sections)
+    if not any(isinstance(section, Splits) for section in sections):
+        sections.append(Splits())
+    sections += [Reading(), Provenance()]
+    if twice := [s.key for k, s in enumerate(sections) if s.key in {other.key for other in sections[:k]}]:
+        raise UserError(f"sections: two have the key {twice[0]!r}; give one of them another")
+    content = heading(run, story) | {key: {} for key in STAND_FIRST}
+    for section in sections:
+        _merge(content, section.content, section.key)
+    _merge(content, {"data": data_of(run)}, "data")
+    content["stages"] = [record.as_dict() for record in run.stages.records]
+    content["versions"] = versions()
+    content["config"] = run.config.model_dump(by_alias=True)
+    run.reading.into(content)
+    content["sections"] = [section.key for section in sections]
+    content["title"], content["verdict"] = (
+        told(content) if callable(told) else told for told in (story.title, story.verdict)
+    )
+    warnings, summary = said_of_models(run.stages), {}
+    for section in sections:
+        try:
+            warnings += section.warnings(content)
+            summary |= {k: _numbers(v) for k, v in section.summary(content).items() if v is not None}
+        except Exception as error:
+            raise _broken(section, "warnings or summary", error) from error
+    content["warnings"], content["summary"] = list(dict.fromkeys(warnings)), summary
+    return Report(content, sections, predictions, samples)
+
+
+def _numbers(estimate: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {end: estimate.get(end) for end in ("value", "low", "high")}
+
+
+def _merge(content: dict[str, Any], more: Mapping[str, Any], key: str, path: str = "") -> None:
+    """Add what a section gives; dictionaries are merged, anything else must be said once."""
+    for name, value in more.items():
+        if isinstance(content.get(name), dict) and isinstance(value, Mapping):
+            _merge(content[name], value, key, f"{path}{name}.")
+        elif name in content:
+            raise UserError(f"section {key!r}: {path}{name} is in the report already; give it another name")
+        else:
+            content[name] = dict(value) if isinstance(value, Mapping) else value
+
+
+def heading(run: Any, story: Story) -> dict[str, Any]:
+    """What was run."""
+    config = run.config
+    return {
+        "method": config.method["_target_"].rpartition(".")[2],
+        "dataset": config.dataset.name,
+        "weak": config.weak.name,
+        "strong": config.strong.name,
+        "loss": story.loss,
+        "seed": config.seed,
+        "command": " ".join([f"python {story.script}", *run.typed]),
+        "unread": unread(config, run.typed),
+        "names": dict(story.names),
+        "uses_of_splits": dict(story.uses_of_splits),
+    }
+
+
+def said_of_models(stages: Any) -> list[str]:
+    """What was found about the models of a run, when they were looked for and when they were loaded."""
+    heads = [
+        f"{record.name}: its head is {head}"
+        for record in stages.records
+        if (head := record.info.get("head")) and ":" in head
+    ]
+    return list(dict.fromkeys([*stages.said, *heads]))
+
+
+def versions() -> dict[str, str]:
+    """What this ran on."""
+    here = {"w2sg": __version__, "python": platform.python_version()}
+    here |= {package: importlib.metadata.version(package) for package in PACKAGES}
+    if torch.cuda.is_available():
+        here["gpu"] = torch.cuda.get_device_name()
+    return here

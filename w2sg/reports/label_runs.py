@@ -1,0 +1,101 @@
+"""The report of a method whose models label: its story, and the sections that all of them have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w2sg.metrics.intervals import MCNEMAR, Bootstrap
+from w2sg.metrics.theory import theorem_conditions
+from w2sg.reports.section import Report, Section, Story
+from w2sg.reports.sections.accuracy import Accuracy, test_name
+from w2sg.reports.sections.confidence import Confidence
+from w2sg.reports.sections.splits import LabelSplits, tested
+from w2sg.reports.sections.theory import Taught, Teacher, Theory
+from w2sg.reports.sections.training import LabelTraining
+from w2sg.reports.words import LEVEL, estimate, p_text, short
+
+NAMES = {
+    "weak": "weak supervisor",
+    "student": "strong student",
+    "ceiling": "strong ceiling",
+    "zero_shot": "strong, untrained",
+}
+
+
+def label_story(config: Any) -> Story:
+    """Title, verdict and names of a run whose models label."""
+    return Story(title, verdict, config.loss["_target_"].rpartition(".")[2], NAMES)
+
+
+def label_sections(
+    run: Any,
+    predictions: Mapping[str, Tensor],
+    taught: tuple[Any, Tensor, Tensor] | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> list[Section]:
+    """Accuracy, confidence, the student and its teacher, theory, data and training.
+
+    Args:
+        run: of which ``config``, ``data`` and ``stages`` are read.
+        predictions: name -> [N, C] logits on the test split, in its order.
+        taught: the rows that the student was trained on, the label logits that it saw, and its own.
+        notes: facts of the method.
+    """
+    config, test = run.config, run.data.test
+    labels, bootstrap = torch.as_tensor(test.labels), Bootstrap(len(test), clusters=test.clusters)
+    seen = None if taught is None else Taught(*taught, noiseless=config.dataset.noise.kind == "none")
+    loss = config.loss["_target_"].rpartition(".")[2]
+    conditions = theorem_conditions(loss, config.strong.train == "head", config.strong.head == "mixture")
+    return [
+        Accuracy.measure(predictions, labels, bootstrap),
+        Confidence.measure(predictions, labels),
+        Teacher.measure(predictions, labels, bootstrap, seen),
+        Theory.measure(predictions, labels, bootstrap, seen, conditions),
+        LabelSplits(),
+        LabelTraining.measure(config, run.stages, {k: v for k, v in (notes or {}).items() if k != "noise"}),
+    ]
+
+
+def columns_of(test: Any, predictions: Mapping[str, Tensor]) -> dict[str, list]:
+    """Columns of predictions.parquet: a row per test example, its id, a hash of its prompt, its label, and each model's
+    logits.
+
+    C = 2: the logit of the first reply (or class 0); C > 2: all logits.
+    """
+    columns: dict[str, list] = {"id": list(test.ids), "prompt": test.clusters, "label": test.labels.tolist()}
+    for name, logits in predictions.items():
+        columns[name] = (logits[:, 0] - logits[:, 1]).tolist() if logits.shape[1] == 2 else logits.tolist()
+    return columns
+
+
+def title(report: Report) -> str:
+    """What was run, in one line."""
+    loss, noise = report["loss"].replace("_", " "), report["data"].get("label_noise") or {}
+    what = f"{loss}, seed {report['seed']}"
+    if noise.get("rows_hit"):
+        what += f", {noise['kind']} noise on {noise['rate_applied']:.0%} of labels"
+    return f"{short(report['weak'])} supervises {short(report['strong'])} on {report['dataset']}: {what}"
+
+
+def verdict(report: Report) -> str:
+    """The finding in two sentences."""
+    measured, tests = report["metrics"], report["tests"]
+    if not {"weak", "student", "ceiling"} <= measured.keys():
+        return ""
+    weak, pgr = tests["student - weak"], report["pgr"]
+    resolved = weak["p"] < LEVEL
+    how = ("better than" if weak["difference"] > 0 else "worse than") if resolved else "not told apart from"
+    share = f"The performance gap recovered is {estimate(pgr, 2)}."
+    if not pgr["resolved"]:
+        share = "The gap to the ceiling is not resolved, so no share of it is claimed."
+    return (
+        f"The student is {how} its teacher: {measured['student']['accuracy']:.3f} against "
+        f"{measured['weak']['accuracy']:.3f}, a difference of "
+        f"{estimate({**weak, 'value': weak['difference']}, sign=True)} on {tested(report['data'])} "
+        f"({test_name(weak)}, p {p_text(weak['p'])}). {share} One run: intervals are over test "
+        f"{'prompts' if test_name(weak) != MCNEMAR else 'rows'} alone; other seeds and training rows add to them."
+    )

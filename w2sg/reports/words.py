@@ -1,0 +1,140 @@
+"""Numbers as text: with their intervals, in sentences, and as cells of tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+LEVEL = 0.05  # of tests: where p lies below it a difference is called resolved
+NONE: dict[str, Any] = {"value": None, "low": None, "high": None}
+SHOWN = 6  # prompts whose replies stand on a page
+PROMPTS_ALONE = (
+    "95 % intervals over test prompts, of one run: other seeds and training rows add to them. “Not resolved”: "
+    "the interval includes no difference."
+)
+
+
+class Cell(NamedTuple):
+    """A cell of a table on a page.
+
+    Attributes:
+        text: what it says. below: what stands under it in small letters.
+        kind: "said" for a text that a model wrote (scrolls, keeps its lines), or a class of the style sheet.
+        first, first_kind: the part of a text that comes first, and its class.
+    """
+
+    text: str
+    below: str = ""
+    kind: str = ""
+    first: str = ""
+    first_kind: str = ""
+
+
+def short(name: str) -> str:
+    """The last part of a model's name."""
+    return name.rstrip("/").rpartition("/")[2]
+
+
+def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None else format(value, f"{'+' if sign else ''}.{digits}f")
+
+
+def estimate(measured: Mapping[str, Any], digits: int = 3, sign: bool = False) -> str:
+    """``value [low, high]``."""
+    inside = f" [{number(measured['low'], digits, sign)}, {number(measured['high'], digits, sign)}]"
+    return number(measured["value"], digits, sign) + (inside if measured["value"] is not None else "")
+
+
+def judged(measured: Mapping[str, Any], null: float, digits: int = 3, sign: bool = False) -> str:
+    """An estimate, and whether its interval keeps clear of ``null``."""
+    if measured["value"] is None:
+        return "not estimable"
+    resolved = measured["low"] is not None and (measured["low"] > null or measured["high"] < null)
+    return estimate(measured, digits, sign) + ("" if resolved else " (not resolved)")
+
+
+def stacked(measured: Mapping[str, Any], digits: int = 3, sign: bool = False, kind: str = "f") -> Cell:
+    """A table's cell: the number, and its interval below; ``kind`` is "f" or "%"."""
+    value, low, high = (
+        "–" if measured[key] is None else format(measured[key], f"{'+' if sign else ''},.{digits}{kind}")
+        for key in ("value", "low", "high")
+    )
+    return Cell(value, "" if measured["low"] is None else f"{low} to {high}")
+
+
+def wilson(rate: float, count: int) -> dict[str, float]:
+    """A share of ``count`` with Wilson's 95 % interval."""
+    from scipy.stats import binomtest
+
+    ends = binomtest(round(rate * count), count).proportion_ci(method="wilson")
+    return {"value": rate, "low": ends.low, "high": ends.high}
+
+
+def p_value(p: float) -> str:
+    """To three digits, without a 0 in front."""
+    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+
+
+def p_text(p: float) -> str:
+    """``= .012`` or ``< .001``."""
+    text = p_value(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values as rows of a table; empty values are left out."""
+    rows = []
+    for key, value in facts.items():
+        if value is None or value == {} or value == []:
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if isinstance(value, dict):
+            text = ", ".join(f"{k}: {v:.4g}" if isinstance(v, float) else f"{k}: {v}" for k, v in value.items())
+        rows.append((key.replace("_", " "), text))
+    return rows
+
+
+def pgr_sentence(pgr: Mapping[str, Any]) -> str:
+    """The performance gap recovered, or that there is no gap to speak of."""
+    gap = "gap " + estimate({"value": pgr["gap"], "low": pgr["gap_low"], "high": pgr["gap_high"]}, sign=True)
+    if not pgr["resolved"]:
+        no_gap = pgr["gap_high"] is not None and pgr["gap_high"] < 0
+        return f"performance gap recovered: {'no gap' if no_gap else 'gap not resolved'} ({gap})"
+    return f"performance gap recovered: {estimate(pgr, 2)} ({gap})"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a reader must know, wherever it is found
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def cut_off_warning(shares: Mapping[str, float], what: str = "replies") -> list[str]:
+    """That many replies were cut off.
+
+    Args:
+        shares: of each system's replies, by its name in words.
+    """
+    many = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share > 0.2)
+    if not many:
+        return []
+    consequence = ", so that rewards are of unfinished text" if what == "replies" else ""
+    return [f"{what} cut off at max_new_tokens{consequence}: {many}"]
+
+
+def left_out_warning(dropped: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What was left out on the way to each stage."""
+    lines = []
+    for name, counts in dropped.items():
+        if cut := counts.get("cut to max_length (kept)"):
+            lines.append(f"{name}: {cut} examples are longer than max_length and were cut, ends of replies included")
+        if lost := [f"{n} {reason}" for reason, n in counts.items() if "(kept)" not in reason]:
+            lines.append(f"{name}: left out {', '.join(lost)}")
+    return lines
+
+
+def overlap_warning(overlaps: Mapping[str, int]) -> list[str]:
+    """That splits share prompts."""
+    shared = {k: v for k, v in overlaps.items() if v}
+    return ["prompts shared between splits: " + ", ".join(f"{k} {v}" for k, v in shared.items())] if shared else []
