@@ -47,8 +47,8 @@ from w2sg.decoding.contrastive import decode, stream
 from w2sg.decoding.engine import Engine, Several
 from w2sg.decoding.sampling import Settings
 from w2sg.decoding.transformers_engine import TransformersEngine
-from w2sg.models.loading import Source, find
 from w2sg.models.policy import Policy, load_policy
+from w2sg.models.source import Source, find
 
 ALPHA, TOP, TEMPERATURE, TOP_P, PENALTY = 0.4, 0.1, 0.8, 0.95, 1.2  # as in conf/method/cong.yaml
 CONF = Path(__file__).resolve().parent.parent / "conf" / "model"

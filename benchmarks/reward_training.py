@@ -27,7 +27,7 @@ from transformers import AutoModelForSequenceClassification, GPT2Config
 from w2sg import losses
 from w2sg.data.rows import epoch_plan, pack
 from w2sg.models.heads import HashedWords
-from w2sg.models.loading import LanguageScorer
+from w2sg.models.scorer import LanguageScorer
 
 BATCH = 32
 

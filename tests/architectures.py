@@ -30,9 +30,10 @@ from w2sg.decoding.contrastive import decode
 from w2sg.decoding.sampling import Settings
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import UserError
-from w2sg.models.loading import find, load_language_model
 from w2sg.models.packing import keeps_replies_apart, separates_texts, why_apart
 from w2sg.models.policy import load_policy
+from w2sg.models.scorer import load_language_model
+from w2sg.models.source import find
 
 VOCABULARY, WINDOW, MAX_LENGTH = 96, 8, 64
 IDS = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

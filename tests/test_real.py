@@ -108,8 +108,8 @@ def test_a_gguf_base_with_adapters_becomes_an_ordinary_model(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from w2sg.cli.export import Trained, export
-    from w2sg.models.loading import find
     from w2sg.models.policy import load_policy
+    from w2sg.models.source import find
 
     @torch.no_grad()
     def says(model) -> torch.Tensor:

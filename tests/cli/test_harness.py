@@ -17,8 +17,8 @@ from w2sg.config.check import check, check_evaluate
 from w2sg.console import Plain
 from w2sg.errors import ConfigError, UserError
 from w2sg.experiment.run import run_method
-from w2sg.models.loading import find
 from w2sg.models.policy import load_policy
+from w2sg.models.source import find
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="pip install 'w2sg[harness]'")
 TEMPLATE = (

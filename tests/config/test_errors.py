@@ -370,7 +370,7 @@ def folder_without_config(tmp_path):
     ],
 )
 def test_a_model_that_is_not_there(role, options, words, folder_without_config, tiny_gpt2):
-    from w2sg.models.loading import find
+    from w2sg.models.source import find
 
     places = {"FOLDER": str(folder_without_config), "TINY": str(tiny_gpt2), "{role}": role}
     for place, path in places.items():

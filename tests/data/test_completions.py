@@ -11,7 +11,8 @@ from transformers import PretrainedConfig
 
 from w2sg.data.completions import Completions, _bins, encode, per_reply
 from w2sg.data.masks import attention_mask
-from w2sg.models.policy import Policy, keeps_replies_apart
+from w2sg.models.packing import keeps_replies_apart
+from w2sg.models.policy import Policy
 
 KINDS = ["gpt2", "llama", "neox"]
 END = 9

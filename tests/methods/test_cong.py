@@ -24,7 +24,7 @@ from w2sg.data.splits import load_tables
 from w2sg.errors import ConfigError, TrainingError, UserError
 from w2sg.experiment.run import Run, run_method
 from w2sg.experiment.text import TextRun, Writer
-from w2sg.models.loading import find
+from w2sg.models.source import find
 from w2sg.store.shards import Shards
 from w2sg.store.store import read_json
 from w2sg.training.label_modules import FitModule

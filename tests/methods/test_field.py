@@ -14,9 +14,9 @@ from w2sg.errors import ConfigError
 from w2sg.experiment.run import run_method
 from w2sg.methods.filtered import best, relabelled
 from w2sg.methods.votes import boosted, combine, member_rows, weighted_rows
-from w2sg.models.loading import find
 from w2sg.models.policy import load_policy
 from w2sg.models.quantise import rounded_to
+from w2sg.models.source import find
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -13,8 +13,10 @@ from test_loading import BASE, V, llama, load, refused, save
 from test_models import spec
 
 from w2sg.errors import UserError
-from w2sg.models.loading import find, load_language_model, load_transformer
+from w2sg.models.loading import load_transformer
 from w2sg.models.policy import load_policy
+from w2sg.models.scorer import load_language_model
+from w2sg.models.source import find
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ from test_models import spec
 from w2sg.config.check import check
 from w2sg.data.rows import pack
 from w2sg.errors import UserError
-from w2sg.models.loading import find, load_language_model, load_scorer
 from w2sg.models.policy import load_policy
+from w2sg.models.scorer import load_language_model, load_scorer
+from w2sg.models.source import find
 from w2sg.models.zero_shot import load_zero_shot
 
 V = 64

@@ -13,9 +13,10 @@ from w2sg.data.completions import Completions
 from w2sg.data.rows import pack
 from w2sg.errors import UserError
 from w2sg.models import packing, rope
-from w2sg.models.loading import find, load_language_model
 from w2sg.models.packing import keeps_replies_apart, rules_key, separates_texts
 from w2sg.models.policy import load_policy
+from w2sg.models.scorer import load_language_model
+from w2sg.models.source import find
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_a_model_that_reads_no_row_as_transformers_does_is_refused(folder, monke
         return SimpleNamespace(last_hidden_state=usual(backbone, batch, seen).last_hidden_state + 1)
 
     usual = masks.read
-    monkeypatch.setattr("w2sg.models.loading.read", shifted)
+    monkeypatch.setattr("w2sg.models.scorer.read", shifted)
     with pytest.raises(UserError, match="other numbers than transformers gives each alone"):
         separates_texts(scorer, VOCABULARY, MAX_LENGTH)
 

@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from w2sg.config.schema import OWN_CHAT, ModelConfig
 from w2sg.data.rows import pack
 from w2sg.errors import UserError
-from w2sg.models import loading as models
 from w2sg.models.heads import BagOfWords, HashedWords, LinearHead, MixtureHead, load_head
-from w2sg.models.loading import find, load_language_model, load_scorer, load_transformer, separates_texts
+from w2sg.models.loading import load_transformer
+from w2sg.models.packing import separates_texts
+from w2sg.models.scorer import load_language_model, load_scorer
+from w2sg.models.source import find
 
 
 def spec(**changes) -> ModelConfig:
@@ -93,7 +95,7 @@ def test_pooling_is_what_transformers_does_on_a_single_unpadded_text(scorer_and_
 def test_packing_is_recognised_as_safe_and_a_backbone_that_ignores_the_mask_is_not(scorer_and_source, monkeypatch):
     scorer, source = scorer_and_source
     assert separates_texts(scorer, source.config.vocab_size)
-    monkeypatch.setattr("w2sg.models.loading.attention_mask", lambda part: None)
+    monkeypatch.setattr("w2sg.models.scorer.attention_mask", lambda part: None)
     assert not separates_texts(scorer, source.config.vocab_size)
 
 
@@ -199,7 +201,7 @@ def test_a_gguf_file_fills_a_model_whose_weights_nobody_drew(tiny_gpt2, monkeypa
     """What the file has is taken; a head that it does not have is drawn as usual, not left as memory held it."""
     source = find(spec(name=str(tiny_gpt2)), "strong")
     writer, _ = load_transformer(AutoModelForCausalLM, source)
-    monkeypatch.setattr(models, "_dequantised", lambda *_: dict(writer.state_dict()))
+    monkeypatch.setattr("w2sg.models.loading.dequantised", lambda *_: dict(writer.state_dict()))
     file = replace(source, gguf="x.gguf")
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "normal_", lambda *_, **__: pytest.fail("weights were drawn"))

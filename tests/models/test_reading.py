@@ -11,8 +11,8 @@ from w2sg.data.messages import Dialogue
 from w2sg.data.rows import cut_left, pack
 from w2sg.data.table import Table
 from w2sg.errors import UserError
-from w2sg.models.loading import Source, find
 from w2sg.models.reading import Reading, kept
+from w2sg.models.source import Source, find
 from w2sg.models.tokenizer_files import load_tokenizer, read_template
 from w2sg.reports.reading import reading_section
 

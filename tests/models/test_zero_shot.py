@@ -12,7 +12,7 @@ from w2sg.data.rows import pack
 from w2sg.data.table import Table
 from w2sg.errors import UserError
 from w2sg.models import zero_shot
-from w2sg.models.loading import find
+from w2sg.models.source import find
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -31,7 +31,8 @@ from torch.distributed.tensor import DTensor
 from w2sg.config.check import CONF, check, register
 from w2sg.errors import ConfigError
 from w2sg.experiment.run import run_method
-from w2sg.models.loading import find, load_language_model
+from w2sg.models.scorer import load_language_model
+from w2sg.models.source import find
 from w2sg.training import processes, sharding
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from w2sg.config.schema import OWN_CHAT, ModelConfig
 from w2sg.console import Plain
 from w2sg.errors import UserError
-from w2sg.models.loading import Source, find, quiet_loading
 from w2sg.models.policy import load_policy
+from w2sg.models.source import Source, find
+from w2sg.models.unreadable import quiet_loading
 from w2sg.store.store import KEY, MANIFEST, problem, read_json, remove, write_json
 
 ORIGIN = "w2sg.json"  # beside an exported model: where it came from

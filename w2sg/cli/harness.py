@@ -28,7 +28,7 @@ from w2sg.cli.export import ORIGIN, Trained, find_trained, kind_of, load
 from w2sg.config.schema import OWN_CHAT, ModelConfig
 from w2sg.console import Plain
 from w2sg.errors import UserError
-from w2sg.models.loading import quiet_loading
+from w2sg.models.unreadable import quiet_loading
 from w2sg.store.store import read_json, write_json
 
 RESULT = "harness.json"

@@ -19,8 +19,8 @@ from w2sg.data.loading import Examples
 from w2sg.data.replies import Prompts, prompts_of
 from w2sg.data.table import Table
 from w2sg.errors import ConfigError, UserError
-from w2sg.models.loading import Source, find
 from w2sg.models.reading import Reading
+from w2sg.models.source import Source, find
 from w2sg.models.trained import Trained
 from w2sg.store.store import Store
 from w2sg.training.devices import Devices

@@ -23,7 +23,8 @@ from w2sg.data.table import Table, digest
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import label_key, label_rules
 from w2sg.models.heads import LinearHead, MixtureHead, load_head
-from w2sg.models.loading import Source, load_scorer
+from w2sg.models.scorer import load_scorer
+from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training.inputs import VERSION, content_key
 from w2sg.training.label_modules import SoftLabelModule

@@ -22,7 +22,7 @@ from w2sg.experiment.keys import key_of, reply_rules
 from w2sg.experiment.replies import encode, load, packed
 from w2sg.experiment.score import read_replies, token_values
 from w2sg.losses import preferences as preference
-from w2sg.models.loading import Source
+from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import FitJob

@@ -7,8 +7,8 @@ from typing import Any
 from w2sg.config.schema import ModelConfig
 from w2sg.data.table import Table
 from w2sg.experiment.context import Context
-from w2sg.models.loading import Source
 from w2sg.models.packing import rules_key
+from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 
 

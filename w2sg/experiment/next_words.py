@@ -15,7 +15,7 @@ from w2sg.data.tokens import beginning, ids_after, ids_of
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import UserError
 from w2sg.experiment.run import Run
-from w2sg.models.loading import Source
+from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, load_values

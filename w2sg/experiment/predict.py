@@ -14,7 +14,8 @@ from w2sg.errors import TrainingError
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import found_key
 from w2sg.models.heads import load_head
-from w2sg.models.loading import Source, load_scorer
+from w2sg.models.scorer import load_scorer
+from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.models.zero_shot import answers_key, load_zero_shot, questioned, why_not
 from w2sg.training.inputs import VERSION, content_key

@@ -16,9 +16,9 @@ from w2sg.data.table import digest
 from w2sg.data.thoughts import split
 from w2sg.errors import UserError
 from w2sg.experiment.context import Context
-from w2sg.models.loading import Source
 from w2sg.models.packing import MIXES, keeps_replies_apart
 from w2sg.models.policy import Policy, load_policy
+from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 
 log = logging.getLogger(__name__)

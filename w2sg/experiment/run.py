@@ -26,8 +26,8 @@ from w2sg.data.table import Table
 from w2sg.experiment import fit_labels, fit_text, generate, keys, predict, replies, score
 from w2sg.experiment.context import Context
 from w2sg.metrics.theory import GAMMA
-from w2sg.models.loading import Source
 from w2sg.models.policy import Policy
+from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.reports.report import Report, make_report
 

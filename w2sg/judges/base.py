@@ -17,11 +17,11 @@ from w2sg.data.table import digest
 from w2sg.errors import UserError
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.intervals import Bootstrap
-from w2sg.models.loading import same
+from w2sg.models.source import same
 
 if TYPE_CHECKING:
     from w2sg.experiment.text import TextRun
-    from w2sg.models.loading import Source
+    from w2sg.models.source import Source
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from w2sg.data.replies import Replies
 from w2sg.data.rows import pack, token_plan
 from w2sg.judges.base import Judge
 from w2sg.models.heads import load_head
-from w2sg.models.loading import Source, find, load_language_model, load_scorer
+from w2sg.models.scorer import load_language_model, load_scorer
+from w2sg.models.source import Source, find
 
 if TYPE_CHECKING:
     from w2sg.config.options import Judge as RewardJudge

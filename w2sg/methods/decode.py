@@ -15,7 +15,7 @@ from w2sg.models.steps import lost_steps
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
     from w2sg.experiment.run import Run
-    from w2sg.models.loading import Source
+    from w2sg.models.source import Source
     from w2sg.reports.report import Report
 
 

@@ -39,9 +39,9 @@ def depth_of(config: PretrainedConfig, role: str, name: str) -> int:
         UserError: its configuration does not say.
     """
     for key in DEPTH:
-        found = getattr(config, key, None)
-        if isinstance(found, int) and not isinstance(found, bool) and found > 0:
-            return found
+        depth = getattr(config, key, None)
+        if isinstance(depth, int) and not isinstance(depth, bool) and depth > 0:
+            return depth
     raise UserError(
         f"{role}.name: the configuration of {name} ({type(config).__name__}) does not say how many layers it has; "
         "only decoders of text are supported here"
@@ -124,7 +124,7 @@ def _offer_writer(whole: type | None, text: PretrainedConfig) -> None:
     AutoModel.register(type(text), type(model.base_model), exist_ok=True)
 
 
-def attention_of(config: PretrainedConfig, asked: str, role: str, name: str) -> tuple[str, list[str]]:
+def attention_of(config: PretrainedConfig, wanted: str, role: str, name: str) -> tuple[str, list[str]]:
     """The attention that a model has, of what was asked for, and what has to be said of it.
 
     Raises:
@@ -133,14 +133,14 @@ def attention_of(config: PretrainedConfig, asked: str, role: str, name: str) -> 
     from transformers.models.auto import modeling_auto as auto
 
     known = auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) or auto.MODEL_MAPPING.get(type(config), None)
-    if known is None or asked == "eager":
-        return asked, []
-    if asked.startswith("flash"):
+    if known is None or wanted == "eager":
+        return wanted, []
+    if wanted.startswith("flash"):
         if not getattr(known, "_supports_flash_attn", False):
             raise UserError(f"{role}.attention: {known.__name__} has no flash attention; use {role}.attention=eager")
-        return asked, []
+        return wanted, []
     if getattr(known, "_supports_sdpa", False):
-        return asked, []
+        return wanted, []
     if getattr(known, "_is_stateful", False) and not hasattr(config, "num_attention_heads"):
         return "eager", []  # it has no attention at all
     line = f"{role}: {known.__name__} has no attention=sdpa, so that {name} is read with attention=eager"
@@ -149,11 +149,11 @@ def attention_of(config: PretrainedConfig, asked: str, role: str, name: str) -> 
 
 def positions_of(config: PretrainedConfig) -> tuple[int | None, bool]:
     """The positions that a model was made for, and whether there are no others (a table, and no rotation or slope)."""
-    found = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if not isinstance(found, int) or found <= 0:
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if not isinstance(positions, int) or positions <= 0:
         return None, False
     open_ended = getattr(config, "rope_parameters", None) or getattr(config, "alibi", False)
-    return found, not open_ended and config.model_type in TABLES
+    return positions, not open_ended and config.model_type in TABLES
 
 
 # architectures that look positions up in a table, which ends
@@ -168,17 +168,17 @@ def check_positions(config: PretrainedConfig, max_length: int, role: str, name: 
     Raises:
         UserError: it has no positions there.
     """
-    there, no_more = positions_of(config)
-    if there is None or max_length <= there:
+    positions, no_more = positions_of(config)
+    if positions is None or max_length <= positions:
         return []
     if no_more:
         raise UserError(
-            f"{role}.max_length: {max_length} is more than the {there} positions of {name}; set "
-            f"{role}.max_length={there} or less"
+            f"{role}.max_length: {max_length} is more than the {positions} positions of {name}; set "
+            f"{role}.max_length={positions} or less"
         )
     return [
-        f"{role}: max_length={max_length} is more than the {there} positions that {name} was made for; longer texts "
-        "are read all the same"
+        f"{role}: max_length={max_length} is more than the {positions} positions that {name} was made for; longer "
+        "texts are read all the same"
     ]
 
 
@@ -288,11 +288,13 @@ def logit_scale(model: nn.Module) -> float:
     if not named or output is None:
         return 1.0
     tokens = torch.arange(1, 6, device=output.weight.device)[None]
-    own = output(model.base_model(input_ids=tokens, use_cache=False).last_hidden_state.to(output.weight.dtype)).double()
+    ours = output(
+        model.base_model(input_ids=tokens, use_cache=False).last_hidden_state.to(output.weight.dtype)
+    ).double()
     theirs = model(input_ids=tokens, use_cache=False).logits.double()
     if cap := softcap_of(config):
         theirs = torch.atanh((theirs / cap).clamp(-0.999, 0.999)) * cap
-    measured = float((own * theirs).sum() / own.square().sum())
+    measured = float((ours * theirs).sum() / ours.square().sum())
     candidates = [1.0, *named, *(1.0 / value for value in named)]
     best = min(candidates, key=lambda value: abs(value - measured))
     return best if abs(best - measured) <= 0.02 * abs(measured) else 1.0

@@ -136,8 +136,8 @@ class BagOfWords(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         segments, n = batch["segments"], batch["ends"].shape[1]
-        own = torch.arange(1, n + 1, device=segments.device)[None, :, None]
-        seen = (segments[:, None] == own) | (segments[:, None] == PREFIX)  # [B, n, L]
+        numbers = torch.arange(1, n + 1, device=segments.device)[None, :, None]
+        seen = (segments[:, None] == numbers) | (segments[:, None] == PREFIX)  # [B, n, L]
         seen = (seen & (segments[:, None] != PADDING)).float()
         scores = seen @ self.words(batch["input_ids"]) * self.scale / seen.sum(-1, keepdim=True).clamp_min(1.0)
         return scores.squeeze(-1) if self.pairs else scores.squeeze(1)

@@ -22,8 +22,8 @@ from w2sg.errors import UserError
 from w2sg.models import rope
 
 if TYPE_CHECKING:
-    from w2sg.models.loading import LanguageScorer
     from w2sg.models.policy import Policy
+    from w2sg.models.scorer import LanguageScorer
 
 log = logging.getLogger(__name__)
 MIXES = "this backbone mixes the texts of a packed row, so each text gets a row of its own"
@@ -39,8 +39,8 @@ def rules_key(config: Any, max_length: int, shared: bool) -> dict[str, list[int]
     """
     if config is None:  # a bag of words
         return {}
-    found = {"windows": windows(config) if shared else [], "rope": rope.borders(config)}
-    below = {name: [size for size in sizes if size < max_length] for name, sizes in found.items()}
+    borders = {"windows": windows(config) if shared else [], "rope": rope.borders(config)}
+    below = {name: [size for size in sizes if size < max_length] for name, sizes in borders.items()}
     return {name: sizes for name, sizes in below.items() if sizes}
 
 
@@ -67,12 +67,12 @@ def separates_texts(
     def alone() -> list[Tensor]:
         return [_plain(backbone, text)[-1] for text in (first, second, third, second)]
 
-    def found(packed: bool) -> list[Tensor]:
+    def together(packed: bool) -> list[Tensor]:
         texts = [first, second] if packed else [first, second, third, second]
         batch = pack([("a", "b")] * (len(texts) // 2), lambda _: texts, longest, packed).collate(range(len(texts) // 2))
         return [*scorer.hidden(_to(batch, backbone)).flatten(0, 1)]
 
-    return _decide(scorer._plain, alone, found, wanted and why_apart(backbone.config, max_length) is None)
+    return _decide(scorer._plain, alone, together, wanted and why_apart(backbone.config, max_length) is None)
 
 
 @torch.no_grad()
@@ -91,19 +91,19 @@ def keeps_replies_apart(policy: Policy, max_length: int | None = None, wanted: b
     def alone() -> list[Tensor]:
         both = [(prompt, reply) for prompt, pair in zip(prompts, replies, strict=True) for reply in pair]
         states = [_plain(backbone, [*prompt.tolist(), *reply.tolist()]) for prompt, reply in both]
-        return [policy.ready(own[len(prompt) - 1 : -1]) for own, (prompt, _) in zip(states, both, strict=True)]
+        return [policy.ready(state[len(prompt) - 1 : -1]) for state, (prompt, _) in zip(states, both, strict=True)]
 
-    def found(packed: bool) -> list[Tensor]:
+    def together(packed: bool) -> list[Tensor]:
         batch = Completions(prompts, replies, packed=packed).collate([0, 1])
         return [*policy.states(_to(batch, backbone)).split([k for pair in sizes for k in pair])]
 
-    return _decide(policy.plain, alone, found, wanted and why_apart(backbone.config, max_length) is None)
+    return _decide(policy.plain, alone, together, wanted and why_apart(backbone.config, max_length) is None)
 
 
 def _longest(config: Any, max_length: int | None) -> int:
     """Tokens of the texts to ask with: over every border that a text may come to."""
-    there = [size for size in (*windows(config), *rope.borders(config)) if max_length is None or size < max_length]
-    longest = max((size + 9 for size in there), default=7)
+    limits = [size for size in (*windows(config), *rope.borders(config)) if max_length is None or size < max_length]
+    longest = max((size + 9 for size in limits), default=7)
     return longest if max_length is None else max(7, min(longest, max_length))
 
 
@@ -124,14 +124,14 @@ def why_apart(config: Any, max_length: int | None) -> str | None:
 
 
 def _decide(
-    model: nn.Module, alone: Callable[[], list[Tensor]], found: Callable[[bool], list[Tensor]], share: bool
+    model: nn.Module, alone: Callable[[], list[Tensor]], together: Callable[[bool], list[Tensor]], share: bool
 ) -> bool:
     name = type(model).__name__
     try:
         expected = alone()
-        if share and all(_alike(lambda: found(True), expected, model) or [False]):
+        if share and all(_alike(lambda: together(True), expected, model) or [False]):
             return True
-        same = [_close(a, b, model) for a, b in zip(found(False), expected, strict=True)]
+        same = [_close(a, b, model) for a, b in zip(together(False), expected, strict=True)]
     except REFUSALS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name} cannot read a batch of texts ({reason}); choose another model") from error
@@ -144,19 +144,19 @@ def _decide(
     return False
 
 
-def _alike(found: Callable[[], list[Tensor]], expected: Sequence[Tensor], model: nn.Module) -> list[bool]:
+def _alike(together: Callable[[], list[Tensor]], expected: Sequence[Tensor], model: nn.Module) -> list[bool]:
     """Which texts come out as they do alone; none where the model takes no packed rows."""
     try:
-        return [_close(a, b, model) for a, b in zip(found(), expected, strict=False)]
+        return [_close(a, b, model) for a, b in zip(together(), expected, strict=False)]
     except REFUSALS as error:
         log.debug("%s takes no packed rows: %s", type(model).__name__, error)
         return []
 
 
-def _close(found: Tensor, expected: Tensor, model: nn.Module) -> bool:
+def _close(states: Tensor, expected: Tensor, model: nn.Module) -> bool:
     """In bf16 two orders of summation differ in the third digit; leaking text differs in the first."""
     tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
-    return bool((found.float() - expected.float()).norm() <= tolerance * expected.float().norm())
+    return bool((states.float() - expected.float()).norm() <= tolerance * expected.float().norm())
 
 
 def _plain(backbone: nn.Module, text: list[int]) -> Tensor:

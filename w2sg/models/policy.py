@@ -16,9 +16,9 @@ from w2sg.errors import UserError
 from w2sg.losses.logprobs import token_logprobs, top_tokens
 from w2sg.models import rope
 from w2sg.models.backbones import logit_scale, softcap_of
-from w2sg.models.loading import Source, load_transformer, quiet_loading, save_transformer, with_lora
-from w2sg.models.packing import keeps_replies_apart
-from w2sg.models.unreadable import reading
+from w2sg.models.loading import load_transformer, save_transformer, with_lora
+from w2sg.models.source import Source
+from w2sg.models.unreadable import quiet_loading, reading
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +97,11 @@ class Policy(nn.Module):
             top: also those of the tokens that the model itself finds likeliest: [M, 2].
         """
         states, (weight, bias) = self.states(batch), self.head()
-        found = token_logprobs(states, weight, batch["targets"], bias, softcap=self.softcap)
+        values = token_logprobs(states, weight, batch["targets"], bias, softcap=self.softcap)
         if not top:
-            return found
+            return values
         likeliest = top_tokens(states.detach(), weight, bias)
-        return torch.stack([found, token_logprobs(states, weight, likeliest, bias, softcap=self.softcap)], 1)
+        return torch.stack([values, token_logprobs(states, weight, likeliest, bias, softcap=self.softcap)], 1)
 
     def sharded_parts(self) -> list[nn.Module]:
         """What FSDP cuts one by one: each block, and the rest together, because ends may share their weights."""
@@ -181,14 +181,11 @@ def _check_head(policy: Policy, source: Source) -> None:
     with quiet_loading():
         theirs = policy.plain(input_ids=tokens[:, :-1], use_cache=False).logits[0].float().log_softmax(-1)
     ours = policy({**batch, "targets": tokens[0, 1:]})
-    found = theirs.gather(1, tokens[0, 1:, None])[:, 0]
+    expected = theirs.gather(1, tokens[0, 1:, None])[:, 0]
     tolerance = 1e-3 if policy.head()[0].dtype == torch.float32 else 0.1
-    if not torch.allclose(ours, found, atol=tolerance, rtol=tolerance):
+    if not torch.allclose(ours, expected, atol=tolerance, rtol=tolerance):
         raise UserError(
             f"{source.role}.name: {source.spec.name} ({type(policy.plain).__name__}): its logits are more than its "
             "output layer applied to its final states, softcapped or times one number, which is all that is supported "
             "here; choose another architecture"
         )
-
-
-__all__ = ["Policy", "keeps_replies_apart", "load_policy"]

@@ -21,7 +21,7 @@ from w2sg.data.tokens import ids_of
 from w2sg.errors import UserError
 
 if TYPE_CHECKING:
-    from w2sg.models.loading import Source
+    from w2sg.models.source import Source
 
 log = logging.getLogger(__name__)
 LOST, DAMAGED = 0.5, 0.95  # share of a text's letters that must come back: below the first nothing runs, below the
@@ -101,8 +101,8 @@ class Reading:
         if unknown is None:
             return
         total = sum(len(row) - len(source.first) for row in ids)
-        found = sum(int(np.count_nonzero(np.asarray(row[len(source.first) :]) == unknown)) for row in ids)
-        share = found / max(total, 1)
+        unreadable = sum(int(np.count_nonzero(np.asarray(row[len(source.first) :]) == unknown)) for row in ids)
+        share = unreadable / max(total, 1)
         words = f"{source.spec.name}: {share:.0%} of the tokens of the texts are unknown to its tokenizer"
         example = next((t for t, row in zip(texts, ids, strict=True) if unknown in row[len(source.first) :]), "")
         if share > LOST and source.tokenizer.unk_token not in example:
@@ -134,11 +134,11 @@ class Reading:
         if not special:
             return
         pattern = re.compile("|".join(map(re.escape, reversed(special))))
-        found = [match[0] for text in texts if (match := pattern.search(text))]
-        if found:
+        markup = [match[0] for text in texts if (match := pattern.search(text))]
+        if markup:
             self.say(
-                f"{model}: {len(found):,} of {len(texts):,} texts hold special tokens of the model's own (first "
-                f"{found[0]!r}), as data do that a chat template was applied to before; the model reads them as such, "
+                f"{model}: {len(markup):,} of {len(texts):,} texts hold special tokens of the model's own (first "
+                f"{markup[0]!r}), as data do that a chat template was applied to before; the model reads them as such, "
                 "and a template that is applied here comes on top: give the data as messages or plain text"
             )
 
@@ -164,9 +164,9 @@ class Reading:
             raise UserError(f"{chat.name}: the token that ends replies is none that decoding stops at")
         said = [message.content for prompt in dict.fromkeys(prompts) for message in prompt.messages]
         self._templated(chat.tokenizer, chat.name, [*said, *(replies or ())])
-        there = [k for k, row in enumerate(prompt_ids) if len(row)]
-        for at in _some(np.array([len(prompt_ids[k]) for k in there])):
-            k = there[at]
+        filled = [k for k, row in enumerate(prompt_ids) if len(row)]
+        for at in _some(np.array([len(prompt_ids[k]) for k in filled])):
+            k = filled[at]
             read = _decoded(chat, prompt_ids[k])
             for role, content in prompts[k].messages:  # templates leave out what was thought in earlier turns
                 self._came_back(chat.name, split(content).reply if role == "assistant" else content, read)
@@ -188,10 +188,10 @@ class Reading:
         theirs = ids_of(chat.tokenizer, [text])[0]
         if ours == theirs[: len(ours)]:
             return
-        own, other = _squeezed(_decoded(chat, ours[:-1])), _squeezed(_decoded(chat, theirs))
+        read, expected = _squeezed(_decoded(chat, ours[:-1])), _squeezed(_decoded(chat, theirs))
         tail = _squeezed(chat.form.tail)
-        own = own.removesuffix(tail) if tail else own
-        if other.startswith(own):
+        read = read.removesuffix(tail) if tail else read
+        if expected.startswith(read):
             return  # one token would span the boundary between prompt and reply
         if any(thought in _decoded(chat, prompt_ids) for thought in ("<think>", "[THINK]", "THINKING")):
             return  # the thought that is closed before a reply is not in the dialogue, which the notes say
@@ -238,9 +238,9 @@ def kept(given: str, read: str) -> float:
     one, two = _squeezed(given), _squeezed(read)
     if one in two:
         return 1.0
-    wanted, there = (Counter(c for c in text if c.isalnum()) for text in (one, two))
+    wanted, present = (Counter(c for c in text if c.isalnum()) for text in (one, two))
     total = wanted.total()
-    return (wanted & there).total() / total if total else 1.0
+    return (wanted & present).total() / total if total else 1.0
 
 
 def _squeezed(text: str) -> str:

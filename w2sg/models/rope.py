@@ -18,22 +18,22 @@ def borders(config: Any) -> list[int]:
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     settings = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in settings.values() if isinstance(value, dict)]  # a layer type has its own
-    found = set()
+    limits = set()
     for one in nested or [settings]:
         kind = one.get("rope_type") or ""
         if kind == "longrope":
-            found.add(one.get("original_max_position_embeddings"))
+            limits.add(one.get("original_max_position_embeddings"))
         elif "dynamic" in kind:
-            found.add(config.max_position_embeddings)
-    return sorted(int(border) for border in found if border)
+            limits.add(config.max_position_embeddings)
+    return sorted(int(border) for border in limits if border)
 
 
 def sides(config: Any, lengths: Tensor) -> Tensor:
     """Which frequencies texts of these lengths have, as a number; past a border of dynamic NTK all differ."""
-    found = torch.bucketize(lengths, torch.tensor(borders(config), device=lengths.device))  # borders passed
+    passed = torch.bucketize(lengths, torch.tensor(borders(config), device=lengths.device))  # borders passed
     settings = getattr(config.get_text_config(), "rope_parameters", None) or {}
     kinds = [one.get("rope_type") or "" for one in (settings, *settings.values()) if isinstance(one, dict)]
-    return torch.where(found > 0, lengths, 0) if any("dynamic" in kind for kind in kinds) else found
+    return torch.where(passed > 0, lengths, 0) if any("dynamic" in kind for kind in kinds) else passed
 
 
 def rows_by_themselves(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from w2sg.data.tokens import ids_of
 from w2sg.errors import UserError
+from w2sg.models.unreadable import quiet_loading
 
 # one of these holds the vocabulary; tokenizer_config.json alone makes a tokenizer to which every word is unknown
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken", "tokenizer*.py")
@@ -20,8 +21,6 @@ def load_tokenizer(folder: str, revision: str | None = None, trust_remote_code: 
     """
     from transformers import AutoTokenizer
 
-    from w2sg.models.loading import quiet_loading
-
     path = Path(folder)
     remedy = (
         "copy the files of its tokenizer (tokenizer.json or tokenizer.model, tokenizer_config.json) from where the "
@@ -31,13 +30,13 @@ def load_tokenizer(folder: str, revision: str | None = None, trust_remote_code: 
         raise UserError(f"{folder}: the folder holds no tokenizer files, so no text can be read; {remedy}")
     try:
         with quiet_loading():
-            found = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever its classes raise over a file that is damaged, missing or not there
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise UserError(f"{folder}: its tokenizer cannot be read ({reason}); {remedy}") from error
-    if not any(ids_of(found, ["a", "the question"])):
+    if not any(ids_of(tokenizer, ["a", "the question"])):
         raise UserError(f"{folder}: its tokenizer reads no token of a text; {remedy}")
-    return found
+    return tokenizer
 
 
 def read_template(file: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from w2sg.models.loading import Source
+from w2sg.models.source import Source
 
 
 @dataclass(frozen=True)

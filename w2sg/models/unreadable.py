@@ -1,4 +1,4 @@
-"""What stands between a user and a model that cannot be read, in one line: the role, the model, the cause, the remedy.
+"""Libraries reading a model's files: their errors in one line (role, model, cause, remedy), their chatter kept quiet.
 
 transformers, tokenizers, safetensors, pickle and gguf each raise errors of their own over damaged or foreign files.
 `reading` is the one place where they become a `UserError`.
@@ -7,6 +7,7 @@ transformers, tokenizers, safetensors, pickle and gguf each raise errors of thei
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,8 +78,8 @@ def reading(role: str, name: str, what: str = "cannot be read", remedy: str = ""
         raise
     except Exception as error:  # tokenizers raises plain ones
         said = " ".join(f"{type(e).__name__} {e}" for e in _chain(error))
-        found = next((remedy for words, remedy in CAUSES if re.search(words, said, re.IGNORECASE)), remedy)
-        todo = found or "check that the folder is whole, or download it again"
+        known = next((remedy for words, remedy in CAUSES if re.search(words, said, re.IGNORECASE)), remedy)
+        todo = known or "check that the folder is whole, or download it again"
         raise UserError(
             f"{role}.name: the model {name} {what} ({first_line(error)}); {todo.format(role=role)}"
         ) from error
@@ -99,10 +100,10 @@ def whole_file(path: Path, role: str) -> None:
         UserError: a folder, a pipe, a link to nothing, a file that may not be read, an empty one, or a git-lfs pointer.
     """
     try:
-        there = path.is_file()
+        is_file = path.is_file()
     except OSError:
-        there = False
-    if not there:
+        is_file = False
+    if not is_file:
         kind = "a link to nothing" if path.is_symlink() else "a folder" if path.is_dir() else "no ordinary file"
         raise UserError(f"{role}.name: {path} is {kind}, where a file of a model should be; put that file back")
     try:
@@ -118,3 +119,24 @@ def whole_file(path: Path, role: str) -> None:
         )
     if not start and path.suffix in {".safetensors", ".bin", ".json", ".model", ".gguf"}:
         raise UserError(f"{role}.name: {path} is empty; download it again")
+
+
+@contextlib.contextmanager
+def quiet_loading(bars: bool = False) -> Iterator[None]:
+    """Keep transformers' loading reports off the terminal: a new head is meant, and cut layers are asked for.
+
+    Args:
+        bars: also swallow what is written to stderr; the bars of de-quantising and of saving have no other switch.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) if bars else contextlib.nullcontext():
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from w2sg.config.check import fit_options
 from w2sg.config.schema import ModelConfig, TrainConfig
-from w2sg.models.loading import Source, find
+from w2sg.models.source import Source, find
 from w2sg.models.steps import lost_steps
 
 
@@ -23,34 +23,34 @@ def variant(spec: ModelConfig, changes: Mapping[str, Any], where: str) -> Source
 
 def problems(spec: ModelConfig, changes: Sequence[Mapping[str, Any]], where: str) -> list[str]:
     """What is wrong with such settings, one line each."""
-    found = []
+    lines = []
     for place, change in enumerate(changes):
         try:
             _changed(spec, change)
         except ValidationError as error:
             for problem in error.errors():
                 key = ".".join(str(part) for part in problem["loc"])
-                found.append(f"{where}[{place}]{'.' + key if key else ''}: {problem['msg']}")
-    return found
+                lines.append(f"{where}[{place}]{'.' + key if key else ''}: {problem['msg']}")
+    return lines
 
 
 def label_problems(config: TrainConfig) -> list[str]:
     """What is wrong for every method that trains on labels, one line each."""
-    found = []
+    lines = []
     for role in ("weak", "strong"):
         model = getattr(config, role)
         if model.untuned is not None:
             name = config.method["_target_"].rpartition(".")[2]
-            found.append(f"{role}.untuned: not read by method={name}; set it to null")
+            lines.append(f"{role}.untuned: not read by method={name}; set it to null")
         batch = getattr(config.training, model.train).batch_size
         if model.micro_batch is not None and model.micro_batch > batch:
-            found.append(
+            lines.append(
                 f"{role}.micro_batch: {model.micro_batch} is more than the batch of {batch} it is a part of; lower it, "
                 f"or raise training.{model.train}.batch_size"
             )
         key = f"training.{model.train}.lr" if model.lr is None else f"{role}.lr"
-        found += lost_steps(model, role, {key: fit_options(config, model).lr})
-    return found
+        lines += lost_steps(model, role, {key: fit_options(config, model).lr})
+    return lines
 
 
 def _changed(spec: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:

@@ -5,27 +5,19 @@ What a checkpoint lacks is drawn at random by transformers, with a word to nobod
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import pickle
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from w2sg.errors import UserError
 from w2sg.models.backbones import name_body
-from w2sg.models.unreadable import first_line, whole_file
 
 log = logging.getLogger(__name__)
 
-READ = {".safetensors", ".bin", ".json", ".model", ".txt"}  # of a model's folder; what its identity is made of
-SCORE = re.compile(r"(^|\.)score\.(weight|bias)$")
 # buffers that older versions of transformers wrote into their files, and that are computed now
 COMPUTED = re.compile(
     r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|masked_bias|attention\.(masked_)?bias|position_ids|\.rope\.freqs)$"
@@ -34,156 +26,10 @@ BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks?|layer)\.(\d+)\.")
 SHOWN = 3
 
 
-def names(found: Iterable[str]) -> str:
+def names(tensors: Iterable[str]) -> str:
     """The first few names of a list."""
-    found = sorted(found)
-    return ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A folder, before anything of it is loaded
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def files_of(folder: Path, role: str, weights: bool = True) -> list[Path]:
-    """The files of a model's folder that are read, each looked at.
-
-    Args:
-        weights: whether there must be any.
-
-    Raises:
-        UserError: it is no folder of a model, or a file of it cannot be read; see `whole_file`.
-    """
-    try:
-        files = sorted(p for p in folder.iterdir() if p.suffix in READ)
-    except OSError as error:
-        raise UserError(
-            f"{role}.name: the folder {folder} cannot be read ({error.strerror}); let yourself read it"
-        ) from error
-    there = {p.name for p in files}
-    if "adapter_config.json" in there:
-        raise UserError(
-            f"{role}.name: {folder} holds adapters{_base(folder)} and no whole model; merge them first (peft's "
-            "merge_and_unload, then save_pretrained), and name that folder"
-        )
-    if "config.json" not in there:
-        raise UserError(f"{role}.name: the folder {folder} holds no config.json, so it is not a saved model")
-    for file in files:
-        whole_file(file, role)
-    _check_config(folder / "config.json", role)
-    if weights and not any(p.suffix in {".safetensors", ".bin"} for p in files):
-        raise UserError(f"{role}.name: the folder {folder} holds no weights (.safetensors or .bin); download them")
-    for index in (p for p in files if p.name.endswith(".index.json")):
-        _check_index(index, role)
-    named = _json(folder / "config.json", role).get("quantization_config") is not None  # which is refused later
-    if weights and not named and (packed := _packed(files)):
-        raise UserError(
-            f"{role}.name: {packed[0]} in {folder} holds numbers of {packed[1]}, which are weights only with the "
-            "scales of a quantisation that its config.json does not name; take the model that it was made from"
-        )
-    for file in (p for p in files if p.name == "generation_config.json"):
-        if not isinstance(settings := _json(file, role), dict):
-            raise UserError(f"{role}.name: {file} holds no settings; download it again, or remove it")
-        ends_of(settings.get("eos_token_id"), role, str(folder))
-    return files
-
-
-PACKED = {"I8", "U8", "I4", "U4", "F8_E4M3", "F8_E5M2", "F4", "F8_E8M0", "I32"}  # as safetensors names them
-
-
-def _packed(files: Iterable[Path]) -> tuple[str, str] | None:
-    """The first matrix of weights whose numbers are rounded to a few bits, and to which; None where there is none.
-
-    transformers would read them as if they were the weights, without the scales that they have to be multiplied by.
-    """
-    with contextlib.suppress(SafetensorError, OSError, ValueError):  # a damaged file is said where it is loaded
-        for file in (p for p in files if p.suffix == ".safetensors"):
-            with safe_open(file, "pt") as tensors:
-                names_there = tensors.keys()
-                for key in names_there:
-                    part = tensors.get_slice(key)
-                    if key.endswith("weight") and len(part.get_shape()) > 1 and part.get_dtype() in PACKED:
-                        return key, part.get_dtype()
-    return None
-
-
-def ends_of(found: Any, role: str, name: str) -> list[int]:
-    """Tokens that settings of generation end a reply at.
-
-    Args:
-        found: their ``eos_token_id``.
-
-    Raises:
-        UserError: it holds something else than tokens' numbers.
-    """
-    ends = [] if found is None else found if isinstance(found, list) else [found]
-    if wrong := [end for end in ends if not isinstance(end, int) or isinstance(end, bool)]:
-        raise UserError(
-            f"{role}.name: eos_token_id in generation_config.json of {name} is {wrong[0]!r} and no token's number; "
-            "write the numbers of the tokens that end a reply there, or remove it"
-        )
-    return [end for end in ends if end >= 0]  # -1 is written for none
-
-
-def _base(folder: Path) -> str:
-    try:
-        return (
-            f" of {json.loads((folder / 'adapter_config.json').read_text(encoding='utf-8'))['base_model_name_or_path']}"
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def _check_config(file: Path, role: str) -> None:
-    content = _json(file, role)
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{role}.name: {file} is no configuration of a model; download it again")
-
-
-def _json(file: Path, role: str) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{role}.name: {file} is no JSON ({first_line(error)}); download it again") from error
-
-
-def _check_index(file: Path, role: str) -> None:
-    """Every shard that an index names is there."""
-    content = _json(file, role)
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-        raise UserError(f"{role}.name: {file} is no index of weights (no weight_map); download it again")
-    if lost := {place for place in places.values() if not (file.parent / place).is_file()}:
-        raise UserError(
-            f"{role}.name: {file} names {len(lost)} files of weights that are not there ({names(lost)}); download them"
-        )
-
-
-def has_score(files: Iterable[Path]) -> bool:
-    """Whether the weights of a folder have a trained head for scores, as a reward model's have."""
-    files = list(files)
-    for index in (p for p in files if p.name.endswith(".index.json")):
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return any(map(SCORE.search, places))
-    return any(map(SCORE.search, _names(files)))
-
-
-def _names(files: Iterable[Path]) -> list[str]:
-    """Names of the tensors in files of weights; none of a damaged one, which is said where it is loaded."""
-    found: list[str] = []
-    with contextlib.suppress(SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
-        for file in files:
-            if file.suffix == ".safetensors":
-                with safe_open(file, "pt") as tensors:
-                    found += tensors.keys()
-            elif file.suffix == ".bin" and file.name.startswith("pytorch_model"):
-                found += torch.load(file, map_location="meta", mmap=True, weights_only=True)
-    return found
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A model, once it is loaded
-# ---------------------------------------------------------------------------------------------------------------------
+    ordered = sorted(tensors)
+    return ", ".join(ordered[:SHOWN]) + (", ..." if len(ordered) > SHOWN else "")
 
 
 def check_loaded(
@@ -301,8 +147,8 @@ def check_targets(model: nn.Module, targets: str | list[str], role: str, name: s
     """
     if isinstance(targets, str):  # all-linear, or a pattern over whole names, which peft tries itself
         return
-    there = [key for key, _ in model.named_modules()]
-    lost = [target for target in targets if not any(k == target or k.endswith(f".{target}") for k in there)]
+    layers = [key for key, _ in model.named_modules()]
+    lost = [target for target in targets if not any(k == target or k.endswith(f".{target}") for k in layers)]
     if lost:
         kinds = (nn.Linear, *(type(m) for m in model.modules() if type(m).__name__ == "Conv1D"))
         has = {key.rpartition(".")[2] for key, module in model.named_modules() if isinstance(module, kinds)}
@@ -318,11 +164,11 @@ def fill(model: nn.Module, read: Mapping[str, Tensor], role: str, name: str) -> 
     Raises:
         UserError: a tensor has another shape.
     """
-    own = model.state_dict()
+    state = model.state_dict()
     for key, weight in read.items():
-        if key in own and own[key].shape != weight.shape:
+        if key in state and state[key].shape != weight.shape:
             raise UserError(
-                f"{role}.name: {key} of {name} has the shape {tuple(weight.shape)} and not {tuple(own[key].shape)}"
+                f"{role}.name: {key} of {name} has the shape {tuple(weight.shape)} and not {tuple(state[key].shape)}"
             )
-    model.load_state_dict({k: v for k, v in read.items() if k in own}, strict=False)
+    model.load_state_dict({k: v for k, v in read.items() if k in state}, strict=False)
     model.tie_weights()

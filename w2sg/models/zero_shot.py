@@ -12,15 +12,17 @@ from w2sg.data.table import Table
 from w2sg.data.tokens import ids_after
 from w2sg.errors import UserError
 from w2sg.models.backbones import logit_scale, named_scales, softcap_of
-from w2sg.models.loading import LanguageScorer, Source, load_transformer
+from w2sg.models.loading import load_transformer
+from w2sg.models.scorer import LanguageScorer
+from w2sg.models.source import Source
 
 if TYPE_CHECKING:
     from w2sg.config.schema import ZeroShotConfig
 
 
-def why_not(source: Source, table: Table, asked: ZeroShotConfig | None) -> str | None:
+def why_not(source: Source, table: Table, zero_shot: ZeroShotConfig | None) -> str | None:
     """Why a model has no zero-shot score on a table; None where it has one."""
-    if asked is None:
+    if zero_shot is None:
         return "dataset.zero_shot asks nothing"
     if source.spec.arch != "hf":
         return f"{source.spec.name} was never pretrained"
@@ -28,8 +30,8 @@ def why_not(source: Source, table: Table, asked: ZeroShotConfig | None) -> str |
         return "its weights are drawn at random"
     if source.spec.layers is not None:
         return f"only {source.spec.layers} of its blocks are kept, which cannot answer"
-    if table.kind == "classes" and len(asked.answers) != table.classes:
-        return f"dataset.zero_shot.answers names {len(asked.answers)} answers for {table.classes} classes"
+    if table.kind == "classes" and len(zero_shot.answers) != table.classes:
+        return f"dataset.zero_shot.answers names {len(zero_shot.answers)} answers for {table.classes} classes"
     return None
 
 
@@ -51,10 +53,10 @@ def answers_key(source: Source, answers: list[str]) -> dict[str, Any]:
     """
     alone = source.tokenizer(answers, add_special_tokens=False)["input_ids"]
     tokens = answer_tokens(source.tokenizer, answers)
-    found: dict[str, Any] = {} if tokens == [ids[0] for ids in alone] else {"answer_tokens": tokens}
+    key: dict[str, Any] = {} if tokens == [ids[0] for ids in alone] else {"answer_tokens": tokens}
     if (cap := softcap_of(source.config)) is not None:
-        found["softcap"] = cap
-    return found | ({"logit_scales": scales} if (scales := named_scales(source.config)) else {})
+        key["softcap"] = cap
+    return key | ({"logit_scales": scales} if (scales := named_scales(source.config)) else {})
 
 
 class _Capped(nn.Linear):

@@ -16,9 +16,10 @@ from w2sg.data.loading import Examples
 from w2sg.data.rows import Rows, pack
 from w2sg.data.table import Table
 from w2sg.models.layer_probe import choose_layer
-from w2sg.models.loading import Source, load_language_model
 from w2sg.models.packing import MIXES, rules_key, separates_texts
 from w2sg.models.reading import Reading
+from w2sg.models.scorer import load_language_model
+from w2sg.models.source import Source
 from w2sg.store.store import read_json, write_json
 from w2sg.training.stages import ReadJob, Stages, load_values
 

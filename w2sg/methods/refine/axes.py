@@ -15,7 +15,7 @@ from w2sg.judges.base import Judge
 from w2sg.methods.refine.options import Axis
 from w2sg.methods.refine.prompts import flat, question_of
 from w2sg.metrics.answers import answer_in, scored
-from w2sg.models.loading import find
+from w2sg.models.source import find
 from w2sg.models.trained import Trained
 
 Name = Literal["content", "concept"]
