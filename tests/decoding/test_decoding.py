@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from w2sg.config.options import alpha_of_gamma
 from w2sg.data.completions import Completions
-from w2sg.decoding import transformers_engine as by_transformers
+from w2sg.decoding import caches
 from w2sg.decoding.contrastive import ReplyRows, decode, stream
 from w2sg.decoding.engine import Several
 from w2sg.decoding.packed_layers import pack
@@ -656,7 +656,7 @@ def test_the_growing_cache_gives_the_logits_of_the_copying_one(pair, monkeypatch
     layer = engine.cache.layers[0]
     assert type(layer).__name__ == "GrowingLayer"
     assert layer.get_seq_length() == max(map(len, prompts)) + 110 > 64 + max(map(len, prompts))
-    monkeypatch.setattr(by_transformers, "growing_cache", lambda config: DynamicCache(config=config))
+    monkeypatch.setattr(caches, "growing_cache", lambda config: DynamicCache(config=config))
     theirs, _ = read()
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b) or torch.allclose(a, b, atol=1e-5)

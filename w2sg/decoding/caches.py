@@ -57,6 +57,15 @@ def growing_cache(config: Any) -> Any:
     return cache
 
 
+def empty_cache(config: Any, columns: int | None = None) -> Any:
+    """A cache without tokens: of so many columns, all at once, or one that grows."""
+    if columns is None:
+        return growing_cache(config)
+    from transformers import StaticCache
+
+    return StaticCache(config=config, max_cache_len=columns)
+
+
 def select_rows(cache: Any, rows: Tensor) -> None:
     """Go on with these rows of a cache alone."""
     for layer in cache.layers:
@@ -76,5 +85,5 @@ def has_state(layer: Any) -> bool:
 
 def cache_argument(model: Any) -> str | None:
     """What a model calls its cache; None for one that has none, or another: some swallow any other name unsaid."""
-    known = inspect.signature(type(model).forward).parameters
-    return next((name for name in ("past_key_values", "cache_params") if name in known), None)
+    parameters = inspect.signature(type(model).forward).parameters
+    return next((name for name in ("past_key_values", "cache_params") if name in parameters), None)

@@ -57,6 +57,8 @@ class Prefix:
             self.layers = [(keys[used], values[used]) for keys, values in self.layers]
             of = at
             used = torch.arange(len(used), device=of.device)
+        # slot [B]: place of a row in its group. table [G, R]: the rows of each group, and 0 where it has fewer than R,
+        # whose scores nobody takes back out.
         self.of, groups, most = of, len(self.layers[0][0]), int(counts.max()) if len(of) else 0
         order = torch.argsort(of, stable=True)
         ends = torch.zeros(groups, dtype=torch.long, device=of.device)
@@ -121,14 +123,14 @@ class Levels:
         """[B, heads, L, D] of queries [B, heads, L, D], over the prefixes and keys and values [B, H, Q, D]."""
         rows, heads, new, width = query.shape
         shared = keys.shape[1]
-        query = (query * scale).reshape(
-            rows, shared, -1, width
-        )  # [B, H, N L, D]: heads that share a key are rows to it
-        found = [prefix.scores(layer, query) for prefix in self.prefixes]
-        scores = torch.cat([*found, query @ keys.transpose(2, 3)], -1).view(rows, shared, heads // shared, new, -1)
-        lowest = torch.finfo(scores.dtype).min
+        # [B, H, N L, D]: heads that share a key are rows to it, so that each key is read once
+        query = (query * scale).reshape(rows, shared, -1, width)
+        before = [prefix.scores(layer, query) for prefix in self.prefixes]
+        scores = torch.cat([*before, query @ keys.transpose(2, 3)], -1).view(rows, shared, heads // shared, new, -1)
+        lowest = torch.finfo(scores.dtype).min  # not -inf: a row of filling sees nothing, and must not become NaN
         for part, hidden in self.hidden:
             scores[..., part].masked_fill_(hidden, lowest)
+        # one softmax over all levels, in fp32 as transformers' eager attention has it
         shares = scores.softmax(-1, dtype=torch.float32).to(query.dtype).view(rows, shared, -1, scores.shape[-1])
         mean = shares[..., self.after] @ values
         for prefix, part in zip(self.prefixes, self.parts, strict=True):

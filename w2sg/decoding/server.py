@@ -148,32 +148,32 @@ class ServerGrower:
 
     def grow(self, live: Sequence[Hypothesis], children: Sequence[int]) -> list[Hypothesis]:
         names = [[_lineage(h, k, self._rounds) for k in range(n)] for h, n in zip(live, children, strict=True)]
-        found: list[list[tuple[str, str]]] = [[] for _ in live]
+        texts: list[list[tuple[str, str]]] = [[] for _ in live]
         if self._several is None and len(names[0]) > 1:
             # alone: were it one of many, what the others ask for would hang on which is answered first
             try:
-                found[0] = self._ask(live[0], names[0][0], len(names[0]))
+                texts[0] = self._ask(live[0], names[0][0], len(names[0]))
             except Refused:
                 self._several = False  # and if that is not why, the next request says what is
             else:
-                self._several = len(found[0]) == len(names[0])
+                self._several = len(texts[0]) == len(names[0])
             if not self._several:
                 log.info("the server at %s gives one text a request, so each is asked for by itself", self.url)
         with ThreadPoolExecutor(self.workers) as pool:
             if self._several:
-                rows = [row for row in range(len(live)) if not found[row]]
-                asked = [(live[row], names[row][0], len(names[row])) for row in rows]
-                for row, choices in zip(rows, pool.map(lambda ask: self._ask(*ask), asked), strict=True):
-                    found[row] = choices
-            missing = [(row, name) for row in range(len(live)) for name in names[row][len(found[row]) :]]
+                rows = [row for row in range(len(live)) if not texts[row]]
+                wanted = [(live[row], names[row][0], len(names[row])) for row in rows]
+                for row, choices in zip(rows, pool.map(lambda ask: self._ask(*ask), wanted), strict=True):
+                    texts[row] = choices
+            missing = [(row, name) for row in range(len(live)) for name in names[row][len(texts[row]) :]]
             single = pool.map(lambda ask: self._ask(live[ask[0]], ask[1], 1), missing)
             for (row, _), choices in zip(missing, single, strict=True):
-                found[row] += choices
+                texts[row] += choices
         self._rounds += 1
         return [
             self._child(row, live[row], name, *choice)
             for row in range(len(live))
-            for name, choice in zip(names[row], found[row], strict=True)
+            for name, choice in zip(names[row], texts[row], strict=True)
         ]
 
     def keep(self, places: Sequence[int]) -> None:
@@ -273,11 +273,11 @@ class ServerGrower:
                 f"the server at {self.url} cannot complete a text with the model {self.model!r}: {self._said(response)}"
             )
         try:
-            found = [(choice["text"], choice["finish_reason"]) for choice in answer["choices"]]
+            choices = [(choice["text"], choice["finish_reason"]) for choice in answer["choices"]]
             counts = answer.get("usage") or {}
             usage = [counts.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
-            right = all(isinstance(text, str) and reason in REASONS for text, reason in found)
-            right = right and len(found) > 0 and all(type(n) is int for n in usage)
+            right = all(isinstance(text, str) and reason in REASONS for text, reason in choices)
+            right = right and len(choices) > 0 and all(type(n) is int for n in usage)
         except (TypeError, KeyError, AttributeError):
             right = False
         if not right:
@@ -286,30 +286,30 @@ class ServerGrower:
                 f"finish_reason, which is stop or length), but {_instead(answer, response)}: {self._said(response)}. "
                 "Use one that does"
             )
-        self._keeps_to(body, found, usage[1])
+        self._keeps_to(body, choices, usage[1])
         self._other_name(answer.get("model"))
         with self._lock:
             if not any(usage):
                 self.asked.uncounted += 1
                 if self.size is not None:
-                    usage = [self.size(body["prompt"]), sum(self.size(text) for text, _ in found)]
+                    usage = [self.size(body["prompt"]), sum(self.size(text) for text, _ in choices)]
             self.asked.prompt_tokens += usage[0]
             self.asked.completion_tokens += usage[1]
-        return found
+        return choices
 
-    def _keeps_to(self, body: dict[str, Any], found: Sequence[tuple[str, str]], counted: int) -> None:
+    def _keeps_to(self, body: dict[str, Any], choices: Sequence[tuple[str, str]], counted: int) -> None:
         """A chunk is what is added to a text, and no longer than asked for: searches and lengths hang on both."""
-        most, asked = body["max_tokens"], body["prompt"].strip()
-        for text, _ in found:
+        most, prompt = body["max_tokens"], body["prompt"].strip()
+        for text, _ in choices:
             # by another tokenizer than the server's a text may have a few tokens more, and half characters have many
             size = 0 if self.size is None else self.size(text.replace(HALF, ""))
-            written = counted if counted > most * len(found) else size if size > 2 * most + 8 else 0
+            written = counted if counted > most * len(choices) else size if size > 2 * most + 8 else 0
             if written:
                 raise UserError(
                     f"the server at {self.url} ignores max_tokens: it was asked for {most} tokens at most and wrote "
                     f"{written}. Use one that keeps to it"
                 )
-            if len(asked) >= ECHO and text.strip().startswith(asked):
+            if len(prompt) >= ECHO and text.strip().startswith(prompt):
                 raise UserError(
                     f"the server at {self.url} repeats the prompt before what it adds (echo), so that replies would "
                     "begin with their questions. Switch that off there, or use another"

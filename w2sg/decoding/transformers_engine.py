@@ -1,6 +1,10 @@
 """The engine over a model of transformers, its cache, and adapters with their base in one forward.
 
-Shapes: m models, B rows, L tokens, V tokens in the vocabulary.
+Shapes: m models (2 where the base is read beside its adapters, else 1), B rows, C columns of the cache, L new tokens,
+D width of a state, V tokens in the vocabulary.
+
+A row's tokens stand in some columns of the cache, in order; the mask [B, C] says in which. So a position is a count of
+a row's tokens and not the number of a column, and tokens are taken back by the mask alone: the cache is not touched.
 """
 
 from __future__ import annotations
@@ -8,18 +12,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from w2sg.decoding.caches import cache_argument, growing_cache, has_state, select_rows
+from w2sg.decoding.caches import cache_argument, empty_cache, has_state, select_rows
 from w2sg.decoding.engine import Count
+from w2sg.decoding.filling import by_length, common_start, fill_left
 from w2sg.decoding.packed_layers import pack
 from w2sg.decoding.prefix_cache import Levels, Prefix, attending
-from w2sg.decoding.sight import Sight, by_length, positions_of, reads_from_start, sight_of
+from w2sg.decoding.sight import Sight, keeps_state, positions_of, reads_from_start, sight_of
 from w2sg.errors import UserError
 from w2sg.losses.logprobs import token_logprobs
 from w2sg.models.policy import Policy
@@ -64,14 +69,14 @@ class TransformersEngine:
         self.writable = None if policy.writable is None else policy.writable.to(self.device)
         self.count = Count()
         rows_by_themselves(policy.plain)
-        self._turns = bool(borders(config))
+        self._turns = bool(borders(config))  # rotary frequencies change with the length of a text
         self._cache_argument = cache_argument(policy.plain)
         states = self._states_of_cache()
         self.recurrent = getattr(policy.plain, "_is_stateful", False) or any(states or ())
-        self._restarts = False
+        self._restarts = False  # a state is forgotten where several tokens are read on from it
         self.adopt(sight_of(self, cached=self._cache_argument is not None and states is not None))
         if self.recurrent and self._fills:
-            self._restarts = not self._goes_on()
+            self._restarts = not keeps_state(self)
         self.count = Count()
         if not self._fills:
             self._say("rows of unequal length cannot stand in one batch of it, or its cache is unknown")
@@ -97,33 +102,36 @@ class TransformersEngine:
             return None
 
     def start(self, prompts: Sequence[np.ndarray]) -> Tensor:
-        self._owing, self._holes = False, False
-        self._prefixes, self._gaps = [], False
+        self._owing = False  # whether a row owes a token, `_owed` [B]: its last one, to be read again; -1 for none
+        self._holes = False  # whether a row lacks a column between its tokens
+        self._gaps = False  # whether a row lacks a column after those that rows share
+        self._prefixes: list[Prefix] = []  # columns that rows share, at most two levels; they stand before the cache's
         if not self._fills:
             return self._start_from_start(prompts)
         self.cache = self._empty()
-        # what fills up shorter prompts comes between their start and their end where the start is read once
+        # What fills up shorter prompts comes between their start and their end where the start is read once. A window
+        # that counts columns would then see less of a short prompt, so the start is shared only inside of it.
         seen = self._window is None or max(map(len, prompts)) <= self._window
-        shared = _common_start(prompts) if seen and self._gaps_work else 0
+        shared = common_start(prompts) if seen and self._gaps_work else 0
+        # nor is it shared where it would be turned by other frequencies than the whole prompts are
         sides = self._side_of(torch.tensor([len(p) for p in prompts] + [shared], device=self.device))
         shared = shared if bool((sides == sides[-1]).all()) else 0
         if shared:
             start = torch.as_tensor(np.asarray(prompts[0][:shared]), device=self.device)[None]
-            self.ids, self.mask = start, torch.ones_like(start)
-            self.next = self.mask.sum(1)
-            self._side = self._side_of(self.next)
+            self._hold(start, torch.ones_like(start))
             self._forward(start, torch.arange(shared, device=self.device)[None])
-            self._owed = self.next.new_full((1,), -1)
             self._take(torch.zeros(len(prompts), dtype=torch.long, device=self.device))
-        ids, own = _left([np.asarray(prompt[shared:]) for prompt in prompts], self.device)
-        self.ids = torch.cat([self.ids, ids], 1) if shared else ids
-        self.mask = torch.cat([own.new_ones((len(prompts), shared)), own], 1)
-        self._holes = bool(shared) and bool((own == 0).any())
-        self.next = self.mask.sum(1)
-        self._side = self._side_of(self.next)
-        self._owed = self.next.new_full((len(prompts),), -1)
+        ids, mask = fill_left([np.asarray(prompt[shared:]) for prompt in prompts], self.device)
+        whole = torch.cat([self.ids, ids], 1) if shared else ids
+        self._hold(whole, torch.cat([mask.new_ones((len(prompts), shared)), mask], 1))
+        self._holes = bool(shared) and bool((mask == 0).any())
         self.count.prompt += sum(map(len, prompts))
-        return self._forward(ids, shared + (own.cumsum(1) - 1).clamp(min=0))
+        return self._forward(ids, shared + (mask.cumsum(1) - 1).clamp(min=0))
+
+    def _hold(self, ids: Tensor, mask: Tensor) -> None:
+        """Rows of these tokens, [B, C] each, of which none owes any."""
+        self.ids, self.mask, self.next = ids, mask, mask.sum(1)
+        self._side, self._owed = self._side_of(self.next), torch.full_like(self.next, -1)
 
     def extend(self, tokens: Tensor) -> Tensor:
         if self._owing or (self._holes and self._holes_hurt(1)) or not self._fills or self._turned(self.next + 1):
@@ -139,6 +147,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def read(self, chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        # a row that owes its last token reads it first: that gives the logits which were not kept
         owed = self._owed.tolist()
         whole = [
             np.array([token, *chunk] if token >= 0 else chunk, np.int64)
@@ -148,35 +157,35 @@ class TransformersEngine:
             return [np.zeros((0, len(self.logits)), np.float32) for _ in whole]
         self._owed, self._owing = torch.full_like(self._owed, -1), False
         self.count.given += sum(map(len, whole))
-        ids, own = (x.flip(1) for x in _left([row[::-1] for row in whole], self.device))  # filled on the right
-        sizes, before = own.sum(1), self.logits
+        ids, mask = (x.flip(1) for x in fill_left([row[::-1] for row in whole], self.device))  # filled on the right
+        sizes, before = mask.sum(1), self.logits  # [B], and [m, B, V] of the first token
         # what comes after the last token of a full reply is nobody's business, so it may stand one past the end
-        if self.limit is not None and int((self.next + sizes).max()) > self.limit + 1:
-            raise self._too_long(int((self.next + sizes).max()))
-        self._gaps = self._gaps or bool((own == 0).any())
+        self._check_fits(self.next + sizes, 1)
+        self._gaps = self._gaps or bool((mask == 0).any())
         self._holes = self._holes or self._gaps or (self._restarts and ids.shape[1] > 1)
         turned = self._turned(self.next + sizes)
         if not self._fills or turned or (self._holes and self._holes_hurt(ids.shape[1])):
             states = self._read_anew(whole, sizes, ids.shape[1], turned)
         else:
-            self.ids, self.mask = torch.cat([self.ids, ids], 1), torch.cat([self.mask, own], 1)
-            positions = self.next[:, None] + (own.cumsum(1) - 1).clamp(min=0)
+            self.ids, self.mask = torch.cat([self.ids, ids], 1), torch.cat([self.mask, mask], 1)
+            positions = self.next[:, None] + (mask.cumsum(1) - 1).clamp(min=0)
             self.next = self.next + sizes
             states = self._states(ids, self._within(positions))
         rows = torch.arange(len(whole), device=self.device)
         last = self.head(states[:, rows, (sizes - 1).clamp(min=0)])
         self.logits = self._checked(torch.where((sizes > 0)[None, :, None], last, before))
-        found = self._token_values(states, before, ids, own)
-        return [part[int(token >= 0) :] for token, part in zip(owed, found, strict=True)]
+        values = self._token_values(states, before, ids, mask)
+        return [part[int(token >= 0) :] for token, part in zip(owed, values, strict=True)]  # not of what was owed
 
     def rollback(self, counts: np.ndarray) -> None:
         counts = torch.as_tensor(np.asarray(counts), device=self.device)
         taken = counts > 0
         if not bool(taken.any()):
             return
-        # what a row then ends with is read again with what follows, since the logits after it were not kept
+        # What a row then ends with is read again with what follows, since the logits after it were not kept: so one
+        # token more is dropped, but for what a row owed already and has dropped.
         drop = torch.where(taken, counts - (self._owed >= 0).long() + 1, 0)
-        from_right = self.mask.flip(1).cumsum(1).flip(1)
+        from_right = self.mask.flip(1).cumsum(1).flip(1)  # [B, C] tokens of a row from this column on
         column = ((from_right == drop[:, None]) & (self.mask == 1)).int().argmax(1)
         self._owed = torch.where(taken, self.ids.gather(1, column[:, None])[:, 0], self._owed)
         self.mask = torch.where(from_right > drop[:, None], self.mask, 0)
@@ -224,13 +233,7 @@ class TransformersEngine:
     # -- forwards -----------------------------------------------------------------------------------------------------
 
     def _empty(self) -> Any:
-        """A cache without tokens."""
-        config = self.policy.plain.config
-        if self.columns is None:
-            return growing_cache(config)
-        from transformers import StaticCache
-
-        return StaticCache(config=config, max_cache_len=self.columns)
+        return empty_cache(self.policy.plain.config, self.columns)
 
     def _run(self, model: Any, ids: Tensor, positions: Tensor) -> Any:
         self.count.computed += ids.numel()
@@ -243,7 +246,7 @@ class TransformersEngine:
             ids, positions, mask = (torch.cat([x, x]) for x in (ids, positions, mask))
         with contextlib.ExitStack() as stack:
             if self.base_too:
-                stack.enter_context(_first_half_adapted(self.policy.model))
+                stack.enter_context(self.policy.base_beside())
             if self._prefixes:
                 levels = Levels(self._prefixes, mask, ids.shape[1], self._gaps)
                 stack.enter_context(attending(self.policy.plain.config, levels))
@@ -257,10 +260,9 @@ class TransformersEngine:
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """The logits after the last of these tokens, [m, B, V]."""
-        if self.limit is not None and int(self.next.max()) > self.limit:
-            raise self._too_long(int(self.next.max()))
-        found = self._run(self.policy.body, ids, positions).last_hidden_state
-        last = self.policy.ready(found[:, -1])
+        self._check_fits(self.next)
+        states = self._run(self.policy.body, ids, positions).last_hidden_state
+        last = self.policy.ready(states[:, -1])
         self.logits = self._checked(self.head(last).view(2 if self.base_too else 1, len(ids), -1))
         return self.logits
 
@@ -277,33 +279,40 @@ class TransformersEngine:
     def _within(self, positions: Tensor) -> Tensor:
         return positions if self.limit is None else positions.clamp(max=self.limit - 1)
 
-    def _too_long(self, tokens: int) -> UserError:
-        return UserError(
-            f"a prompt of {tokens} tokens is longer than the {self.limit} positions of the model; lower max_length, or "
-            f"max_new_tokens if its reply is read with it ({type(self.policy.plain).__name__})"
-        )
+    def _check_fits(self, lengths: Tensor, beyond: int = 0) -> None:
+        if self.limit is not None and (tokens := int(lengths.max())) > self.limit + beyond:
+            raise UserError(
+                f"a prompt of {tokens} tokens is longer than the {self.limit} positions of the model; lower "
+                f"max_length, or max_new_tokens if its reply is read with it ({type(self.policy.plain).__name__})"
+            )
 
     def _states(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Final states of these tokens, [m, B, L, D]."""
-        found = self.policy.ready(self._run(self.policy.body, ids, positions).last_hidden_state)
-        return found.view(2 if self.base_too else 1, *ids.shape, -1)
+        states = self.policy.ready(self._run(self.policy.body, ids, positions).last_hidden_state)
+        return states.view(2 if self.base_too else 1, *ids.shape, -1)
 
     def head(self, states: Tensor) -> Tensor:
         """[..., V] logits of states that are ready for the output layer."""
         return self.policy.logits(states)
 
-    def _token_values(self, states: Tensor, before: Tensor, ids: Tensor, own: Tensor) -> list[np.ndarray]:
-        """[B] of [n, m] log-probabilities of given tokens, the first by the logits before them."""
-        models, places = len(states), own[:, 1:].bool()
-        found = torch.empty((models, *ids.shape), device=ids.device)
-        found[:, :, 0] = before.log_softmax(-1).gather(2, ids[:, :1].expand(models, -1, -1))[..., 0]
+    def _token_values(self, states: Tensor, before: Tensor, ids: Tensor, mask: Tensor) -> list[np.ndarray]:
+        """[B] of [n, m] log-probabilities of given tokens, the first by the logits before them.
+
+        Args:
+            states: [m, B, L, D] at these tokens.
+            before: [m, B, V] logits of the first.
+            ids, mask: [B, L], filled on the right.
+        """
+        models, places = len(states), mask[:, 1:].bool()
+        logprobs = torch.empty((models, *ids.shape), device=ids.device)
+        logprobs[:, :, 0] = before.log_softmax(-1).gather(2, ids[:, :1].expand(models, -1, -1))[..., 0]
         weight, bias = self.policy.head()
         targets = ids[:, 1:][places]
         for model in range(models):
             values = token_logprobs(states[model, :, :-1][places], weight, targets, bias, softcap=self.policy.softcap)
-            found[model, :, 1:][places] = values.float()
-        found, sizes = found.permute(1, 2, 0).cpu().numpy(), own.sum(1).tolist()
-        return [row[:n] for row, n in zip(found, sizes, strict=True)]
+            logprobs[model, :, 1:][places] = values.float()
+        values, sizes = logprobs.permute(1, 2, 0).cpu().numpy(), mask.sum(1).tolist()
+        return [row[:n] for row, n in zip(values, sizes, strict=True)]
 
     # -- caches that have no holes ------------------------------------------------------------------------------------
 
@@ -318,37 +327,24 @@ class TransformersEngine:
         """Which rotary frequencies texts of these lengths have, as a number for each."""
         return sides(self.policy.plain.config, lengths) if self._turns else torch.zeros_like(lengths)
 
-    def _goes_on(self) -> bool:
-        """Whether several tokens at once are read on from a state, which some models then forget without a word."""
-        tokens = np.arange(1, 13)
-        with torch.inference_mode():
-            whole = self.start([tokens])
-            self.start([tokens[:9]])
-            self.read([tokens[9:]])
-        # a state that was lost shows in the first digit, an order of summation in the third even in bf16
-        return bool((self.logits - whole).norm() <= 2e-2 * whole.norm())
-
     def _start_from_start(self, prompts: Sequence[np.ndarray]) -> Tensor:
         """Prompts as rows of a model whose rows cannot be filled up."""
-        self.ids, self.mask = _left(prompts, self.device)
-        self.next = self.mask.sum(1)
-        self._side, self._owed = self._side_of(self.next), self.next.new_full((len(prompts),), -1)
+        self._hold(*fill_left(prompts, self.device))
         self.count.prompt += sum(map(len, prompts))
-        if self.limit is not None and int(self.next.max()) > self.limit:
-            raise self._too_long(int(self.next.max()))
+        self._check_fits(self.next)
         self.logits = self._checked(self.head(self._all_from_start(1)[:, :, 0]))
         return self.logits
 
     def _all_from_start(self, last: int) -> Tensor:
         """[m, B, last, D] states of the last tokens of all rows, rows of equal length together, without filling."""
-        lengths, found = self.next.tolist(), None
+        lengths, ends = self.next.tolist(), None
         for length, places in by_length(lengths).items():
             rows = torch.tensor(places, device=self.device)
             states = self.from_start(self.ids[rows][:, self.ids.shape[1] - length :])[:, :, -last:]
-            if found is None:
-                found = states.new_zeros((len(states), len(lengths), last, states.shape[-1]))
-            found[:, rows, last - states.shape[2] :] = states
-        return found
+            if ends is None:
+                ends = states.new_zeros((len(states), len(lengths), last, states.shape[-1]))
+            ends[:, rows, last - states.shape[2] :] = states
+        return ends
 
     def from_start(self, ids: Any) -> Tensor:
         """[m, B, L, D] final states of whole texts of one length, [B, L], without a cache."""
@@ -360,9 +356,8 @@ class TransformersEngine:
         positions = self._within(torch.arange(ids.shape[1], device=self.device).expand(ids.shape))
         with contextlib.ExitStack() as stack:
             if self.base_too:
-                stack.enter_context(_first_half_adapted(self.policy.model))
-            found = reads_from_start(self.policy.body, ids, position_ids=positions)
-        states = self.policy.ready(found)
+                stack.enter_context(self.policy.base_beside())
+            states = self.policy.ready(reads_from_start(self.policy.body, ids, position_ids=positions))
         return states.view(2 if self.base_too else 1, count, *states.shape[1:])
 
     def _say(self, why: str) -> None:
@@ -386,64 +381,14 @@ class TransformersEngine:
         kept = [row[seen.bool()].cpu().numpy() for row, seen in zip(self.ids, self.mask, strict=True)]
         self.count.given += sum(map(len, kept))
         self._prefixes, self._gaps = [], False
-        self.ids, self.mask = _left([np.append(a, b) for a, b in zip(kept, chunks, strict=True)], self.device)
-        self.next, self._holes = self.mask.sum(1), False
-        self._side = self._side_of(self.next)
+        self._hold(*fill_left([np.append(a, b) for a, b in zip(kept, chunks, strict=True)], self.device))
+        self._holes = False
         if self._fills:
             self.cache = self._empty()
             states = self._states(self.ids, self._within((self.mask.cumsum(1) - 1).clamp(min=0)))
         else:
             states = self._all_from_start(longest)
+        # the rows end together, their new tokens do not begin together: [B, L] columns of those
         place = states.shape[2] - sizes[:, None] + torch.arange(longest, device=self.device)
         place = place.clamp(max=states.shape[2] - 1)
         return states[:, torch.arange(len(place), device=self.device)[:, None], place]
-
-
-def _left(rows: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of tokens, filled on the left, and where they have tokens: [B, L] each."""
-    longest = max(map(len, rows))
-    ids = torch.zeros((len(rows), longest), dtype=torch.long)
-    own = torch.zeros((len(rows), longest), dtype=torch.long)
-    for row, tokens in enumerate(rows):
-        ids[row, longest - len(tokens) :] = torch.from_numpy(np.array(tokens, np.int64))
-        own[row, longest - len(tokens) :] = 1
-    return ids.to(device), own.to(device)
-
-
-def _common_start(prompts: Sequence[np.ndarray], worth: int = 8) -> int:
-    """Tokens that all prompts begin with, one short of the shortest; 0 where too few are worth a forward."""
-    if len(prompts) < 2:
-        return 0
-    first, shared = prompts[0], min(map(len, prompts)) - 1
-    for prompt in prompts[1:]:
-        differs = np.flatnonzero(np.asarray(first[:shared]) != np.asarray(prompt[:shared]))
-        shared = int(differs[0]) if len(differs) else shared
-    return shared if shared >= worth else 0
-
-
-@contextlib.contextmanager
-def _first_half_adapted(model: Any) -> Iterator[None]:
-    """Low-rank adapters act on the first half of the rows alone, in place.
-
-    peft has the same (``adapter_names``), but gathers and scatters the rows of every layer by index.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    adapter = model.active_adapter
-
-    def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        half = len(output) // 2
-        low = layer.lora_A[adapter](inputs[0][:half])
-        output[:half].add_(layer.lora_B[adapter](low), alpha=layer.scaling[adapter])
-
-    handles = [
-        layer.register_forward_hook(add)
-        for layer in model.modules()
-        if isinstance(layer, LoraLayer) and adapter in layer.lora_A
-    ]
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()

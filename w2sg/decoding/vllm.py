@@ -79,12 +79,12 @@ def sample(
     outputs = engine.generate(prompts, settings)
     tokens, logs, stopped = [], [], []
     for output in outputs:  # in the order of the prompts
-        found: Any = output.outputs[0]
-        ids = list(found.token_ids)
+        best: Any = output.outputs[0]
+        ids = list(best.token_ids)
         tokens.append(np.array(ids, np.int64))
-        values = [at[token].logprob for at, token in zip(found.logprobs, ids, strict=True)]
+        values = [at[token].logprob for at, token in zip(best.logprobs, ids, strict=True)]
         logs.append(np.array(values, np.float32)[:, None])
-        stopped.append(found.finish_reason == "stop")
+        stopped.append(best.finish_reason == "stop")
     if len(tokens) != len(rows):
         raise UserError(f"vLLM gave {len(tokens)} replies to {len(rows)} prompts; use engine=transformers")
     return Decoded(tokens, np.array(stopped), logs, sum(map(len, tokens)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +21,6 @@ from w2sg.models.backbones import logit_scale, softcap_of
 from w2sg.models.loading import load_transformer, save_transformer, with_lora
 from w2sg.models.source import Source
 from w2sg.models.unreadable import quiet_loading, reading
-
-log = logging.getLogger(__name__)
 
 
 class Policy(nn.Module):
@@ -57,6 +57,33 @@ class Policy(nn.Module):
     def adapted(self) -> bool:
         """Whether it is a base model with adapters, so that the base is there as well."""
         return self.plain is not self.model
+
+    @contextlib.contextmanager
+    def base_beside(self) -> Iterator[None]:
+        """Read with the adapters in the first half of a batch's rows, and as the base alone in the second.
+
+        peft has the same (``adapter_names``), but gathers and scatters the rows of every layer by index.
+        """
+        from peft.tuners.lora import LoraLayer
+
+        model, adapter = self.model, self.model.active_adapter
+
+        def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            half = len(output) // 2
+            low = layer.lora_A[adapter](inputs[0][:half])
+            output[:half].add_(layer.lora_B[adapter](low), alpha=layer.scaling[adapter])
+
+        handles = [
+            layer.register_forward_hook(add)
+            for layer in model.modules()
+            if isinstance(layer, LoraLayer) and adapter in layer.lora_A
+        ]
+        try:
+            with model.disable_adapter():
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight [V, D] and bias [V] of the output layer, which reads what `ready` gives."""

@@ -1,0 +1,39 @@
+"""Rows of unequal length as one batch: filled up on the left, their common start apart, or sorted by length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def fill_left(rows: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of tokens, filled on the left, and where they have tokens: [B, L] each."""
+    longest = max(map(len, rows))
+    ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        ids[row, longest - len(tokens) :] = torch.from_numpy(np.array(tokens, np.int64))
+        mask[row, longest - len(tokens) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def common_start(prompts: Sequence[np.ndarray], worth: int = 8) -> int:
+    """Tokens that all prompts begin with, one short of the shortest; 0 where too few are worth a forward."""
+    if len(prompts) < 2:
+        return 0
+    first, shared = prompts[0], min(map(len, prompts)) - 1
+    for prompt in prompts[1:]:
+        differs = np.flatnonzero(np.asarray(first[:shared]) != np.asarray(prompt[:shared]))
+        shared = int(differs[0]) if len(differs) else shared
+    return shared if shared >= worth else 0
+
+
+def by_length(lengths: Sequence[int]) -> dict[int, list[int]]:
+    """Places of equal lengths."""
+    places: dict[int, list[int]] = {}
+    for place, length in enumerate(lengths):
+        places.setdefault(length, []).append(place)
+    return places
