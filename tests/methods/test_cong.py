@@ -25,8 +25,8 @@ from w2sg.errors import ConfigError, TrainingError, UserError
 from w2sg.experiment.run import Run, run_method
 from w2sg.experiment.text import TextRun, Writer
 from w2sg.models.source import find
+from w2sg.store.files import read_json
 from w2sg.store.shards import Shards
-from w2sg.store.store import read_json
 from w2sg.training.label_modules import FitModule
 from w2sg.training.stages import load_found
 

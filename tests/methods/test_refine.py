@@ -31,7 +31,7 @@ from w2sg.methods.refine.prompts import dialogue, fitting, flat, in_context, ins
 from w2sg.methods.refine.select import log_likelihoods, product_of_contexts
 from w2sg.metrics import answers as refinement_scores
 from w2sg.metrics.answers import answer_in, copied, f1, letter_in, number_in, pattern_share, scored
-from w2sg.store.store import read_json
+from w2sg.store.files import read_json
 from w2sg.training.stages import load_found
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -31,9 +31,9 @@ from w2sg.config.composing import settle
 from w2sg.config.typed import typed
 from w2sg.console import Plain as Terminal
 from w2sg.errors import ConfigError, UserError
-from w2sg.store import sealed
-from w2sg.store import store as stores
-from w2sg.store.store import Store, read_json, write_json
+from w2sg.store import sealed, soundness
+from w2sg.store.files import read_json, write_json
+from w2sg.store.store import Store
 from w2sg.training.devices import started_by
 
 KEY = {"seed": 0}
@@ -107,10 +107,10 @@ DAMAGE = {
 @pytest.mark.parametrize("verified", [True, False], ids=["in the process that made it", "in another"])
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("name", [*CONTENT, "key.json", "manifest.json"])
-def test_damage_to_any_file_of_a_stage_is_noticed_and_mended(name, kind, verified, tmp_path, monkeypatch, caplog):
+def test_damage_to_any_file_of_a_stage_is_noticed_and_mended(name, kind, verified, tmp_path, caplog):
     path, remade = make(tmp_path), []
     if not verified:
-        monkeypatch.setattr(stores, "_verified", {})
+        soundness.verified.clear()
     DAMAGE[kind](path / name)
     harmless = name == "manifest.json" and kind == "longer"  # the same JSON
     inventory.print_list(tmp_path, Terminal(quiet=True))
@@ -119,16 +119,16 @@ def test_damage_to_any_file_of_a_stage_is_noticed_and_mended(name, kind, verifie
     assert ("is damaged: " in caplog.text) != harmless
 
 
-def test_any_flipped_bit_of_a_manifest_or_key_is_noticed_or_changes_nothing(tmp_path, monkeypatch):
+def test_any_flipped_bit_of_a_manifest_or_key_is_noticed_or_changes_nothing(tmp_path):
     path = make(tmp_path)
-    monkeypatch.setattr(stores, "_verified", {})
+    soundness.verified.clear()
     for name in ("manifest.json", "key.json"):
         data = (path / name).read_bytes()
         for place in range(0, len(data), 3):
             changed = bytearray(data)
             changed[place] ^= 1 << (place % 8)
             (path / name).write_bytes(changed)
-            if stores.problem(path) is None:  # between two words of JSON
+            if soundness.problem(path) is None:  # between two words of JSON
                 assert json.loads(changed) == json.loads(data)
         (path / name).write_bytes(data)
 
@@ -137,7 +137,7 @@ def forge(path, change):
     manifest = read_json(path / "manifest.json")
     manifest.pop("check")
     change(manifest)
-    write_json(path / "manifest.json", {**manifest, "check": stores._digest(manifest)})
+    write_json(path / "manifest.json", {**manifest, "check": soundness.digest(manifest)})
 
 
 FORGED = {
@@ -156,9 +156,9 @@ FORGED = {
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_a_forged_manifest_is_not_believed(kind, tmp_path, monkeypatch):
+def test_a_forged_manifest_is_not_believed(kind, tmp_path):
     path, remade = make(tmp_path), []
-    monkeypatch.setattr(stores, "_verified", {})
+    soundness.verified.clear()
     forge(path, FORGED[kind])
     inventory.print_list(tmp_path, Terminal(quiet=True))
     assert is_whole(make(tmp_path, remade))

@@ -25,7 +25,8 @@ from w2sg.config.check import CONF
 from w2sg.config.schema import TrainerConfig
 from w2sg.models.heads import BagOfWords
 from w2sg.store import store as stores
-from w2sg.store.store import Store, read_json
+from w2sg.store.files import read_json
+from w2sg.store.store import Store
 from w2sg.training.devices import Devices
 from w2sg.training.label_modules import SoftLabelModule
 from w2sg.training.stages import FitJob, ReadJob, Stages, load_values
@@ -353,7 +354,7 @@ def live_through(strategy: str, folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_each_signal_to_each_rank_and_to_both(strategy, tmp_path):
-    assert "lived through 19" in start_ranks("tests/test_stops.py", strategy, str(tmp_path), folder=tmp_path)()
+    assert "lived through 19" in start_ranks("tests/store/test_stops.py", strategy, str(tmp_path), folder=tmp_path)()
 
 
 @pytest.mark.slow

@@ -18,18 +18,10 @@ import w2sg
 from w2sg.cli import store as inventory
 from w2sg.console import Plain as Terminal
 from w2sg.errors import UserError
-from w2sg.store import store
-from w2sg.store.store import (
-    ABSENT,
-    Store,
-    canonical,
-    differences,
-    flatten,
-    folder_name,
-    hash_file,
-    read_json,
-    write_json,
-)
+from w2sg.store import soundness, store
+from w2sg.store.files import hash_file, read_json, write_json
+from w2sg.store.keys import ABSENT, canonical, differences, flatten, folder_name
+from w2sg.store.store import Store
 
 KEY = {"model": {"name": "tiny"}, "optimiser": {"lr": 1e-3, "betas": [0.9, 0.99]}, "seed": 0}
 
@@ -305,11 +297,11 @@ DAMAGE = {
 
 @pytest.mark.parametrize("verified", [True, False], ids=["in the process that made it", "in another"])
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_named_and_mended(tmp_path, monkeypatch, caplog, kind, verified):
+def test_damage_is_named_and_mended(tmp_path, caplog, kind, verified):
     path, _ = make(tmp_path)
     assert Store(tmp_path).find("weak", KEY) == path
     if not verified:
-        monkeypatch.setattr(store, "_verified", {})
+        soundness.verified.clear()
     file, damage, message = DAMAGE[kind]
     damage(path / file)
     assert Store(tmp_path).find("weak", KEY) is None
@@ -346,9 +338,9 @@ def test_a_change_of_equal_size_is_noticed_by_a_process_that_did_not_hash_the_fo
 def test_hashes_are_compared_once_per_process_and_peek_compares_none(tmp_path, monkeypatch):
     make(tmp_path)
     hashed = []
-    monkeypatch.setattr(store, "hash_file", lambda path: hashed.append(path.name) or hash_file(path))
+    monkeypatch.setattr(soundness, "hash_file", lambda path: hashed.append(path.name) or hash_file(path))
     assert Store(tmp_path).find("weak", KEY)  # sealed by this process, so it knows the hashes
-    monkeypatch.setattr(store, "_verified", {})
+    soundness.verified.clear()
     assert Store(tmp_path).peek("weak", KEY).cached
     assert hashed == []
     for _ in range(3):

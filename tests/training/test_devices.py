@@ -157,7 +157,7 @@ def both(pairs_folder, tiny_gpt2, tiny_llama, tmp_path_factory):
     for how, on in (("ddp", DDP), ("fsdp", FSDP)):
         plan |= {str(folder / how / name): typed(name, how, on) for name in RUNS}
     (folder / "plan.json").write_text(json.dumps(plan))
-    finish = start_ranks("tests/test_devices.py", str(folder / "plan.json"), folder=folder)
+    finish = start_ranks("tests/training/test_devices.py", str(folder / "plan.json"), folder=folder)
     for name in RUNS:
         run(folder / "one" / name, typed(name, "one", ONE))
     said = finish()

@@ -18,8 +18,9 @@ from w2sg.data.rows import pack
 from w2sg.errors import TrainingError, UserError
 from w2sg.models.heads import BagOfWords, HashedWords, LinearHead
 from w2sg.stops import Stopped
+from w2sg.store.files import read_json
 from w2sg.store.shards import Shards
-from w2sg.store.store import Store, read_json
+from w2sg.store.store import Store
 from w2sg.training.devices import Devices
 from w2sg.training.label_modules import ReadingModule, SoftLabelModule, learning_rate_factor, oriented
 from w2sg.training.stages import FitJob, ReadJob, Stages, load_values

@@ -20,7 +20,8 @@ from w2sg.errors import UserError
 from w2sg.models.policy import load_policy
 from w2sg.models.source import Source, find
 from w2sg.models.unreadable import quiet_loading
-from w2sg.store.store import KEY, MANIFEST, problem, read_json, remove, write_json
+from w2sg.store.files import read_json, remove, write_json
+from w2sg.store.soundness import KEY, MANIFEST, problem
 
 ORIGIN = "w2sg.json"  # beside an exported model: where it came from
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # merging in bf16 rounds every weight that adapters touch

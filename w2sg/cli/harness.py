@@ -29,7 +29,7 @@ from w2sg.config.schema import OWN_CHAT, ModelConfig
 from w2sg.console import Plain
 from w2sg.errors import UserError
 from w2sg.models.unreadable import quiet_loading
-from w2sg.store.store import read_json, write_json
+from w2sg.store.files import read_json, write_json
 
 RESULT = "harness.json"
 

@@ -15,19 +15,10 @@ from rich.table import Table
 
 from w2sg.console import Plain
 from w2sg.errors import UserError
-from w2sg.store.store import (
-    DAMAGED,
-    KEY,
-    MANIFEST,
-    PART,
-    REFERENCE,
-    Store,
-    flatten,
-    is_stage,
-    problem,
-    read_json,
-    remove,
-)
+from w2sg.store.files import read_json, remove
+from w2sg.store.keys import REFERENCE, flatten
+from w2sg.store.soundness import DAMAGED, KEY, MANIFEST, PART, is_stage, problem
+from w2sg.store.store import Store
 
 State = Literal["finished", "unfinished", "damaged"]
 NAMED = ("model.name", "data.name")  # fields that say most about a stage, where its key has them

@@ -17,7 +17,7 @@ from w2sg.metrics.intervals import Bootstrap, holm
 from w2sg.reports.html import PALETTE, Raw, estimate, new_figure, number, p_value, page, points, stacked, svg, table
 from w2sg.reports.pages.decoders import WORDS, frontier_figure
 from w2sg.reports.pages.labels import short
-from w2sg.store.store import flatten
+from w2sg.store.keys import flatten
 
 PLAIN = "plain"
 

@@ -18,7 +18,8 @@ import numpy as np
 from w2sg.data.table import Groups
 from w2sg.errors import UserError
 from w2sg.metrics import intervals as statistics
-from w2sg.store.store import flatten, read_json
+from w2sg.store.files import read_json
+from w2sg.store.keys import flatten
 
 # Neither changes what a run finds; seeds are what is averaged over, and losses are what is compared.
 APART = ("seed", "dataset.split_seed", "out", "store", "logger", "trainer", "dataset.path", "dataset.zero_shot")

@@ -15,7 +15,7 @@ import numpy as np
 from w2sg.compare.runs import Finished, by_split, varying, words
 from w2sg.errors import UserError
 from w2sg.reports.html import number, page, table
-from w2sg.store.store import write_json
+from w2sg.store.files import write_json
 
 PARTS = ("mean", "sd", "low", "high")
 NOTE = (

@@ -20,7 +20,7 @@ from w2sg.errors import UserError
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.intervals import Bootstrap
 from w2sg.reports.html import estimate, p_value
-from w2sg.store.store import read_json, write_json
+from w2sg.store.files import read_json, write_json
 
 FOLDER = "alpaca_eval"
 

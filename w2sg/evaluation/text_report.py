@@ -13,7 +13,7 @@ from w2sg.metrics.intervals import Bootstrap
 from w2sg.reports import report
 from w2sg.reports.pages.cong import text_page, title
 from w2sg.reports.pages.labels import ROLES
-from w2sg.store.store import read_json
+from w2sg.store.files import read_json
 
 if TYPE_CHECKING:
     from w2sg.data.replies import Prompts

@@ -43,9 +43,10 @@ from w2sg.experiment.decode_batch import (
 )
 from w2sg.experiment.text import TextRun, Writer
 from w2sg.models.policy import padding
+from w2sg.store.files import read_json, remove, write_json
 from w2sg.store.sealed import seal, sweep, unsound
 from w2sg.store.shards import Found
-from w2sg.store.store import SCRATCH, read_json, remove, write_json
+from w2sg.store.soundness import SCRATCH
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, load_found
 

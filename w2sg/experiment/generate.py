@@ -27,8 +27,8 @@ from w2sg.experiment.keys import key_of
 from w2sg.experiment.replies import load
 from w2sg.models.policy import padding
 from w2sg.models.trained import Trained
+from w2sg.store.files import write_json
 from w2sg.store.shards import Found
-from w2sg.store.store import write_json
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, load_found
 

@@ -14,7 +14,7 @@ from w2sg.known_answers.bench import Bench, Kept, linear, whitening
 from w2sg.known_answers.result import Findings, Line, Panel
 from w2sg.metrics.theory import three_point
 from w2sg.models.heads import LinearHead, MixtureHead
-from w2sg.store.store import read_json
+from w2sg.store.files import read_json
 from w2sg.training.label_modules import SoftLabelModule
 
 LOGITS = np.array([[2.0, -1.0], [0.5, 0.2], [-1.0, 1.5], [0.1, 0.9]])

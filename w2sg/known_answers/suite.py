@@ -27,7 +27,7 @@ from w2sg.known_answers.result import Check, Findings, Panel, Quantity
 from w2sg.known_answers.sweeps import sweeps
 from w2sg.known_answers.whole_path import whole_path
 from w2sg.reports.html import PALETTE, Raw, new_figure, page, svg, table
-from w2sg.store.store import write_json
+from w2sg.store.files import write_json
 
 if TYPE_CHECKING:
     from w2sg.console import Plain

@@ -14,7 +14,7 @@ from torch import Tensor
 from w2sg.errors import UserError
 from w2sg.models.unreadable import quiet_loading
 from w2sg.models.weights import COMPUTED, names
-from w2sg.store.store import hash_file
+from w2sg.store.files import hash_file
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from w2sg.data.rows import PADDING, PREFIX
-from w2sg.store.store import write_json
+from w2sg.store.files import write_json
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Heads over frozen features

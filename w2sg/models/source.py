@@ -20,7 +20,7 @@ from w2sg.models.gguf_files import gguf_tokenizer, read_gguf
 from w2sg.models.heads import HashedWords
 from w2sg.models.tokenizer_files import load_tokenizer, read_template
 from w2sg.models.unreadable import first_line, quiet_loading, reading, whole_file
-from w2sg.store.store import hash_file
+from w2sg.store.files import hash_file
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

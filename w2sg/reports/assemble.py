@@ -22,7 +22,7 @@ from w2sg.reports.render import page, render
 from w2sg.reports.section import Section, Story
 from w2sg.reports.sections.provenance import Provenance, Reading
 from w2sg.reports.sections.splits import Splits, data_of
-from w2sg.store.store import write_json
+from w2sg.store.files import write_json
 
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "peft")
 STAND_FIRST = ("metrics", "diagnostics")  # in every report.json, empty where nothing of the kind was measured

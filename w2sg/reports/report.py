@@ -25,7 +25,7 @@ from w2sg.reports.assemble import versions  # noqa: F401
 from w2sg.reports.label_runs import columns_of, label_sections, label_story
 from w2sg.reports.label_runs import columns_of as columns  # noqa: F401
 from w2sg.reports.pages.labels import ROLES, pgr_sentence, title
-from w2sg.store.store import read_json, write_json
+from w2sg.store.files import read_json, write_json
 from w2sg.training.stages import Stages
 
 

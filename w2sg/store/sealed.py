@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from w2sg.store.store import TEMPORARY, hash_file
+from w2sg.store.files import TEMPORARY, hash_file, sync
 
 HASH = re.compile(r"-([0-9a-f]{32})(\.[^-]*)?$")
 
@@ -66,11 +66,7 @@ def seal(folder: Path, stem: str, suffix: str, write: Callable[[Any], Any]) -> P
             temporary.unlink(missing_ok=True)
         raise
     with suppress(OSError):  # some network file systems cannot sync a folder
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(folder)
     return final
 
 

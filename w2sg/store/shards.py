@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from w2sg import stops
+from w2sg.store.files import remove
 from w2sg.store.sealed import seal, sweep, unsound
-from w2sg.store.store import remove
 
 log = logging.getLogger(__name__)
 

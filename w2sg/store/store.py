@@ -12,322 +12,27 @@ folder without `.part` is complete, and a job that died leaves its `.part` for t
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import logging
-import math
 import os
-import re
 import shutil
-import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from w2sg.errors import UserError
+from w2sg.store.files import FAILING, FULL, TEMPORARY, UNWRITABLE, hash_file, read_json, remove, sync, write_json
+from w2sg.store.keys import REFERENCE, canonical, check_plain, differences, folder_name
+from w2sg.store.soundness import DAMAGED, KEY, MANIFEST, PART, SCRATCH, digest, file_state, problem, verified
 
 log = logging.getLogger(__name__)
 
-KEY, MANIFEST, SCRATCH = "key.json", "manifest.json", "scratch"
-PART, DAMAGED = ".part", ".damaged"
-REFERENCE = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)-(?P<hash>[0-9a-f]{16})")  # how a key names another stage
-HALVES = re.compile("[\ud800-\udfff]")  # half of a pair, which UTF-8 has no bytes for: one byte of an odd path
-TEMPORARY = ".w2sg-tmp"
-FULL = {errno.ENOSPC, errno.EDQUOT}
-UNWRITABLE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-}
-FAILING = {errno.EIO, errno.ESTALE}  # of a disk or a network file system
-
-_verified: dict[Path, list] = {}  # folder -> its files' sizes and times when this process last hashed all of them
 _holders: dict[Path, int] = {}  # lock file -> the thread of this process that holds it
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def hash_file(path: str | Path) -> str:
-    """The sha256 of a file's bytes, as 64 hex digits. Raises OSError where the file cannot be read."""
-    with _open(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _open(path: str | Path) -> BinaryIO:
-    """A file to read; what is no file raises OSError and is not waited for, as a pipe without a writer would be."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is not a file", str(path))
-    return os.fdopen(descriptor, "rb")
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON so that the file holds either its old content or all of the new one, whatever interrupts.
-
-    Raises:
-        TypeError, ValueError: the value is not JSON, which has no NaN and no infinity; the file is untouched.
-    """
-    path = Path(path)
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    text = HALVES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises ValueError naming the file where it is not JSON, OSError where it cannot be read."""
-    with _open(path) as file:
-        content = file.read()
-    try:
-        return json.loads(content.decode("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    except RecursionError:
-        raise ValueError(f"{path} is not JSON of ours: it is nested too deeply") from None
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder with all in it; nothing there is no error."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Keys
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def canonical(key: dict) -> str:
-    """The one text of a key, which its hash is taken from: JSON, sorted fields, no spaces, ASCII.
-
-    The order of fields is irrelevant. Types are not: ``1``, ``1.0`` and ``True`` are three different values, and so are
-    ``0.0`` and ``-0.0``.
-
-    Raises:
-        TypeError: a value is not exactly a str, int, float, bool, None, list or dict; its dotted field is named.
-        UserError: a number is not finite, or a text is not valid Unicode; its dotted field is named.
-    """
-    if type(key) is not dict:
-        raise TypeError(f"a stage key is a dict, not {key!r}")
-    _check(key, "")
-    return json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _check(value: Any, field: str) -> None:
-    """Exact types only: a subclass (a numpy float, an enum) may print alike today and differently tomorrow."""
-    kind = type(value)
-    if kind is dict:
-        for name, item in value.items():
-            if type(name) is not str:
-                raise TypeError(f"stage key: {field or 'the key'} has the field name {name!r}, which is not text")
-            _check(name, field and f"{field}.<field name>")
-            _check(item, f"{field}.{name}" if field else name)
-    elif kind is list:
-        for i, item in enumerate(value):
-            _check(item, f"{field}.{i}")
-    elif kind is float:
-        if not math.isfinite(value):
-            raise UserError(f"{field} is {value}: give a finite number")
-    elif kind is str:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{field} is not valid Unicode: {value!r}") from None
-    elif value is not None and kind not in (int, bool):
-        raise TypeError(
-            f"stage key: {field or 'the key'} is a {kind.__module__}.{kind.__qualname__}; "
-            "only str, int, float, bool, None, list and dict can be in a key"
-        )
-
-
-def folder_name(name: str, key: dict) -> str:
-    """`<name>-<hash>`: the folder of a stage, and how the keys of later stages name it. Raises as `canonical` does."""
-    folder = f"{name}-{hashlib.sha256(canonical(key).encode()).hexdigest()[:16]}"
-    if not REFERENCE.fullmatch(folder):
-        raise ValueError(f"a stage cannot be named {name!r}: use letters, digits, '_', '-' and '.'")
-    return folder
-
-
-class _Absent:
-    def __repr__(self) -> str:
-        return "(absent)"
-
-
-ABSENT = _Absent()  # stands for the value of a field that a key does not have
-
-
-def flatten(key: Any, field: str = "") -> dict[str, Any]:
-    """A key as ``{dotted field: value}``; items of lists are named by their position. Empty lists and dicts stay."""
-    if not (isinstance(key, dict | list) and key):
-        return {field: key} if field else {}
-    flat: dict[str, Any] = {}
-    for name, value in key.items() if isinstance(key, dict) else enumerate(key):
-        flat |= flatten(value, f"{field}.{name}" if field else str(name))
-    return flat
-
-
-def differences(theirs: dict, ours: dict) -> list[tuple[str, Any, Any]]:
-    """The fields in which two keys differ, ``(dotted field, theirs, ours)``, `ABSENT` for a field one does not have."""
-    a, b = flatten(theirs), flatten(ours)
-    pairs = [(field, a.get(field, ABSENT), b.get(field, ABSENT)) for field in dict.fromkeys([*b, *a])]
-    return [(field, x, y) for field, x, y in pairs if repr(x) != repr(y)]  # 1, 1.0 and True differ
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Soundness
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def problem(folder: Path, key: dict | None = None, hashes: bool = True) -> str | None:
-    """What is wrong with a sealed folder, in words, or None where it is sound.
-
-    Files that the manifest does not name cannot have been part of the result, but what loads a model might read them:
-    they are a fault, save hidden ones (.DS_Store, .nfs...), which nothing of ours reads.
-
-    Args:
-        key: what key.json must hold; without it, key.json must hold the key that the folder is named after.
-        hashes: also compare every file's sha256, unless this process did and no size or time has changed since;
-            without it only presence and sizes are looked at.
-
-    Raises:
-        PermissionError: something in it may not be read, which says nothing about its soundness.
-    """
-    try:
-        if not stat.S_ISREG(os.lstat(folder / MANIFEST).st_mode):
-            return f"{MANIFEST} is not a file"
-        manifest = read_json(folder / MANIFEST)
-        if not isinstance(manifest, dict) or manifest.pop("check", None) != _digest(manifest):
-            return f"{MANIFEST} was changed"
-        stored = read_json(folder / KEY)
-        if not isinstance(stored, dict):
-            return f"{KEY} is not a dict"
-        if key is not None and canonical(stored) != canonical(key):
-            fields = ", ".join(field for field, *_ in differences(stored, key)[:5])
-            return f"{KEY} is not the key asked for: it differs in {fields}"
-        name = folder.name.removesuffix(DAMAGED).rpartition("-")[0]
-        if key is None and folder_name(name, stored) != folder.name.removesuffix(DAMAGED):
-            return f"{KEY} is not the key that the folder is named after"
-        if wrong := _not_of(manifest, folder):
-            return wrong
-        seen = []
-        for file, expected in manifest["files"].items():
-            status = os.lstat(folder / file)
-            if not stat.S_ISREG(status.st_mode):
-                return f"{file} is not a file"
-            if status.st_size != expected["size"]:
-                return f"{file} has {status.st_size} bytes instead of {expected['size']}"
-            seen.append(_mark(file, status))
-        seen.append(_mark(MANIFEST, os.lstat(folder / MANIFEST)))
-        if hashes and _verified.get(folder) != seen:
-            for file, expected in manifest["files"].items():
-                if hash_file(folder / file) != expected["sha256"]:
-                    return f"{file} has another sha256 than when it was written"
-            _verified[folder] = seen
-    except PermissionError:
-        raise
-    except FileNotFoundError as error:
-        return f"{_within(error.filename, folder)} is missing"
-    except OSError as error:
-        return f"{_within(error.filename, folder)} cannot be read ({error.strerror})"
-    except (ValueError, TypeError, KeyError, AttributeError, UserError, RecursionError) as error:
-        return str(error).replace(f"{folder}{os.sep}", "")
-    return None
-
-
-def _mark(name: str, status: os.stat_result) -> tuple[str, int, int, int, int]:
-    """What changes with a file's content: a time can be set back, but not that of the change itself."""
-    return name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-
-
-def _not_of(manifest: dict, folder: Path) -> str | None:
-    """How a manifest and what is in its folder differ in their files."""
-    files = manifest.get("files")
-    plain = isinstance(manifest.get("info"), dict) and isinstance(files, dict)
-    if not plain or not all(isinstance(f, dict) and {"size", "sha256"} <= f.keys() for f in files.values()):
-        return f"{MANIFEST} is not one of ours"
-    if KEY not in files:
-        return f"{MANIFEST} does not name {KEY}"
-    if strange := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
-        return f"{MANIFEST} names {strange[0]}, which is elsewhere"
-    for where, folders, names in os.walk(folder):
-        inside = Path(where).relative_to(folder)
-        if inside == Path() and SCRATCH in folders:
-            folders.remove(SCRATCH)
-        for name in folders:
-            if (Path(where) / name).is_symlink():
-                return f"{(inside / name).as_posix()} is a symbolic link"
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            file = (inside / name).as_posix()
-            if file not in files and file != MANIFEST and not name.startswith("."):
-                return f"{file} was not there when it was sealed"
-    return None
-
-
-def is_stage(folder: Path) -> bool:
-    """Whether a folder is a stage, finished or not, sound or not, by what is in it: anybody may use such a name."""
-    stage = folder.name.removesuffix(PART).removesuffix(DAMAGED)
-    if folder.is_symlink() or not REFERENCE.fullmatch(stage):
-        return False
-    with suppress(OSError, ValueError, TypeError, UserError, RecursionError):
-        if folder_name(stage.rpartition("-")[0], read_json(folder / KEY)) == stage:
-            return True
-    with suppress(OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        manifest = read_json(folder / MANIFEST)
-        if manifest.pop("check", None) == _digest(manifest) and KEY in manifest["files"]:
-            return True
-    with suppress(OSError):  # begun a moment before its maker died
-        return folder.name.endswith(PART) and all(file.name.endswith(TEMPORARY) for file in folder.iterdir())
-    return False
-
-
-def _within(file: Any, folder: Path) -> str:
-    try:
-        return Path(file).relative_to(folder).as_posix()
-    except (TypeError, ValueError):
-        return "a file"
-
-
-def _digest(manifest: dict) -> str:
-    """Over the manifest itself, so that a changed byte in it is noticed too. Floats survive JSON exactly."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Store
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Claim:
@@ -369,25 +74,27 @@ class Claim:
         """
         if not self._open:
             raise RuntimeError(f"{self.path.name}: seal() comes once, inside the claim that makes the stage")
-        _check(info, "info")
+        check_plain(info, "info")
+        # The order is what makes a crash harmless: results, manifest and folders are on the disk before the one rename
+        # that makes them a stage, and checkpoints go only after it.
         with self._store._writing(self.part):
             files = {}
             for file in self._results():
                 name = file.relative_to(self.part).as_posix()
                 files[name] = {"size": file.stat().st_size, "sha256": hash_file(file)}
-                _sync(file)
+                sync(file)
             manifest = {"sealed": time.time(), "info": info, "files": files}
-            write_json(self.part / MANIFEST, {**manifest, "check": _digest(manifest)})
+            write_json(self.part / MANIFEST, {**manifest, "check": digest(manifest)})
             folders = {(self.part / name).parent for name in files} | {self.part}
             for folder in folders:
                 with suppress(OSError):  # some network file systems cannot sync a folder
-                    _sync(folder)
+                    sync(folder)
             os.rename(self.part, self.path)
             with suppress(OSError):
-                _sync(self.path.parent)
+                sync(self.path.parent)
         self._open, self.cached = False, True
         shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
-        _verified[self.path] = [_mark(name, (self.path / name).lstat()) for name in [*files, MANIFEST]]
+        verified[self.path] = [file_state(name, (self.path / name).lstat()) for name in [*files, MANIFEST]]
         return self.path
 
     def _results(self) -> list[Path]:
@@ -416,7 +123,7 @@ class Claim:
         aside = self.path.with_name(self.path.name + DAMAGED)
         remove(aside)
         os.rename(self.path, aside)
-        _verified.pop(self.path, None)
+        verified.pop(self.path, None)
         log.warning("%s is damaged: %s. It is made anew; what was there is now %s", self.path.name, wrong, aside.name)
 
     def _prepare(self) -> None:
@@ -473,8 +180,8 @@ class Store:
         """
         claim = Claim(self, name, key)
         with self._reading():
-            claim._look()
-        with self._not_full(claim.part):
+            claim._look()  # without the lock: a store of which nothing can be written has none to take
+        with self._not_full(claim.part):  # also around what the maker does: its disk is this one
             if not claim.cached:
                 with self.lock(claim.path.name):
                     with self._writing(claim.part):
@@ -485,7 +192,7 @@ class Store:
                             claim._prepare()
                     if not claim.cached:
                         try:
-                            yield claim
+                            yield claim  # with the lock held, which goes when this context ends or the process dies
                         finally:
                             claim._open = False
                         return

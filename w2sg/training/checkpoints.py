@@ -15,8 +15,8 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from w2sg import stops
+from w2sg.store.files import FULL, remove
 from w2sg.store.sealed import seal, sweep, unsound
-from w2sg.store.store import FULL, remove
 
 log = logging.getLogger(__name__)
 

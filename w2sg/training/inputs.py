@@ -20,7 +20,7 @@ from w2sg.models.packing import MIXES, rules_key, separates_texts
 from w2sg.models.reading import Reading
 from w2sg.models.scorer import load_language_model
 from w2sg.models.source import Source
-from w2sg.store.store import read_json, write_json
+from w2sg.store.files import read_json, write_json
 from w2sg.training.stages import ReadJob, Stages, load_values
 
 log = logging.getLogger(__name__)

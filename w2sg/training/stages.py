@@ -21,8 +21,11 @@ from w2sg import stops
 from w2sg.config.schema import FitOptions
 from w2sg.data.loading import Examples, StageData
 from w2sg.errors import UserError
+from w2sg.store.files import read_json, write_json
+from w2sg.store.keys import REFERENCE
 from w2sg.store.shards import Found, Shards
-from w2sg.store.store import REFERENCE, SCRATCH, Store, read_json, write_json
+from w2sg.store.soundness import SCRATCH
+from w2sg.store.store import Store
 from w2sg.training.checkpoints import Checkpoints, SealedFiles
 from w2sg.training.devices import Devices
 from w2sg.training.label_modules import FitModule, ReadingModule

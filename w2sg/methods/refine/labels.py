@@ -29,7 +29,8 @@ from w2sg.metrics.intervals import Bootstrap
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.reports.report import Report
-from w2sg.store.store import KEY, read_json
+from w2sg.store.files import read_json
+from w2sg.store.soundness import KEY
 
 log = logging.getLogger(__name__)
 PAIR_WORDS = [" A", " B"]

@@ -19,7 +19,8 @@ from w2sg.metrics.intervals import Bootstrap, performance_gap_recovered
 from w2sg.models.trained import Trained
 from w2sg.reports import report
 from w2sg.reports.pages.refinement import refinement_page, terminal_table, title
-from w2sg.store.store import KEY, read_json
+from w2sg.store.files import read_json
+from w2sg.store.soundness import KEY
 
 OTHERS = ("base", "weak", "naive", "self", "icl", "shuffled", "gold_exemplars", "self_cot", "ceiling")
 

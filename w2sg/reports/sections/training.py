@@ -11,7 +11,7 @@ from markupsafe import Markup
 from w2sg.config.check import fit_options
 from w2sg.reports.figures import new_figure, svg
 from w2sg.reports.section import Report, Section
-from w2sg.store.store import read_json
+from w2sg.store.files import read_json
 
 NOTES = (
     "head",
