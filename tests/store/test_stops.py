@@ -259,7 +259,7 @@ HOLDING = """
 
 def alone(code):
     """A process that runs code as a command, once that is ready."""
-    head = "import ctypes, time\nfrom w2sg import stops\nfrom w2sg.cli import readable_errors\nwith readable_errors():"
+    head = "import ctypes, time\nfrom w2sg import stops\nfrom w2sg.cli.launch import readable_errors\nwith readable_errors():"
     command, known = [sys.executable, "-c", head + code], {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=known)
     assert process.stdout.readline() == "ready\n", process.communicate()
