@@ -259,8 +259,9 @@ HOLDING = """
 
 def alone(code):
     """A process that runs code as a command, once that is ready."""
-    head = "import ctypes, time\nfrom w2sg import stops\nfrom w2sg.cli.launch import readable_errors\nwith readable_errors():"
-    command, known = [sys.executable, "-c", head + code], {**os.environ, "PYTHONPATH": str(ROOT)}
+    head = "import ctypes, time\nfrom w2sg import stops\nfrom w2sg.cli.launch import readable_errors\n"
+    code = f"{head}with readable_errors():{code}"
+    command, known = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=known)
     assert process.stdout.readline() == "ready\n", process.communicate()
     return process
