@@ -48,6 +48,9 @@ def fit(
     Args:
         name: the stage. It seeds the stage together with the run's seed, so runs that differ in their loss alone
             start from the same weights and see the same batches: their differences are paired.
+        source: the model.
+        table: the rows.
+        labels: of the rows.
         loss: the run's loss, for the student; None is cross entropy on ground truth.
         rows: places of the rows that are learned, some of them perhaps more than once; None for all.
         like: the stage by whose name it is seeded, to be paired with it.
@@ -66,6 +69,12 @@ def fit(
     make = partial(_fit_job, run, like or name, source, labels, loss, options, layer, experts, rows)
     folder = run.stages.fit(name, key, make)
     return Trained(name, source, folder, layer)
+
+
+def ceiling(run: Context, split: str) -> Trained:
+    """The strong model trained on the ground truth of a split, ``transfer`` or ``ground_truth``."""
+    table = {"transfer": run.data.transfer, "ground_truth": run.data.ground_truth}[split]
+    return fit(run, "ceiling", run.strong, table, run.gold(table))
 
 
 def _fit_key(

@@ -20,7 +20,7 @@ from w2sg.errors import UserError
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import key_of, reply_rules
 from w2sg.experiment.replies import encode, load, packed
-from w2sg.experiment.score import read_replies, token_values
+from w2sg.experiment.score import score, token_values
 from w2sg.losses import preferences as preference
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
@@ -32,7 +32,7 @@ from w2sg.training.text_modules import PreferenceModule, SupervisedModule, WeakT
 def _fit(
     run: Context,
     name: str,
-    start: Trained,
+    start: Trained | Source,
     data: Replies | ReplyPairs,
     options: FineTuning,
     key: dict[str, Any],
@@ -40,6 +40,7 @@ def _fit(
     targets: Tensor | None = None,
     columns: list[np.ndarray] | None = None,
 ) -> Trained:
+    start = run.as_trained(start)
     source = start.source
     spec = source.spec
     rows = encode(run, source, data, name)
@@ -74,25 +75,40 @@ def _fit(
 
 
 def sft(
-    run: Context, name: str, start: Trained, replies: Replies, options: FineTuning, confidence: float = 0.0
+    run: Context, name: str, start: Trained | Source, replies: Replies, options: FineTuning, confidence: float = 0.0
 ) -> Trained:
-    """Supervised fine-tuning on replies alone, with an auxiliary confidence loss if asked for."""
+    """Supervised fine-tuning (SFT) on replies.
+
+    Args:
+        name: the stage.
+        start: the model that training starts from.
+        replies: what is learned.
+        options: of the optimisation.
+        confidence: weight of the auxiliary confidence loss (Burns et al. 2023); 0 leaves it out.
+    """
     goal = {"objective": {"loss": "supervised", **({"confidence": confidence} if confidence else {})}}
     return _fit(run, name, start, replies, options, goal, objective(SupervisedModule, confidence=confidence))
 
 
-def dpo(run: Context, name: str, start: Trained, pairs: ReplyPairs, options: PreferenceTuning) -> Trained:
-    """Preference optimisation; the reference is the model that training starts from."""
-    goal = options.objective()
-    own = {k: v for k, v in goal.items() if k in preference.options_of(options.loss)}
+def dpo(run: Context, name: str, start: Trained | Source, pairs: ReplyPairs, options: PreferenceTuning) -> Trained:
+    """Direct preference optimisation (DPO, arXiv 2305.18290), or the objective that ``options.loss`` names.
+
+    Args:
+        name: the stage.
+        start: the model that training starts from, which is the reference as well.
+        pairs: chosen and rejected replies.
+        options: of the optimisation and the objective.
+    """
+    start, goal = run.as_trained(start), options.objective()
+    parameters = {k: v for k, v in goal.items() if k in preference.options_of(options.loss)}
     free = options.loss in preference.REFERENCE_FREE
     targets, key = torch.zeros(len(encode(run, start.source, pairs, name).kept), 2), {"objective": goal}
     if not free:
-        values, stage = read_replies(run, f"{name}-reference", start, pairs, name)
+        values, stage = score(run, f"{name}-reference", start, pairs, name)
         targets, key["reference"] = values, stage
     module = objective(
         PreferenceModule,
-        loss=partial(preference.LOSSES[options.loss], beta=options.beta, **own),
+        loss=partial(preference.LOSSES[options.loss], beta=options.beta, **parameters),
         beta=options.beta,
         supervised=options.supervised,
         supervised_mean=options.supervised_mean,
@@ -105,17 +121,28 @@ def dpo(run: Context, name: str, start: Trained, pairs: ReplyPairs, options: Pre
 def wspo(
     run: Context,
     name: str,
-    start: Trained,
+    start: Trained | Source,
     weak: tuple[Trained, Trained],
     replies: Replies,
     options: FineTuning,
     gamma: float,
 ) -> Trained:
-    """WSPO: the strong model's change is to be that of the weak pair (after, before), token by token.
+    """Weak-to-strong preference optimisation (WSPO, arXiv 2410.18640).
+
+    The strong model's change is to be that of the weak pair, token by token.
+
+    Args:
+        name: the stage.
+        start: the model that training starts from.
+        weak: the weak model after and before its alignment.
+        replies: on whose tokens the change of the weak pair is imitated.
+        options: of the optimisation.
+        gamma: factor on the strong model's change.
 
     Raises:
         UserError: the tokenizers differ, so that there are no common tokens.
     """
+    start = run.as_trained(start)
     one_tokenizer([writer.source for writer in (start, *weak)])
     parts, stages = [], []
     for writer in (start, *weak):

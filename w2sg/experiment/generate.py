@@ -26,6 +26,7 @@ from w2sg.experiment.context import Context
 from w2sg.experiment.keys import key_of
 from w2sg.experiment.replies import load
 from w2sg.models.policy import padding
+from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.store.files import write_json
 from w2sg.store.shards import Found
@@ -38,24 +39,31 @@ log = logging.getLogger(__name__)
 def generate(
     run: Context,
     name: str,
-    writer: Trained,
+    model: Trained | Source,
     prompts: Prompts,
     sampling: Sampling,
     settings: Sequence[Sequence[float]] | None = None,
-    reference: Trained | None = None,
+    contrast: Trained | Source | None = None,
     samples: int = 1,
-    engine: str = "transformers",
 ) -> Replies:
-    """Let a model write to prompts, or a pair of models by contrastive decoding.
+    """Let a model write to prompts, or a pair of models by contrastive decoding (ConG, arXiv 2510.07884).
 
     Args:
-        sampling: lengths and batches; its own settings if none are given.
+        name: the stage.
+        model: the one that writes.
+        prompts: what is answered.
+        sampling: lengths, batches and the engine; its own settings where none are given.
         settings: rows of `w2sg.decoding.sampling.Settings`; each prompt is answered with each of them.
-        reference: the model before its alignment.
+        contrast: the model before its alignment, whose log-probabilities are subtracted.
         samples: replies to each prompt with each setting.
-        engine: ``vllm`` where it is plain sampling of a whole model.
+
+    Raises:
+        UserError: no prompt fits into ``max_length``, or vLLM cannot serve the model.
     """
+    writer, reference = run.as_trained(model), None if contrast is None else run.as_trained(contrast)
     source = writer.source
+    # vLLM samples whole models by themselves; a pair is read by our own engine
+    engine = getattr(sampling, "engine", "transformers") if reference is None else "transformers"
     columns = [sampling.columns()] if settings is None else [list(row) for row in settings]
     ids = source.chat.prompts(prompts.texts)
     run.reading.chats(source.chat, prompts.texts, ids)

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def load(run: Context, writer: Trained, trainable: bool = False) -> Policy:
+    """A language model in memory; one that is drawn at random has the run's seed."""
     spec = writer.source.spec
     if spec.random_init and (writer.folder is None or spec.train == "lora"):  # adapters are saved without their base
         L.seed_everything(run.seed, workers=True, verbose=False)

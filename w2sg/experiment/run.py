@@ -6,29 +6,20 @@ Each verb is a stage of the store, or some of them: what was computed once under
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 from w2sg import losses
 from w2sg.config.check import build
-from w2sg.config.options import FineTuning, PreferenceTuning, Sampling
 from w2sg.config.schema import TrainConfig
 from w2sg.config.unread import unread
-from w2sg.data.completions import Encoded
 from w2sg.data.labels import Labels
-from w2sg.data.replies import Prompts, Replies, ReplyPairs
-from w2sg.data.table import Table
-from w2sg.experiment import fit_labels, fit_text, generate, keys, predict, replies, score
+from w2sg.experiment import fit_labels, fit_text, keys, replies
+from w2sg.experiment import generate as generation
+from w2sg.experiment import predict as predictions
+from w2sg.experiment import score as scores
 from w2sg.experiment.context import Context
 from w2sg.metrics.theory import GAMMA
-from w2sg.models.policy import Policy
-from w2sg.models.source import Source
-from w2sg.models.trained import Trained
 from w2sg.reports.report import Report, make_report
 
 log = logging.getLogger(__name__)
@@ -37,166 +28,27 @@ log = logging.getLogger(__name__)
 class Run(Context):
     """One experiment's verbs; `w2sg.experiment.context.Context` says what it holds.
 
-    Wherever a verb takes a trained model, a role's model as it was found (``run.strong``) does as well.
+    Each verb is a function of a run in a file of its own, which says what it takes and gives. Wherever one takes a
+    language model, a role's model as it was found (``run.strong``) does as well.
     """
 
-    # -- models of labels ---------------------------------------------------------------------------------------------
-
-    def fit(
-        self,
-        name: str,
-        source: Source,
-        table: Table,
-        labels: Labels,
-        loss: partial | None = None,
-        rows: np.ndarray | None = None,
-        like: str | None = None,
-    ) -> Trained:
-        """Train a model on labels.
-
-        Args:
-            name: the stage. It seeds the stage together with the run's seed, so runs that differ in their loss alone
-                start from the same weights and see the same batches: their differences are paired.
-            source: the model.
-            table: the rows.
-            labels: of the rows.
-            loss: the run's loss, for the student; None is cross entropy on ground truth.
-            rows: places of the rows that are learned, some of them perhaps more than once; None for all.
-            like: the stage by whose name it is seeded, to be paired with it.
-        """
-        return fit_labels.fit(self, name, source, table, labels, loss, rows, like)
-
-    def ceiling(self, split: str) -> Trained:
-        """The strong model trained on the ground truth of a split, ``transfer`` or ``ground_truth``."""
-        table = {"transfer": self.data.transfer, "ground_truth": self.data.ground_truth}[split]
-        return self.fit("ceiling", self.strong, table, self.gold(table))
-
-    def predict(self, model: Trained, table: Table) -> Labels:
-        """The model's label logits for every row of a table."""
-        return predict.predict(self, model, table)
-
-    def zero_shot(self, source: Source, table: Table) -> Labels | None:
-        """What the untrained model answers to ``dataset.zero_shot``; None where it has none (the notes say why)."""
-        return predict.zero_shot(self, source, table)
-
-    # -- models of text -----------------------------------------------------------------------------------------------
-
-    def generate(
-        self,
-        name: str,
-        model: Trained | Source,
-        prompts: Prompts,
-        sampling: Sampling,
-        settings: Sequence[Sequence[float]] | None = None,
-        contrast: Trained | Source | None = None,
-        samples: int = 1,
-    ) -> Replies:
-        """Let a model write to prompts, or a pair of models by contrastive decoding.
-
-        Args:
-            name: the stage.
-            model: the one that writes.
-            prompts: what is answered.
-            sampling: lengths, batches and the engine; its own settings where none are given.
-            settings: rows of `w2sg.decoding.sampling.Settings`; each prompt is answered with each of them.
-            contrast: the model before its alignment, whose log-probabilities are subtracted.
-            samples: replies to each prompt with each setting.
-
-        Raises:
-            UserError: no prompt fits into ``max_length``, or vLLM cannot serve the model.
-        """
-        engine = getattr(sampling, "engine", "transformers") if contrast is None else "transformers"
-        reference = None if contrast is None else self.as_trained(contrast)
-        return generate.generate(
-            self, name, self.as_trained(model), prompts, sampling, settings, reference, samples, engine
-        )
-
-    def sft(
-        self, name: str, start: Trained | Source, replies: Replies, options: FineTuning, confidence: float = 0.0
-    ) -> Trained:
-        """Supervised fine-tuning (SFT) on replies.
-
-        Args:
-            name: the stage.
-            start: the model that training starts from.
-            replies: what is learned.
-            options: of the optimisation.
-            confidence: weight of the auxiliary confidence loss (Burns et al. 2023); 0 leaves it out.
-        """
-        return fit_text.sft(self, name, self.as_trained(start), replies, options, confidence)
-
-    def dpo(self, name: str, start: Trained | Source, pairs: ReplyPairs, options: PreferenceTuning) -> Trained:
-        """Direct preference optimisation (DPO), or the objective that ``options.loss`` names.
-
-        Args:
-            name: the stage.
-            start: the model that training starts from, which is the reference as well.
-            pairs: chosen and rejected replies.
-            options: of the optimisation and the objective.
-        """
-        return fit_text.dpo(self, name, self.as_trained(start), pairs, options)
-
-    def wspo(
-        self,
-        name: str,
-        start: Trained | Source,
-        weak: tuple[Trained, Trained],
-        replies: Replies,
-        options: FineTuning,
-        gamma: float,
-    ) -> Trained:
-        """Weak-to-strong preference optimisation (WSPO, arXiv 2410.18640).
-
-        Args:
-            name: the stage.
-            start: the model that training starts from.
-            weak: the weak model after and before its alignment.
-            replies: on whose tokens the change of the weak pair is imitated.
-            options: of the optimisation.
-            gamma: factor on the strong model's change.
-
-        Raises:
-            UserError: the tokenizers differ, so that there are no common tokens.
-        """
-        return fit_text.wspo(self, name, self.as_trained(start), weak, replies, options, gamma)
-
-    def score(self, stage: str, model: Trained | Source, data: Replies | ReplyPairs, name: str) -> tuple[Tensor, str]:
-        """Summed log-probabilities of each example's replies, [N, n] in the order of its encoded rows.
-
-        Args:
-            stage: its name.
-            model: the one that reads.
-            data: replies (n = 1) or pairs (n = 2, the chosen one first).
-            name: of the rows, under which dropped ones are counted.
-
-        Returns:
-            The sums, and the name of the stage's folder for cache keys.
-        """
-        return score.read_replies(self, stage, self.as_trained(model), data, name)
-
-    def token_values(
-        self, stage: str, model: Trained | Source, data: Replies | ReplyPairs, name: str
-    ) -> tuple[Tensor, Tensor, str]:
-        """Log-probabilities of all reply tokens, [T], how many each example has, [N], and the stage's folder name."""
-        return score.token_values(self, stage, self.as_trained(model), data, name)
-
-    def divergence(self, name: str, model: Trained, base: Trained, replies: Replies) -> np.ndarray:
-        """Exact KL(model || base) of the next token at every position of replies, averaged over each reply: [N]."""
-        return score.divergence(self, name, model, base, replies)
-
-    # -- what verbs of other packages are made of ---------------------------------------------------------------------
-
-    def key_of(self, model: Trained) -> dict[str, Any]:
-        """A language model as part of a cache key."""
-        return keys.key_of(self, model)
-
-    def load(self, model: Trained, trainable: bool = False) -> Policy:
-        """A language model in memory."""
-        return replies.load(self, model, trainable)
-
-    def encode(self, source: Source, data: Replies | ReplyPairs, name: str) -> Encoded:
-        """Replies or pairs as rows of a model's tokens; what had to be dropped is counted under ``name``."""
-        return replies.encode(self, source, data, name)
+    # models of labels
+    fit = fit_labels.fit
+    ceiling = fit_labels.ceiling
+    predict = predictions.predict
+    zero_shot = predictions.zero_shot
+    # models of text
+    generate = generation.generate
+    sft = fit_text.sft
+    dpo = fit_text.dpo
+    wspo = fit_text.wspo
+    score = scores.score
+    token_values = scores.token_values
+    divergence = scores.divergence
+    # what verbs of other packages are made of
+    key_of = keys.key_of
+    load = replies.load
+    encode = replies.encode
 
     # -- report -------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from w2sg.experiment.context import Context
 from w2sg.experiment.keys import key_of, reply_rules
 from w2sg.experiment.replies import encode, load, packed
 from w2sg.losses.logprobs import position_kl
+from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.store.shards import Found
 from w2sg.training.inputs import VERSION
@@ -21,9 +22,10 @@ from w2sg.training.stages import ReadJob, load_found
 
 
 def token_values(
-    run: Context, stage: str, writer: Trained, data: Replies | ReplyPairs, name: str
+    run: Context, stage: str, model: Trained | Source, data: Replies | ReplyPairs, name: str
 ) -> tuple[Tensor, Tensor, str]:
     """Log-probabilities of all reply tokens, [T], how many each example has, [N], and the stage's folder name."""
+    writer = run.as_trained(model)
     source, rows = writer.source, encode(run, writer.source, data, name)
     ids = [data.ids[i] for i in rows.kept]
     key = {
@@ -57,12 +59,22 @@ def token_values(
     return found["values"], found["sizes"], folder.name
 
 
-def read_replies(
-    run: Context, stage: str, writer: Trained, data: Replies | ReplyPairs, name: str
+def score(
+    run: Context, stage: str, model: Trained | Source, data: Replies | ReplyPairs, name: str
 ) -> tuple[Tensor, str]:
-    """Summed log-probabilities of each example's replies, [N, n] in the order of its encoded rows."""
-    values, _, folder = token_values(run, stage, writer, data, name)
-    sizes = torch.from_numpy(encode(run, writer.source, data, name).completions.sizes)
+    """Summed log-probabilities of each example's replies, [N, n] in the order of its encoded rows.
+
+    Args:
+        stage: its name.
+        model: the one that reads.
+        data: replies (n = 1) or pairs (n = 2, the chosen one first).
+        name: of the rows, under which dropped ones are counted.
+
+    Returns:
+        The sums, and the name of the stage's folder for cache keys.
+    """
+    values, _, folder = token_values(run, stage, model, data, name)
+    sizes = torch.from_numpy(encode(run, run.as_trained(model).source, data, name).completions.sizes)
     owner = torch.repeat_interleave(torch.arange(sizes.numel()), sizes.flatten())
     sums = torch.zeros(sizes.numel(), dtype=torch.float64).index_add(0, owner, values.double())
     return sums.view(sizes.shape).float(), folder

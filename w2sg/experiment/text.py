@@ -1,7 +1,5 @@
 """Names of an earlier layout; they go once nothing takes them from here."""
 
-from w2sg.config.options import PlainSampling
-from w2sg.data.replies import Prompts, Replies
 from w2sg.data.table import single_texts
 from w2sg.experiment.fit_text import one_tokenizer, one_vocabulary
 from w2sg.experiment.run import Run
@@ -13,18 +11,12 @@ def TextRun(run: Run) -> Run:
     return run
 
 
-def write(self, name, writer, prompts, sampling, settings=None, reference=None, samples=1, engine="transformers"):
-    from w2sg.experiment import generate
-
-    return generate.generate(self, name, writer, prompts, sampling, settings, reference, samples, engine)
-
-
-def sample(self, name: str, writer: Writer, prompts: Prompts, sampling: PlainSampling, samples: int = 1) -> Replies:
-    return self.generate(name, writer, prompts, sampling, samples=samples)
+def write(self, name, writer, prompts, sampling, settings=None, reference=None, samples=1, engine=None):
+    return self.generate(name, writer, prompts, sampling, settings, reference, samples)
 
 
 Run.run = property(lambda self: self)
-Run.write, Run.sample = write, sample
+Run.write, Run.sample = write, Run.generate
 Run.supervise, Run.prefer, Run.follow, Run.read_replies = Run.sft, Run.dpo, Run.wspo, Run.score
 
 __all__ = ["TextRun", "Writer", "one_tokenizer", "one_vocabulary", "reading_as", "single_texts"]
