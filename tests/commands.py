@@ -17,21 +17,29 @@ context.set_forkserver_preload(
 )  # nothing of ours: a script imports that in its own order
 
 
-def start(script: str, overrides: Sequence[str], environment: dict[str, str], out: Path | str, err: Path | str):
-    """The running process of a script; its output goes to two files."""
-    process: BaseProcess = context.Process(target=_run, args=(script, overrides, environment, str(out), str(err)))
+def start(
+    script: str,
+    overrides: Sequence[str],
+    environment: dict[str, str],
+    out: Path | str,
+    err: Path | str,
+    folder: Path = ROOT,
+):
+    """The running process of a script in a folder; its output goes to two files."""
+    arguments = (script, overrides, environment, str(out), str(err), str(folder))
+    process: BaseProcess = context.Process(target=_run, args=arguments)
     process.start()
     return process
 
 
-def _run(script: str, overrides: Sequence[str], environment: dict[str, str], out: str, err: str) -> None:
+def _run(script: str, overrides: Sequence[str], environment: dict[str, str], out: str, err: str, folder: str) -> None:
     for stream, path in ((sys.stdout, out), (sys.stderr, err)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, stream.fileno())
         os.close(file)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(ROOT)
+    os.chdir(folder)
     sys.argv, sys.path[0] = [script, *overrides], str((ROOT / script).parent)
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")

@@ -174,19 +174,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def run_script(
-    script: str, *overrides: str, check: bool = True, timeout: int = 240, fresh: bool = False, **environment: str
+    script: str,
+    *overrides: str,
+    check: bool = True,
+    timeout: int = 240,
+    fresh: bool = False,
+    folder: Path = ROOT,
+    **environment: str,
 ):
     """Run train.py, evaluate.py or a benchmark as a user would; ``fresh`` if it starts processes like itself."""
     known = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     if fresh:
         command = [sys.executable, str(ROOT / script), *overrides]
         result = subprocess.run(
-            command, cwd=ROOT, env=known, capture_output=True, text=True, timeout=timeout, check=False
+            command, cwd=folder, env=known, capture_output=True, text=True, timeout=timeout, check=False
         )
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            out, err = (Path(folder) / name for name in ("out", "err"))
-            process = commands.start(script, overrides, known, out, err)
+        with tempfile.TemporaryDirectory() as said:
+            out, err = (Path(said) / name for name in ("out", "err"))
+            process = commands.start(script, overrides, known, out, err, folder)
             process.join(timeout)
             if process.is_alive():
                 process.kill()

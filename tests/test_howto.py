@@ -1,0 +1,130 @@
+"""Every page of docs/howto does what it says: its files are written, its commands run, on tiny models.
+
+A page names a file in backquotes before the block that it holds. Its commands run in a folder of the user's, outside the
+tree, with tiny stand-ins for models and data.
+"""
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_script
+
+HOWTO = ROOT / "docs" / "howto"
+SHOWN = {  # what the summary of the page's runs names
+    "loss": ["brier", "reverse", "reverse kl"],
+    "label_method": ["sharpened", "finetune"],
+    "dataset": ["sentences", "local"],
+}
+PAGES = sorted(page.stem for page in HOWTO.glob("*.md") if page.stem != "index")
+BLOCK = re.compile(r"(?:^`(?P<file>[^`\n]+)`:\n\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page has its reader write and type."""
+
+    files: dict[str, str]
+    commands: list[tuple[str, list[str]]]
+
+    @staticmethod
+    def of(name: str) -> "Page":
+        files, commands = {}, []
+        for block in BLOCK.finditer((HOWTO / f"{name}.md").read_text(encoding="utf-8")):
+            if block["file"]:
+                files[block["file"]] = block["text"]
+            else:
+                assert block["kind"] == "bash", f"{name}: a block of {block['kind']} without the name of its file"
+                commands += [block_command(line) for line in block["text"].splitlines() if line.strip()]
+        return Page(files, commands)
+
+    def write(self, folder: Path) -> None:
+        for name, text in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def block_command(line: str) -> tuple[str, list[str]]:
+    python, script, *typed = shlex.split(line)
+    assert python == "python"
+    return script, typed
+
+
+def stand_ins(typed: list[str], model: Path, pairs: Path) -> list[str]:
+    """Tiny models and data for a command that is to run something, where it names none of its own."""
+    if any(word.startswith("runs=") for word in typed):
+        return []
+    chosen = {word.partition("=")[0] for word in typed}
+    more = ["trainer=cpu", "logger=none", "seed=0"]
+    for role in ("weak", "strong"):
+        if role not in chosen:
+            more += [f"{role}=hf", f"{role}.name={model}", f"{role}.max_length=96"]
+    if not any(word.startswith(("method=", "decoder=")) for word in typed) or "method=finetune" in typed:
+        more += ["weak.train=head", "strong.train=head", "training.head.epochs=1"]
+    if "dataset" not in chosen:
+        more += ["dataset=local", f"dataset.path={pairs}", "dataset.sizes={ground_truth: 24, transfer: 24, test: 16}"]
+    return more
+
+
+class Desk:
+    """The user's folder: a page's files, and its commands as they are typed there."""
+
+    def __init__(self, folder: Path, name: str, model: Path, pairs: Path):
+        self.folder, self.name, self.page, self.model, self.pairs = folder, name, Page.of(name), model, pairs
+        self.page.write(folder)
+
+    def run(self, script: str, *typed: str, check: bool = True):
+        more = stand_ins(list(typed), self.model, self.pairs)
+        return run_script(script, *typed, *more, check=check, folder=self.folder)
+
+    def refused(self, script: str, *typed: str) -> str:
+        """What is said of a mistake: one line."""
+        result = self.run(script, *typed, check=False)
+        lines = result.stderr.strip().splitlines()
+        assert result.returncode == 1, result.stderr
+        assert len(lines) == 1, result.stderr
+        return lines[0]
+
+    def reports(self) -> dict[str, dict]:
+        return {
+            str(file.parent.relative_to(self.folder / "outputs")): json.loads(file.read_text(encoding="utf-8"))
+            for file in self.folder.glob("outputs/**/report.json")
+        }
+
+
+@pytest.fixture
+def desk(request, tmp_path, tiny_gpt2, pairs_folder):
+    return Desk(tmp_path, request.param, tiny_gpt2, pairs_folder)
+
+
+def at(page: str):
+    return pytest.mark.parametrize("desk", [page], indirect=True, ids=[page])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("desk", PAGES, indirect=True, ids=PAGES)
+def test_every_command_of_a_page_runs_and_shows_beside_shipped_runs(desk):
+    for script, typed in desk.page.commands:
+        said = desk.run(script, *typed).stdout
+    assert script == "evaluate.py"  # the last one gathers the runs
+    assert "left out" not in said
+    for name in SHOWN[desk.name]:
+        assert re.search(rf"\b{re.escape(name)}\b", said), said
+
+
+@pytest.mark.parametrize("name", [*PAGES, "index"])
+def test_pages_are_short_and_plain(name):
+    text = (HOWTO / f"{name}.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= (20 if name == "index" else 40)
+    prose = re.sub(r"^\s*[-|#].*$|`[^`\n]+`:$", "", BLOCK.sub("", text), flags=re.M)
+    sentences = [s.split() for s in re.split(r"(?<=[.?!])\s+", prose) if s.strip()]
+    assert sum(map(len, sentences)) / len(sentences) < 20
+
+
+def test_the_index_names_every_page():
+    index = (HOWTO / "index.md").read_text(encoding="utf-8")
+    assert re.findall(r"\]\((\w+)\.md\)", index) == [*dict.fromkeys(re.findall(r"\]\((\w+)\.md\)", index))]
+    assert sorted(re.findall(r"\]\((\w+)\.md\)", index)) == PAGES
