@@ -1,7 +1,7 @@
 """Every page of docs/howto does what it says: its files are written, its commands run, on tiny models.
 
-A page names a file in backquotes before the block that it holds. Its commands run in a folder of the user's, outside the
-tree, with tiny stand-ins for models and data.
+A page names a file in backquotes before the block that it holds. Its commands run in a folder of the user's, with
+tiny stand-ins for models and data.
 """
 
 import json
@@ -19,6 +19,7 @@ SHOWN = {  # what the summary of the page's runs names
     "label_method": ["sharpened", "finetune"],
     "dataset": ["sentences", "local"],
 }
+OF_LABELS = {"loss", "label_method", "dataset"}
 PAGES = sorted(page.stem for page in HOWTO.glob("*.md") if page.stem != "index")
 BLOCK = re.compile(r"(?:^`(?P<file>[^`\n]+)`:\n\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 
@@ -53,7 +54,7 @@ def block_command(line: str) -> tuple[str, list[str]]:
     return script, typed
 
 
-def stand_ins(typed: list[str], model: Path, pairs: Path) -> list[str]:
+def stand_ins(typed: list[str], model: Path, pairs: Path, labels: bool) -> list[str]:
     """Tiny models and data for a command that is to run something, where it names none of its own."""
     if any(word.startswith("runs=") for word in typed):
         return []
@@ -62,7 +63,7 @@ def stand_ins(typed: list[str], model: Path, pairs: Path) -> list[str]:
     for role in ("weak", "strong"):
         if role not in chosen:
             more += [f"{role}=hf", f"{role}.name={model}", f"{role}.max_length=96"]
-    if not any(word.startswith(("method=", "decoder=")) for word in typed) or "method=finetune" in typed:
+    if labels:
         more += ["weak.train=head", "strong.train=head", "training.head.epochs=1"]
     if "dataset" not in chosen:
         more += ["dataset=local", f"dataset.path={pairs}", "dataset.sizes={ground_truth: 24, transfer: 24, test: 16}"]
@@ -77,16 +78,16 @@ class Desk:
         self.page.write(folder)
 
     def run(self, script: str, *typed: str, check: bool = True):
-        more = stand_ins(list(typed), self.model, self.pairs)
+        more = stand_ins(list(typed), self.model, self.pairs, self.name in OF_LABELS)
         return run_script(script, *typed, *more, check=check, folder=self.folder)
 
     def refused(self, script: str, *typed: str) -> str:
         """What is said of a mistake: one line."""
         result = self.run(script, *typed, check=False)
         lines = result.stderr.strip().splitlines()
-        assert result.returncode == 1, result.stderr
+        assert result.returncode == 1, result.stdout + result.stderr
         assert len(lines) == 1, result.stderr
-        return lines[0]
+        return lines[0].removeprefix("error: ")
 
     def reports(self) -> dict[str, dict]:
         return {
@@ -128,3 +129,42 @@ def test_the_index_names_every_page():
     index = (HOWTO / "index.md").read_text(encoding="utf-8")
     assert re.findall(r"\]\((\w+)\.md\)", index) == [*dict.fromkeys(re.findall(r"\]\((\w+)\.md\)", index))]
     assert sorted(re.findall(r"\]\((\w+)\.md\)", index)) == PAGES
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@at("label_method")
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["method=sharpenned"], "method: there is no sharpenned; did you mean method=sharpened?"),
+        (["method=sharpened", "method.powr=3"], "method.powr: no such key; did you mean method.power?"),
+        (["method=sharpened", "method.power=high"], "method.power: input should be a valid number (got 'high')"),
+        (["method=sharpened", "~method.power", "+method.pwr=1"], "method.pwr: mine.sharpened takes power; remove it"),
+    ],
+)
+def test_mistakes_with_the_options_of_a_method(desk, typed, said):
+    assert desk.refused("train.py", "--config-dir", "my_conf", *typed).startswith(said)
+
+
+@at("label_method")
+@pytest.mark.slow
+def test_a_method_that_returns_nothing_or_fails_harms_no_other_run(desk):
+    code = desk.page.files["mine.py"]
+    mistakes = "def silent(run):\n    sharpened(run)\n\n\ndef broken(run):\n    return 1 / 0\n"
+    (desk.folder / "mine.py").write_text(f"{code}\n\n{mistakes}", encoding="utf-8")
+    said = (
+        desk.run("train.py", "method._target_=mine.silent", "~method.ceiling_split", check=False)
+        .stderr.strip()
+        .splitlines()[-1]
+    )
+    assert said == (
+        "error: mine.silent returned NoneType and no report; let it return what run.report or run.measure gives"
+    )
+    failed = desk.run("train.py", "method._target_=mine.broken", "~method.ceiling_split", check=False)
+    assert failed.returncode == 1
+    assert "mine.py" in failed.stderr  # the place in the user's own code
+    assert "ZeroDivisionError: division by zero" in failed.stderr
+    desk.run("train.py", "method=finetune")
+    assert "finetune" in desk.run("evaluate.py", "runs=outputs").stdout

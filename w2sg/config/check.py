@@ -290,7 +290,9 @@ def target_problems(key: str, node: dict[str, Any], tree: Mapping[str, Any] | No
     takes = ", ".join(options) or "no options"
     problems = []
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        problems += [f"{key}.{k}: {target} takes {takes}; remove it" for k in sorted(given) if k not in options]
+        problems += [
+            f"{key}.{k}: {target} takes {takes}; remove it (~{key}.{k})" for k in sorted(given) if k not in options
+        ]
     for name, parameter in options.items():
         required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
         if required and name not in given:

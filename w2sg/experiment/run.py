@@ -14,6 +14,7 @@ from w2sg.config.check import build
 from w2sg.config.schema import TrainConfig
 from w2sg.config.unread import unread
 from w2sg.data.labels import Labels
+from w2sg.errors import UserError
 from w2sg.experiment import fit_labels, fit_text, keys, replies
 from w2sg.experiment import generate as generation
 from w2sg.experiment import predict as predictions
@@ -87,7 +88,11 @@ class Run(Context):
 
 
 def run_method(config: TrainConfig, out: str | Path, typed: list[str]) -> Report:
-    """Run the configured method in the folder ``out``; dashboards are closed whatever happens."""
+    """Run the configured method in the folder ``out``; dashboards are closed whatever happens.
+
+    Raises:
+        UserError: the method returns no report.
+    """
     method = build(config.method)
     run = Run(config, Path(out), typed)
     for line in unread(config, typed):
@@ -95,6 +100,11 @@ def run_method(config: TrainConfig, out: str | Path, typed: list[str]) -> Report
     failed = True
     try:
         report = method(run)
+        if not hasattr(report, "content"):
+            raise UserError(
+                f"{config.method['_target_']} returned {type(report).__name__} and no report; let it return what "
+                "run.report or run.measure gives"
+            )
         failed = False
         return report
     finally:
