@@ -105,7 +105,7 @@ BAD = [  # what was typed, the key that is named, words of the remedy
     (["loss._target_=no_such_module.loss"], "loss._target_", "there is no no_such_module.loss"),
     (["loss._target_=..."], "loss._target_", "there is no"),
     (["loss._target_=null"], "loss._target_", "choose loss="),
-    (["loss._target_=w2sg.losses.labels.math.pi"], "loss._target_", "name a function"),
+    (["loss._target_=w2sg.losses.adaptive.math.pi"], "loss._target_", "name a function"),
     (["loss._target_=math.sqrt"], "loss._target_", "cannot serve as a loss"),
     (["+loss.alpha=1"], "loss.alpha", "takes no options; remove it"),
     (["loss=conf_ce", "+loss.beta=1"], "loss.beta", "takes alpha, warmup, threshold; remove it"),

@@ -78,7 +78,7 @@ def test_a_cross_entropy_against_hardened_labels_is_noticed(monkeypatch):
 def test_a_warm_up_as_in_the_published_code_is_noticed(monkeypatch):
     """It climbs with progress itself, and jumps to its full weight at the end of the warm-up."""
     published = lambda alpha, warmup, progress: alpha * (1.0 if progress > warmup else progress)  # noqa: E731
-    monkeypatch.setattr(losses.labels, "_coefficient", published)
+    monkeypatch.setattr(losses.adaptive, "_coefficient", published)
     failed = failures("loss_values")
     assert len(failed) == 2
     assert all(name.startswith("confidence at") for name in failed)

@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from w2sg import losses
-from w2sg.losses.labels import (
+from w2sg.losses import (
     cace,
     clamp_hard,
     confidence,
@@ -719,9 +719,10 @@ def test_wrong_options_are_named(call, message):
 
 
 def test_examples_in_the_docstrings():
-    result = doctest.testmod(losses.labels)
-    assert result.failed == 0
-    assert result.attempted >= 12
+    modules = losses.adaptive, losses.divergences, losses.labels, losses.marks
+    results = [doctest.testmod(module, extraglobs={"torch": torch}) for module in modules]
+    assert [result.failed for result in results] == [0] * 4
+    assert sum(result.attempted for result in results) >= 21
 
 
 # -- conf/loss --------------------------------------------------------------------------------------------------------

@@ -370,7 +370,7 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
 
 def _hard_label_problems(loss: Any) -> list[str]:
     """What a loss that is marked `w2sg.losses.needs_soft_labels` says to hard labels."""
-    from w2sg.losses.labels import takes_hard_labels
+    from w2sg.losses import takes_hard_labels
 
     target = loss.get("_target_") if isinstance(loss, dict) else None
     try:

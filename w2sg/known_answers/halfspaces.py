@@ -11,7 +11,7 @@ import torch
 from w2sg.data.table import Table
 from w2sg.known_answers.bench import Bench, linear
 from w2sg.known_answers.result import Findings, Line, Panel
-from w2sg.losses.labels import cross_entropy, hard_logits
+from w2sg.losses import cross_entropy, hard_logits
 from w2sg.metrics import intervals as statistics
 from w2sg.metrics import labels as metrics
 from w2sg.training.label_modules import SoftLabelModule

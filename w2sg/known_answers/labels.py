@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from w2sg.data import audit, noise
 from w2sg.known_answers.bench import Bench, Kept, linear
 from w2sg.known_answers.result import Findings, Line, Panel
-from w2sg.losses.labels import cross_entropy, hard_logits
+from w2sg.losses import cross_entropy, hard_logits
 from w2sg.metrics import intervals as statistics
 from w2sg.metrics import labels as metrics
 from w2sg.metrics import theory as diagnostics

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from w2sg.config.schema import FitOptions
 from w2sg.data.loading import Batch
 from w2sg.errors import TrainingError
-from w2sg.losses.labels import cross_entropy, hard_logits, needs_whole_batch
+from w2sg.losses import cross_entropy, hard_logits, needs_whole_batch
 from w2sg.store.shards import Found
 from w2sg.training.sharding import shard
 
