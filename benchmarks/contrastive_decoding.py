@@ -222,11 +222,9 @@ def make_task(args: argparse.Namespace) -> Task:
 def model_source(name: str) -> Source:
     """A file of conf/model, a folder or a hub id, to be used whole."""
     known = CONF / f"{name}.yaml"
-    spec = OmegaConf.load(CONF / "_base.yaml")
-    spec = OmegaConf.merge(spec, OmegaConf.load(known) if known.is_file() else {"name": name})
-    spec = OmegaConf.to_container(OmegaConf.merge(spec, {"train": "full", "layer": None, "candidates": None}))
+    spec = OmegaConf.to_container(OmegaConf.load(known)) if known.is_file() else {"name": name}
     spec.pop("defaults", None)
-    return find(ModelConfig.model_validate(spec), "model")
+    return find(ModelConfig.model_validate(spec | {"train": "full", "layer": None, "candidates": None}), "model")
 
 
 def read(path: str | None, count: int, encode: Callable | None, vocabulary: int | None) -> list[np.ndarray]:

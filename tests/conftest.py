@@ -167,6 +167,13 @@ def compose(*overrides: str, name: str = "train"):
         return hydra_compose(name, overrides=list(overrides))
 
 
+def conf_node(file: str) -> dict:
+    """The plain values of a file of conf/, as ``dataset/local``, with the defaults that it stands on."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(compose(name=file))[file.partition("/")[0]]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the most slow tests first, so that no worker is left with one of them at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, compose
+from conftest import ROOT, compose, conf_node
 
 from w2sg.config.check import check
 
@@ -136,13 +136,12 @@ def test_a_gguf_base_with_adapters_becomes_an_ordinary_model(tmp_path):
 @needs_pairs
 def test_batches_of_real_pairs_waste_little():
     """The promise is 90 % useful tokens at batch 32; words stand for tokens here, the model's own were 93 %."""
-    from omegaconf import OmegaConf
 
     from w2sg.data.rows import epoch_plan, pack
     from w2sg.data.splits import load_tables
     from w2sg.models.heads import HashedWords
 
-    options = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "dataset" / "hh_rlhf.yaml")) | {"path": str(HH)}
+    options = conf_node("dataset/hh_rlhf") | {"path": str(HH)}
     rows = pack(load_tables(options, 0).transfer.texts, HashedWords(30000), 512)
     padded = sum(len(b) * rows.lengths[b].max() for b in epoch_plan(rows.lengths, 32, 0, 0))
     assert rows.useful.sum() / padded > 0.9

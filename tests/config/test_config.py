@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -14,12 +15,17 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from w2sg.config import schema
+from w2sg.config import Options, schema
+from w2sg.config import options as text_options
 from w2sg.config.check import CONF, build, check, check_evaluate, fit_options, function_identity, register, run_name
-from w2sg.config.schema import Strict, TrainConfig
+from w2sg.config.option import defaults_of
+from w2sg.config.schema import TrainConfig
 from w2sg.errors import ConfigError, UserError
+from w2sg.methods.refine import options as refine_options
 from w2sg.models.steps import LEAST, USUAL_WEIGHT
 
 
@@ -100,7 +106,7 @@ def test_evaluate_composes():
 
 
 def test_every_section_refuses_keys_that_it_does_not_know():
-    sections = [c for c in vars(schema).values() if isinstance(c, type) and issubclass(c, Strict)]
+    sections = [c for c in vars(schema).values() if isinstance(c, type) and issubclass(c, Options)]
     assert len(sections) >= 12
     for section in sections:
         # a loader may have options of its own; they are held against its signature
@@ -110,28 +116,71 @@ def test_every_section_refuses_keys_that_it_does_not_know():
         TrainConfig.model_validate({**plain, "more": 1})
 
 
-GROUPS = ("loss", "method", "refine", "measure", "alignment", "judge", "training", "decoder", "dataset")
+GROUPS = ("model", "dataset", "training", "trainer", "logger", "method", "refine", "measure", "alignment", "judge")
+FILES = [f"{group}/{file.stem}" for group in (*GROUPS, "decoder", "loss") for file in (CONF / group).glob("*.yaml")]
+IDENTITY = {"_target_", "_partial_", "kind", "name", "path"}  # said in each file, also where it is the default
 
 
-@pytest.mark.parametrize(
-    "file",
-    ["train", "decode", "evaluate", "model/_base", "trainer/auto", *(f"logger/{n}" for n in names("logger"))]
-    + [f"{group}/{name}" for group in GROUPS for name in names(group)],
-)
-def test_every_key_has_a_comment(file):
-    """On its line, on the line above, or where the same key stands first in the file."""
-    commented, bare, above, section = set(), [], False, ""
-    for line in (CONF / f"{file}.yaml").read_text().splitlines():
-        match = re.match(r" *([\w-]+):", line)
-        if match and not line.startswith(" "):
-            section = match[1]
-        if match and section not in {"hydra", "defaults"}:
-            if above or "#" in line:
-                commented.add(match[1])
-            elif match[1] not in commented:
-                bare.append(match[1])
-        above = line.lstrip().startswith("#")
-    assert not bare
+def values(file):
+    """What a file of conf/ says itself, and the files that it stands on."""
+    content = yaml.safe_load((CONF / f"{file}.yaml").read_text()) or {}
+    return content, [base for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
+
+
+def beneath(file):
+    """The defaults that a file stands on, as Hydra lays them over each other; None where some are in files alone."""
+    defaults = {}
+    for base in values(file)[1]:
+        if base.startswith("/options/"):
+            path, _, package = base.removeprefix("/options/").partition("@")
+            below = defaults_of(resolve_name(path))
+            defaults |= below if package == "_here_" else {package: below}
+        else:
+            group = file.rpartition("/")[0]
+            defaults = OmegaConf.to_container(
+                OmegaConf.merge(defaults, beneath(f"{group}/{base}"), values(f"{group}/{base}")[0])
+            )
+    return defaults
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_chooses_what_differs_and_comments_what_python_does_not_know(file):
+    """A default stands in Python alone, with its help: a key has another value here, or is a loader's and commented."""
+    own, known, lines = values(file)[0], beneath(file), (CONF / f"{file}.yaml").read_text().splitlines()
+    for key, value in own.items():
+        if key in known:
+            assert key in IDENTITY or value != known[key], f"{key} is {value} anyway"
+        elif key not in IDENTITY:
+            (place,) = [k for k, line in enumerate(lines) if line.startswith(f"{key}:")]
+            assert "#" in lines[place] or lines[place - 1].startswith("#"), key
+
+
+def test_every_option_has_a_help():
+    """What stands in docs/options.md; `kind` chooses a class, whose name says what it is."""
+    kinds = {
+        cls for module in (schema, text_options, refine_options) for cls in vars(module).values() if is_options(cls)
+    }
+    assert len(kinds) > 30
+    bare = {f"{cls.__name__}.{name}" for cls in kinds for name, f in cls.model_fields.items() if not f.description}
+    assert {name for name in bare if not name.endswith(".kind")} == set()
+
+
+def is_options(cls):
+    return isinstance(cls, type) and issubclass(cls, Options) and cls is not Options
+
+
+def test_a_key_that_no_file_lists_is_typed_without_a_plus():
+    cfg = compose("method=cong", "weak=gpt2", "strong=gpt2", "method.sft.lr.full=3e-5", "weak.lora.r=4", "seed=3")
+    assert (cfg.method.sft.lr.full, cfg.weak.lora.r, cfg.strong.lora.r, cfg.seed) == (3e-5, 4, 16, 3)
+    with pytest.raises(ConfigCompositionException):
+        compose("weak.lora.rank=4")
+
+
+def test_defaults_of_what_is_not_there_are_an_error(tmp_path):
+    register()
+    (tmp_path / "train.yaml").write_text("defaults:\n  - /options/w2sg.nothing.Here@_here_\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"), pytest.raises(OSError, match=r"no w2sg\.nothing"):
+        hydra_compose("train")
 
 
 def test_every_file_says_what_it_is_and_lists_its_keys_once():

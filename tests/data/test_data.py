@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, compose, make_pairs, write_jsonl
+from conftest import ROOT, compose, conf_node, make_pairs, write_jsonl
 from omegaconf import OmegaConf
 
 from w2sg.data import audit, sources, splits
@@ -36,7 +36,7 @@ NONE = {"kind": "none", "rate": 0.0, "shrink": -1.0, "rates": None}
 
 def node(name: str, **changes) -> dict:
     """A dataset node of conf/dataset; all there is unless sizes are given."""
-    options = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    options = conf_node(f"dataset/{name}")
     return {**options, "sizes": ALL, **changes}
 
 
@@ -766,7 +766,7 @@ def test_a_split_file_without_a_usable_row(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in CONF.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONF.glob("[!_]*.yaml")))
 def test_every_dataset_composes(name):
     config = OmegaConf.to_container(compose(f"dataset={name}", "dataset.path=somewhere").dataset)
     assert config["name"] == name

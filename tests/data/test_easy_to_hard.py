@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from conftest import ROOT, compose, make_pairs, write_jsonl
-from omegaconf import OmegaConf
+from conftest import compose, conf_node, make_pairs, write_jsonl
 
 from w2sg.config.check import ConfigError, check
 from w2sg.data.splits import load_tables
@@ -21,7 +20,7 @@ def rows(count: int = 60, **changes) -> list[dict]:
 
 
 def load(path, sizes=None, **difficulty):
-    options = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/dataset/local.yaml"))
+    options = conf_node("dataset/local")
     options |= {"path": str(path), "sizes": sizes or dict.fromkeys(SPLITS), "difficulty": LEVEL | difficulty}
     return load_tables(options, 0)
 

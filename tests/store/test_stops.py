@@ -21,7 +21,6 @@ from test_training import examples, options
 
 from w2sg import losses, stops
 from w2sg.cli.launch import readable_errors
-from w2sg.config.check import CONF
 from w2sg.config.schema import TrainerConfig
 from w2sg.models.heads import BagOfWords
 from w2sg.store import store as stores
@@ -36,10 +35,7 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIG
 
 
 def devices(**changes) -> Devices:
-    from omegaconf import OmegaConf
-
-    node = OmegaConf.to_container(OmegaConf.load(CONF / "trainer" / "auto.yaml"))
-    node |= {"accelerator": "cpu", "progress_bar": False, "eval_tokens": 256}
+    node = {"accelerator": "cpu", "progress_bar": False, "eval_tokens": 256}
     return Devices(TrainerConfig.model_validate(node | changes))
 
 

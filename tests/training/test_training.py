@@ -11,7 +11,6 @@ import torch
 
 from w2sg import losses
 from w2sg.cli.launch import readable_errors
-from w2sg.config.check import CONF
 from w2sg.config.schema import FitOptions, TrainerConfig
 from w2sg.data.loading import Examples, Features, StageData
 from w2sg.data.rows import pack
@@ -55,10 +54,7 @@ def soft(loss):
 
 
 def devices(**changes) -> Devices:
-    from omegaconf import OmegaConf
-
-    node = OmegaConf.to_container(OmegaConf.load(CONF / "trainer" / "auto.yaml"))
-    node |= {"accelerator": "cpu", "progress_bar": False}
+    node = {"accelerator": "cpu", "progress_bar": False}
     return Devices(TrainerConfig.model_validate(node | changes))
 
 

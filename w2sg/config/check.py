@@ -55,7 +55,10 @@ def register(conf: Path = CONF, users: Path | None = None) -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    from w2sg.config.defaults_source import register_defaults
+
     plugins.use(users)
+    register_defaults()
     store = ConfigStore.instance()
     for model in sorted({*plugins.files("model"), *(file.stem for file in (conf / "model").glob("[!_]*.yaml"))}):
         for role in ("weak", "strong"):

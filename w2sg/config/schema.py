@@ -9,12 +9,9 @@ import importlib.util
 import re
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveInt
+from pydantic import ConfigDict, PositiveInt
 
 from w2sg.config.option import Options, option
-
-Fraction = Field(ge=0.0, le=1.0)
-
 
 Strict = Options  # its name in earlier versions
 
@@ -23,47 +20,77 @@ OWN_CHAT = {"chat_template": None, "chat_template_kwargs": None, "thoughts": "st
 
 
 class LoraOptions(Options):
-    r: PositiveInt
-    alpha: PositiveInt
-    dropout: float = Fraction
-    targets: str | list[str]
+    """Low-rank adapters."""
+
+    r: PositiveInt = option(16, "rank of the adapters")
+    alpha: PositiveInt = option(32, "they are scaled by alpha / r")
+    dropout: float = option(0.0, "on what enters an adapter", ge=0.0, le=1.0)
+    targets: str | list[str] = option("all-linear", "the layers that get one: all-linear, or names as [q_proj,v_proj]")
 
 
 class BowOptions(Options):
-    buckets: PositiveInt
+    """A bag of hashed words."""
+
+    buckets: PositiveInt = option(32768, "hashed words: the width of its one layer")
 
 
 class ModelConfig(Options):
-    """One model in one role; see the comments in conf/model/_base.yaml."""
+    """One model in one role: strong.lr=5e-6, weak.train=head, ..."""
 
-    name: str
-    revision: str | None
-    untuned: str | None
-    arch: Literal["hf", "bow"]
-    train: Literal["full", "lora", "head"]
-    head: Literal["linear", "mixture"]
-    head_weights: Literal["kept", "fresh"]
-    experts: PositiveInt
-    layer: PositiveInt | Literal["auto"] | None
-    candidates: list[PositiveInt] | None
-    layers: PositiveInt | None
-    quantise: int | None = Field(ge=2, le=8)
-    max_length: PositiveInt
-    dtype: Literal["float32", "bfloat16"]
-    attention: Literal["sdpa", "eager", "flash_attention_2"]
-    dropout: float = Fraction
-    gradient_checkpointing: bool
-    share_prompt: bool
-    micro_batch: PositiveInt | None
-    lr: float | None = Field(gt=0)
-    epochs: PositiveInt | None
-    random_init: bool
-    trust_remote_code: bool
-    chat_template: str | None
-    chat_template_kwargs: dict[str, Any] | None
-    thoughts: Literal["strip", "keep", "refuse"]
-    lora: LoraOptions
-    bow: BowOptions
+    name: str = option(..., "hub id, folder, .gguf file, or package:<module>/<file>")
+    untuned: str | None = option(None, "weak, method=cong: this model before its alignment; null aligns it in the run")
+    revision: str | None = option(
+        None, "hub branch, tag or commit; null is main (the commit that it was counts in cache keys)"
+    )
+    arch: Literal["hf", "bow"] = option("hf", "hf: a transformers decoder | bow: a bag of hashed words, no download")
+    train: Literal["full", "lora", "head"] = option(
+        "full", "full: every weight | lora: adapters | head: last layer only, on cached features"
+    )
+    head: Literal["linear", "mixture"] = option(
+        "linear", "linear | mixture (train=head): a convex mixture of fixed linear experts"
+    )
+    head_weights: Literal["kept", "fresh"] = option(
+        "kept", "a reward model's own head, where its weights have one: kept | fresh draws another"
+    )
+    experts: PositiveInt = option(8, "experts of the mixture head")
+    layer: PositiveInt | Literal["auto"] | None = option(
+        None, "train=head: the layer whose states are read; null the last, auto by cross-validation"
+    )
+    candidates: list[PositiveInt] | None = option(
+        None, "layers among which layer=auto chooses, on the ground-truth split"
+    )
+    layers: PositiveInt | None = option(None, "keep only this many blocks of the backbone; null keeps all")
+    quantise: int | None = option(
+        None, "round the pretrained weights to so many bits, 2 to 8: the same model, but weaker", ge=2, le=8
+    )
+    max_length: PositiveInt = option(512, "tokens of a text; longer ones lose their start")
+    dtype: Literal["float32", "bfloat16"] = option(
+        "float32", "float32 | bfloat16: of the weights; the head and the losses are always fp32"
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = option("sdpa", "sdpa | eager | flash_attention_2")
+    dropout: float = option(0.0, "every dropout rate of the backbone; the published runs have none", ge=0.0, le=1.0)
+    gradient_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory, a third more time"
+    )
+    share_prompt: bool = option(
+        True, "one row per pair where the backbone allows it; false gives each text a row of its own"
+    )
+    micro_batch: PositiveInt | None = option(
+        None, "examples per forward and device; null the whole batch. Does not change the result"
+    )
+    lr: float | None = option(None, "learning rate; null: training.<train>.lr", gt=0)
+    epochs: PositiveInt | None = option(None, "passes over the rows; null: training.<train>.epochs")
+    random_init: bool = option(False, "architecture and tokenizer only, with new random weights")
+    trust_remote_code: bool = option(False, "run code from the model's repository")
+    chat_template: str | None = option(None, "file with a jinja chat template, in place of the model's own")
+    chat_template_kwargs: dict[str, Any] | None = option(
+        None, "variables of the chat template, as {enable_thinking: false}"
+    )
+    thoughts: Literal["strip", "keep", "refuse"] = option(
+        "strip", "of reasoning models: strip (replies are what follows a thought) | keep | refuse"
+    )
+    lora: LoraOptions = option(LoraOptions(), "train=lora")
+    bow: BowOptions = option(BowOptions(), "arch=bow")
 
     def rules(self) -> list[str]:
         found = []
@@ -130,19 +157,42 @@ class FitOptions(Optimization):
 
 
 class TrainingConfig(Options):
-    full: FitOptions
-    lora: FitOptions
-    head: FitOptions
-    hard_label_clamp: float | None = Field(gt=0.0, lt=0.5)
-    label_smoothing: float = Field(ge=0.0, lt=1.0)
-    select_on: Literal["weak", "gold"]
+    """How models are trained: what holds for all, then by mode (weak.train, strong.train)."""
+
+    full: FitOptions = option(FitOptions(), "every weight")
+    lora: FitOptions = option(FitOptions(lr=2e-4, epochs=2, warmup=0.03, clip=1.0), "low-rank adapters")
+    # The penalty is for a few hundred weak labels and hundreds of features. It was chosen once by cross-validation on
+    # 800 review pairs, judged by gold labels: student .64 without it, .75 with it; ceiling .86 and .87.
+    head: FitOptions = option(
+        FitOptions(lr=1e-3, epochs=20, optimizer="adam", weight_decay=0.5),
+        "the last layer alone, on cached features",
+    )
+    hard_label_clamp: float | None = option(
+        0.001,
+        "hard labels (0 or 1) have infinite reverse losses: they are pulled to [c, 1-c] (arXiv 2502.11107: 0.001), "
+        "counted and reported; null refuses them",
+        gt=0.0,
+        lt=0.5,
+    )
+    label_smoothing: float = option(0.0, "smooths the labels that a student trains on: w(1-e) + e/C", ge=0.0, lt=1.0)
+    select_on: Literal["weak", "gold"] = option(
+        "weak",
+        "labels that early stopping and model selection look at; gold leaks ground truth, which the report says",
+    )
 
 
 class NoiseConfig(Options):
-    kind: Literal["none", "flip", "shrink", "hard_flip", "class_conditional"]
-    rate: float = Fraction
-    shrink: float = Field(ge=-1.0, le=1.0)
-    rates: list[float] | None
+    """Noise on the labels that the student trains on.
+
+    Which rows are hit depends on (seed, row id), so the rows at rate 0.1 are a subset of those at 0.2.
+    """
+
+    kind: Literal["none", "flip", "shrink", "hard_flip", "class_conditional"] = option(
+        "none", "none | flip | shrink | hard_flip | class_conditional"
+    )
+    rate: float = option(0.0, "share of rows that are hit", ge=0.0, le=1.0)
+    shrink: float = option(-1.0, "kind=shrink: w becomes 1/C + shrink (w - 1/C)", ge=-1.0, le=1.0)
+    rates: list[float] | None = option(None, "kind=class_conditional: one rate for each class of label")
 
     def rules(self) -> list[str]:
         found = []
@@ -161,20 +211,28 @@ class NoiseConfig(Options):
 
 
 class Sizes(Options):
-    ground_truth: PositiveInt | None
-    transfer: PositiveInt | None
-    test: PositiveInt | None
+    """Examples per split; null takes all there are."""
+
+    ground_truth: PositiveInt | None = option(None, "trains the weak model")
+    transfer: PositiveInt | None = option(None, "is labelled by the weak model, and trains the student")
+    test: PositiveInt | None = option(None, "measures")
 
 
 class ZeroShotConfig(Options):
-    question: str
-    answers: list[str] = Field(min_length=2)
+    """What the untrained strong model is asked after each text, for its zero-shot score."""
+
+    question: str = option(..., "comes after the text")
+    answers: list[str] = option(..., "pairs: the worse, the better; classes: one for each", min_length=2)
 
 
 class Difficulty(Options):
-    column: str
-    most: float = Field(allow_inf_nan=False)
-    easy: list[Literal["ground_truth", "transfer", "test"]] = Field(min_length=1)
+    """Easy to hard: some splits get the easy rows, the others the hard ones."""
+
+    column: str = option(..., "the column with each row's difficulty, a number")
+    most: float = option(..., "rows of at most this are easy", allow_inf_nan=False)
+    easy: list[Literal["ground_truth", "transfer", "test"]] = option(
+        ..., "splits that get the easy rows, as [ground_truth, transfer]", min_length=1
+    )
 
     def rules(self) -> list[str]:
         if len(set(self.easy)) != len(self.easy) or len(self.easy) == 3:
@@ -203,18 +261,34 @@ class DatasetConfig(Options):
         extra="allow"
     )  # added to that of Strict: a loader may have options of its own; `check` binds them to it
 
-    name: str
-    target: str = Field(alias="_target_")
-    path: str | None
-    subset: str | None
-    revision: str | None
-    sizes: Sizes
-    split_seed: int
-    strict: bool
-    max_chars: PositiveInt | None
-    difficulty: Difficulty | None
-    zero_shot: ZeroShotConfig | None
-    noise: NoiseConfig
+    name: str = option(..., "names the rows in reports")
+    target: str = option(
+        ...,
+        "the loader: a function (path, subset, revision) -> w2sg.data.sources.Source; other keys go to it as options",
+        alias="_target_",
+    )
+    path: str | None = option(
+        ...,
+        "a hub id, a folder or a file (.jsonl .jsonl.gz .json .csv .parquet); a folder with ground_truth, transfer and "
+        "test files gives the three splits as they are; null reads an installed package",
+    )
+    subset: str | None = option(None, "one of the hub's configurations of the dataset, where it has several")
+    revision: str | None = option(None, "branch, tag or commit on the hub")
+    sizes: Sizes = option(Sizes(), "examples per split; null takes all there are")
+    split_seed: int = option(
+        0, "decides which prompts go to which split; which of two replies is first is decided by seed"
+    )
+    strict: bool = option(False, "true refuses a bad row instead of dropping and counting it")
+    max_chars: PositiveInt | None = option(
+        40000, "longer texts are dropped and counted, whatever the tokenizer; null keeps them all"
+    )
+    difficulty: Difficulty | None = option(
+        None, "{column: level, most: 3, easy: [ground_truth, transfer]} gives these splits the easy rows; null does not"
+    )
+    zero_shot: ZeroShotConfig | None = option(
+        None, "what the untrained strong model is asked after each text, for its zero-shot score; null asks nothing"
+    )
+    noise: NoiseConfig = option(NoiseConfig(), "noise on the labels that the student trains on")
 
     def rules(self) -> list[str]:
         columns = (self.model_extra or {}).get("columns")
@@ -228,15 +302,25 @@ class DatasetConfig(Options):
 
 
 class TrainerConfig(Options):
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
-    devices: int | str
-    num_nodes: PositiveInt
-    strategy: Literal["auto", "ddp", "fsdp"]
-    precision: Literal["32-true", "bf16-mixed"]
-    checkpoint_minutes: float = Field(ge=0)
-    eval_tokens: PositiveInt | None
-    progress_bar: bool
-    deterministic: bool
+    """Devices, precision and progress."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = option(
+        "auto", "auto: a GPU where there is one, else the CPU | cpu | gpu (the same as cuda) | mps | tpu"
+    )
+    devices: int | str = option(1, "devices per node; -1 takes all")
+    num_nodes: PositiveInt = option(1, "machines; start the same command on each, with torchrun or SLURM")
+    strategy: Literal["auto", "ddp", "fsdp"] = option("auto", "auto | ddp | fsdp")
+    precision: Literal["32-true", "bf16-mixed"] = option(
+        "32-true", "32-true | bf16-mixed (matrix products in bf16, weights in fp32); part of cache keys"
+    )
+    checkpoint_minutes: float = option(
+        10, "between checkpoints inside a stage; a killed run continues from the last one", ge=0
+    )
+    eval_tokens: PositiveInt | None = option(
+        None, "padded tokens per forward when nothing is trained; null: 2048 on a CPU, 65536 on a GPU"
+    )
+    progress_bar: bool = option(True, "shown on a terminal only")
+    deterministic: bool = option(False, "true asks torch for deterministic kernels (slower on a GPU)")
 
     def rules(self) -> list[str]:
         devices = self.devices
@@ -248,13 +332,19 @@ class TrainerConfig(Options):
 
 
 class LoggerConfig(Options):
-    kind: Literal["none", "csv", "tensorboard", "wandb"]
-    project: str | None
-    entity: str | None
-    mode: Literal["online", "offline", "disabled"] | None
-    group: str | None
-    tags: list[str]
-    every: PositiveInt
+    """Where the curves of training go."""
+
+    kind: Literal["none", "csv", "tensorboard", "wandb"] = option("csv", "none | csv | tensorboard | wandb")
+    project: str | None = option(None, "W&B project; null: WANDB_PROJECT, or w2sg")
+    entity: str | None = option(None, "W&B team or user; null: WANDB_ENTITY, or your default")
+    mode: Literal["online", "offline", "disabled"] | None = option(
+        None, "W&B: online | offline (no network) | disabled; null: WANDB_MODE, or online"
+    )
+    group: str | None = option(
+        None, "W&B group; null: WANDB_RUN_GROUP, or dataset and models: losses and seeds together"
+    )
+    tags: list[str] = option([], "W&B tags, besides method, dataset and loss")
+    every: PositiveInt = option(10, "optimizer steps between points of a curve")
 
     def rules(self) -> list[str]:
         needs = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}.get(self.kind, ())
@@ -267,44 +357,65 @@ class LoggerConfig(Options):
 class TrainConfig(Options):
     """A whole run, as composed from conf/train.yaml, or from conf/decode.yaml where a decoder is measured."""
 
-    method: dict[str, Any]
-    decoder: dict[str, Any] | None
-    refine: dict[str, Any] | None
-    loss: dict[str, Any]
-    weak: ModelConfig
-    strong: ModelConfig
-    dataset: DatasetConfig
-    training: TrainingConfig
-    trainer: TrainerConfig
-    logger: LoggerConfig
-    seed: int = Field(ge=0)
-    out: str
-    store: str
+    method: dict[str, Any] = option(..., "what is done: a function of the run and of options of its own")
+    decoder: dict[str, Any] | None = option(None, "how replies are written, where `evaluate.py decoder=` measures it")
+    refine: dict[str, Any] | None = option(None, "how weak answers are refined, with method=refine")
+    loss: dict[str, Any] = option(..., "what the student minimises: a function of logits, weak logits and progress")
+    weak: ModelConfig = option(..., "the model that labels, or is aligned")
+    strong: ModelConfig = option(..., "the model that learns")
+    dataset: DatasetConfig = option(..., "the rows, and how they are split")
+    training: TrainingConfig = option(TrainingConfig(), "how models are trained on labels")
+    trainer: TrainerConfig = option(..., "devices, precision and progress")
+    logger: LoggerConfig = option(..., "where the curves of training go")
+    seed: int = option(
+        0, "decides ties, label noise, head initialisation, batches and sampling; splits have dataset.split_seed", ge=0
+    )
+    out: str = option("outputs", "runs and their shared stages are written below this folder")
+    store: str = option(..., "stage outputs, shared between runs: the same stage is never computed twice")
 
 
 class EvaluateConfig(Options):
     """What to look at, as composed from conf/evaluate.yaml."""
 
-    runs: str | None
-    store: Literal["list", "why", "prune"] | None
-    export: str | None
-    harness: str | None
-    annotations: str | None
-    of: str | None
-    known_answers: str | None
-    key: str | int | float | None  # the beginning of a hash may read as a number
-    apply: bool
-    system: str | None
-    to: str | None
-    tasks: list[str]
-    limit: PositiveInt | None
-    fewshot: int | None = Field(ge=0)
-    batch_size: PositiveInt | Literal["auto"]
-    chat: bool
-    include: str | None
-    baseline: bool
-    out: str
-    root: str
+    runs: str | None = option(
+        None, "a folder of finished runs: one table, one page, paired tests (summary.html, .csv, .json)"
+    )
+    store: Literal["list", "why", "prune"] | None = option(
+        None, "list: what is in the store | why: what made a stage | prune: remove what no run uses"
+    )
+    export: str | None = option(
+        None, "a finished run, or a stage of the store: write a trained language model for transformers"
+    )
+    harness: str | None = option(
+        None, "the same, or a saved model: lm-evaluation-harness on it (pip install 'w2sg[harness]')"
+    )
+    annotations: str | None = option(
+        None, "annotations.json of the alpaca_eval tool: its preferences as win rates (docs/decoding.md)"
+    )
+    of: str | None = option(
+        None, "annotations: the run whose replies were judged; recognised by instruction and output"
+    )
+    known_answers: str | None = option(
+        None, "all, or one by name: experiments whose answer theory knows (docs/known_answers.md)"
+    )
+    # the beginning of a hash may read as a number
+    key: str | int | float | None = option(None, "store=why: a stage, or the beginning of its name or hash")
+    apply: bool = option(False, "store=prune: true removes; false is a dry run")
+    system: str | None = option(None, "export, harness: which model of the run: base, weak, cong-s, cong, ...")
+    to: str | None = option(
+        None, "export: the new folder; harness, annotations: where their file goes if not beside what is read"
+    )
+    tasks: list[str] = option([], "harness: its names of tasks or groups, as [arc_easy,gsm8k]")
+    limit: PositiveInt | None = option(None, "harness: examples per task; null is all of them")
+    fewshot: int | None = option(None, "harness: examples before each question; null is the task's own number", ge=0)
+    batch_size: PositiveInt | Literal["auto"] = option(8, "harness: requests at a time; auto finds what fits on a GPU")
+    chat: bool = option(False, "harness: ask through the model's chat template")
+    include: str | None = option(
+        None, "harness: a folder of task files (YAML) of your own; needs no network if its data is local"
+    )
+    baseline: bool = option(False, "harness: also evaluate the model before its training, and print the difference")
+    out: str = option("outputs", "the folder that runs were written to")
+    root: str = option(..., "the store itself, where it was given another place")
 
     def rules(self) -> list[str]:
         doing = ("runs", "store", "export", "harness", "annotations", "known_answers")

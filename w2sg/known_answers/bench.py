@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from w2sg.config.check import CONF
-from w2sg.config.schema import FitOptions, TrainerConfig
+from w2sg.config.option import defaults_of
+from w2sg.config.schema import DatasetConfig, FitOptions, TrainerConfig
 from w2sg.data.loading import Examples, Features
 from w2sg.data.splits import Tables, load_tables
 from w2sg.models.heads import LinearHead
@@ -111,11 +110,8 @@ class Bench:
     """
 
     def __init__(self, folder: Path):
-        node = OmegaConf.merge(*(OmegaConf.load(CONF / "trainer" / f"{name}.yaml") for name in ("auto", "cpu")))
-        settings = OmegaConf.to_container(node) | {"progress_bar": False}
-        settings.pop("defaults")
         self.folder = folder
-        self.devices = Devices(TrainerConfig.model_validate(settings))
+        self.devices = Devices(TrainerConfig(accelerator="cpu", progress_bar=False))
         self.stages = Stages(Store(folder / "store"), self.devices, lambda _: None, 10.0, curve_every=1)
 
     def fit(
@@ -164,8 +160,8 @@ class Bench:
 
     def tables(self, path: Path, sizes: dict[str, int | None]) -> Tables:
         """The splits of a file of labelled rows, or of a folder with one file for each split."""
-        node = OmegaConf.to_container(OmegaConf.load(CONF / "dataset" / "local.yaml"))
-        return load_tables(node | {"path": str(path), "sizes": sizes}, seed=0)
+        node = {"name": "local", "_target_": "w2sg.data.sources.local", "path": str(path), "sizes": sizes}
+        return load_tables(defaults_of(DatasetConfig) | node, seed=0)
 
 
 def _ids(features: Tensor) -> list[str]:

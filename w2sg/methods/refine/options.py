@@ -1,4 +1,4 @@
-"""What may stand in conf/refine and in conf/method/refine.yaml; defaults live there, each with a comment."""
+"""Options of method=refine: the kinds of refinement (conf/refine), and what belongs to all of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from w2sg.config.option import Options, option
 from w2sg.config.options import PlainSampling
-from w2sg.config.schema import Strict
 
 Rule = Literal["batch_loo", "fixed", "random", "knn", "high_confidence"]
 
@@ -37,14 +37,20 @@ def template_problems(name: str, template: str, needs: set[str]) -> list[str]:
     return []
 
 
-class Acceptance(Strict):
+class Acceptance(Options):
     """What a refined answer must pass, and what becomes of a question whose answer does not."""
 
-    concept: float | None
-    consistency: PositiveInt | None
-    fallback: Literal["drop", "weak", "resample"]
-    resamples: PositiveInt
-    temperature: float = Field(gt=0.0)
+    concept: float | None = option(None, "its concept score must be above this (method.concept); null does not ask")
+    consistency: PositiveInt | None = option(
+        None, "so many of the answers to the question must agree with it (self-consistency); null does not ask"
+    )
+    fallback: Literal["drop", "weak", "resample"] = option(
+        "drop",
+        "a question without an accepted answer: drop leaves it out | weak teaches its weak answer | resample draws "
+        "again, and leaves it out if that fails, too",
+    )
+    resamples: PositiveInt = option(4, "fallback=resample: how often")
+    temperature: float = option(1.0, "fallback=resample: at this temperature", gt=0.0)
 
     def rules(self) -> list[str]:
         if self.fallback != "drop" and not self.tests:
@@ -57,17 +63,24 @@ class Acceptance(Strict):
         return self.concept is not None or self.consistency is not None
 
 
-class Rewriting(Strict):
+class Rewriting(Options):
     """How the strong model rewrites answers, whatever stands in its context."""
 
-    samples: PositiveInt
-    temperature: float = Field(ge=0.0)
-    top_k: NonNegativeInt
-    top_p: float = Field(gt=0.0, le=1.0)
-    max_new_tokens: PositiveInt
-    query: str
-    stop: list[str]
-    accept: Acceptance
+    samples: PositiveInt = option(1, "answers to each context; with combine=none a student is trained on all of them")
+    temperature: float = option(0.0, "sampling temperature; 0 is greedy, as in the authors' code", ge=0.0)
+    top_k: NonNegativeInt = option(0, "tokens to choose from; 0 is all")
+    top_p: float = option(
+        1.0, "nucleus sampling: probability that the tokens to choose from have together", gt=0.0, le=1.0
+    )
+    max_new_tokens: PositiveInt = option(
+        256, "an answer that reaches this is cut off, and nobody is taught to end there; contexts leave room for it"
+    )
+    query: str = option("Question: {question}\nAnswer:", "the question that is asked")
+    stop: list[str] = option(
+        ["\n\nQuestion:", "\nQuestion:"],
+        "texts that end an answer where they appear: a base model goes on with the next question",
+    )
+    accept: Acceptance = option(Acceptance(), "what an answer must pass before it is taught")
 
     def decoding(self, sampling: PlainSampling) -> PlainSampling:
         """The run's way of sampling, with what is decided here."""
@@ -94,13 +107,27 @@ class Rewriting(Strict):
 class InContext(Rewriting):
     """A context of exemplars."""
 
-    batch_size: int = Field(ge=2)
-    exemplars: Rule
-    fixed: list[str] | None
-    include_self: bool
-    contexts: PositiveInt
-    combine: Literal["none", "vote", "product"]
-    exemplar: str
+    batch_size: int = option(
+        5, "questions of a batch, as in the paper; each is answered after the n = batch_size - 1 others", ge=2
+    )
+    exemplars: Rule = option(
+        "batch_loo",
+        "batch_loo: the others of the batch | fixed: the same for all | random: drawn for each question | knn: the "
+        "most similar questions (tf-idf) | high_confidence: the answers that the weak model was surest of",
+    )
+    fixed: list[str] | None = option(
+        None, "exemplars=fixed: ids of questions as refined.parquet has them; null takes the first"
+    )
+    include_self: bool = option(False, "true shows the question's own weak answer among the exemplars")
+    contexts: PositiveInt = option(
+        1, "m: contexts of n exemplars each, disjoint; more than one need a rule that combines their answers"
+    )
+    combine: Literal["none", "vote", "product"] = option(
+        "none",
+        "none | vote: the most common answer | product: the answer with the highest sum_j log p(y | context_j, x) - "
+        "(m - 1) log p(y | x), so that m contexts of n count as one of m n; both choose among contexts x samples",
+    )
+    exemplar: str = option("Question: {question}\nAnswer: {answer}\n\n", "an exemplar in a context")
 
     @property
     def count(self) -> int:
@@ -128,17 +155,27 @@ class InContext(Rewriting):
 class Icl(InContext):
     """Exemplars, then the question: posterior sampling of the concept (Algorithm 1)."""
 
-    kind: Literal["icl"]
-    placement: Literal["system", "user"]
+    kind: Literal["icl"] = "icl"
+    placement: Literal["system", "user"] = option(
+        "system", "where the exemplars stand: system | user; a model without a chat template reads both as text"
+    )
 
 
 class Iar(InContext):
     """Exemplars, the concept in one sentence, then the question with that sentence alone (Algorithm 2)."""
 
-    kind: Literal["iar"]
-    infer: str
-    system: str
-    concept_tokens: PositiveInt
+    kind: Literal["iar"] = "iar"
+    include_self: bool = option(
+        True,
+        "true shows the whole batch, as the authors do: one sentence for all its questions; false leaves each "
+        "question's own weak answer out of what its sentence is inferred from",
+    )
+    infer: str = option(
+        "{exemplars}\n\nAll these answers are given in one style. Name it in one sentence. The used style is:",
+        "what is asked about the exemplars",
+    )
+    system: str = option("Answer in this style: {concept}", "the system message that the sentence becomes")
+    concept_tokens: PositiveInt = option(64, "tokens of the sentence, which is always the likeliest")
 
     def rules(self) -> list[str]:
         found = template_problems("infer", self.infer, {"exemplars"})
@@ -148,31 +185,48 @@ class Iar(InContext):
 class Improve(Rewriting):
     """The strong model is asked to improve a question's own weak answer; no exemplars."""
 
-    kind: Literal["improve"]
-    improve: str
+    kind: Literal["improve"] = "improve"
+    samples: PositiveInt = option(1, "improved answers to each question; a student is trained on all of them")
+    improve: str = option(
+        "Question: {question}\nAnswer: {answer}\n\nWrite a better answer in the same style. Better answer:",
+        "what is asked",
+    )
+    query: str = option(
+        "Question: {question}\nAnswer:",
+        "the question where there is no answer to improve: for the strong model's own labels",
+    )
 
     def rules(self) -> list[str]:
         return super().rules() + template_problems("improve", self.improve, {"question", "answer"})
 
 
-class Unrefined(Strict):
+class Unrefined(Options):
     """The weak answers as they are."""
 
-    kind: Literal["none"]
+    kind: Literal["none"] = "none"
 
 
 Refine = Annotated[Icl | Iar | Improve | Unrefined, Field(discriminator="kind")]
 
 
-class Axis(Strict):
+class Axis(Options):
     """How one property of an answer is measured."""
 
-    kind: Literal["none", "exact", "number", "choice", "f1", "regex", "reward", "llm"]
-    pattern: str | None
-    unit: Literal["reply", "sentence", "word"]
-    model: str | None
-    ask: str
-    max_length: PositiveInt
+    kind: Literal["none", "exact", "number", "choice", "f1", "regex", "reward", "llm"] = option(
+        "none",
+        "none | exact (all words) | number (the last, or that after ####) | choice (the letter) | f1 (words in common "
+        "with the right answer) | regex | reward (the judge) | llm (a language model rates it)",
+    )
+    pattern: str | None = option(None, "kind=regex: what is looked for; letters match in both cases")
+    unit: Literal["reply", "sentence", "word"] = option(
+        "reply", "kind=regex: the share of what that has it: reply | sentence | word"
+    )
+    model: str | None = option(None, "kind=llm: a hub id or folder of the language model that rates")
+    ask: str = option(
+        "Question: {question}\nAnswer: {answer}\n\nRated from 1 (not at all) to 5 (entirely), its style is a",
+        "kind=llm: what it is asked; {question}, {answer} and {gold} are filled in, and the number comes next",
+    )
+    max_length: PositiveInt = option(2048, "kind=llm: tokens of what it is asked")
 
     @property
     def needs_gold(self) -> bool:
@@ -201,19 +255,24 @@ class Axis(Strict):
         return found
 
 
-class RefineEvaluation(Strict):
+class RefineEvaluation(Options):
     """What is measured, on the test split."""
 
-    prompts: PositiveInt
-    examples: NonNegativeInt
+    prompts: PositiveInt = option(500, "test prompts that each system answers")
+    examples: NonNegativeInt = option(6, "prompts whose answers stand on the page")
 
 
-class LabelWords(Strict):
+class LabelWords(Options):
     """How the strong model is asked for the label of a text, or of two."""
 
-    question: str | None
-    words: list[str] | None
-    exemplar_tokens: PositiveInt
+    question: str | None = option(
+        None,
+        "comes after a text: dataset.zero_shot.question where it is null; pairs are shown as A and B, and asked this",
+    )
+    words: list[str] | None = option(
+        None, 'one word for each label: dataset.zero_shot.answers where it is null; for pairs " A" and " B"'
+    )
+    exemplar_tokens: PositiveInt = option(256, "tokens that a text may have in a context; longer ones lose their start")
 
     def rules(self) -> list[str]:
         if self.words is not None and len(set(self.words)) < max(2, len(self.words)):
