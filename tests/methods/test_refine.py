@@ -801,7 +801,8 @@ def test_methods_that_need_labels_refuse_questions(arguments, questions, tmp_pat
         config = check(compose(*typed, *more, *(["weak=gpt2"] if "method=cong" in more else [])))
         config.weak.name = str(config.strong.name)
         with pytest.raises(UserError, match=r"questions with answers and no labels.*use method=refine"):
-            Run(config, tmp_path / "run")
+            run_method(config, tmp_path / "run", [])
+        assert not list((tmp_path / "store").glob("*-*"))  # before any work
 
 
 # -- labels -----------------------------------------------------------------------------------------------------------

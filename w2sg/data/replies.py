@@ -130,7 +130,12 @@ class ReplyPairs:
 
 
 def gold_pairs(table: Table) -> ReplyPairs:
-    """The pairs of a table, the preferred reply chosen."""
+    """The pairs of a table, the preferred reply chosen.
+
+    Raises:
+        UserError: its rows are no pairs.
+    """
+    table.needs_labels(pairs=True)
     sides = []
     better = np.where(table.labels == 0, table.first, 1 - table.first)
     key = {"gold": table.label_hash()}

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from w2sg.data.messages import Dialogue
+from w2sg.errors import UserError
 
 
 def digest(*parts: str) -> str:
@@ -80,6 +81,23 @@ class Table:
     @cached_property
     def _content(self) -> str:
         return digest(self.kind, *(part for i, t in zip(self.ids, self.texts, strict=True) for part in (i, *t)))
+
+    def needs_labels(self, pairs: bool = False) -> None:
+        """Refuse rows without labels.
+
+        Args:
+            pairs: whether classes are refused, too.
+
+        Raises:
+            UserError: the rows are questions with answers, or classes where pairs are needed.
+        """
+        if self.kind == "answers":
+            raise UserError(
+                "dataset: these are questions with answers and no labels; use method=refine, or a dataset with "
+                f"preference pairs{'' if pairs else ' or classes'}"
+            )
+        if pairs and self.kind != "pairs":
+            raise UserError("dataset: these are texts with classes; use a dataset with preference pairs")
 
     def reply(self, row: int, which: int = 0) -> str:
         """What one of a row's texts says to its prompt."""

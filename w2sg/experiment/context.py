@@ -18,7 +18,7 @@ from w2sg.data.labels import Labels
 from w2sg.data.loading import Examples
 from w2sg.data.replies import Prompts, prompts_of
 from w2sg.data.table import Table
-from w2sg.errors import ConfigError, UserError
+from w2sg.errors import ConfigError
 from w2sg.models.reading import Reading
 from w2sg.models.source import Source, find
 from w2sg.models.trained import Trained
@@ -64,12 +64,6 @@ class Context:
         self.data = splits.load_tables(config.dataset.model_dump(by_alias=True), config.seed)
         if problems := noise.problems(config.dataset.noise.model_dump(), self.data.test.classes):
             raise ConfigError(problems)
-        if self.data.test.kind == "answers" and not _reads_answers(config):
-            raise UserError(
-                f"dataset: {config.dataset.name} has questions with answers and no labels, which "
-                f"{config.method['_target_'].rpartition('.')[2]} needs; use method=refine, or a dataset with "
-                "preference pairs or classes"
-            )
         for source in filter(None, (self.weak, self.strong, self.untuned)):
             source.check_texts()
         self.pairs, self.classes = self.data.test.kind == "pairs", self.data.test.classes
@@ -123,7 +117,12 @@ class Context:
         return prompts_of(getattr(self.data, split)).first(limit)
 
     def gold(self, table: Table) -> Labels:
-        """Ground truth as hard labels."""
+        """Ground truth as hard labels.
+
+        Raises:
+            UserError: the rows are questions with answers, which have none.
+        """
+        table.needs_labels()
         logits = losses.hard_logits(torch.as_tensor(table.labels), table.classes)
         return Labels(table, logits, {"gold": table.label_hash()})
 
@@ -146,8 +145,3 @@ def _served(config: TrainConfig) -> bool:
     decoder = config.method.get("decoder")
     server = decoder.get("server") if isinstance(decoder, dict) else None
     return isinstance(server, dict) and server.get("url") is not None
-
-
-def _reads_answers(config: TrainConfig) -> bool:
-    """Whether the method trains on answers, so that it needs no labels."""
-    return config.method["_target_"] == "w2sg.methods.refine.refine" and config.method["target"] == "answers"
