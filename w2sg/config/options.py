@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from w2sg.config.option import Options, option
 from w2sg.config.plugins import files
-from w2sg.config.schema import FitOptions, ModelConfig, Optimization, TrainConfig
+from w2sg.config.schema import FitOptions, Optimization, TrainConfig
 from w2sg.losses.preferences import LOSSES, options_of
 
 
@@ -277,12 +277,3 @@ def model_name(model: str, config: TrainConfig) -> str:
 
     preset = OmegaConf.load(presets[model][0])
     return model if OmegaConf.is_missing(preset, "name") else preset.name
-
-
-def problems_of_writer(spec: ModelConfig, role: str) -> list[str]:
-    """What keeps a model from writing and being trained on text."""
-    if spec.arch != "hf":
-        return [f"{role}.arch: a bag of words cannot write; choose a language model"]
-    if spec.train == "head":
-        return [f"{role}.train: a language model is trained whole or by adapters; use {role}.train=lora, or full"]
-    return []

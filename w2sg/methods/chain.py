@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from w2sg.methods import checks
 from w2sg.models import variants
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 def problems(config: TrainConfig) -> list[str]:
     """What is wrong between this method's options and the rest of the configuration."""
     links = config.method["links"]
-    found = variants.label_problems(config) + variants.problems(config.strong, links, "method.links")
+    found = checks.label_problems(config) + variants.problems(config.strong, links, "method.links")
     if not links:
         found.append("method.links: a chain needs a model between weak and strong, as [{layers: 6}] or [{name: gpt2}]")
     return found

@@ -18,8 +18,7 @@ from w2sg.config.options import (
     PreferenceTuning,
 )
 from w2sg.data.replies import gold_pairs, join_pairs
-from w2sg.decoding import vllm as by_vllm
-from w2sg.models.steps import lost_steps
+from w2sg.methods import checks
 
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
@@ -106,66 +105,21 @@ def cong(
 
 def problems(config: TrainConfig) -> list[str]:
     """What is wrong between this method's options and the rest of the configuration."""
-    from w2sg.config.options import problems_of_writer
-
-    found = []
-    for role in ("weak", "strong"):
-        found += problems_of_writer(getattr(config, role), role)
     weak, strong, method = config.weak, config.strong, config.method
-    if method.get("self_alignment") is True and strong.name not in (weak.untuned or weak.name,):
-        found.append(
+    lines = checks.text_problems(config, {"weak": ["alignment"], "strong": ["sft", "dpo"]}, "cong")
+    if method["self_alignment"] and strong.name not in (weak.untuned or weak.name,):
+        lines.append(
             f"strong.name: self-alignment trains the weak model before its alignment, {weak.untuned or weak.name}; "
             "give the same model as strong="
         )
-    if (method.get("sampling") or {}).get("engine") == "vllm":
-        adapted = "lora" in (weak.train, strong.train)
-        if reason := by_vllm.why_not(gguf=any(m.name.endswith(".gguf") for m in (weak, strong)), adapted=adapted):
-            found.append(f"method.sampling.engine: vLLM cannot sample here: {reason}; use transformers")
-    judge = method.get("judge") or {}
-    alignment = method.get("alignment") or {}
-    if alignment.get("pairs") == "on_policy" and weak.untuned is None and judge.get("model") is None:
-        found.append("method.judge.model: on-policy samples are ranked by the judge; name one")
+    if method["alignment"]["pairs"] == "on_policy" and weak.untuned is None and method["judge"].get("model") is None:
+        lines.append("method.judge.model: on-policy samples are ranked by the judge; name one")
     if strong.untuned is not None:
-        found.append("strong.untuned: only the weak model has an alignment to undo; set weak.untuned")
-    found += _trained_as_asked(config) + _steps(config)
-    if config.dataset.noise.kind != "none":
-        found.append("dataset.noise.kind: method=cong trains on no labels of the transfer split; use none")
-    for role in ("weak", "strong"):
-        for key in ("lr", "epochs"):
-            if getattr(getattr(config, role), key) is not None:
-                stage = "alignment" if role == "weak" else "sft"
-                found.append(f"{role}.{key}: not read by method=cong; set method.{stage}.{key}")
-    return found
-
-
-def _steps(config: TrainConfig) -> list[str]:
-    """Learning rates that the weights of a model cannot follow."""
-    rate = {f"method.{name}.lr.full": config.method[name]["lr"]["full"] for name in ("alignment", "sft", "dpo")}
-    strong = ["method.sft.lr.full", "method.dpo.lr.full"]
-    if "ceiling" in config.method["baselines"]:
-        strong.append("method.alignment.lr.full")
-    weak = ["method.alignment.lr.full"] if config.weak.untuned is None else []
-    found = lost_steps(config.weak, "weak", {key: rate[key] for key in weak})
-    return found + lost_steps(config.strong, "strong", {key: rate[key] for key in strong})
-
-
-def _trained_as_asked(config: TrainConfig) -> list[str]:
-    """Settings of the main job that its models' training here does not read, and parts larger than their whole."""
-    method, found = config.method, []
+        lines.append("strong.untuned: only the weak model has an alignment to undo; set weak.untuned")
     if config.loss["_target_"] != "w2sg.losses.cross_entropy":
-        found.append("loss: not read by method=cong; its losses are method.alignment.loss and method.dpo.loss")
-    stages = {"weak": ("alignment",), "strong": ("sft", "dpo")}
-    for role, names in stages.items():
-        part = getattr(config, role).micro_batch
-        for name in names:
-            whole = method[name]["batch_size"]
-            if part is not None and part > whole:
-                found.append(
-                    f"{role}.micro_batch: {part} is more than the batch of {whole} it is a part of; lower it, or raise "
-                    f"method.{name}.batch_size"
-                )
-            if config.trainer.strategy == "fsdp" and method[name]["optimizer"] == "adafactor":
-                found.append(
-                    f"method.{name}.optimizer: torch's adafactor cannot train weights cut over devices; use adamw"
-                )
-    return found
+        lines.append("loss: not read by method=cong; its losses are method.alignment.loss and method.dpo.loss")
+    if config.dataset.noise.kind != "none":
+        lines.append("dataset.noise.kind: method=cong trains on no labels of the transfer split; use none")
+    ceiling = ["alignment"] if "ceiling" in method["baselines"] else []
+    stages = {"weak": ["alignment"] if weak.untuned is None else [], "strong": ["sft", "dpo", *ceiling]}
+    return lines + checks.lost_stage_steps(config, stages)

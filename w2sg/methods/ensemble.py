@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from w2sg.data.labels import Labels
+from w2sg.methods import checks
 from w2sg.methods.votes import boosted, combine, member_rows, weighted_rows
 from w2sg.models import variants
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def problems(config: TrainConfig) -> list[str]:
     """What is wrong between this method's options and the rest of the configuration."""
     method = config.method
-    found = variants.label_problems(config) + variants.problems(config.weak, method["variants"], "method.variants")
+    found = checks.label_problems(config) + variants.problems(config.weak, method["variants"], "method.variants")
     if method["combine"] == "boost" and method["resample"] != "none":
         found.append("method.resample: boosting draws its rows itself; set it to none")
     elif method["combine"] != "boost" and method["resample"] == "none" and len(method["variants"]) < method["members"]:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from w2sg.data.labels import Labels
 from w2sg.data.table import uniform
-from w2sg.models import variants
+from w2sg.methods import checks
 
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def problems(config: TrainConfig) -> list[str]:
     """What is wrong between this method's options and the rest of the configuration."""
-    found = variants.label_problems(config)
+    found = checks.label_problems(config)
     method = config.method
     if method["score"] == "zero_shot" and config.dataset.zero_shot is None:
         found.append("method.score: zero_shot asks the strong model, but dataset.zero_shot says no question; set it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from w2sg.models.variants import label_problems
+from w2sg.methods import checks
 
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def problems(config: TrainConfig) -> list[str]:
     """What is wrong between this method's options and the rest of the configuration."""
-    return label_problems(config)
+    return checks.label_problems(config)
 
 
 def finetune(run: Run, ceiling_split: Literal["transfer", "ground_truth"] = "transfer") -> Report:

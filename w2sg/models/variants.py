@@ -10,10 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from w2sg.config.check import fit_options
-from w2sg.config.schema import ModelConfig, TrainConfig
+from w2sg.config.schema import ModelConfig
 from w2sg.models.source import Source, find
-from w2sg.models.steps import lost_steps
 
 
 def variant(spec: ModelConfig, changes: Mapping[str, Any], where: str) -> Source:
@@ -31,25 +29,6 @@ def problems(spec: ModelConfig, changes: Sequence[Mapping[str, Any]], where: str
             for problem in error.errors():
                 key = ".".join(str(part) for part in problem["loc"])
                 lines.append(f"{where}[{place}]{'.' + key if key else ''}: {problem['msg']}")
-    return lines
-
-
-def label_problems(config: TrainConfig) -> list[str]:
-    """What is wrong for every method that trains on labels, one line each."""
-    lines = []
-    for role in ("weak", "strong"):
-        model = getattr(config, role)
-        if model.untuned is not None:
-            name = config.method["_target_"].rpartition(".")[2]
-            lines.append(f"{role}.untuned: not read by method={name}; set it to null")
-        batch = getattr(config.training, model.train).batch_size
-        if model.micro_batch is not None and model.micro_batch > batch:
-            lines.append(
-                f"{role}.micro_batch: {model.micro_batch} is more than the batch of {batch} it is a part of; lower it, "
-                f"or raise training.{model.train}.batch_size"
-            )
-        key = f"training.{model.train}.lr" if model.lr is None else f"{role}.lr"
-        lines += lost_steps(model, role, {key: fit_options(config, model).lr})
     return lines
 
 

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import PositiveInt
 
 from w2sg.config.options import FineTuning, Judge, PlainSampling
-from w2sg.decoding import vllm as by_vllm
 from w2sg.errors import UserError
+from w2sg.methods import checks
 from w2sg.methods.refine.options import Axis, InContext, LabelWords, Refine, RefineBaseline, RefineEvaluation, Unrefined
-from w2sg.models.steps import lost_steps
-from w2sg.models.variants import label_problems
 
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
@@ -141,104 +139,75 @@ def problems(config: TrainConfig) -> list[str]:
     """What is wrong between this method's options and the rest of the configuration."""
     from pydantic import TypeAdapter
 
-    from w2sg.config.options import problems_of_writer
-
     method = config.method
     options = TypeAdapter(Refine).validate_python(method["refine"])
     if method["target"] == "labels":
         return _problems_of_labels(config, options)
-    found = problems_of_writer(config.strong, "strong")
-    if method["answers"] is None:
-        found += problems_of_writer(config.weak, "weak")
-    else:
+    by_file = method["answers"] is not None
+    stages = {"strong": ["sft"]} if by_file else {"weak": ["sft"], "strong": ["sft"]}
+    lines = checks.text_problems(config, stages, "refine", written=list(stages))
+    if by_file:
         if method["weak_instruction"] is not None or method["train_weak"]:
-            found.append(
+            lines.append(
                 "method.answers: the file's answers are taken as they are, so the weak model is neither told nor "
                 "trained; leave out weak_instruction and train_weak"
             )
         if getattr(options, "exemplars", None) == "high_confidence":
-            found.append("refine.exemplars: answers of a file come without confidence; use another choice")
+            lines.append("refine.exemplars: answers of a file come without confidence; use another choice")
     if isinstance(options, InContext) and options.count < 2 and "shuffled" in method["baselines"]:
-        found.append("method.baselines: one exemplar cannot be shuffled; leave shuffled out, or raise batch_size")
+        lines.append("method.baselines: one exemplar cannot be shuffled; leave shuffled out, or raise batch_size")
     if getattr(options, "exemplars", None) == "high_confidence" and "gold_exemplars" in method["baselines"]:
-        found.append("method.baselines: right answers have no confidence to choose gold_exemplars by; leave them out")
+        lines.append("method.baselines: right answers have no confidence to choose gold_exemplars by; leave them out")
     if not isinstance(options, Unrefined):
         room = max(options.max_new_tokens, getattr(options, "concept_tokens", 0))
         if room >= config.strong.max_length:
-            found.append(
+            lines.append(
                 f"strong.max_length: {config.strong.max_length} tokens leave no room for a context beside an answer of "
                 f"{room}; raise it, or lower refine.max_new_tokens"
             )
         concept = TypeAdapter(Axis).validate_python(method["concept"])
         if options.accept.concept is not None and concept.kind == "none":
-            found.append("refine.accept.concept: no concept is measured; set method.concept.kind")
+            lines.append("refine.accept.concept: no concept is measured; set method.concept.kind")
         if options.accept.concept is not None and concept.needs_gold:
-            found.append(
+            lines.append(
                 "refine.accept.concept: method.concept is held against the right answers, so that they would choose "
                 "what the student learns; use regex, reward or llm without {gold}"
             )
     if method["content"]["kind"] == "none" and method["concept"]["kind"] == "none":
-        found.append("method.content.kind: nothing is measured; set it, or method.concept.kind")
-    adapted = "lora" in (config.weak.train, config.strong.train)
-    if method["sampling"]["engine"] == "vllm" and (
-        reason := by_vllm.why_not(
-            gguf=any(m.name.endswith(".gguf") for m in (config.weak, config.strong)), adapted=adapted
-        )
-    ):
-        found.append(f"method.sampling.engine: vLLM cannot sample here: {reason}; use transformers")
+        lines.append("method.content.kind: nothing is measured; set it, or method.concept.kind")
     if "reward" in (method["content"]["kind"], method["concept"]["kind"]) and method["judge"]["model"] is None:
-        found.append("method.judge.model: an axis is a reward, and there is no judge; name one")
-    found += _unread(config)
-    rate = {"method.sft.lr.full": method["sft"]["lr"]["full"]}
-    found += lost_steps(config.strong, "strong", rate)
-    return found + (lost_steps(config.weak, "weak", rate) if method["train_weak"] else [])
-
-
-def _unread(config: TrainConfig) -> list[str]:
-    """Settings of the main job that are not read where answers are refined."""
-    found = []
+        lines.append("method.judge.model: an axis is a reward, and there is no judge; name one")
     if config.loss["_target_"] != "w2sg.losses.cross_entropy":
-        found.append(
+        lines.append(
             "loss: not read where answers are refined, whose training is method.sft; it is of method.target=labels"
         )
     if config.dataset.noise.kind != "none":
-        found.append("dataset.noise.kind: answers have no labels to flip; use none, or method.target=labels")
-    for role in ("strong",) if config.method["answers"] is not None else ("weak", "strong"):
-        model = getattr(config, role)
-        if model.untuned is not None:
-            found.append(f"{role}.untuned: not read by method=refine; set it to null")
-        for key in ("lr", "epochs"):
-            if getattr(model, key) is not None:
-                found.append(f"{role}.{key}: not read by method=refine; set method.sft.{key}")
-        whole = config.method["sft"]["batch_size"]
-        if model.micro_batch is not None and model.micro_batch > whole:
-            found.append(
-                f"{role}.micro_batch: {model.micro_batch} is more than the batch of {whole} it is a part of; lower it, "
-                "or raise method.sft.batch_size"
-            )
-    if config.trainer.strategy == "fsdp" and config.method["sft"]["optimizer"] == "adafactor":
-        found.append("method.sft.optimizer: torch's adafactor cannot train weights cut over devices; use adamw")
-    return found
+        lines.append("dataset.noise.kind: answers have no labels to flip; use none, or method.target=labels")
+    for role in stages:
+        if getattr(config, role).untuned is not None:
+            lines.append(f"{role}.untuned: not read by method=refine; set it to null")
+    trained = {"strong": ["sft"], "weak": ["sft"] if method["train_weak"] else []}
+    return lines + checks.lost_stage_steps(config, trained)
 
 
 def _problems_of_labels(config: TrainConfig, options: Refine) -> list[str]:
-    method, found = config.method, []
+    method, lines = config.method, []
     if options.kind not in ("icl", "none"):
-        found.append(f"refine: labels are refined in context; use refine=icl, or none, and not {options.kind}")
+        lines.append(f"refine: labels are refined in context; use refine=icl, or none, and not {options.kind}")
     elif isinstance(options, InContext):
         if options.samples > 1:
-            found.append("refine.samples: labels are not sampled but read off the next word; use 1")
+            lines.append("refine.samples: labels are not sampled but read off the next word; use 1")
         if options.combine == "vote":
-            found.append("refine.combine: soft labels are combined by their product; use product")
+            lines.append("refine.combine: soft labels are combined by their product; use product")
         if options.accept.tests:
-            found.append("refine.accept: of answers alone; set its tests to null")
+            lines.append("refine.accept: of answers alone; set its tests to null")
         if options.count < 2 and "shuffled" in method["baselines"]:
-            found.append("method.baselines: one exemplar cannot be shuffled; leave shuffled out, or raise batch_size")
+            lines.append("method.baselines: one exemplar cannot be shuffled; leave shuffled out, or raise batch_size")
     if config.strong.arch != "hf":
-        found.append("strong.arch: a bag of words cannot read a context; choose a language model")
+        lines.append("strong.arch: a bag of words cannot read a context; choose a language model")
     for name in {"self_cot", "gold_exemplars"} & set(method["baselines"]):
-        found.append(f"method.baselines: {name} is of answers alone; leave it out")
+        lines.append(f"method.baselines: {name} is of answers alone; leave it out")
     given = {key for key in ("weak_instruction", "answers") if method[key] is not None}
     for key in sorted(given | ({"train_weak"} if method["train_weak"] else set())):
-        found.append(f"method.{key}: of answers alone; with target=labels the weak model is trained on ground truth")
-    return found + label_problems(config)
+        lines.append(f"method.{key}: of answers alone; with target=labels the weak model is trained on ground truth")
+    return lines + checks.label_problems(config)

@@ -1,0 +1,98 @@
+"""Checks that several methods share: what of a configuration a method does not read, and what cannot work.
+
+Each gives problems, one line each, with the key and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from w2sg.config.check import fit_options
+from w2sg.config.schema import TrainConfig
+from w2sg.decoding import vllm
+from w2sg.models.steps import lost_steps
+
+
+def label_problems(config: TrainConfig) -> list[str]:
+    """What is wrong for every method that trains on labels."""
+    problems = []
+    name = config.method["_target_"].rpartition(".")[2]
+    for role in ("weak", "strong"):
+        model = getattr(config, role)
+        if model.untuned is not None:
+            problems.append(f"{role}.untuned: not read by method={name}; set it to null")
+        options = fit_options(config, model)
+        problems += _part_of_batch(config, role, options.batch_size, f"training.{model.train}.batch_size")
+        key = f"training.{model.train}.lr" if model.lr is None else f"{role}.lr"
+        problems += lost_steps(model, role, {key: options.lr})
+    return problems
+
+
+def text_problems(
+    config: TrainConfig, stages: Mapping[str, Sequence[str]], name: str, written: Sequence[str] = ("weak", "strong")
+) -> list[str]:
+    """What is wrong for a method whose models write and are trained on text.
+
+    Args:
+        config: of the run.
+        stages: role -> the method's options of the stages that train it, as ``{"strong": ["sft", "dpo"]}``.
+        name: of the method, as the user typed it.
+        written: the roles that write.
+    """
+    problems = [line for role in written for line in writer_problems(config, role)]
+    sampling = config.method.get("sampling") or {}
+    if sampling.get("engine") == "vllm":
+        problems += vllm_problems(config, "method.sampling.engine", "lora" in (config.weak.train, config.strong.train))
+    for role, names in stages.items():
+        model = getattr(config, role)
+        for stage in names:
+            options = config.method[stage]
+            problems += _part_of_batch(config, role, options["batch_size"], f"method.{stage}.batch_size")
+            if config.trainer.strategy == "fsdp" and options["optimizer"] == "adafactor":
+                problems.append(
+                    f"method.{stage}.optimizer: torch's adafactor cannot train weights cut over devices; use adamw"
+                )
+        for key in ("lr", "epochs"):
+            if getattr(model, key) is not None:
+                problems.append(f"{role}.{key}: not read by method={name}; set method.{names[0]}.{key}")
+    return list(dict.fromkeys(problems))
+
+
+def writer_problems(config: TrainConfig, role: str) -> list[str]:
+    """What keeps a model from writing and being trained on text."""
+    model = getattr(config, role)
+    if model.arch != "hf":
+        return [f"{role}.arch: a bag of words cannot write; choose a language model"]
+    if model.train == "head":
+        return [f"{role}.train: a language model is trained whole or by adapters; use {role}.train=lora, or full"]
+    return []
+
+
+def vllm_problems(config: TrainConfig, key: str, adapted: bool, roles: Sequence[str] = ("weak", "strong")) -> list[str]:
+    """Why vLLM cannot sample models of these roles.
+
+    Args:
+        config: of the run.
+        key: the option that asks for it.
+        adapted: whether a model has adapters.
+        roles: of the models.
+    """
+    gguf = any(getattr(config, role).name.endswith(".gguf") for role in roles)
+    reason = vllm.why_not(gguf=gguf, adapted=adapted)
+    return [] if reason is None else [f"{key}: vLLM cannot sample here: {reason}; use transformers"]
+
+
+def lost_stage_steps(config: TrainConfig, stages: Mapping[str, Sequence[str]]) -> list[str]:
+    """Learning rates of stages that the weights of their model cannot follow, by role."""
+    problems = []
+    for role, names in stages.items():
+        rates = {f"method.{name}.lr.full": config.method[name]["lr"]["full"] for name in names}
+        problems += lost_steps(getattr(config, role), role, rates)
+    return problems
+
+
+def _part_of_batch(config: TrainConfig, role: str, whole: int, key: str) -> list[str]:
+    part = getattr(config, role).micro_batch
+    if part is None or part <= whole:
+        return []
+    return [f"{role}.micro_batch: {part} is more than the batch of {whole} it is a part of; lower it, or raise {key}"]
