@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from w2sg.config import plugins
-from w2sg.config.check import check, register
+from w2sg.config.check import check, function_identity, register
 from w2sg.config.composing import settle
 from w2sg.config.typed import typed
 from w2sg.errors import ConfigError, UserError
@@ -158,3 +158,27 @@ def test_a_module_of_the_current_folder_is_imported_by_the_script(users):
         command = [sys.executable, str(ROOT / "train.py"), *typed_so, "trainer=cpu", "weak.lr=-1"]
         result = subprocess.run(command, cwd=users.parent, env=known, capture_output=True, text=True, check=False)
         assert result.stderr == "error: weak.lr: input should be greater than 0 (got -1)\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("UNUSED = 1\n", "UNUSED = 2\n", True),
+        ("def other(x): return x\n", "def other(x): return 2 * x\n", True),
+        ("def helper(x): return x\n", "def helper(x): return 2 * x\n", False),
+        ("SCALE = 1\n", "SCALE = 2\n", False),
+    ],
+)
+def test_what_a_function_from_outside_uses_of_its_file_counts_for_the_store(before, after, same, tmp_path, monkeypatch):
+    function = "import torch\n\n\ndef loss(logits, weak_logits, progress):\n    return torch.mean({uses})\n"
+    uses = {"SCALE": "SCALE * logits", "def helper": "helper(logits)"}
+    keys = []
+    for place, text in enumerate((before, after)):
+        body = next((expression for start, expression in uses.items() if text.startswith(start)), "logits")
+        folder = tmp_path / str(place)
+        write(folder / "users_keyed.py", text + function.format(uses=body))
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(folder)
+            patch.delitem(sys.modules, "users_keyed", raising=False)
+            keys.append(function_identity({"_target_": "users_keyed.loss", "_partial_": True}))
+    assert (keys[0] == keys[1]) is same

@@ -454,11 +454,6 @@ def function_identity(node: dict[str, Any]) -> dict[str, Any]:
     """A ``_target_`` node as part of a cache key; a function from outside w2sg also counts by its source text."""
     identity = {k: v for k, v in node.items() if k not in {"_partial_", "_convert_"}}
     if not node["_target_"].startswith("w2sg."):
-        try:
-            source = inspect.getsource(pkgutil.resolve_name(node["_target_"]))
-        except (OSError, TypeError) as error:
-            raise UserError(
-                f"{node['_target_']}: its source cannot be read, so its results cannot be cached"
-            ) from error
+        source = plugins.source_of(pkgutil.resolve_name(node["_target_"]), node["_target_"])
         identity["source"] = hashlib.sha256(source.encode()).hexdigest()[:16]
     return json.loads(json.dumps(identity))

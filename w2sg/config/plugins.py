@@ -6,10 +6,13 @@ of the folder, as ``mine.conf``. The code that its files name is imported once o
 
 from __future__ import annotations
 
+import ast
+import inspect
 import logging
 import os
 import pkgutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Mapping
 from functools import cache
@@ -162,6 +165,28 @@ def resolve(target: str) -> Any:
         place = traceback.extract_tb(error.__traceback__)[-1]
         line = "" if isinstance(error, SyntaxError) else f" ({Path(place.filename).name}, line {place.lineno})"
         raise UserError(f"{target}: {type(error).__name__}: {error}{line}") from error
+
+
+def source_of(thing: Any, target: str) -> str:
+    """The source text that decides what a function or class from outside w2sg does, for cache keys.
+
+    It is the thing's own text; where that names anything else of its file, the whole file, since that may change, too.
+
+    Raises:
+        UserError: the source cannot be read, as of something typed into an interpreter.
+    """
+    thing = inspect.unwrap(thing)
+    try:
+        text = inspect.getsource(thing)
+        module = inspect.getmodule(thing)
+        named = {node.id for node in ast.walk(ast.parse(textwrap.dedent(text))) if isinstance(node, ast.Name)}
+        values = [vars(module)[name] for name in named & set(vars(module)) - {thing.__name__}]
+        others = [value for value in values if not inspect.ismodule(value)]
+        if any(getattr(value, "__module__", module.__name__) == module.__name__ for value in others):
+            text = inspect.getsource(module)
+    except (OSError, TypeError) as error:
+        raise UserError(f"{target}: its source cannot be read, so its results cannot be cached") from error
+    return text
 
 
 def _module(target: str) -> str:
