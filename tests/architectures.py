@@ -594,20 +594,22 @@ def tried(family: str, folder: Path) -> dict[str, Found]:
 
 HEAD = """# Architectures
 
-Tiny random models of each architecture, with windows and chunks of 8 tokens where it has any, read texts of up to 38
-tokens through w2sg's own code. Rewards of pairs, class logits, features of the first and last block, log-probabilities
-of replies (each within 1e-5) and greedy replies to prompts of unequal lengths in one batch are compared with plain
-transformers, which reads one text at a time. `tests/models/test_architectures.py` does it and checks this page; after a
-change, `W2SG_WRITE_MODELS_PAGE=1 python -m pytest -n 0 tests/models/test_architectures.py` writes it anew.
+Tiny random models of each architecture read texts of up to 38 tokens through w2sg's code. Windows and chunks have 8
+tokens where an architecture has any. The numbers are compared with plain transformers, which reads one text at a
+time. They are rewards of pairs, class logits, features of the first and last block, and log-probabilities of replies,
+each within 1e-5. Greedy replies to prompts of unequal lengths in one batch must be equal.
 
-Another architecture is treated as these are: it is asked at the start, reads packed rows only where they give the
-numbers of plain transformers, and is refused where not even a row of its own does.
+`tests/models/test_architectures.py` does this and checks this page. After a change,
+`W2SG_WRITE_MODELS_PAGE=1 python -m pytest -n 0 tests/models/test_architectures.py` writes it again.
+
+Another architecture is treated in the same way. A probe tests it at the start. It reads packed rows only if they give
+the numbers of plain transformers. It is refused if not even a row for each text does.
 """
-ASKED = "it counts the columns of a row (slopes, windows of its own), or carries a state along them"
+ASKED = "it counts the columns of a row (slopes, windows), or carries a state along them"
 LISTS = {
-    PACKED: "## Texts share a row\n\nThe texts of a pair, and the replies to a prompt, share what they begin with.\n",
-    APART: "## A row for each text\n\nThe same numbers, with more tokens to read; the log and the report say so.\n",
-    REFUSED: "## Refused\n\nWith one line, before any work.\n",
+    PACKED: "## Texts share a row\n\nThe texts of a pair share their common prefix. So do replies to a prompt.\n",
+    APART: "## A row for each text\n\nThe same numbers, with more tokens to read. The log and the report say so.\n",
+    REFUSED: "## Refused\n\nEach is refused in one line, before any work.\n",
 }
 
 

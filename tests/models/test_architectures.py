@@ -1,6 +1,6 @@
 """Every architecture reads and writes as plain transformers does, or is refused in one line; docs/models.md says which.
 
-``W2SG_WRITE_MODELS_PAGE=1 python -m pytest -n 0 tests/models/test_architectures.py`` writes the page anew.
+``W2SG_WRITE_MODELS_PAGE=1 python -m pytest -n 0 tests/models/test_architectures.py`` writes the page again.
 """
 
 import os
