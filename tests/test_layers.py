@@ -116,7 +116,6 @@ def test_packages_import_only_those_above_them():
     assert broken_rules(ROOT) == []
 
 
-@pytest.mark.xfail(reason="decode_batch", strict=True)
 def test_no_modules_import_each_other():
     assert circles(ROOT) == []
 

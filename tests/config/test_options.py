@@ -9,6 +9,8 @@ import pytest
 from w2sg.config import options as text_options
 from w2sg.config import schema
 from w2sg.decoding import options as decode_options
+from w2sg.decoding.decoders import best_of_n, contrastive, eft, guided, nudging, plain, served, wsd
+from w2sg.decoding.decoders import search as searching
 from w2sg.methods.refine import options as refinement_options
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +40,11 @@ def names() -> set[str]:
     return set().union(*(read_in(ast.parse(file.read_text(encoding="utf-8"))) for file in files))
 
 
-@pytest.mark.parametrize("module", [schema, text_options, decode_options, refinement_options], ids=lambda m: m.__name__)
+DECODERS = [best_of_n, contrastive, eft, guided, nudging, plain, searching, served, wsd]
+MODULES = [schema, text_options, decode_options, refinement_options, *DECODERS]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_every_option_is_read(module, names):
     kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and issubclass(kind, schema.Options)]
     own = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))

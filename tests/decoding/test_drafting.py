@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import WORDS, compose, save_tiny_model
+from pydantic import TypeAdapter
 from test_dialogue import CHATML, END, PROMPT, tokenizer_of
 from test_search import Ids, next_logs, prompts_of, tiny, token_logs
 
@@ -14,6 +15,7 @@ from w2sg.config.check import check
 from w2sg.data.dialogue import EXAMPLES, Chat, TextChat
 from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import decode, stream
+from w2sg.decoding.decoders import AnyDecoder, decoder_in
 from w2sg.decoding.drafting import SCAN, Draft, Drafting, Rule, switch_after
 from w2sg.decoding.engine import TabularEngine
 from w2sg.decoding.nudging import Nudged, Nudging, encode
@@ -675,7 +677,7 @@ def test_nudging_as_a_run(pairs_folder, tmp_path, style):
         typed.append(f"store={tmp_path / name}-store")
         content = run_method(check(compose(*typed, name="decode")), tmp_path / name, typed).content
         rows = pq.read_table(tmp_path / name / "samples.parquet").to_pylist()
-        replies[name] = {row["prompt_id"]: row for row in rows if row["system"] == "wsd"}
+        replies[name] = {row["prompt_id"]: row for row in rows if row["system"] == "nudging"}
     assert {i: row["reply"] for i, row in replies["run"].items()} == {
         i: r["reply"] for i, r in replies["again"].items()
     }
@@ -685,26 +687,41 @@ def test_nudging_as_a_run(pairs_folder, tmp_path, style):
     found = content["decoding"]
     assert sum(found["switch"]["fates"].values()) == 6
     assert 0 < found["switch"]["share"] <= 1
-    assert found["systems"]["wsd"]["cost"]["guide"] > 0
+    assert found["systems"]["nudging"]["cost"]["guide"] > 0
     for example in found["examples"]:
-        (reply,) = [r for r in example["replies"] if r["system"] == "wsd"]
+        (reply,) = [r for r in example["replies"] if r["system"] == "nudging"]
         assert reply["reply"].startswith(reply["draft"])
+
+
+EARLIER = ["decoder=wsd", "decoder.rule=top1", "decoder.window=1", "decoder.check=null", "decoder.draft=null"]
 
 
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["decoder.window=6"], "decoder.window: read only by rule=geometric_mean; set it to 1"),
-        (["decoder.check=16"], "decoder.check: read only by rule=geometric_mean; set it to null"),
-        (["decoder.draft=16"], "decoder.draft: read only by rule=geometric_mean; set it to null"),
-        (["decoder.rule=geometric_mean"], "decoder.check: rule=geometric_mean needs a number"),
+        ([*EARLIER, "decoder.window=6"], "decoder.window: read only by rule=geometric_mean; set it to 1"),
+        ([*EARLIER, "decoder.check=16"], "decoder.check: read only by rule=geometric_mean; set it to null"),
+        ([*EARLIER, "decoder.draft=8"], "decoder.draft: read only by rule=geometric_mean; set it to null"),
+        ([*EARLIER, "decoder.rule=geometric_mean"], r"decoder.check: .*integer \(got None\)"),
         (["decoder=wsd", "decoder.rule=top1"], "decoder.window: .* as decoder=nudging has it"),
         (["decoder=wsd", "decoder.rule=top_1"], "decoder.rule"),
+        (["+decoder.window=6"], "decoder.window: no such key"),
     ],
 )
 def test_options_of_the_other_rule_are_refused(pairs_folder, tmp_path, typed, said):
     with pytest.raises(ConfigError, match=said):
         check(compose(*decoding(pairs_folder, tmp_path, *typed), name="decode"))
+
+
+def test_nudging_of_earlier_versions_is_the_same_in_the_store():
+    """Its options as files of conf/decoder, reports and keys had them."""
+    shared = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 256}
+    earlier = {"kind": "wsd", "rule": "top1", "threshold": 0.4, "window": 1, "check": None, "draft": None, **shared}
+    decoder = TypeAdapter(AnyDecoder).validate_python({**earlier, "batch_size": 16})
+    assert decoder == TypeAdapter(AnyDecoder).validate_python({"kind": "nudging"})
+    assert (decoder.key(), decoder.stage) == (earlier, "wsd")
+    assert (decoder.kind, decoder.setting()) == ("nudging", "gamma 0.4")
+    assert decoder_in(earlier).words == "nudging"
 
 
 # -- prompts as text --------------------------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ from transformers.utils.import_utils import is_serve_available
 from w2sg.config.check import check
 from w2sg.data.dialogue import Chat, TextChat
 from w2sg.data.messages import Dialogue
+from w2sg.decoding.decoders.served import Server
 from w2sg.decoding.engine import Several
-from w2sg.decoding.options import Server
 from w2sg.decoding.search import search
 from w2sg.decoding.search_values import ImplicitValue
 from w2sg.decoding.server import HALF, ServerGrower

@@ -21,16 +21,16 @@ from w2sg.config.check import CONF, check
 from w2sg.config.options import Judge
 from w2sg.data.replies import Prompts
 from w2sg.data.thoughts import Said
-from w2sg.decoding.options import Decoder
+from w2sg.decoding.decoders import AnyDecoder, Plain
+from w2sg.decoding.decoders.best_of_n import BestOfN
+from w2sg.decoding.decoders.written import Written, pack, pack_text, unpack, unpack_text
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import ConfigError, UserError
 from w2sg.evaluation import alpaca_eval as alpaca
-from w2sg.experiment.decode import Decoders
-from w2sg.experiment.decode_batch import CANDIDATE, FINISHED, STRONG_READ, VALUE, _written
 from w2sg.experiment.run import Run, run_method
+from w2sg.experiment.steered import steered
 from w2sg.experiment.text import TextRun
 from w2sg.judges.reward import RewardModel
-from w2sg.methods.decode import plain_of
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.intervals import Bootstrap
 
@@ -132,8 +132,7 @@ def test_ids_past_the_tokenizer_are_never_written(arguments, padded, tmp_path, k
     names = {"weak": "weak.name", "untuned": "weak.untuned", "strong": "strong.name"}
     swapped = [f"{names[role]}={padded[role]}" for role in roles]
     run(arguments, tmp_path, kind, *swapped, "decoder.temperature=1.0", *BARE)
-    system = "wsd" if kind == "nudging" else kind
-    assert sum(len(reply) > 0 for reply in said(tmp_path, kind, system).values()) >= 6
+    assert sum(len(reply) > 0 for reply in said(tmp_path, kind, kind).values()) >= 6
     assert any("unwritable" in file.read_text() for file in (tmp_path / "store").glob("*/key.json"))
 
 
@@ -156,8 +155,8 @@ def test_batch_size_is_of_plain_samples_too(arguments, runs, tmp_path, monkeypat
 @pytest.mark.parametrize("kind", [*KINDS, "nudging"])
 def test_a_decoder_gives_its_plain_samples_all_that_both_have(kind):
     options = OmegaConf.to_container(OmegaConf.load(CONF / "decoder" / f"{kind}.yaml"))
-    decoder = TypeAdapter(Decoder).validate_python({**options, "batch_size": 7, "temperature": 0.3})
-    plain = plain_of(decoder)
+    decoder = TypeAdapter(AnyDecoder).validate_python({**options, "batch_size": 7, "temperature": 0.3})
+    plain = Plain.like(decoder)
     shared = set(type(plain).model_fields) & set(type(decoder).model_fields) - {"kind"}
     assert {"batch_size", "temperature", "top_p", "max_new_tokens"} <= shared
     assert all(getattr(plain, name) == getattr(decoder, name) for name in shared)
@@ -364,26 +363,65 @@ class Words:
         return 0
 
     @staticmethod
+    def heard(text):
+        return Said("", text)
+
+    @staticmethod
+    def replies(texts, finished):
+        return [np.array(list(map(int, text.split())), np.int64) for text in texts]
+
+    end = 9
+
+    @staticmethod
     def cut(tokens, given=0):
         return tokens, False
 
 
-def test_a_reply_without_tokens_keeps_its_place_its_value_and_its_cost(monkeypatch):
+def test_a_reply_without_tokens_keeps_its_place_its_value_and_its_cost():
     """Of best-of-n, whose best sample ended at once."""
-    nothing, said = _written(np.zeros(0, np.int64), np.zeros(0)), _written(np.array([7, 8]), np.array([-1.0, -2.0]))
-    for number, (part, value) in enumerate(((nothing, 5.0), (said, -1.0))):
-        part[:, CANDIDATE], part[:, VALUE], part[:, FINISHED], part[:, STRONG_READ] = number, value, 1, 12
-    rows = torch.from_numpy(np.concatenate([nothing, said]))
-    found = {"values": rows, "sizes": torch.tensor([len(rows)])}
-    monkeypatch.setattr("w2sg.experiment.decode.load_found", lambda folder: (["p"], found))
-    decoders = object.__new__(Decoders)
-    decoders.strong = SimpleNamespace(source=SimpleNamespace(chat=Words))
-    decoder = SimpleNamespace(kind="best_of_n")
-    steered = decoders._steered(Path("stage"), decoder, Prompts("test", ["p"], ["?"]))
-    assert (steered.replies.texts, steered.candidates.texts) == ([""], ["", "7 8"])
-    assert steered.values.tolist() == [5.0, -1.0]
-    assert steered.facts[0]["strong_read"] == 12
-    assert [row.tolist() for row in steered.candidates.tokens] == [[], [7, 8]]
+    said = Written(np.array([7, 8]), np.array([-1.0, -2.0]), value=-1.0, finished=True)
+    nothing = Written(np.zeros(0, np.int64), np.zeros(0), value=5.0, finished=True, strong_read=12, candidates=(said,))
+    run = SimpleNamespace(reading=SimpleNamespace(thoughts=lambda *_: None))
+    strong = SimpleNamespace(source=SimpleNamespace(chat=Words))
+    replies = [unpack(pack(nothing))]
+    found = steered(run, BestOfN(samples=2), strong, Prompts("test", ["p"], ["?"]), replies, "stage")
+    assert (found.replies.texts, found.candidates.texts) == ([""], ["", "7 8"])
+    assert found.values.tolist() == [5.0, -1.0]
+    assert found.facts[0]["strong_read"] == 12
+    assert [row.tolist() for row in found.candidates.tokens] == [[], [7, 8]]
+
+
+def test_a_reply_is_read_back_as_it_was_stored():
+    reply = Written(
+        tokens=np.array([3, 1, 4]),
+        log_probabilities=np.array([-0.5, -0.25, -2.0]),
+        finished=True,
+        value=1.5,
+        strong_read=20,
+        guide_read=7,
+        drafted=np.array([True, True, False]),
+        fate="reached",
+        rounds=3,
+        rule="finished pool",
+    )
+    table = pack(reply)
+    # what stands in the stores of earlier versions: a row a token
+    assert table.tolist() == [
+        [3, -0.5, 1, 0, 1.5, 1, 1, 20, 7, 3, 1],
+        [1, -0.25, 1, 0, 1.5, 1, 1, 20, 7, 3, 1],
+        [4, -2.0, 0, 0, 1.5, 1, 1, 20, 7, 3, 1],
+    ]
+    again = unpack(table)
+    for name, value in vars(reply).items():
+        assert np.array_equal(getattr(again, name), value), name
+    heard = Written(
+        text="3 1", finished=True, value=0.5, strong_read=4, counted_by="server", candidates=(Written(text=""),)
+    )
+    answer = json.loads(json.dumps(pack_text(heard, len, 0.25)))
+    assert (answer["seconds"], [c["tokens"] for c in answer["candidates"]]) == (0.25, [3, 0])
+    again = unpack_text(answer)
+    assert (again.text, again.value, again.counted_by, again.candidates[0].text) == ("3 1", 0.5, "server", "")
+    assert again.as_heard(Words)[0].tokens.tolist() == [3, 1, 9]
 
 
 def test_a_judge_reads_no_more_than_it_has_positions_for(arguments, tmp_path):

@@ -15,7 +15,7 @@ from w2sg.compare.table import write_summary
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.intervals import Bootstrap, holm
 from w2sg.reports.html import PALETTE, Raw, estimate, new_figure, number, p_value, page, points, stacked, svg, table
-from w2sg.reports.pages.decoders import WORDS, frontier_figure
+from w2sg.reports.pages.decoders import frontier_figure, words_of
 from w2sg.reports.pages.labels import short
 from w2sg.store.keys import flatten
 
@@ -125,7 +125,7 @@ def _names(runs: list[Finished]) -> list[str]:
         group = by_kind[decoder["kind"]]
         flat = [_flat(r) for r in group]
         varying = {k: v for k, v in _flat(run).items() if len({json.dumps(f.get(k)) for f in flat}) > 1}
-        names.append(WORDS.get(decoder["kind"], decoder["kind"]) + (f", {words(varying)}" if varying else ""))
+        names.append(words_of(run.content["decoding"])[0] + (f", {words(varying)}" if varying else ""))
     return names
 
 

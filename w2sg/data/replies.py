@@ -39,6 +39,10 @@ class Prompts:
         """The first ones (None: all): a random choice that stays the same, since tables are in an order by hash."""
         return Prompts(self.name, self.ids[:count], self.texts[:count])
 
+    def take(self, index: Sequence[int] | np.ndarray) -> Prompts:
+        """The prompts at the places ``index``, in that order."""
+        return Prompts(self.name, [self.ids[k] for k in index], [self.texts[k] for k in index])
+
 
 def prompts_of(table: Table) -> Prompts:
     """The prompts of a table, each once."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from w2sg.data.messages import Dialogue, unmarked
 from w2sg.data.replies import Prompts, Replies, prompt_id
-from w2sg.decoding.options import Decoder, Eft, Plain
+from w2sg.decoding.decoders import Decoder
 from w2sg.errors import UserError
 from w2sg.metrics.bootstrap import difference_interval
 from w2sg.metrics.intervals import Bootstrap, mcnemar
@@ -124,7 +124,7 @@ def normalised(text: str) -> str:
     return " ".join(word.lstrip(BEFORE).rstrip(AFTER) for word in text.casefold().split()).strip()
 
 
-def alignment_tax(decoders: Decoders, decoder: Decoder, plain: Plain, questions: Questions) -> dict[str, Any]:
+def alignment_tax(decoders: Decoders, decoder: Decoder, plain: Decoder, questions: Questions) -> dict[str, Any]:
     """Accuracies of plain samples and of a decoder on the same questions.
 
     ``decoded`` is the share of replies that are the answer, normalised. ``scored``, where choices are given and the
@@ -136,11 +136,12 @@ def alignment_tax(decoders: Decoders, decoder: Decoder, plain: Plain, questions:
         ``difference`` (paired) and ``p`` (exact McNemar).
     """
     systems: dict[str, Decoder] = {"plain": plain}
-    if not isinstance(decoder, Plain):
+    if not decoder.is_plain:
         systems[decoder.kind] = decoder
     decoded: dict[str, dict[str, bool]] = {}
     for name, how in systems.items():
-        replies = decoders.write(f"tax-{name}", how, questions.prompts).replies
+        stage = name if how is plain else how.stage
+        replies = decoders.write(f"tax-{stage}", how, questions.prompts).replies
         answers = dict(zip(questions.prompts.ids, questions.answers, strict=True))
         decoded[name] = {i: normalised(text) in answers[i] for i, text in zip(replies.ids, replies.texts, strict=True)}
     multiple = bool(questions.choices[0])
@@ -149,10 +150,8 @@ def alignment_tax(decoders: Decoders, decoder: Decoder, plain: Plain, questions:
         "questions": len(questions),
         "decoded": _compared(decoded),
     }
-    if multiple and isinstance(decoder, Plain | Eft):
-        scored = {"plain": _by_letters(decoders, questions, 0.0)}
-        if isinstance(decoder, Eft):
-            scored[decoder.kind] = _by_letters(decoders, questions, decoder.beta)
+    if multiple and decoder.law().has_logits:
+        scored = {name: _by_letters(decoders, questions, how.law().tilt) for name, how in systems.items()}
         found["scored"] = _compared(scored)
     return found
 
@@ -207,7 +206,7 @@ def _letters(decoders: Decoders, writer: Writer, questions: Questions) -> dict[s
     zeros = np.zeros(len(rows), np.int64)
     own = [f"{i}:{letter}" for i, letter in zip(ids, letters, strict=True)]
     replies = Replies(own, prompts, letters, zeros.astype(bool), zeros, zeros, {})
-    text, name = decoders.text, "tax-letters"
+    text, name = decoders.run, "tax-letters"
     values, sizes, _ = text.token_values(f"{name}-by-{writer.name}", writer, replies, name)
     last = values.double().numpy()[np.cumsum(sizes.numpy()) - 1]
     found: dict[str, list[float]] = {}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from w2sg.data import audit
-from w2sg.decoding.options import BestOfN, DecodeEvaluation, Decoder, Drafted
+from w2sg.decoding.decoders import Decoder
+from w2sg.decoding.options import DecodeEvaluation
 from w2sg.evaluation import alpaca_eval as alpaca
 from w2sg.evaluation.alignment_tax import lost
 from w2sg.evaluation.text_report import training_of
@@ -100,6 +101,7 @@ class Comparison:
         }
         content["decoding"] = {
             "decoder": self.decoder.model_dump(),
+            "words": {"name": self.decoder.words, "setting": self.decoder.setting()},
             "prompts": len(next(iter(self.replies.values()))),
             "systems": measured,
             "dropped": self.text.dropped,
@@ -109,9 +111,9 @@ class Comparison:
         }
         if self.judge is not None:
             content["decoding"]["judge"] = self.judge.accuracy() | {"notes": self.judge.notes}
-        if rewards and isinstance(self.decoder, BestOfN):
+        if rewards and self.decoder.independent_samples:
             content["decoding"]["best_of_n"] = self._best_of_n()
-        if isinstance(self.decoder, Drafted):
+        if self.decoder.drafts:
             content["decoding"]["switch"] = self._switch()
         if kl is not None:
             for name, own in kl[0].items():
@@ -193,6 +195,10 @@ class Comparison:
                     preferred[name, other], found[name]["against"][other] = self._compared(name, other)
         return found, rewards, preferred
 
+    def _stage(self, name: str) -> str:
+        """What a system's stages are called in the store."""
+        return self.decoder.stage if name == self.decoder.kind else name
+
     def _against(self, rewards: dict[str, np.ndarray], name: str, other: str) -> dict[str, Any]:
         a, b = rewards[name], rewards[other]
         lengths = [np.array([len(text) for text in self.replies[n].texts]) for n in (name, other)]
@@ -209,7 +215,7 @@ class Comparison:
         """The same by a judge that compares, on the prompts on which it came to a verdict; and how far it prefers each
         reply, [N].
         """
-        verdicts = self.judge.compare(f"{name}-over-{other}", self.replies[name], self.replies[other])
+        verdicts = self.judge.compare(f"{self._stage(name)}-over-{other}", self.replies[name], self.replies[other])
         known = verdicts.known
         preferred = verdicts.preferred[known]
         lengths = [np.array([len(text) for text in self.replies[n].texts])[known] for n in (name, other)]
@@ -236,7 +242,7 @@ class Comparison:
     def _surprise(self, name: str, replies: Replies) -> np.ndarray:
         """[N] minus the strong model's log-probability of each reply, per token; NaN where it has none."""
         strong = self._reader
-        values, sizes, _ = self.text.token_values(f"{name}-by-strong", strong, replies, f"{name}-replies")
+        values, sizes, _ = self.text.token_values(f"{self._stage(name)}-by-strong", strong, replies, f"{name}-replies")
         rows = self.text.encode(strong.source, replies, f"{name}-replies")
         sums = np.array([float(part.double().sum()) for part in values.split(sizes.tolist())])
         found = np.full(len(replies), np.nan)
@@ -246,7 +252,7 @@ class Comparison:
     def _best_of_n(self) -> list[dict[str, Any]]:
         steered = self.systems[self.decoder.kind]
         rewards = self.judge.rewards("candidates", steered.candidates)
-        count = self.decoder.samples
+        count = self.decoder.independent_samples
         table = {}
         for k, i in enumerate(steered.candidates.ids):
             table.setdefault(i, []).append((steered.values[k], rewards[k]))
@@ -255,8 +261,9 @@ class Comparison:
         return comparisons.best_of_n(stacked[..., 0], stacked[..., 1], Bootstrap(len(stacked)))
 
     def _switch(self) -> dict[str, Any]:
-        facts = [self.systems["wsd"].facts[k] for k in self.rows["wsd"]]
-        lengths = self.replies["wsd"].lengths
+        name = self.decoder.kind
+        facts = [self.systems[name].facts[k] for k in self.rows[name]]
+        lengths = self.replies[name].lengths
         kept = np.array([fact["kept"] for fact in facts])
         return {
             "kept": kept.tolist(),
@@ -271,8 +278,8 @@ class Comparison:
             replies = []
             for row in own:
                 kept = {k: v for k, v in row.items() if k not in ("prompt", "prompt_id")}
-                if row["system"] == "wsd":
-                    steered = self.systems["wsd"]
+                if self.decoder.drafts and row["system"] == self.decoder.kind:
+                    steered = self.systems[self.decoder.kind]
                     place = steered.replies.ids.index(i)
                     chat, drafted = self.strong.source.chat, steered.drafted[place]
                     tokens = steered.replies.tokens[place]
@@ -318,7 +325,7 @@ class Comparison:
     def _about_comparing(self, judge: dict[str, Any], own: dict[str, Any] | None) -> list[str]:
         """What to know of a judge that compares."""
         lines = []
-        if isinstance(self.decoder, BestOfN):
+        if self.decoder.independent_samples:
             lines.append("the judge compares and gives no rewards, so there is no curve of the best of n")
         seen = judge["on_test_pairs"] if own is None else own["against"]["plain"]
         bias = seen["position_bias"]

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from w2sg.data.completions import Completions
 from w2sg.data.loading import Examples
-from w2sg.decoding.options import BestOfN, Contrastive, Decoder, Drafted, Eft, Plain, Search
+from w2sg.decoding.decoders import Decoder
 from w2sg.metrics.intervals import Bootstrap
-from w2sg.metrics.replies import best_of_n_bound
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, load_found
 
@@ -41,23 +40,12 @@ def next_token_kl(base: Tensor, pair: Tensor | None, own: Tensor | None, beta: f
     return torch.linalg.vecdot(q.exp(), q - p)
 
 
-def why_not(decoder: Decoder, server: bool, stops: bool = False) -> str | None:
-    """Why a decoder's divergence from the strong model cannot be told; None where it can.
+def why_no_law(sampled: Decoder, server: bool, stops: bool) -> str | None:
+    """Why the divergence of what samples token by token cannot be worked out; None where it can.
 
     Args:
-        server: whether a server writes. stops: whether strings end a reply (``method.style``).
+        sampled: how. server: whether a server writes. stops: whether strings end a reply (``method.style``).
     """
-    if isinstance(decoder, BestOfN):
-        return None
-    if isinstance(decoder, Search):
-        return "its law is that of no distribution that can be written down; the number of candidates is no divergence"
-    if isinstance(decoder, Drafted | Contrastive):
-        return "its replies begin, or are, another model's, and their law under both is not known"
-    return _why_no_law(decoder, server, stops)
-
-
-def _why_no_law(sampled: Decoder, server: bool, stops: bool) -> str | None:
-    """The same for what samples token by token."""
     if server:
         return "a server of texts gives no logits"
     if sampled.temperature == 0:
@@ -145,7 +133,7 @@ def frontier(
     without: dict[str, str] = {}
     stops = bool(strong.source.chat.stop_strings)
     if "guide" in replies:
-        reason = _why_no_law(decoder, server, stops)
+        reason = why_no_law(decoder, server, stops)
         if reason is None and replies["guide"].fingerprint != strong.source.chat.fingerprint:
             reason = "its tokenizer or template is another, so its replies have no law in the strong model's tokens"
         if reason is not None:
@@ -153,16 +141,16 @@ def frontier(
         else:
             values = divergence(text, "guide-kl", strong, pair.tuned, 0.0, decoder.temperature, replies["guide"])
             found["guide"] = Bootstrap(len(values)).mean(values).as_dict() | {"how": "exact"}
-    if isinstance(decoder, Plain):
+    law = decoder.law()
+    if law.how == "itself":
         return found, without
-    reason = why_not(decoder, server, stops)
+    reason = law.why or (why_no_law(decoder, server, stops) if law.how == "exact" else None)
     if reason is not None:
         without[decoder.kind] = reason
-    elif isinstance(decoder, BestOfN):
-        bound = best_of_n_bound(decoder.samples)
-        found[decoder.kind] = {"value": bound, "low": None, "high": None, "how": "at most"}
-    elif isinstance(decoder, Eft):
+    elif law.how == "at most":
+        found[decoder.kind] = {"value": law.bound, "low": None, "high": None, "how": law.how}
+    else:
         own = replies[decoder.kind]
-        values = divergence(text, "eft-kl", strong, pair, decoder.beta, decoder.temperature, own)
-        found[decoder.kind] = Bootstrap(len(values)).mean(values).as_dict() | {"how": "exact"}
+        values = divergence(text, f"{decoder.stage}-kl", strong, pair, law.tilt, decoder.temperature, own)
+        found[decoder.kind] = Bootstrap(len(values)).mean(values).as_dict() | {"how": law.how}
     return found, without

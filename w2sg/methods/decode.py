@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from w2sg.config.options import Alignment, AnyJudge, Judge, model_name
-from w2sg.decoding import vllm as by_vllm
-from w2sg.decoding.options import Contrastive, DecodeEvaluation, Decoder, Eft, Plain, Search, needs_pair, server_of
+from w2sg.decoding.decoders import REWARD, STRONG, AnyDecoder, Decoder, Plain
+from w2sg.decoding.options import DecodeEvaluation
 from w2sg.errors import UserError
 from w2sg.models.steps import lost_steps
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def decode(
     run: Run,
-    decoder: Decoder,
+    decoder: AnyDecoder,
     style: Literal["chat", "roles", "urial"],
     alignment: Alignment,
     judge: AnyJudge,
@@ -49,8 +49,9 @@ def decode(
     text = TextRun(run)
     measure = judge_of(text, judge)
     guides, writers = guide_and_writers(run, decoder)
-    guide, rewards, key = getattr(decoder, "guide", None), None, None
-    if guide is not None and guide.reward:
+    rewards, key = None, None
+    if REWARD in decoder.needs:
+        guide = decoder.guide
         options = Judge(
             kind="reward", model=guide.model, layer=guide.layer, candidates=None, max_length=judge.max_length
         )
@@ -64,30 +65,29 @@ def decode(
     check_vocabulary(decoder, run.weak, strong.source)
     prompts = prompts_of(run.data.test).first(evaluation.prompts)
 
-    pair, server = None, server_of(decoder)
+    pair, server, plain = None, decoder.asked, Plain.like(decoder)
     systems = {}
     if server is not None:  # whether it answers is known before anything is trained
-        systems["plain"] = Decoders(text, strong, None, server=server).write("plain", plain_of(decoder), prompts)
-    if needs_pair(decoder):
+        systems["plain"] = Decoders(run, strong, None, server=server).write("plain", plain, prompts)
+    if decoder.needs_pair:
         untuned, tuned, _ = align(run, alignment)
         pair = Pair(tuned, untuned)
     if rewards is not None:
         key = reward.key()
 
-    decoders = Decoders(text, strong, pair, rewards, key, server)
+    decoders = Decoders(run, strong, pair, rewards, key, server)
     if server is None:
-        systems["plain"] = decoders.write("plain", plain_of(decoder), prompts)
+        systems["plain"] = decoders.write("plain", plain, prompts)
     if pair is not None:
-        systems["guide"] = Decoders(text, pair.tuned, None).write("guide-alone", plain_of(decoder), prompts)
-    if not isinstance(decoder, Plain):
-        systems[decoder.kind] = decoders.write(decoder.kind, decoder, prompts)
-    searches = isinstance(decoder, Search) and evaluation.traces > 0
+        systems["guide"] = Decoders(run, pair.tuned, None).write("guide-alone", plain, prompts)
+    if not decoder.is_plain:
+        systems[decoder.kind] = decoders.write(decoder.stage, decoder, prompts)
     traces = []
-    if searches:
-        found = systems[decoder.kind].replies
-        shown = Prompts(prompts.name, found.ids, found.prompts).first(evaluation.traces)
+    if decoder.traces and evaluation.traces > 0:
+        replies = systems[decoder.kind].replies
+        shown = Prompts(prompts.name, replies.ids, replies.prompts).first(evaluation.traces)
         traces = decoders.traces("traces", decoder, shown)
-    tax = None if questions is None else alignment_tax(decoders, decoder, plain_of(decoder), questions)
+    tax = None if questions is None else alignment_tax(decoders, decoder, plain, questions)
     comparison = Comparison(text, measure, strong, systems, decoder)
     kl = None
     if evaluation.frontier and measure is not None and measure.gives_rewards:
@@ -98,7 +98,7 @@ def decode(
 def guide_and_writers(run: Run, decoder: Decoder) -> tuple[dict[str, Source], dict[str, Source]]:
     """The models that guide and those that write, as they were found, each by what it is called."""
     guide, writers = {}, {"the strong model": run.strong}
-    if needs_pair(decoder):
+    if decoder.needs_pair:
         before = run.untuned or run.weak
         writers["the small model before its alignment"] = before
         if run.untuned is not None:
@@ -112,9 +112,7 @@ def check_vocabulary(decoder: Decoder, weak: Source, strong: Source) -> None:
     Raises:
         UserError: where they do not.
     """
-    if not (isinstance(decoder, Eft) or getattr(decoder, "tilt", 0)):
-        return
-    if weak.chat.vocabulary != strong.chat.vocabulary:
+    if decoder.adds_logits and weak.chat.vocabulary != strong.chat.vocabulary:
         maps = [source.tokenizer.get_vocab() for source in (weak, strong)]
         shared = sum(maps[1].get(token) == place for token, place in maps[0].items())
         raise UserError(
@@ -124,47 +122,27 @@ def check_vocabulary(decoder: Decoder, weak: Source, strong: Source) -> None:
         )
 
 
-def plain_of(decoder: Decoder) -> Plain:
-    """The same sampling without a guide."""
-    shared = decoder.model_dump(include=set(Plain.model_fields) - {"kind"})
-    return Plain(**{"kind": "sampling", "engine": "transformers", **shared})
-
-
 def problems(config: TrainConfig) -> list[str]:
     """What is wrong between the decoder and the rest of the configuration."""
     from pydantic import TypeAdapter
 
-    decoder = TypeAdapter(Decoder).validate_python(config.method["decoder"])
-    judge, found = config.method["judge"].get("model"), []
-    roles = ["strong", *(["weak"] if needs_pair(decoder) else [])]
+    decoder: Decoder = TypeAdapter(AnyDecoder).validate_python(config.method["decoder"])
+    found = []
+    roles = ["strong", *(["weak"] if decoder.needs_pair else [])]
     for role in roles:
         if getattr(config, role).arch != "hf":
             found.append(f"{role}.arch: a bag of words cannot write; choose a language model")
         elif getattr(config, role).train == "head":
             found.append(f"{role}.train: a head cannot write; use {role}.train=lora (or full)")
-    if server_of(decoder) is not None and config.method["evaluation"]["surprise"]:
-        found.append(
-            "method.evaluation.surprise: it is the strong model's log-probability of the replies, which a server of "
-            "texts does not give; set it to false"
-        )
-    guide = getattr(decoder, "guide", None)
-    if guide is not None and guide.reward and guide.model == judge:
-        found.append(
-            f"decoder.guide.model: {judge} would be guide and judge at once, and every gain its own opinion; choose "
-            "another for method.judge.model"
-        )
-    if isinstance(decoder, Plain) and decoder.engine == "vllm":
-        reason = by_vllm.why_not(gguf=config.strong.name.endswith(".gguf"), adapted=False)
-        if reason is not None:
-            found.append(f"decoder.engine: vLLM cannot sample here: {reason}; use transformers")
+    found += decoder.problems(config)
     found += _unread(config)
-    if needs_pair(decoder) and config.weak.untuned is None:
+    if decoder.needs_pair and config.weak.untuned is None:
         found += lost_steps(config.weak, "weak", {"method.alignment.lr.full": config.method["alignment"]["lr"]["full"]})
     found += _own_judge(config, decoder)
-    if config.method["alignment"]["pairs"] == "on_policy" and needs_pair(decoder) and config.weak.untuned is None:
+    if config.method["alignment"]["pairs"] == "on_policy" and decoder.needs_pair and config.weak.untuned is None:
         found.append("method.alignment.pairs: on-policy pairs are ranked by the judge, which must not guide; use given")
-    if config.method["style"] != "chat" and isinstance(decoder, Contrastive):
-        found.append("method.style: the strong model writes nothing in decoder=contrastive; use chat")
+    if config.method["style"] != "chat" and STRONG not in decoder.needs:
+        found.append(f"method.style: the strong model writes nothing in decoder={decoder.kind}; use chat")
     return found
 
 
@@ -187,7 +165,7 @@ def _own_judge(config: TrainConfig, decoder: Decoder) -> list[str]:
     """A judge that is the guide by its name; one that is it by its weights is refused once they are found."""
     options, weak = config.method["judge"], config.weak
     key = {"llm": "model", "implicit": "tuned"}.get(options["kind"])
-    if key is None or not needs_pair(decoder) or weak.untuned is None:
+    if key is None or not decoder.needs_pair or weak.untuned is None:
         return []
     if model_name(options[key], config) != weak.name:
         return []

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from w2sg.decoding.decoders import decoder_in
 from w2sg.reports.html import (
     Raw,
     facts,
@@ -30,6 +31,7 @@ WORDS = {
     "best_of_n": "best of n",
     "eft": "emulated fine-tuning",
     "wsd": "weak-to-strong decoding",
+    "nudging": "nudging",
     "contrastive": "contrastive decoding",
 }
 INK = {"plain": "#d97706", "guide": "#94a3b8"}
@@ -71,23 +73,19 @@ def decode_page(content: dict[str, Any], curves: dict[str, list[dict[str, float]
 
 def title(content: dict[str, Any]) -> str:
     """What was run, in one line."""
-    decoder = content["decoding"]["decoder"]
-    own = {
-        "search": lambda d: f"W {d['beams']}, K {d['children']}, L {d['chunk']}",
-        "best_of_n": lambda d: f"n {d['samples']}",
-        "eft": lambda d: f"beta {d['beta']:g}",
-        "wsd": lambda d: (
-            f"w {d['window']}, gamma {d['threshold']:g}"
-            if d.get("rule") != "top1"
-            else f"nudging, gamma {d['threshold']:g}"
-        ),
-        "contrastive": lambda d: f"alpha {d['alpha']:g}" if d["alpha"] is not None else f"gamma {d['gamma']:g}",
-        "sampling": lambda d: f"temperature {d['temperature']:g}",
-    }[decoder["kind"]](decoder)
-    name = WORDS.get(decoder["kind"], decoder["kind"])
+    name, setting = words_of(content["decoding"])
     whom = f"{short(content['strong'])} on {content['dataset']}"
-    guide = "" if decoder["kind"] == "sampling" else f", guided by {short(content['weak'])}"
-    return f"{name[0].upper()}{name[1:]} ({own}) of {whom}{guide}, seed {content['seed']}"
+    guide = f", guided by {short(content['weak'])}" if "guide" in content["decoding"]["systems"] else ""
+    return f"{name[0].upper()}{name[1:]} ({setting}) of {whom}{guide}, seed {content['seed']}"
+
+
+def words_of(decoding: dict[str, Any]) -> tuple[str, str]:
+    """What a report's decoder is called, and its main options; earlier reports have the options alone."""
+    if "words" in decoding:
+        return decoding["words"]["name"], decoding["words"]["setting"]
+    decoder = decoder_in(decoding["decoder"])
+    kind = decoding["decoder"]["kind"]
+    return (kind, "an unknown decoder") if decoder is None else (decoder.words, decoder.setting())
 
 
 def verdict(content: dict[str, Any]) -> str:

@@ -1,0 +1,43 @@
+"""The strong model alone (``kind: sampling``): what all other decoders are compared with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from w2sg.config.options import PlainSampling
+from w2sg.decoding import vllm as by_vllm
+from w2sg.decoding.decoders.base import STRONG, Decoder, Law
+from w2sg.decoding.decoders.written import Written
+
+if TYPE_CHECKING:
+    from w2sg.config.schema import TrainConfig
+    from w2sg.data.replies import Prompts
+    from w2sg.decoding.decoders.engines import Engines
+
+
+class Plain(Decoder, PlainSampling):
+    """The strong model alone."""
+
+    kind: Literal["sampling"] = "sampling"
+    words: ClassVar[str] = "strong model, plain"
+    generated_by: ClassVar[tuple[str, ...]] = (STRONG,)
+    no_server: ClassVar[str] = "plain samples are asked of a server where another decoder is compared with them"
+
+    @classmethod
+    def like(cls, decoder: Decoder) -> Plain:
+        """The same sampling without a guide."""
+        shared = set(cls.model_fields) & set(type(decoder).model_fields) - {"kind", "engine"}
+        engine = {"engine": decoder.engine} if isinstance(decoder, Plain) else {}
+        return cls(**decoder.model_dump(include=shared), **engine)
+
+    def write(self, engines: Engines, prompts: Prompts) -> list[Written]:
+        return [Written.of(result) for result in engines.search(self, prompts)]
+
+    def law(self) -> Law:
+        return Law("itself")
+
+    def problems(self, config: TrainConfig) -> list[str]:
+        if self.engine != "vllm":
+            return []
+        reason = by_vllm.why_not(gguf=config.strong.name.endswith(".gguf"), adapted=False)
+        return [] if reason is None else [f"decoder.engine: vLLM cannot sample here: {reason}; use transformers"]
