@@ -25,8 +25,8 @@ from w2sg.experiment.run import Run
 from w2sg.experiment.steered import Pair, Steered, steered, write_batch
 from w2sg.models.policy import padding
 from w2sg.models.trained import Trained
-from w2sg.store.shards import Found
 from w2sg.store.files import read_json, write_json
+from w2sg.store.shards import Found
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, load_found
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from w2sg.config.options import Sampling
 from w2sg.data.dialogue import Chat
 from w2sg.data.replies import Prompts
-from w2sg.decoding.decoders.base import Decoder
 from w2sg.decoding.engine import Engine, Scorer, Several, Tilted
 from w2sg.decoding.search import EngineGrower, Result, Value, search
 from w2sg.decoding.server import ServerGrower
@@ -95,16 +95,16 @@ class Engines:
             engine.write_below(min(one.plain.get_input_embeddings().num_embeddings for one in policies))
         return engine
 
-    def sides(self, decoder: Decoder) -> tuple[Side, Side]:
+    def sides(self, sampling: Sampling) -> tuple[Side, Side]:
         """The aligned weak model and the strong one, for decoders by which they write together."""
-        columns = decoder.columns()
+        columns = sampling.columns()
         return Side(self.tuned, self.small_chat, columns), Side(self.strong, self.chat, columns)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def search(
         self,
-        decoder: Decoder,
+        sampling: Sampling,
         prompts: Prompts,
         value: Value | None = None,
         beams: int = 1,
@@ -117,18 +117,18 @@ class Engines:
         """Search over the strong model, or over what a server writes; with one beam and one child a plain sample.
 
         Args:
-            decoder: how the strong model is sampled. value: what hypotheses are worth; None with nothing to choose.
+            sampling: how the strong model is sampled. value: what hypotheses are worth; None with nothing to choose.
             beams, children, distinct: as in `w2sg.decoding.search.search`.
             chunk: tokens written between choices; None for a whole reply.
             tilt: times what alignment did to the weak model's logits is added to the strong model's.
             room: [P] tokens that a reply to each prompt may have at most, for the guide's sake.
         """
-        most = decoder.max_new_tokens
+        most = sampling.max_new_tokens
         chunk = min(chunk or most, most)
         grower: Any = self.server
         if grower is None:
             engine: Engine = Tilted(self.strong, self.new_pair(), tilt) if tilt else self.strong
-            chat, columns = self.chat, decoder.columns()
+            chat, columns = self.chat, sampling.columns()
             grower = EngineGrower(
                 engine, chat.prompts, chat.text, prompts.ids, columns, chat.stop, chunk, most, self.seed, chat.cut, room
             )
