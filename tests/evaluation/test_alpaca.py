@@ -12,7 +12,7 @@ from w2sg.data.replies import Replies, prompt_id
 from w2sg.errors import ConfigError, UserError
 from w2sg.evaluation import alpaca_eval as alpaca
 from w2sg.metrics import replies as comparisons
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 
 PROMPTS = [f"\n\nHuman: question {k}?\n\nAssistant:" for k in range(6)]
 MULTI = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And now?\n\nAssistant:"

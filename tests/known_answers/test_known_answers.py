@@ -18,6 +18,7 @@ from w2sg.known_answers.result import Check, Findings, Quantity
 from w2sg.methods import votes as ensembles
 from w2sg.metrics import intervals as statistics
 from w2sg.metrics import labels as metrics
+from w2sg.metrics import spread
 from w2sg.metrics import theory as diagnostics
 from w2sg.reports import report
 from w2sg.training import label_modules as modules
@@ -160,7 +161,8 @@ def test_intervals_that_are_too_narrow_are_noticed(monkeypatch):
         t, error = plain(spreads, contrast, level)
         return min(t, 1.96), error  # five seeds taken for many
 
-    monkeypatch.setattr(statistics, "quantile", normal)
+    for module in (statistics, spread):
+        monkeypatch.setattr(module, "quantile", normal)
     failed = failures("pgr_intervals")
     assert "coverage, gap 0.10, 5 seeds" in failed
     assert "not resolved, gap 0.01, 5 seeds" in failed

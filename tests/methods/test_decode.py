@@ -32,7 +32,7 @@ from w2sg.experiment.steered import steered
 from w2sg.experiment.text import TextRun
 from w2sg.judges.reward import RewardModel
 from w2sg.metrics import replies as comparisons
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 
 KINDS = ("sampling", "contrastive", "eft", "search", "best_of_n", "wsd")
 SMALL = {

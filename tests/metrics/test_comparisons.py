@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
+from w2sg.metrics import logistic
 from w2sg.metrics import replies as comparisons
-from w2sg.metrics.intervals import Bootstrap, Estimate
+from w2sg.metrics.bootstrap import Bootstrap, Estimate
 from w2sg.metrics.replies import (
     length_controlled_preference,
     length_controlled_win_rate,
@@ -141,7 +142,7 @@ def fit(x, y):
 
     def loss(beta):
         z = beta[0] + beta[1] * x
-        return np.mean(np.logaddexp(0, z) - y * z) + comparisons.RIDGE / 2 * beta @ beta
+        return np.mean(np.logaddexp(0, z) - y * z) + logistic.RIDGE / 2 * beta @ beta
 
     return optimize.minimize(loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-15}).x
 
@@ -288,10 +289,10 @@ def test_newton_arrives_where_the_gradient_is_0():
     weights = random.dirichlet(np.ones(100), 20)
     for y in (random.random(100) < special.expit(1 + x), x > 0, np.ones(100)):
         for start in (np.zeros(2), np.array([30.0, -80.0])):
-            beta = comparisons._logistic(x, y, weights, start)
+            beta = logistic.logistic_fits(x, y, weights, start)
             p = special.expit(beta[:, :1] + beta[:, 1:] * x)
             powers = np.stack([np.ones(100), x], 1)
-            gradient = (weights * (y - p)) @ powers - comparisons.RIDGE * beta
+            gradient = (weights * (y - p)) @ powers - logistic.RIDGE * beta
             assert np.abs(gradient).max() < 1e-10
 
 

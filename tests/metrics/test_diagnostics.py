@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from test_metrics import reference
 
 from w2sg.metrics import theory as diagnostics
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 
 
 def pair(z):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from w2sg.metrics import labels as metrics
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 
 
 def reference():

@@ -8,7 +8,8 @@ from scipy import stats
 
 from w2sg.metrics import bootstrap
 from w2sg.metrics import intervals as statistics
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
+from w2sg.metrics.spread import Spread, fieller, quantile
 
 
 def hits(rate, n=2000, seed=0):
@@ -83,10 +84,10 @@ def test_fieller_covers_95_percent_whatever_the_size_of_the_gap(student, ceiling
     for _ in range(draws):
         w, s, c = seeds(0.7, student, ceiling, k, random)
         above = np.stack([s - w, c - w], 1)
-        spread = statistics.Spread.of(above)
-        low, high = statistics.fieller(*above.mean(0), [spread])
+        spread = Spread.of(above)
+        low, high = fieller(*above.mean(0), [spread])
         if low is None:  # unbounded: it covers where the contrast cannot be told from 0
-            t, error = statistics.quantile([spread], np.array([1.0, -truth]))
+            t, error = quantile([spread], np.array([1.0, -truth]))
             covered += abs(above.mean(0) @ [1.0, -truth]) <= t * error
         else:
             covered += low <= truth <= high
@@ -105,14 +106,14 @@ def test_a_gap_of_one_point_is_mostly_not_resolved_and_then_no_number_is_given()
 
 def test_fieller_by_hand():
     """k = 3: numerator 2, denominator 4, se 0.1 each, uncorrelated; the roots of the quadratic."""
-    spread = statistics.Spread(np.diag([0.01, 0.01]), 2)
-    low, high = statistics.fieller(2.0, 4.0, [spread])
+    spread = Spread(np.diag([0.01, 0.01]), 2)
+    low, high = fieller(2.0, 4.0, [spread])
     t = stats.t.ppf(0.975, 2)
     a, b, c = 16 - t**2 * 0.01, 8.0, 4 - t**2 * 0.01
     root = np.sqrt(b * b - a * c)
     assert low == pytest.approx((b - root) / a)
     assert high == pytest.approx((b + root) / a)
-    assert statistics.fieller(2.0, 0.1, [spread]) == (None, None)
+    assert fieller(2.0, 0.1, [spread]) == (None, None)
 
 
 def test_seeds_that_do_not_vary_have_an_interval_of_no_width_and_rows_widen_it():

@@ -13,7 +13,8 @@ import numpy as np
 from w2sg.compare.runs import Finished, read, words
 from w2sg.compare.table import write_summary
 from w2sg.metrics import replies as comparisons
-from w2sg.metrics.intervals import Bootstrap, holm
+from w2sg.metrics.bootstrap import Bootstrap
+from w2sg.metrics.intervals import holm
 from w2sg.reports.html import PALETTE, Raw, estimate, new_figure, number, p_value, page, points, stacked, svg, table
 from w2sg.reports.pages.decoders import frontier_figure, words_of
 from w2sg.reports.pages.labels import short

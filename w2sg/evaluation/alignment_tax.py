@@ -14,8 +14,8 @@ from w2sg.data.messages import Dialogue, unmarked
 from w2sg.data.replies import Prompts, Replies, prompt_id
 from w2sg.decoding.decoders import Decoder
 from w2sg.errors import UserError
-from w2sg.metrics.bootstrap import difference_interval
-from w2sg.metrics.intervals import Bootstrap, mcnemar
+from w2sg.metrics.bootstrap import Bootstrap, difference_interval
+from w2sg.metrics.intervals import mcnemar
 
 if TYPE_CHECKING:
     from w2sg.experiment.decode import Decoders

@@ -10,7 +10,7 @@ import numpy as np
 from w2sg.data.replies import Replies, prompts_of
 from w2sg.evaluation.rows import sample_rows
 from w2sg.metrics import replies as comparisons
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 
 if TYPE_CHECKING:
     from w2sg.config.options import Analysis, Contrast, PlainSampling

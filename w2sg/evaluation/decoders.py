@@ -16,7 +16,7 @@ from w2sg.evaluation.alignment_tax import lost
 from w2sg.evaluation.text_report import training_of
 from w2sg.losses.preferences import displacement
 from w2sg.metrics import replies as comparisons
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.reports import report
 from w2sg.reports.pages.decoders import decode_page, title
 

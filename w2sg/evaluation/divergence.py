@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from w2sg.data.completions import Completions
 from w2sg.data.loading import Examples
 from w2sg.decoding.decoders import Decoder
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, load_found
 

@@ -14,7 +14,7 @@ from w2sg.evaluation.alpha_sweep import measure_sweep
 from w2sg.evaluation.rows import sample_rows
 from w2sg.experiment.text import TextRun, Writer, reading_as
 from w2sg.metrics import replies as comparisons
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 
 if TYPE_CHECKING:
     from w2sg.config.options import Evaluation, PlainSampling

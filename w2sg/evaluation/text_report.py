@@ -9,7 +9,7 @@ from torch import Tensor
 
 from w2sg.data import audit
 from w2sg.losses.preferences import displacement
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.reports import report
 from w2sg.reports.pages.cong import text_page, title
 from w2sg.reports.pages.labels import ROLES

@@ -16,7 +16,7 @@ from w2sg.data.replies import Replies, concatenate, gold_pairs
 from w2sg.data.table import digest
 from w2sg.errors import UserError
 from w2sg.metrics import replies as comparisons
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.models.source import same
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from w2sg.data.messages import LAST_TURN, Dialogue, Message, instruction, transc
 from w2sg.data.replies import Replies, ReplyPairs
 from w2sg.errors import UserError
 from w2sg.judges.base import Judge, Verdicts
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.models.source import Source, find
 
 if TYPE_CHECKING:

@@ -24,11 +24,11 @@ def number_in(text: str) -> str | None:
     ('1203', '7.5', None)
     """
     final = FINAL.findall(text)
-    found = NUMBER.findall(final[-1]) if final else []
-    found = found or NUMBER.findall(text)
-    if not found:
+    numbers = NUMBER.findall(final[-1]) if final else []
+    numbers = numbers or NUMBER.findall(text)
+    if not numbers:
         return None
-    plain = found[-1].replace(",", "").replace("$", "")
+    plain = numbers[-1].replace(",", "").replace("$", "")
     return f"{float(plain):.10g}"
 
 
@@ -93,8 +93,8 @@ def answer_in(kind: str, text: str) -> str:
     An answer without a number or letter agrees with none but its like.
     """
     extract = {"number": number_in, "choice": letter_in}.get(kind)
-    found = extract(text) if extract else None
-    return found if found is not None else " ".join(plain_words(text))
+    answer = extract(text) if extract else None
+    return answer if answer is not None else " ".join(plain_words(text))
 
 
 def copied(text: str, other: str) -> float:

@@ -70,16 +70,16 @@ def share_interval(column: np.ndarray, codes: np.ndarray | None, ends: tuple[flo
             bootstrap.
     """
     column = np.asarray(column, np.float64)
-    share, own = float(column.mean()), column
+    share, shares = float(column.mean()), column
     if codes is not None:
         _, codes = np.unique(codes, return_inverse=True)
-        own = cluster_sums(column, codes) / np.bincount(codes)
-    count, ties = len(own), int((own == 0.5).sum())
+        shares = cluster_sums(column, codes) / np.bincount(codes)
+    count, ties = len(shares), int((shares == 0.5).sum())
     graded = not np.isin(column, (0.0, 0.5, 1.0)).all()
     if graded and ends[1] - ends[0] > 1e-6:  # wider than the rounding of float32 weights
         return ends
     if ties and count - ties < FEW <= count:
-        low, high = few_discordant((own - 0.5).clip(0).sum() * 2, (0.5 - own).clip(0).sum() * 2, count)
+        low, high = few_discordant((shares - 0.5).clip(0).sum() * 2, (0.5 - shares).clip(0).sum() * 2, count)
         return 0.5 + low / 2, 0.5 + high / 2
     return ends if min(share, 1 - share) * count >= FEW else binomial_interval(share, count)
 
@@ -105,9 +105,9 @@ def cluster_sums(values: np.ndarray, codes: np.ndarray | None) -> np.ndarray:
     """[G, ...] the sums of [N, ...] over clusters; the values themselves where there are none."""
     if codes is None:
         return values
-    found = np.zeros((int(codes.max()) + 1 if len(codes) else 0, *values.shape[1:]), values.dtype)
-    np.add.at(found, codes, values)
-    return found
+    sums = np.zeros((int(codes.max()) + 1 if len(codes) else 0, *values.shape[1:]), values.dtype)
+    np.add.at(sums, codes, values)
+    return sums
 
 
 class Bootstrap:
@@ -159,13 +159,13 @@ class Bootstrap:
         Args:
             whole: [N] which rows count (all); no value where none does.
         """
-        found = self.mean(part) if whole is None else self.ratio(part, whole)
-        if found.value is None:
-            return found
+        mean = self.mean(part) if whole is None else self.ratio(part, whole)
+        if mean.value is None:
+            return mean
         rows = slice(None) if whole is None else np.asarray(whole, bool)
         codes = None if self.codes is None else self.codes[rows]
-        low, high = share_interval(np.asarray(part)[rows], codes, (found.low, found.high))
-        return Estimate(found.value, max(low, 0.0), min(high, 1.0))  # float32 weights alone would give 1.0000001
+        low, high = share_interval(np.asarray(part)[rows], codes, (mean.low, mean.high))
+        return Estimate(mean.value, max(low, 0.0), min(high, 1.0))  # float32 weights alone would give 1.0000001
 
     def ratio(self, part: np.ndarray, whole: np.ndarray) -> Estimate:
         """``sum(part) / sum(whole)`` with its interval, of [N] numbers; no value where ``whole`` sums to 0."""
@@ -177,6 +177,7 @@ class Bootstrap:
         return Estimate(float(part.sum() / whole.sum()), *interval(quotients))
 
     def _blocks(self) -> Iterator[np.ndarray]:
+        # kept where they fit, since every statistic asks for the same draws; drawn again from the seed where not
         yield from self._kept if self.n * self.resamples <= 4 * BLOCK else self._draw()
 
     @cached_property
@@ -188,6 +189,7 @@ class Bootstrap:
         rows = max(1, BLOCK // max(self.n, 1))
         for begin in range(0, self.resamples, rows):
             count = min(rows, self.resamples - begin)
+            # each sample counts in a range of its own, so that one bincount does for all: [count, G] times drawn
             drawn = random.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
             times = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
             if self.codes is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from w2sg.metrics.bootstrap import (
     few_discordant,
     interval,
 )
+from w2sg.metrics.spread import Spread, fieller, quantile, two_sided
 
 MCNEMAR, SIGN_FLIP = "exact McNemar", "exact sign flips over prompts"
 
@@ -87,118 +87,6 @@ def _pgr(ratio: Estimate, gap: Estimate, estimate: float | None, over: str) -> d
     }
 
 
-@dataclass(frozen=True)
-class Spread:
-    """One source of noise: the covariance of the means of M quantities, and the degrees of freedom behind it.
-
-    Attributes:
-        covariance: [M, M]. freedom: of all contrasts alike.
-        terms: [G, M, M] what each cluster adds to the covariance, where the freedom of a contrast is to be told from
-            how much they differ: that of a variable of this mean and this variance (Satterthwaite), at least 1.
-    """
-
-    covariance: np.ndarray
-    freedom: float
-    terms: np.ndarray | None = None
-
-    def along(self, contrast: np.ndarray) -> tuple[float, float]:
-        """The variance of a contrast, not below 0, and its degrees of freedom."""
-        variance = max(0.0, float(contrast @ self.covariance @ contrast))
-        if self.terms is None or not variance:
-            return variance, self.freedom
-        own = np.einsum("gij,i,j->g", self.terms, contrast, contrast)
-        noise = len(own) * own.var()
-        return variance, float(np.clip(2 * variance**2 / noise, 1.0, self.freedom)) if noise else self.freedom
-
-    @staticmethod
-    def of(values: np.ndarray) -> Spread:
-        """Of the column means of [n, M] independent rows."""
-        n = len(values)
-        return Spread(np.cov(values, rowvar=False, ddof=1).reshape(values.shape[1], -1) / n, n - 1)
-
-    @staticmethod
-    def of_clusters(values: np.ndarray, codes: np.ndarray | None) -> Spread:
-        """Of the column means of [n, M] rows that come in independent clusters (linearised); one cluster has none."""
-        sums = values if codes is None else cluster_sums(values - values.mean(0), codes)
-        count = len(sums)
-        if count < 2:
-            return Spread(np.zeros((values.shape[1],) * 2), 1)
-        if codes is None:
-            return Spread.of(values)
-        return Spread(sums.T @ sums / len(values) ** 2 * (count / (count - 1)), count - 1)
-
-
-def quantile(spreads: Sequence[Spread], contrast: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Student's quantile for a contrast of means, and the contrast's standard error.
-
-    Several sources of noise add up. Their degrees of freedom are put together as the harmonic mean, each weighted by
-    its share of the variance: with two or three repeats the formula of Welch and Satterthwaite, which squares shares
-    that are themselves hardly known, rejects up to 8 % (13 % with two) of true nulls at 5 %. Where a source has one
-    degree of freedom the quantiles themselves are averaged (Cochran and Cox 1950), which errs on the safe side.
-    """
-    shares, freedoms, error = _sources(spreads, contrast)
-    return (_critical(shares, freedoms, (1 - level) / 2), error) if error else (0.0, 0.0)
-
-
-def _sources(spreads: Sequence[Spread], contrast: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    parts, freedoms = (np.array(x) for x in zip(*(s.along(contrast) for s in spreads), strict=True))
-    total = parts.sum()
-    if not total:
-        return parts, np.ones(len(parts)), 0.0
-    there = parts > 0
-    return parts[there] / total, freedoms[there], math.sqrt(total)
-
-
-def _critical(shares: np.ndarray, freedoms: np.ndarray, tail: float) -> float:
-    from scipy.special import stdtrit
-
-    if freedoms.min() > 1:
-        return -float(stdtrit(1 / (shares / freedoms).sum(), tail))
-    return -float(shares @ stdtrit(freedoms, tail))
-
-
-def two_sided(value: float, spreads: Sequence[Spread], contrast: np.ndarray) -> float:
-    """The p value that belongs to `quantile`: of a contrast of means that is ``value``, where 0 is its truth."""
-    from scipy.optimize import brentq
-    from scipy.special import stdtr
-
-    shares, freedoms, error = _sources(spreads, contrast)
-    if not error:  # nothing varies
-        return float(value == 0.0)
-    far = abs(value) / error
-    if freedoms.min() > 1 or len(freedoms) == 1:
-        return float(2 * stdtr(1 / (shares / freedoms).sum(), -far))
-    least, most = math.log(1e-12), math.log(0.5)
-    if _critical(shares, freedoms, math.exp(most)) >= far:
-        return 1.0
-    if _critical(shares, freedoms, math.exp(least)) < far:
-        return 2e-12
-    return 2 * math.exp(brentq(lambda x: _critical(shares, freedoms, math.exp(x)) - far, least, most))
-
-
-def fieller(
-    numerator: float, denominator: float, spreads: Sequence[Spread], level: float = 0.95
-) -> tuple[float | None, float | None]:
-    """Fieller's (1954) interval for a ratio of two means; (None, None) where it is unbounded.
-
-    Args:
-        spreads: of (numerator, denominator), 2 x 2 each. It is unbounded when the denominator cannot be told from 0.
-    """
-    covariance = sum(s.covariance for s in spreads)
-    t, _ = quantile(spreads, np.array([1.0, -numerator / denominator]), level) if denominator else (math.inf, 0.0)
-    if t == 0.0 and not covariance.any():
-        return numerator / denominator, numerator / denominator
-    if t == 0.0:  # the ratio itself does not vary, though its parts do
-        t, _ = quantile(spreads, np.array([0.0, 1.0]), level)
-    a = denominator**2 - t**2 * covariance[1, 1]
-    b = numerator * denominator - t**2 * covariance[0, 1]
-    c = numerator**2 - t**2 * covariance[0, 0]
-    if not a > 0:
-        return None, None
-    root = math.sqrt(max(0.0, b * b - a * c))
-    return (b - root) / a, (b + root) / a
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Repeated runs
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,24 +109,26 @@ def over_repeats(
             the same in all repeats; None: its place (all repeats have the same rows).
     """
     if len(values) == 1:
-        own = values[0]
-        codes = None if clusters[0] is None else Bootstrap(len(own), clusters=clusters[0]).codes
-        return own.mean(0), [Spread.of_clusters(own, codes)] if len(own) > 1 else [
-            Spread(np.zeros((own.shape[1],) * 2), 1)
-        ]
+        rows = values[0]
+        codes = None if clusters[0] is None else Bootstrap(len(rows), clusters=clusters[0]).codes
+        nothing = Spread(np.zeros((rows.shape[1],) * 2), 1)
+        return rows.mean(0), [Spread.of_clusters(rows, codes) if len(rows) > 1 else nothing]
     numbers = [np.arange(len(v)) if c is None else c for v, c in zip(values, clusters, strict=True)]
     means = np.stack([v.mean(0) for v in values])
     count, width = 1 + max(int(c.max()) for c in numbers), means.shape[1]
-    total, own, tested = np.zeros((count, width)), np.zeros((count, width, width)), np.zeros(count, np.int64)
+    # what each cluster adds, over all repeats [G, M]; the part of its square that is of one repeat alone [G, M, M]; and
+    # the repeats that were tested on it [G]
+    total, within, tested = np.zeros((count, width)), np.zeros((count, width, width)), np.zeros(count, np.int64)
     for v, c, mean in zip(values, numbers, means, strict=True):
         sums = np.stack([np.bincount(c, column, count) for column in (v - mean).T], 1) / len(v)
         total += sums
-        own += sums[:, :, None] * sums[:, None, :]
+        within += sums[:, :, None] * sums[:, None, :]
         tested += np.bincount(c, minlength=count) > 0
     spreads = [Spread.of(means)]
     shared, repeats = int((tested > 1).sum()), len(values)
     if shared > 1:
-        together = (total[:, :, None] * total[:, None, :] - own)[tested > 1]
+        # the square of a sum less the squares is what two different repeats have in common
+        together = (total[:, :, None] * total[:, None, :] - within)[tested > 1]
         together *= shared / (shared - 1) / (repeats * (repeats - 1))
         spreads.append(Spread(together.sum(0), shared - 1, together))
     return means.mean(0), spreads
@@ -319,12 +209,14 @@ def paired_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray | None 
     above = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     exact = [mcnemar(x, y, clusters)["p"] for x, y in zip(a, b, strict=True)]
     codes = None if clusters is None else cluster_codes(clusters)
-    found = difference_over_repeats(list(above), [codes] * len(above))
+    difference = difference_over_repeats(list(above), [codes] * len(above))
     if len(above) == 1:
         bootstrap = Bootstrap(len(above[0]), clusters=clusters)
-        found["p"] = exact[0]
-        found["low"], found["high"] = difference_interval(a[0], b[0], bootstrap, (found["low"], found["high"]))
-    return found | {"mcnemar_p": exact}
+        difference["p"] = exact[0]
+        difference["low"], difference["high"] = difference_interval(
+            a[0], b[0], bootstrap, (difference["low"], difference["high"])
+        )
+    return difference | {"mcnemar_p": exact}
 
 
 def difference_over_seeds(differences: np.ndarray) -> dict[str, Any]:
@@ -378,16 +270,20 @@ def sign_flip(differences: np.ndarray) -> float:
     from scipy.signal import fftconvolve
     from scipy.stats import binom
 
-    found = np.asarray(differences, np.int64)
-    sizes, counts = np.unique(np.abs(found[found != 0]), return_counts=True)
+    whole = np.asarray(differences, np.int64)
+    sizes, counts = np.unique(np.abs(whole[whole != 0]), return_counts=True)
     if not len(sizes):
         return 1.0
     law = np.ones(1)  # of the sum of the sizes whose sign is positive
     for size, count in zip(sizes, counts, strict=True):
-        own = np.zeros(size * count + 1)
-        own[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
-        law = np.convolve(law, own) if min(len(law), len(own)) < 4096 else np.maximum(fftconvolve(law, own), 0)
-    total, far = int(sizes @ counts), abs(int(found.sum()))
+        of_size = np.zeros(size * count + 1)
+        of_size[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        law = (
+            np.convolve(law, of_size)
+            if min(len(law), len(of_size)) < 4096
+            else np.maximum(fftconvolve(law, of_size), 0)
+        )
+    total, far = int(sizes @ counts), abs(int(whole.sum()))
     # the sum is 2 x - total; both tails, which are equal
     return float(min(1.0, 2 * law[(total + far) // 2 :].sum())) if far else 1.0
 

@@ -93,8 +93,8 @@ def intervals(logits: Tensor, labels: Tensor, bootstrap: Bootstrap) -> dict[str,
     bins = torch.zeros(len(hit), BINS, dtype=torch.float64)
     bins[torch.arange(len(hit)), bin_of(sure)] = sure - hit
     samples = bootstrap.means(torch.cat([torch.stack(list(columns.values()), 1), bins], 1).numpy())
-    found = dict(zip(columns, samples.T, strict=False)) | {"ece": np.abs(samples[:, len(columns) :]).sum(1)}
-    out: dict[str, list[float] | None] = {name: list(interval(values)) for name, values in found.items()}
+    draws = dict(zip(columns, samples.T, strict=False)) | {"ece": np.abs(samples[:, len(columns) :]).sum(1)}
+    out: dict[str, list[float] | None] = {name: list(interval(values)) for name, values in draws.items()}
     out["accuracy"] = list(share_interval(hit.numpy(), bootstrap.codes, out["accuracy"]))
     score, positive = _one_against_rest(logits, labels)
     out["auroc"] = None

@@ -21,10 +21,8 @@ import numpy as np
 
 from w2sg.metrics.bootstrap import Bootstrap, Estimate, interval, share_interval
 from w2sg.metrics.intervals import mcnemar
+from w2sg.metrics.logistic import logistic_fits, slope_told_apart
 
-RIDGE = 1e-6  # times half the squared coefficients, beside the mean log loss
-STEPS = 500  # of Newton, at most; ten are usual, under a hundred are taken where the data are separable
-TOLD_APART = 4e-4  # of a variance over a squared mean: at 100 times the ridge the data decide, not the ridge
 ENTRIES = 32_768  # of [r, N] arrays worked on at a time: they stay in a core's cache
 
 
@@ -73,10 +71,10 @@ def win_matrix(rewards: dict[str, np.ndarray], bootstrap: Bootstrap | None = Non
     parts = {key: [[None] * len(names) for _ in names] for key in ("value", "low", "high")}
     if pairs:
         wins = np.stack([_wins(columns[i], columns[j]) for i, j in pairs], 1)
-        for (i, j), found in zip(pairs, _rates(wins, bootstrap), strict=True):
-            mirror = Estimate(1 - found.value, 1 - found.high, 1 - found.low)
+        for (i, j), rate in zip(pairs, _rates(wins, bootstrap), strict=True):
+            mirror = Estimate(1 - rate.value, 1 - rate.high, 1 - rate.low)
             for key, table in parts.items():
-                table[i][j], table[j][i] = getattr(found, key), getattr(mirror, key)
+                table[i][j], table[j][i] = getattr(rate, key), getattr(mirror, key)
     return {"names": names, **parts}
 
 
@@ -107,12 +105,12 @@ def _rates(wins: np.ndarray, bootstrap: Bootstrap) -> list[Estimate]:
         # a win rate is a number of half prompts: float32 weights alone would give rates above 1
         halves = 2 * len(wins)
         samples = np.rint(samples * halves) / halves
-    found = []
-    for own, sample in zip(wins.T, samples.T, strict=True):
-        value = float(own.mean())
-        low, high = share_interval(own, bootstrap.codes, interval(sample))
-        found.append(Estimate(value, max(low, 0.0), min(high, 1.0)))
-    return found
+    rates = []
+    for column, sample in zip(wins.T, samples.T, strict=True):
+        value = float(column.mean())
+        low, high = share_interval(column, bootstrap.codes, interval(sample))
+        rates.append(Estimate(value, max(low, 0.0), min(high, 1.0)))
+    return rates
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,48 +166,14 @@ def length_controlled_preference(
 
     x = np.tanh(longer / longer.std(ddof=1))
     uniform = np.full((1, len(x)), 1 / len(x))
-    if not _told_apart(x, uniform)[0]:
+    if not slope_told_apart(x, uniform)[0]:
         return Estimate(None)
-    whole = _logistic(x, wins, uniform, np.zeros(2))[0]
+    whole = logistic_fits(x, wins, uniform, np.zeros(2))[0]
 
     def predicted(weights: np.ndarray) -> np.ndarray:
-        return np.where(_told_apart(x, weights), expit(_logistic(x, wins, weights, whole)[:, 0]), np.nan)
+        return np.where(slope_told_apart(x, weights), expit(logistic_fits(x, wins, weights, whole)[:, 0]), np.nan)
 
     return _estimate(expit(whole[0]), _samples(predicted, bootstrap))
-
-
-def _told_apart(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[r] whether x [N] varies enough, under weights [r, N], to tell its slope from the intercept."""
-    mean, square = (weights @ np.stack([x, x * x], 1)).T
-    return square - mean**2 >= TOLD_APART * mean**2
-
-
-def _logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """[r, 2] intercept and slope of y [N] in [0, 1] on x [N] in [-1, 1], for each row of weights [r, N] of sum 1.
-
-    Newton's method, its step shortened to log(1 + s) / s, where s bounds the change of any logit: the logistic loss
-    then falls at every step (Bach 2010, "Self-concordant analysis for logistic regression", arXiv 0910.4627), where
-    plain Newton can diverge.
-    """
-    from scipy.special import expit
-
-    powers = np.stack([np.ones_like(x), x, x * x], 1)
-    weights = weights.astype(np.float64)
-    found = np.tile(start, (len(weights), 1))
-    active = np.arange(len(weights))
-    for _ in range(STEPS):
-        beta, w = found[active], weights[active]
-        p = expit(beta[:, :1] + beta[:, 1:] * x)
-        g = (w * (y - p)) @ powers[:, :2] - RIDGE * beta
-        h0, h1, h2 = ((w * (p * (1 - p))) @ powers).T
-        h0, h2 = h0 + RIDGE, h2 + RIDGE
-        step = np.stack([h2 * g[:, 0] - h1 * g[:, 1], h0 * g[:, 1] - h1 * g[:, 0]], 1) / (h0 * h2 - h1 * h1)[:, None]
-        size = np.abs(step).sum(1)
-        found[active] = beta + step * (np.log1p(size) / np.maximum(size, 1e-300))[:, None]
-        active = active[size > 1e-7]
-        if not len(active):
-            break
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -290,12 +254,12 @@ def best_of_n(
     for row, values in enumerate(by_rank["proxy"]):
         _, group, sizes_of = np.unique(values, return_inverse=True, return_counts=True)
         by_rank["gold"][row] = (np.bincount(group, by_rank["gold"][row]) / sizes_of)[group]
-    found = []
+    curve = []
     for n in sizes:
         weights = np.array([math.comb(i, n - 1) for i in range(count)], np.float64) / math.comb(count, n)
         worth = {name: bootstrap.mean(values @ weights).as_dict() for name, values in by_rank.items()}
-        found.append({"n": int(n), **worth, "kl": best_of_n_bound(n)})
-    return found
+        curve.append({"n": int(n), **worth, "kl": best_of_n_bound(n)})
+    return curve
 
 
 def best_of_n_bound(n: int) -> float:
@@ -305,11 +269,11 @@ def best_of_n_bound(n: int) -> float:
 
 def distinctness(texts: Sequence[str], sizes: Sequence[int] = (1, 2)) -> dict[str, float]:
     """Different n-grams of words among all of them, as a share (distinct-n; Li et al. 2016, arXiv 1510.03055)."""
-    found = {}
+    shares = {}
     for n in sizes:
         grams = [tuple(words[k : k + n]) for words in (t.split() for t in texts) for k in range(len(words) - n + 1)]
-        found[f"distinct_{n}"] = len(set(grams)) / max(len(grams), 1)
-    return found
+        shares[f"distinct_{n}"] = len(set(grams)) / max(len(grams), 1)
+    return shares
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -381,27 +345,27 @@ def _midranks(column: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 def _columns(bootstrap: Bootstrap | None, /, **columns: np.ndarray) -> list[np.ndarray]:
     """The columns as float64 [N], checked."""
-    found = {name: np.asarray(column, np.float64) for name, column in columns.items()}
-    for name, column in found.items():
+    checked = {name: np.asarray(column, np.float64) for name, column in columns.items()}
+    for name, column in checked.items():
         if column.ndim != 1 or not len(column):
             raise ValueError(f"{name} must be a list of numbers, one per prompt; its shape is {column.shape}.")
         if bad := int((~np.isfinite(column)).sum()):
             raise ValueError(f"{name}: {bad} of {len(column)} numbers are NaN or infinite.")
-    lengths = {name: len(column) for name, column in found.items()}
+    lengths = {name: len(column) for name, column in checked.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"The same prompts are needed on all sides, but their numbers are {lengths}.")
     if bootstrap is not None and set(lengths.values()) != {bootstrap.n}:
         raise ValueError(f"The bootstrap draws from {bootstrap.n} prompts, but there are {lengths}.")
-    return list(found.values())
+    return list(checked.values())
 
 
 def _preferences(bootstrap: Bootstrap, /, **columns: np.ndarray) -> list[np.ndarray]:
     """The same of preferences, which lie between 0 and 1."""
-    found = _columns(bootstrap, **columns)
-    for name, column in zip(columns, found, strict=True):
+    checked = _columns(bootstrap, **columns)
+    for name, column in zip(columns, checked, strict=True):
         if column.min() < 0 or column.max() > 1:
             raise ValueError(f"{name}: preferences lie between 0 and 1, not {column.min():g} to {column.max():g}.")
-    return found
+    return checked
 
 
 def _samples(statistic: Callable[[np.ndarray], np.ndarray], bootstrap: Bootstrap) -> np.ndarray:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from w2sg.metrics.bootstrap import Bootstrap, Estimate, share_interval
-from w2sg.metrics.intervals import Spread
 from w2sg.metrics.labels import confidence, correct
+from w2sg.metrics.spread import Spread
 
 GAMMA = 1e-3  # probabilities of the theory lie in [GAMMA, 1 - GAMMA] (arXiv 2502.11107)
 SATURATED = math.log((1 - GAMMA) / GAMMA)  # a logit beyond this lies outside of it

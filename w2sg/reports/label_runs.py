@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2sg.metrics.intervals import MCNEMAR, Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
+from w2sg.metrics.intervals import MCNEMAR
 from w2sg.metrics.theory import theorem_conditions
 from w2sg.reports.section import Report, Section, Story
 from w2sg.reports.sections.accuracy import Accuracy, test_name

@@ -18,7 +18,7 @@ from w2sg.data.table import Table
 from w2sg.errors import UserError
 from w2sg.metrics import intervals as statistics
 from w2sg.metrics import labels as metrics
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.reports import assemble
 from w2sg.reports.assemble import said_of_models as said  # noqa: F401
 from w2sg.reports.assemble import versions  # noqa: F401

@@ -25,7 +25,7 @@ from w2sg.methods.refine import exemplars
 from w2sg.methods.refine.options import InContext, LabelWords, Refine, RefineBaseline
 from w2sg.methods.refine.refiner import revision_of, write_refined
 from w2sg.metrics import labels as metrics
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.reports.report import Report

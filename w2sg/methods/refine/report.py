@@ -15,7 +15,8 @@ from w2sg.methods.refine.axes import Axes
 from w2sg.methods.refine.options import Improve, InContext, Refine, RefineEvaluation, Unrefined
 from w2sg.methods.refine.refiner import Refined, revision_of, write_refined
 from w2sg.metrics import replies as comparisons
-from w2sg.metrics.intervals import Bootstrap, performance_gap_recovered
+from w2sg.metrics.bootstrap import Bootstrap
+from w2sg.metrics.intervals import performance_gap_recovered
 from w2sg.models.trained import Trained
 from w2sg.reports import report
 from w2sg.reports.pages.refinement import refinement_page, terminal_table, title

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from w2sg.metrics import intervals as statistics
 from w2sg.metrics import labels as metrics
-from w2sg.metrics.intervals import MCNEMAR, Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
+from w2sg.metrics.intervals import MCNEMAR
 from w2sg.reports.figures import COLOURS, new_figure, reach, svg
 from w2sg.reports.section import Report, Section, name_of
 from w2sg.reports.sections.splits import tested

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from w2sg.data import audit
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.reports.figures import COLOURS, new_figure, svg
 from w2sg.reports.section import Report, Section
 from w2sg.reports.words import overlap_warning

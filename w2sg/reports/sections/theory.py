@@ -10,7 +10,7 @@ from torch import Tensor
 
 from w2sg.metrics import labels as metrics
 from w2sg.metrics import theory
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.reports.section import Report, Section
 from w2sg.reports.words import estimate
 
