@@ -2,11 +2,21 @@
 
 import copy
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from w2sg.reports.pages.cong import text_page, verdict
+from w2sg.methods.cong import story
+from w2sg.reports.assemble import Report, findings_of
+from w2sg.reports.sections.alpha_sweep import AlphaSweep
+from w2sg.reports.sections.held_out_pairs import HeldOutPairs
+from w2sg.reports.sections.judge import JudgeFacts
+from w2sg.reports.sections.provenance import Provenance, Reading
+from w2sg.reports.sections.replies import RepliesShown
+from w2sg.reports.sections.splits import Splits
+from w2sg.reports.sections.systems import Systems
+from w2sg.reports.sections.training import FitTraining
 
 SYSTEMS = ["base", "weak", "cong_s", "cong", "weak_sft", "ceiling"]
 NAMES = ["plain", "0", "0.4", "1"]
@@ -187,6 +197,33 @@ def alts(page):
     return [re.search('alt="([^"]*)"', image)[1] for image in figures(page)]
 
 
+def sections(curves):
+    training = FitTraining("text")
+    training.curves = curves
+    first = [AlphaSweep(), Systems(), HeldOutPairs(), JudgeFacts("text"), training, RepliesShown("text")]
+    return [*first, Splits(), Reading(), Provenance()]
+
+
+def verdict(content):
+    return findings_of(content, sections({}))
+
+
+def text_page(content, curves):
+    """The page from what report.json holds, with ConG's story."""
+    options = content["config"]["method"]
+    config = SimpleNamespace(
+        method=options | {"dpo": {"loss": content["loss"]}},
+        weak=SimpleNamespace(name=content["weak"], untuned=content["config"]["weak"]["untuned"]),
+        strong=SimpleNamespace(name=content["strong"]),
+        dataset=SimpleNamespace(name=content["dataset"]),
+        seed=content["seed"],
+    )
+    told = story(config)
+    heading = {"title": told.title, "verdict": verdict(content), "names": told.names}
+    heading |= {"uses_of_splits": told.uses_of_splits}
+    return Report(content | heading, sections(curves), {}).page()
+
+
 @pytest.fixture(scope="module")
 def rendered():
     content = whole()
@@ -277,7 +314,7 @@ def test_replies_are_escaped_and_whole(rendered):
     content, page, text = rendered
     assert "<script" not in page
     assert "<b>bold" not in page
-    assert page.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;") == len(NAMES) + len(SYSTEMS)
+    assert page.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") == len(NAMES) + len(SYSTEMS)
     assert "Human: &lt;i&gt;why&lt;/i&gt;?" in page
     assert page.count("word word word word") > 0
     assert text.count("1,234 cut off") == len(NAMES) + len(SYSTEMS)

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from w2sg.data.replies import Replies, prompts_of
+from w2sg.data.replies import Replies
+from w2sg.evaluation.comparisons import Comparisons
 from w2sg.evaluation.rows import sample_rows
-from w2sg.metrics import replies as comparisons
-from w2sg.metrics.bootstrap import Bootstrap
+from w2sg.reports.sections.alpha_sweep import AlphaSweep
 
 if TYPE_CHECKING:
     from w2sg.config.options import Analysis, Contrast, PlainSampling
-    from w2sg.experiment.text import TextRun, Writer
+    from w2sg.experiment.run import Run
     from w2sg.judges.base import Judge
+    from w2sg.models.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Sweep:
 
 
 def sample_alphas(
-    text: TextRun, weak: Writer, untuned: Writer, decoding: Contrast, sampling: PlainSampling, analysis: Analysis
+    run: Run, weak: Trained, untuned: Trained, decoding: Contrast, sampling: PlainSampling, analysis: Analysis
 ) -> Sweep | None:
     """Let the pair answer the same test prompts with every alpha, and plainly, all in one batch."""
     if not analysis.alphas:
@@ -48,9 +49,9 @@ def sample_alphas(
     if chosen is None:
         chosen = f"{own[0]:.3g}" + ("" if decoding.gamma is None else f" (gamma {decoding.gamma:g})")
         settings[chosen] = own[0], own
-    prompts = prompts_of(text.run.data.test).first(analysis.prompts)
+    prompts = run.prompts("test", analysis.prompts)
     columns = [columns for _, columns in settings.values()]
-    replies = text.write("alphas", weak, prompts, decoding, columns, reference=untuned)
+    replies = run.generate("alphas", weak, prompts, decoding, columns, contrast=untuned)
     return Sweep(
         list(settings),
         [alpha for alpha, _ in settings.values()],
@@ -59,56 +60,28 @@ def sample_alphas(
     )
 
 
-def measure_sweep(sweep: Sweep, judge: Judge | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Rewards, lengths and wins of every setting, and the replies themselves as rows of a table."""
-    count = len(sweep.replies[0])
-    bootstrap = Bootstrap(count)
-    implicit = {n: r.implicit_rewards() for n, r in zip(sweep.names, sweep.replies, strict=True)}
-    lengths = {n: r.lengths for n, r in zip(sweep.names, sweep.replies, strict=True)}
-    per_token = {n: implicit[n] / np.maximum(lengths[n], 1) for n in sweep.names}
-    measures = {"implicit": implicit, "implicit_per_token": per_token}
-    if judge is not None and judge.gives_rewards:
-        measures["explicit"] = judge.rewards_of("alphas", dict(zip(sweep.names, sweep.replies, strict=True)))
-    plain = sweep.names[0]
-    found: dict[str, Any] = {
-        "names": sweep.names,
-        "alphas": sweep.alphas,
-        "chosen": sweep.names[sweep.chosen],
-        "prompts": count,
-        "length": {
-            n: comparisons.length_summary(lengths[n], ~r.finished)
-            for n, r in zip(sweep.names, sweep.replies, strict=True)
-        },
-    }
-    for name, values in measures.items():
-        scaled = comparisons.min_max_per_prompt(values)
-        found[name] = {
-            "mean": {n: bootstrap.mean(values[n]).as_dict() for n in sweep.names},
-            "scaled": {n: bootstrap.mean(scaled[n]).as_dict() for n in sweep.names},
-            "over_plain": {
-                n: {
-                    "gap": comparisons.reward_gap(values[n], values[plain], bootstrap).as_dict(),
-                    "standardised": comparisons.standardised_gap(values[n], values[plain], bootstrap).as_dict(),
-                    "p": comparisons.paired_test(values[n], values[plain]),
-                }
-                for n in sweep.names[1:]
-            },
-            "wins": comparisons.win_matrix(values, bootstrap),
-            "length_correlation": {
-                n: comparisons.reward_length_correlation(values[n], lengths[n], bootstrap).as_dict()
-                for n in sweep.names
-            },
-        }
-    if "explicit" in measures:
-        judged = measures["explicit"]
-        found["explicit"]["length_controlled"] = {
-            n: comparisons.length_controlled_win_rate(
-                judged[n], judged[plain], lengths[n], lengths[plain], bootstrap
-            ).as_dict()
-            for n in sweep.names[1:]
-        }
+def measure_sweep(sweep: Sweep, judge: Judge | None) -> tuple[AlphaSweep, list[dict[str, Any]]]:
+    """The section of every setting, and the replies themselves as rows of a table."""
+    replies = dict(zip(sweep.names, sweep.replies, strict=True))
+    implicit = {name: written.implicit_rewards() for name, written in replies.items()}
+    lengths = {name: written.lengths for name, written in replies.items()}
+    per_token = {name: implicit[name] / np.maximum(lengths[name], 1) for name in replies}
+    rewards = {"implicit": implicit, "implicit_per_token": per_token}
+    compared, over_plain = None, {}
+    if judge is not None:
+        compared = Comparisons(judge, "alphas", {f"alpha-{n}": r for n, r in replies.items()}, tokens=True)
+        if compared.rewards:
+            rewards["explicit"] = {n: compared.rewards[f"alpha-{n}"] for n in replies}
+        else:
+            plain = f"alpha-{sweep.names[0]}"
+            over_plain = {n: compared.over(f"alpha-{n}", plain) for n in sweep.names[1:]}
+    alphas = dict(zip(sweep.names, sweep.alphas, strict=True))
+    finished = {name: written.finished for name, written in replies.items()}
+    section = AlphaSweep.measure(alphas, sweep.names[sweep.chosen], lengths, finished, rewards, over_plain)
     rows = []
-    for name, replies in zip(sweep.names, sweep.replies, strict=True):
-        columns = {key: values[name] for key, values in measures.items()}
-        rows += sample_rows(f"alpha {name}" if name != plain else "alpha plain", replies, columns)
-    return found, rows
+    for name, written in replies.items():
+        columns = {kind: values[name] for kind, values in rewards.items()}
+        if name in over_plain:
+            columns["over_plain"] = compared.preferred(f"alpha-{name}", plain)
+        rows += sample_rows(f"alpha {name}", written, columns)
+    return section, rows

@@ -13,12 +13,12 @@ from w2sg.decoding.decoders import Decoder
 from w2sg.decoding.options import DecodeEvaluation
 from w2sg.evaluation import alpaca_eval as alpaca
 from w2sg.evaluation.alignment_tax import lost
-from w2sg.evaluation.text_report import training_of
 from w2sg.losses.preferences import displacement
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.reports import report
 from w2sg.reports.pages.decoders import decode_page, title
+from w2sg.reports.sections.training import last_numbers as training_of
 
 if TYPE_CHECKING:
     from w2sg.data.replies import Prompts, Replies

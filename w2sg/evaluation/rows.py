@@ -19,7 +19,7 @@ def sample_rows(system: str, replies: Replies, columns: dict[str, np.ndarray]) -
             "reply": replies.texts[k],
             "finished": bool(replies.finished[k]),
             "tokens": int(replies.lengths[k]) if replies.tokens is not None else None,
-            **{name: float(values[k]) for name, values in columns.items()},
+            **{name: None if np.isnan(values[k]) else float(values[k]) for name, values in columns.items()},
         }
         for k in range(len(replies))
     ]

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from w2sg.data.replies import Replies, gold_pairs, prompts_of
+from w2sg.config.options import Evaluation, Sampling
+from w2sg.data.replies import Prompts, Replies, gold_pairs
+from w2sg.errors import UserError
 from w2sg.evaluation import alpaca_eval as alpaca
-from w2sg.evaluation.alpha_sweep import measure_sweep
+from w2sg.evaluation.comparisons import Comparisons
 from w2sg.evaluation.rows import sample_rows
-from w2sg.experiment.text import TextRun, Writer, reading_as
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
+from w2sg.models.trained import Trained, reading_as
+from w2sg.reports.label_runs import columns_of
+from w2sg.reports.section import Section, Story
+from w2sg.reports.sections.held_out_pairs import HeldOutPairs
+from w2sg.reports.sections.judge import JudgeFacts
+from w2sg.reports.sections.replies import RepliesShown
+from w2sg.reports.sections.systems import Systems
+from w2sg.reports.sections.training import FitTraining
 
 if TYPE_CHECKING:
-    from w2sg.config.options import Evaluation, PlainSampling
-    from w2sg.data.replies import ReplyPairs
-    from w2sg.evaluation.alpha_sweep import Sweep
+    from w2sg.experiment.run import Run
     from w2sg.judges.base import Judge
-    from w2sg.reports.report import Report
+    from w2sg.reports.assemble import Report
+
+OPPONENTS = ("base", "weak", "weak_sft", "cong_s", "ceiling")  # of each system
 
 
 def preferences(
-    text: TextRun, name: str, writer: Writer, base: Writer, beta: float
+    run: Run, name: str, writer: Trained, base: Trained, beta: float
 ) -> tuple[Tensor, dict[str, np.ndarray]]:
     """A model's implicit rewards of the test split's pairs: logits [N, 2], the first reply in front.
 
@@ -35,13 +46,13 @@ def preferences(
     Returns:
         The logits, and sums of log-probabilities and tokens of the preferred replies, [N], NaN where dropped.
     """
-    table = text.run.data.test
+    table = run.data.test
     pairs, rows = gold_pairs(table), f"{name}-on-test-pairs"
     sums = []
     for role, model in ((name, writer), (base.name, reading_as(base, writer))):
-        values, _ = text.read_replies(f"{role}-on-test-pairs", model, pairs, rows)
+        values, _ = run.score(f"{role}-on-test-pairs", model, pairs, rows)
         sums.append(values.double())
-    rows = text.encode(writer.source, pairs, rows)
+    rows = run.encode(writer.source, pairs, rows)
     rewards = torch.zeros(len(table), 2, dtype=torch.float64)
     rewards[torch.from_numpy(rows.kept)] = beta * (sums[0] - sums[1])
     labels = torch.as_tensor(table.labels)
@@ -53,112 +64,130 @@ def preferences(
     return logits, chosen
 
 
-def report(
-    text: TextRun,
-    judge: Judge | None,
-    systems: dict[str, Writer],
-    untuned: Writer,
-    betas: dict[str, float],
-    sweep: Sweep | None,
-    pairs: ReplyPairs,
-    sampling: PlainSampling,
-    evaluation: Evaluation,
-) -> Report:
-    """Measure the models of a run on the test split and write the report.
+def measure_systems(
+    run: Run,
+    systems: Mapping[str, Trained],
+    sampling: Sampling,
+    judge: Judge | None = None,
+    evaluation: Evaluation | None = None,
+    student: str = "student",
+    before: Mapping[str, Trained] | None = None,
+    betas: Mapping[str, float] | None = None,
+    losses: Mapping[str, str] | None = None,
+    pairs: int | None = None,
+) -> Measured:
+    """Let models answer the test split's prompts, and measure what they wrote.
 
     Args:
+        run: the run.
+        systems: by name; ``base``, the strong model as it was found, is added where it is not among them.
+        sampling: of the replies.
         judge: what measures replies; None leaves that out.
-        systems: by name; ``base`` is the strong model as it was found, ``weak`` the aligned weak one.
-        untuned: the weak model before its alignment.
-        betas: of implicit rewards, by system; those of ``cong`` hold for all others.
-        sweep: over alpha.
-        pairs: what the last stage was trained on.
+        evaluation: what is measured.
+        student: the system that the run is about.
+        before: the model that a system was trained from, where that is not ``base``; KL and implicit rewards are
+            measured from it.
+        betas: of implicit rewards, by system; 1 for others.
+        losses: the preference objective of each fit that has one.
+        pairs: how many pairs the last preference stage was trained on; None where there was none.
     """
-    from w2sg.evaluation.text_report import write_report
-
-    base = systems["base"]
-    prompts = prompts_of(text.run.data.test).first(evaluation.prompts)
-    replies = {
-        name: text.sample(f"{writer.name}-on-test", writer, prompts, sampling) for name, writer in systems.items()
-    }
-    measured, rows = _systems(text, judge, systems, untuned, replies, evaluation)
+    evaluation = evaluation or Evaluation()
+    if "base" not in systems:
+        systems = {"base": Trained("strong", run.strong), **systems}
+    if student not in systems:
+        raise UserError(f"student: {student!r} is none of the systems {', '.join(systems)}; name one of them")
+    before = {name: (before or {}).get(name, systems["base"]) for name in systems}
+    prompts = run.prompts("test", evaluation.prompts)
+    replies = {name: run.generate(f"{model.name}-on-test", model, prompts, sampling) for name, model in systems.items()}
+    measured, rows = _replies(run, judge, systems, before, replies, evaluation)
     logits: dict[str, Tensor] = {}
-    for name, writer in systems.items():
+    for name, model in systems.items():
         if name == "base":
             continue
-        before = untuned if name == "weak" else base
-        logits[name], chosen = preferences(text, writer.name, writer, before, betas.get(name, betas["cong"]))
+        called = "student" if name == student else name
+        logits[called], chosen = preferences(run, model.name, model, before[name], (betas or {}).get(name, 1.0))
         if evaluation.perplexity:
             measured[name]["perplexity"] = _perplexity(chosen)
             if "perplexity" not in measured["base"]:
-                _, of_base = preferences(text, base.name, base, base, 1.0)
+                _, of_base = preferences(run, "strong", systems["base"], systems["base"], 1.0)
                 measured["base"]["perplexity"] = _perplexity(of_base)
-    content: dict[str, Any] = {"systems": measured, "dropped": text.dropped, "pairs": len(pairs)}
-    if judge is not None:
-        content["judge"] = judge.accuracy()
-    if sweep is not None:
-        content["alphas"], more = measure_sweep(sweep, judge)
-        rows = more + rows
-    found = write_report(text.run, logits, content, rows, prompts)
-    if text.run.devices.main:
-        alpaca.export(text.run.out, replies, text.run.config.dataset.name)
-    return found
+    labels, clusters = torch.as_tensor(run.data.test.labels), run.data.test.clusters
+    sections = [
+        Systems(content={"text": {"systems": measured, "student": student}}),
+        HeldOutPairs.measure(logits, labels, Bootstrap(len(labels), clusters=clusters)),
+        JudgeFacts("text", None if judge is None else judge.accuracy()),
+        FitTraining("text", run.stages, run.dropped, losses, pairs),
+    ]
+    return Measured(sections, rows, columns_of(run.data.test, logits), replies, prompts)
 
 
-def _systems(
-    text: TextRun,
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of systems that answered the test split's prompts.
+
+    Attributes:
+        sections: systems, held-out pairs, judge and training.
+        rows: of samples.parquet. predictions: columns of predictions.parquet.
+        replies: by system, to ``prompts``.
+    """
+
+    sections: list[Section]
+    rows: list[dict[str, Any]]
+    predictions: dict[str, list]
+    replies: dict[str, Replies]
+    prompts: Prompts
+
+    def report(
+        self, run: Run, story: Story, first: Sequence[Section] = (), rows: Sequence[dict[str, Any]] = ()
+    ) -> Report:
+        """Write the report, with samples and what the alpaca_eval tool reads.
+
+        Args:
+            run: the run.
+            story: what the method says of it.
+            first: sections of the method itself, which stand above the others.
+            rows: of samples.parquet, of other replies than the systems'.
+        """
+        every = [*rows, *self.rows]
+        texts = zip(self.prompts.ids, (prompt.text for prompt in self.prompts.texts), strict=True)
+        sections = [*first, *self.sections, RepliesShown("text", every, texts)]
+        files = [lambda out: alpaca.export(out, self.replies, run.config.dataset.name)]
+        return run.report(story, sections, columns=self.predictions, samples=every, files=files)
+
+
+def _replies(
+    run: Run,
     judge: Judge | None,
-    systems: dict[str, Writer],
-    untuned: Writer,
+    systems: Mapping[str, Trained],
+    before: Mapping[str, Trained],
     replies: dict[str, Replies],
     evaluation: Evaluation,
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    rewards: dict[str, np.ndarray] = {}
-    if judge is not None and judge.gives_rewards:
-        rewards = judge.rewards_of("replies-on-test", replies)
-    found: dict[str, dict[str, Any]] = {}
+    """What was measured of each system's replies, and the replies as rows."""
+    compared = None if judge is None else Comparisons(judge, "replies-on-test", replies, tokens=True)
+    measured: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
-    for name, own in replies.items():
-        found[name] = {"length": comparisons.length_summary(own.lengths, ~own.finished), "replies": len(own)}
+    for name, written in replies.items():
+        bootstrap, columns = Bootstrap(len(written)), {}
+        measured[name] = {
+            "length": comparisons.length_summary(written.lengths, ~written.finished),
+            "replies": len(written),
+        }
         if evaluation.kl and name != "base":
-            before = untuned if name == "weak" else systems["base"]
-            kl = text.divergence(f"{systems[name].name}-divergence", systems[name], before, own)
-            found[name]["kl_per_token"] = Bootstrap(len(kl)).mean(kl).as_dict()
-        rows += sample_rows(name, own, {"explicit": rewards[name]} if rewards else {})
-    for name, own in rewards.items():
-        bootstrap = Bootstrap(len(own))
-        found[name]["reward"] = bootstrap.mean(own).as_dict()
-        found[name]["length_correlation"] = comparisons.reward_length_correlation(
-            own, replies[name].lengths, bootstrap
-        ).as_dict()
-    for name in rewards:
-        against = {}
-        for other in ("base", "weak", "weak_sft", "cong_s", "ceiling"):
-            if other in rewards and other != name:
-                against[other] = _against(replies, rewards, name, other)
-        found[name]["against"] = against
-    return found, rows
-
-
-def _against(replies: dict[str, Replies], rewards: dict[str, np.ndarray], name: str, other: str) -> dict[str, Any]:
-    place = {i: row for row, i in enumerate(replies[other].ids)}
-    mine = [row for row, i in enumerate(replies[name].ids) if i in place]
-    theirs = [place[replies[name].ids[row]] for row in mine]
-    a, b = rewards[name][mine], rewards[other][theirs]
-    lengths = replies[name].lengths[mine], replies[other].lengths[theirs]
-    if replies[name].fingerprint != replies[other].fingerprint:  # tokens of two tokenizers are two units
-        lengths = tuple(
-            np.array([len(r.texts[k]) for k in rows]) for r, rows in ((replies[name], mine), (replies[other], theirs))
-        )
-    bootstrap = Bootstrap(len(a))
-    return {
-        "prompts": len(a),
-        "win_rate": comparisons.win_rate(a, b, bootstrap).as_dict(),
-        "length_controlled": comparisons.length_controlled_win_rate(a, b, *lengths, bootstrap).as_dict(),
-        "gap": comparisons.reward_gap(a, b, bootstrap).as_dict(),
-        "standardised": comparisons.standardised_gap(a, b, bootstrap).as_dict(),
-        "p": comparisons.paired_test(a, b),
-    }
+            kl = run.divergence(f"{systems[name].name}-divergence", systems[name], before[name], written)
+            measured[name]["kl_per_token"] = Bootstrap(len(kl)).mean(kl).as_dict()
+        if compared is not None and compared.rewards:
+            columns["explicit"] = rewards = compared.rewards[name]
+            correlation = comparisons.reward_length_correlation(rewards, written.lengths, bootstrap)
+            measured[name]["reward"] = bootstrap.mean(rewards).as_dict()
+            measured[name]["length_correlation"] = correlation.as_dict()
+        elif compared is not None and name != "base":
+            columns["over_base"] = compared.preferred(name, "base")
+        if compared is not None:
+            others = [other for other in OPPONENTS if other in replies and other != name]
+            measured[name]["against"] = {other: compared.over(name, other) for other in others}
+        rows += sample_rows(name, written, columns)
+    return measured, rows
 
 
 def _perplexity(chosen: dict[str, np.ndarray]) -> dict[str, float | None]:

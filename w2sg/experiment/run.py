@@ -6,6 +6,7 @@ Each verb is a stage of the store, or some of them: what was computed once under
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from w2sg.experiment import predict as predictions
 from w2sg.experiment import score as scores
 from w2sg.experiment.context import Context
 from w2sg.metrics.theory import GAMMA
-from w2sg.reports.report import Report, make_report
+from w2sg.reports.assemble import MakeFiles, Report, Rows, assemble
+from w2sg.reports.label_runs import columns_of, label_sections, label_story
+from w2sg.reports.section import Section, Story
 
 log = logging.getLogger(__name__)
 
@@ -54,37 +57,46 @@ class Run(Context):
     # -- report -------------------------------------------------------------------------------------------------------
 
     def report(
-        self, notes: dict[str, Any] | None = None, taught: tuple[Labels, Labels] | None = None, **predictions: Labels
+        self,
+        story: Story | None = None,
+        sections: Sequence[Section] = (),
+        notes: dict[str, Any] | None = None,
+        taught: tuple[Labels, Labels] | None = None,
+        columns: Mapping[str, list] | None = None,
+        samples: Rows | None = None,
+        files: Sequence[MakeFiles] = (),
+        **predictions: Labels,
     ) -> Report:
-        """Measure predictions on the test split and write the report.
+        """Write the report; what label models predict on the test split is measured first.
 
         Args:
-            notes: facts of the method, for the report.
+            story: title, verdict and names of systems; label methods have one.
+            sections: of the method, below those that all label methods have; data, what models read, stages, versions
+                and configuration follow.
+            notes: facts of a label method.
             taught: the labels that the student was trained on, and its own predictions for the same rows.
+            columns: of predictions.parquet, where no label models predict.
+            samples: rows of samples.parquet, where models wrote.
+            files: makers of other files, each of the run's folder.
             predictions: by name, all on the same table; ``weak``, ``student`` and ``ceiling`` give a PGR. The strong
                 model's zero-shot score joins them where it has one.
+
+        Raises:
+            UserError: two sections give the same, one cannot be shown, or the folder cannot be written.
         """
-        if (untrained := self.zero_shot(self.strong, self.data.test)) is not None:
-            predictions["zero_shot"] = untrained
-        transfer = None
-        if taught is not None:
-            labels, student = taught
-            seen, _ = fit_labels.targets_of(self, labels, self.loss)
-            transfer = (labels.table, losses.clamp_hard(seen, GAMMA)[0], student.logits)
-        report = make_report(
-            self.config,
-            self.typed,
-            self.data,
-            {name: labels.logits for name, labels in predictions.items()},
-            transfer,
-            self.stages,
-            {**self.notes, **(notes or {})},
-        )
-        self.reading.into(report.content)
-        if self.devices.main:
-            self.loggers.summarise(report.content, report.predictions, report.write(self.out))
-        self.devices.wait()
-        return report
+        made = list(sections)
+        if predictions:
+            if (untrained := self.zero_shot(self.strong, self.data.test)) is not None:
+                predictions["zero_shot"] = untrained
+            transfer = None
+            if taught is not None:
+                labels, student = taught
+                seen, _ = fit_labels.targets_of(self, labels, self.loss)
+                transfer = (labels.table, losses.clamp_hard(seen, GAMMA)[0], student.logits)
+            logits = {name: labels.logits for name, labels in predictions.items()}
+            made = [*label_sections(self, logits, transfer, {**self.notes, **(notes or {})}), *made]
+            story, columns = story or label_story(self.config), columns_of(self.data.test, logits)
+        return assemble(self, story or label_story(self.config), made, columns or {}, samples, files)
 
 
 def run_method(config: TrainConfig, out: str | Path, typed: list[str]) -> Report:
@@ -103,7 +115,7 @@ def run_method(config: TrainConfig, out: str | Path, typed: list[str]) -> Report
         if not hasattr(report, "content"):
             raise UserError(
                 f"{config.method['_target_']} returned {type(report).__name__} and no report; let it return what "
-                "run.report or run.measure gives"
+                "run.report gives"
             )
         failed = False
         return report

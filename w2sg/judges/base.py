@@ -77,7 +77,7 @@ class Judge:
         cls.gives_rewards = cls.rewards is not Judge.rewards
 
     def __init__(self, text: TextRun):
-        self.text, self.run = text, text.run
+        self.text, self.run = text, text
         self.models: dict[str, Source] = {}
         self.notes: list[str] = []
 

@@ -10,7 +10,7 @@ from w2sg.models import variants
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
     from w2sg.experiment.run import Run
-    from w2sg.reports.report import Report
+    from w2sg.reports.assemble import Report
 
 
 def problems(config: TrainConfig) -> list[str]:

@@ -19,11 +19,26 @@ from w2sg.config.options import (
 )
 from w2sg.data.replies import gold_pairs, join_pairs
 from w2sg.methods import checks
+from w2sg.reports.section import Story
+from w2sg.reports.words import short
 
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
     from w2sg.experiment.run import Run
-    from w2sg.reports.report import Report
+    from w2sg.reports.assemble import Report
+
+NAMES = {
+    "weak": "weak supervisor",
+    "student": "strong student",
+    "ceiling": "strong ceiling",
+    "base": "strong, untrained",
+    "cong_s": "ConG-S",
+    "cong": "strong student",
+    "weak_sft": "weak SFT",
+    "plain": "ConG on plain samples",
+    "aux_conf": "AuxConf",
+    "wspo": "WSPO",
+}
 
 
 def cong(
@@ -52,14 +67,14 @@ def cong(
         baselines: what else is trained, for comparison. aux_conf_weight, wspo_gamma: of two of them.
         judge: the reward model. analysis: the sweep over alpha. evaluation: what is measured.
     """
-    from w2sg.evaluation.alpha_sweep import sample_alphas
-    from w2sg.evaluation.systems import report
+    from w2sg.evaluation.alpha_sweep import measure_sweep, sample_alphas
+    from w2sg.evaluation.systems import measure_systems
     from w2sg.experiment.alignment import align
     from w2sg.experiment.fit_text import one_tokenizer
     from w2sg.judges import judge_of
     from w2sg.models.trained import Trained
 
-    measure, ranker = judge_of(run, judge), None
+    judged, ranker = judge_of(run, judge), None
     if alignment.pairs == "on_policy":
         ranker = judge_of(run, judge, "ranker", "ground_truth").rewards_and_key
     transfer, strong = run.prompts("transfer", prompts), Trained("strong", run.strong)
@@ -89,17 +104,41 @@ def cong(
     if "ceiling" in baselines:
         systems["ceiling"] = run.dpo("ceiling", strong, gold_pairs(run.data.transfer), alignment)
 
-    sweep = sample_alphas(run, weak, untuned, decoding, sampling, analysis)
-    return report(
+    aligned = {"weak": alignment, "ceiling": alignment}
+    measured = measure_systems(
         run,
-        measure,
         systems,
-        untuned,
-        {"weak": alignment.beta, "ceiling": alignment.beta, "cong": dpo.beta},
-        sweep,
-        pairs,
         sampling,
+        judged,
         evaluation,
+        student="cong",
+        before={"weak": untuned},
+        betas={name: aligned.get(name, dpo).beta for name in systems},
+        losses={name: aligned.get(name, dpo).loss for name in systems},
+        pairs=len(pairs),
+    )
+    sweep = sample_alphas(run, weak, untuned, decoding, sampling, analysis)
+    section, rows = (None, []) if sweep is None else measure_sweep(sweep, judged)
+    return measured.report(run, story(run.config), [] if section is None else [section], rows)
+
+
+def story(config: TrainConfig) -> Story:
+    """Title, names of systems, and what each split is for."""
+    method = config.method
+    decoding, itself = method["decoding"], method["self_alignment"]
+    how = f"alpha {decoding['alpha']:g}" if decoding["gamma"] is None else f"gamma {decoding['gamma']:g}"
+    what = f"ConG{' in self-alignment' if itself else ''}, {how}, seed {config.seed}"
+    whom = "itself" if itself else short(config.strong.name)
+    aligned_on = "pairs of its own samples" if method["alignment"]["pairs"] == "on_policy" else "its pairs"
+    return Story(
+        f"{short(config.weak.name)} aligns {whom} on {config.dataset.name}: {what}",
+        loss=method["dpo"]["loss"],
+        names=NAMES,
+        uses_of_splits={
+            "ground_truth": "not trained on" if config.weak.untuned else f"the weak model is aligned on {aligned_on}",
+            "transfer": "prompts: contrastive and plain samples, ConG-S, ConG; pairs: ceiling and a trained judge",
+            "test": "prompts: the sweep over alpha and the trained models' replies; pairs: held-out preferences",
+        },
     )
 
 

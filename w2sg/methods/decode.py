@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
     from w2sg.experiment.run import Run
     from w2sg.models.source import Source
-    from w2sg.reports.report import Report
+    from w2sg.reports.assemble import Report
 
 
 def decode(

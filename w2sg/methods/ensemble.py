@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from w2sg.experiment.run import Run
     from w2sg.models.source import Source
     from w2sg.models.trained import Trained
-    from w2sg.reports.report import Report
+    from w2sg.reports.assemble import Report
 
 
 def problems(config: TrainConfig) -> list[str]:

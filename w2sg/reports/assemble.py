@@ -22,6 +22,7 @@ from w2sg.reports.render import page, render
 from w2sg.reports.section import Section, Story
 from w2sg.reports.sections.provenance import Provenance, Reading
 from w2sg.reports.sections.splits import Splits, data_of
+from w2sg.reports.words import PROMPTS_ALONE
 from w2sg.store.files import write_json
 
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "peft")
@@ -180,8 +181,9 @@ def compose(
     content["config"] = run.config.model_dump(by_alias=True)
     run.reading.into(content)
     content["sections"] = [section.key for section in sections]
-    content["title"], content["verdict"] = (
-        told(content) if callable(told) else told for told in (story.title, story.verdict)
+    content["title"] = story.title(content) if callable(story.title) else story.title
+    content["verdict"] = (
+        story.verdict(content) if callable(story.verdict) else story.verdict or findings_of(content, sections)
     )
     warnings, summary = said_of_models(run.stages), {}
     for section in sections:
@@ -192,6 +194,12 @@ def compose(
             raise _broken(section, "warnings or summary", error) from error
     content["warnings"], content["summary"] = list(dict.fromkeys(warnings)), summary
     return Report(content, sections, predictions, samples)
+
+
+def findings_of(content: Mapping[str, Any], sections: Sequence[Section]) -> str:
+    """What the sections found, and what their intervals are."""
+    findings = [sentence for section in sections if (sentence := section.finding(content))]
+    return " ".join([*findings, PROMPTS_ALONE] if findings else [])
 
 
 def _numbers(estimate: Mapping[str, float | None]) -> dict[str, float | None]:

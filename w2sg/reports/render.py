@@ -53,4 +53,4 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "") ->
 
 def page(title: str, parts: Iterable[str]) -> str:
     """One self-contained page of parts that are HTML already."""
-    return render("page.html", title=printable(title), parts=[Markup(printable(part)) for part in parts])
+    return str(render("page.html", title=printable(title), parts=[Markup(printable(part)) for part in parts]))

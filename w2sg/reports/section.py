@@ -21,8 +21,8 @@ class Story:
     """What a method says of a run as a whole.
 
     Args:
-        title: one line; a function of the report where it needs numbers. verdict: the finding in two or three
-            sentences, likewise; empty where there is none.
+        title: one line; a function of the report where it needs numbers.
+        verdict: the finding in two or three sentences, likewise; by default what the sections found.
         loss: which objective was compared, in a word. names: systems in words, as "cong_s" is "ConG-S".
         uses_of_splits: what each split was used for, as {"test": "prompts that all systems answered"}.
         script: which of the two scripts was typed.
@@ -83,6 +83,10 @@ class Section:
     def warnings(self, report: Report) -> list[str]:
         """What a reader must know before believing a number, a sentence each."""
         return self._warnings
+
+    def finding(self, report: Report) -> str:
+        """Its part of the verdict, in a sentence or two."""
+        return ""
 
     def summary(self, report: Report) -> Mapping[str, Estimate | None]:
         """Its columns in `evaluate.py runs=`; what is None was not measured."""

@@ -138,3 +138,25 @@ def overlap_warning(overlaps: Mapping[str, int]) -> list[str]:
     """That splits share prompts."""
     shared = {k: v for k, v in overlaps.items() if v}
     return ["prompts shared between splits: " + ", ".join(f"{k} {v}" for k, v in shared.items())] if shared else []
+
+
+def position_warning(seen: Mapping[str, Any]) -> list[str]:
+    """That a judge goes by position, or does not answer what it is asked.
+
+    Args:
+        seen: of verdicts that were asked for in both orders: ``position_bias``, ``flips`` and ``label_mass``.
+    """
+    lines = []
+    bias = seen.get("position_bias")
+    if bias and (bias["low"] > 0 or bias["high"] < 0):
+        side = "first" if bias["value"] > 0 else "second"
+        lines.append(
+            f"the judge prefers what it is shown {side} (by {abs(bias['value']):.3f}; {seen['flips']:.0%} of its "
+            "verdicts change with the order); both orders are averaged"
+        )
+    if seen.get("label_mass", 1) < 0.5:
+        lines.append(
+            f"the judge gives {seen['label_mass']:.1%} of its probability to the two answers that it is asked for: it "
+            "may not understand the question"
+        )
+    return lines

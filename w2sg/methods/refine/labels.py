@@ -28,7 +28,7 @@ from w2sg.metrics import labels as metrics
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
-from w2sg.reports.report import Report
+from w2sg.reports.assemble import Report
 from w2sg.store.files import read_json
 from w2sg.store.soundness import KEY
 

@@ -14,7 +14,7 @@ from w2sg.methods.refine.options import Axis, InContext, LabelWords, Refine, Ref
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
     from w2sg.experiment.run import Run
-    from w2sg.reports.report import Report
+    from w2sg.reports.assemble import Report
 
 
 def refine(

@@ -9,7 +9,6 @@ import numpy as np
 from w2sg.config.options import PlainSampling
 from w2sg.data import audit
 from w2sg.data.replies import Prompts, Replies
-from w2sg.evaluation.text_report import training_of
 from w2sg.experiment.run import Run
 from w2sg.methods.refine.axes import Axes
 from w2sg.methods.refine.options import Improve, InContext, Refine, RefineEvaluation, Unrefined
@@ -20,6 +19,7 @@ from w2sg.metrics.intervals import performance_gap_recovered
 from w2sg.models.trained import Trained
 from w2sg.reports import report
 from w2sg.reports.pages.refinement import refinement_page, terminal_table, title
+from w2sg.reports.sections.training import last_numbers as training_of
 from w2sg.store.files import read_json
 from w2sg.store.soundness import KEY
 

@@ -9,8 +9,10 @@ import numpy as np
 from markupsafe import Markup
 
 from w2sg.config.check import fit_options
-from w2sg.reports.figures import new_figure, svg
+from w2sg.losses.preferences import displacement
+from w2sg.reports.figures import new_figure, svg, training_figures
 from w2sg.reports.section import Report, Section
+from w2sg.reports.words import left_out_warning, number
 from w2sg.store.files import read_json
 
 NOTES = (
@@ -75,6 +77,75 @@ class LabelTraining(Section):
         if report["config"]["training"]["select_on"] != "gold":
             return []
         return ["the student was selected on GOLD labels (training.select_on=gold): its accuracy is optimistic"]
+
+
+class FitTraining(Section):
+    """Curves and last numbers of each fit of models that write (report.json: ``training`` and ``dropped``, within what
+    the run measured).
+
+    Args:
+        root: the top-level key that holds them, as "text".
+        stages: those that the run went through.
+        dropped: what was left out on the way to each stage.
+        losses: the preference objective of each fit that has one, for what its last rewards mean.
+        pairs: how many pairs the last preference stage was trained on; None where there was none.
+    """
+
+    key, template = "training", "fit_training.html"
+
+    def __init__(
+        self,
+        root: str,
+        stages: Any = None,
+        dropped: Mapping[str, Mapping[str, int]] | None = None,
+        losses: Mapping[str, str] | None = None,
+        pairs: int | None = None,
+    ):
+        self.root, self.losses, self.curves = root, dict(losses or {}), curves_of(stages) if stages else {}
+        content: dict[str, Any] = {"training": last_numbers(stages) if stages else {}, "dropped": dict(dropped or {})}
+        super().__init__(content={root: content | ({} if pairs is None else {"pairs": pairs})})
+
+    def show(self, report: Report) -> dict[str, Any] | None:
+        """Figures, the last logged numbers, and what was dropped."""
+        measured = report[self.root]
+        dropped = {name: counts for name, counts in measured["dropped"].items() if counts}
+        if not (self.curves or measured["training"] or dropped):
+            return None
+        signed = ("rewards/chosen", "rewards/rejected", "rewards/margins")
+        last = ("loss", "grad_norm", *signed, "rewards/accuracies")
+        rows = []
+        for name, fit in measured["training"].items():
+            counts = ["–" if fit[key] is None else f"{fit[key]:,}" for key in ("examples", "steps", "best_epoch")]
+            packed = {None: "–", True: "yes", False: "no"}[fit["packed"]]
+            rows.append((name, *counts, packed, *(number(fit["last"].get(key), 3, key in signed) for key in last)))
+        head = ["fit", "examples", "steps", "best epoch", "packed"]
+        head += [key.rpartition("/")[2].replace("_", " ") for key in last]
+        figures = list(training_figures(self.curves))
+        return {"figures": figures, "head": head, "rows": rows, "pairs": measured.get("pairs"), "dropped": dropped}
+
+    def warnings(self, report: Report) -> list[str]:
+        """Likelihoods that fall on both sides, and what was left out."""
+        measured = report[self.root]
+        lines = [
+            line
+            for name, fit in measured["training"].items()
+            if name in self.losses
+            for line in displacement(name, self.losses[name], fit["last"])
+        ]
+        return lines + left_out_warning(measured["dropped"])
+
+
+def last_numbers(stages: Any) -> dict[str, dict[str, Any]]:
+    """Of each fit: the first and the last point of its curve, and how it went."""
+    fits = {}
+    for record in stages.records:
+        file = stages.store.root / record.key / "curve.json"
+        if file.exists():
+            points = [point for point in read_json(file) if "loss" in point]
+            facts = {key: record.info.get(key) for key in ("steps", "examples", "packed", "best_epoch")}
+            ends = {"first": points[0], "last": points[-1]} if points else {"first": {}, "last": {}}
+            fits[record.name] = facts | ends
+    return fits
 
 
 def loss_figure(curves: Curves) -> Markup | str:
