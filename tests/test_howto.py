@@ -159,9 +159,7 @@ def test_a_method_that_returns_nothing_or_fails_harms_no_other_run(desk):
         .stderr.strip()
         .splitlines()[-1]
     )
-    assert said == (
-        "error: mine.silent returned NoneType and no report; let it return what run.report or run.measure gives"
-    )
+    assert said == ("error: mine.silent returned NoneType and no report; let it return what run.report gives")
     failed = desk.run("train.py", "method._target_=mine.broken", "~method.ceiling_split", check=False)
     assert failed.returncode == 1
     assert "mine.py" in failed.stderr  # the place in the user's own code
