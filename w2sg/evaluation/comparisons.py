@@ -13,7 +13,7 @@ import numpy as np
 from w2sg.errors import UserError
 from w2sg.judges.base import Verdicts
 from w2sg.metrics import replies as metrics
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 
 if TYPE_CHECKING:
     from w2sg.data.replies import Replies

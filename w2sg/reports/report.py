@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,16 +12,12 @@ from torch import Tensor
 
 from w2sg.config.schema import TrainConfig
 from w2sg.config.unread import unread
-from w2sg.data.splits import Tables
-from w2sg.data.table import Table
 from w2sg.errors import UserError
 from w2sg.metrics import intervals as statistics
 from w2sg.metrics import labels as metrics
 from w2sg.metrics.bootstrap import Bootstrap
-from w2sg.reports import assemble
 from w2sg.reports.assemble import said_of_models as said  # noqa: F401
 from w2sg.reports.assemble import versions  # noqa: F401
-from w2sg.reports.label_runs import columns_of, label_sections, label_story
 from w2sg.reports.label_runs import columns_of as columns  # noqa: F401
 from w2sg.reports.pages.labels import ROLES, pgr_sentence, title
 from w2sg.store.files import read_json, write_json
@@ -117,22 +112,6 @@ class Report:
         length = content["data"]["length_only"]
         grid.add_row("length alone", f"{length['accuracy']:.3f}", f"{length['low']:.3f} to {length['high']:.3f}")
         return grid
-
-
-def make_report(
-    config: TrainConfig,
-    typed: list[str],
-    data: Tables,
-    predictions: dict[str, Tensor],
-    transfer: tuple[Table, Tensor, Tensor] | None,
-    stages: Stages,
-    notes: dict[str, Any],
-) -> assemble.Report:
-    """The report of a label method, not yet written; see `w2sg.reports.label_runs`."""
-    reading = SimpleNamespace(into=lambda content: None)
-    run = SimpleNamespace(config=config, typed=typed, data=data, stages=stages, notes=notes, reading=reading)
-    sections = label_sections(run, predictions, transfer, notes)
-    return assemble.compose(run, label_story(config), sections, columns_of(data.test, predictions))
 
 
 def heading(config: TrainConfig, typed: list[str], loss: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from w2sg.metrics import replies as comparisons
-from w2sg.metrics.intervals import Bootstrap
+from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.reports.figures import COLOURS, band, new_figure, points, svg
 from w2sg.reports.section import Report, Section
 from w2sg.reports.words import NONE, Cell, judged, p_value, stacked, wilson
