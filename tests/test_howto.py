@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, WORDS, run_script
 
 HOWTO = ROOT / "docs" / "howto"
 SHOWN = {  # what the summary of the page's runs names
@@ -76,6 +76,9 @@ class Desk:
     def __init__(self, folder: Path, name: str, model: Path, pairs: Path):
         self.folder, self.name, self.page, self.model, self.pairs = folder, name, Page.of(name), model, pairs
         self.page.write(folder)
+        lines = [("+" if k % 3 else "-") + f"sentence {k} is {WORDS[k % len(WORDS)]}" for k in range(120)]
+        (folder / "sentences.txt").write_text("\n".join(lines), encoding="utf-8")
+        (folder / "pairs").symlink_to(pairs)
 
     def run(self, script: str, *typed: str, check: bool = True):
         more = stand_ins(list(typed), self.model, self.pairs, self.name in OF_LABELS)
@@ -138,14 +141,17 @@ def test_the_index_names_every_page():
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["method=sharpenned"], "method: there is no sharpenned; did you mean method=sharpened?"),
-        (["method=sharpened", "method.powr=3"], "method.powr: no such key; did you mean method.power?"),
-        (["method=sharpened", "method.power=high"], "method.power: input should be a valid number (got 'high')"),
-        (["method=sharpened", "~method.power", "+method.pwr=1"], "method.pwr: mine.sharpened takes power; remove it"),
+        (
+            ["method=mine.sharpenned"],
+            "method: there is no mine.sharpenned (module 'mine' has no attribute 'sharp",
+        ),
+        (["method=mine.sharpened", "method.powr=3"], "method.powr: no such key; did you mean method.power?"),
+        (["method=mine.sharpened", "method.power=high"], "method.power: input should be a valid number (got 'high')"),
+        (["method=mine.sharpened", "+method.pwr=1"], "method.pwr: mine.sharpened takes power; remove it"),
     ],
 )
 def test_mistakes_with_the_options_of_a_method(desk, typed, said):
-    assert desk.refused("train.py", "--config-dir", "my_conf", *typed).startswith(said)
+    assert desk.refused("train.py", *typed).startswith(said)
 
 
 @at("label_method")
@@ -154,13 +160,10 @@ def test_a_method_that_returns_nothing_or_fails_harms_no_other_run(desk):
     code = desk.page.files["mine.py"]
     mistakes = "def silent(run):\n    sharpened(run)\n\n\ndef broken(run):\n    return 1 / 0\n"
     (desk.folder / "mine.py").write_text(f"{code}\n\n{mistakes}", encoding="utf-8")
-    said = (
-        desk.run("train.py", "method._target_=mine.silent", "~method.ceiling_split", check=False)
-        .stderr.strip()
-        .splitlines()[-1]
-    )
-    assert said == ("error: mine.silent returned NoneType and no report; let it return what run.report gives")
-    failed = desk.run("train.py", "method._target_=mine.broken", "~method.ceiling_split", check=False)
+    silent = desk.run("train.py", "method=mine.silent", check=False)
+    said = "error: mine.silent returned NoneType and no report; let it return what run.report gives"
+    assert silent.stderr.strip().splitlines()[-1] == said
+    failed = desk.run("train.py", "method=mine.broken", check=False)
     assert failed.returncode == 1
     assert "mine.py" in failed.stderr  # the place in the user's own code
     assert "ZeroDivisionError: division by zero" in failed.stderr

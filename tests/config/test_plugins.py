@@ -85,6 +85,42 @@ def test_mistakes_with_the_users_files_name_them(arguments, line, users):
     assert said.startswith(line)
 
 
+CODE = """
+from w2sg.config import Options, option
+
+class Mine(Options):
+    rounds: int = option(2, "how often", gt=0)
+    name: str = option(..., "what for")
+
+def distil(run, options: Mine): ...
+def plain(run, power: float = 2.0): ...
+def loss(logits, weak_logits, progress, *, scale: float = 1.0): ...
+def rows(path: str, subset=None, revision=None, mark: str = "+"): ...
+"""
+
+
+def test_code_is_chosen_by_its_dotted_path_with_no_file(users):
+    write(users.parent / "plugin_code.py", CODE)
+    methods = ["method=plugin_code.plain", "loss=plugin_code.loss", "dataset=plugin_code.rows"]
+    (config,) = checked(*methods, "method.power=3.0", "loss.scale=2.0", "dataset.path=x", "trainer=cpu")
+    assert config.method == {"_target_": "plugin_code.plain", "_partial_": True, "power": 3.0}
+    assert config.loss == {"_target_": "plugin_code.loss", "_partial_": True, "scale": 2.0}
+    assert (config.dataset.name, config.dataset.mark, config.dataset.sizes.test) == ("rows", "+", None)
+    (config,) = checked("method=plugin_code.distil", "method.name=it", "method.rounds=3", "trainer=cpu")
+    assert config.method["rounds"] == 3
+    for typed_so, line in {
+        ("method=plugin_code.plian",): "method: there is no plugin_code.plian (module 'plugin_code' has no attribute",
+        ("method=plugin_cod.plain",): "method: there is no plugin_cod.plain (No module named 'plugin_cod')",
+        ("method=plugin_code.CONST",): "method: there is no plugin_code.CONST",
+        ("loss=math.pi",): "loss: math.pi is not callable; name a function or a class",
+        ("method=plugin_code.distil",): "method.name: needs a value",
+        ("method=plugin_code.distil", "method.nme=x"): "method.nme: no such key; did you mean method.name?",
+        ("method=plugin_code.distil", "method.name=x", "method.rounds=0"): "method.rounds: input should be greater",
+        ("method=plugin_code.distil", "method.name=x", "method.rounds=a"): "method.rounds: input should be a valid int",
+    }.items():
+        assert problems(*typed_so, "trainer=cpu")[0].startswith(line)
+
+
 def test_a_folder_that_is_not_there_and_names_that_are_taken(users):
     (line,) = problems("--config-dir", str(users / "no"), "loss=first")
     assert line == f"--config-dir: there is no folder {users / 'no'}"

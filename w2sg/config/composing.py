@@ -11,9 +11,10 @@ from functools import cache
 from typing import Any
 
 from w2sg.config import outputs, plugins
+from w2sg.config.defaults_source import is_code, node_of
 from w2sg.config.suggest import ELSEWHERE, exists, leaves, listed, nearest, similar, unknown_key
 from w2sg.config.typed import Typed, problem_of
-from w2sg.errors import ConfigError
+from w2sg.errors import ConfigError, UserError
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 HERE = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher")
@@ -337,6 +338,11 @@ def unknown_choice(group: str, value: str) -> str:
     >>> print(unknown_choice("trainer", "ddpp"))
     there is no ddpp; did you mean trainer=ddp? The choices: auto, cpu, ddp, fsdp, gpu
     """
+    if is_code(group.partition("@")[0], value):
+        try:
+            node_of(group.partition("@")[0], value)
+        except UserError as error:
+            return str(error)
     there = options(group)
     known = _files(group)
     exact = [c for c, words in known.items() if value.casefold() in words]

@@ -7,11 +7,14 @@ The path names a class of `w2sg.config.option.Options` or a function that takes 
       - _self_
 
 So a key can be typed whether or not a file of ``conf/`` lists it. Nothing is imported but what a run composes.
+
+A method, a loss, a dataset, a decoder or a judge from outside needs no file at all: ``method=mine.distil`` chooses the
+function ``distil`` of the module ``mine``, with its defaults.
 """
 
 from __future__ import annotations
 
-import pkgutil
+import inspect
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -22,12 +25,41 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from w2sg.config.option import defaults_of
+from w2sg.config.plugins import resolve
+from w2sg.errors import UserError
 
 GROUP = "options"
+CODE = {"method": 1, "loss": 3, "dataset": 0, "decoder": 0, "judge": 1}  # groups, and what we supply to a call
+
+
+def is_code(group: str, choice: str) -> bool:
+    """Whether a choice is the dotted path of code, as ``mine.distil``, and no file's name, as ``llama3.1-8b``."""
+    return group in CODE and "." in choice and all(part.isidentifier() for part in choice.split("."))
+
+
+def node_of(group: str, path: str) -> dict[str, Any]:
+    """What stands in a configuration for a dotted path: the target, where it is a choice, and its defaults.
+
+    Raises:
+        UserError: there is no such thing.
+    """
+    thing = resolve(path)
+    if not callable(thing):
+        raise UserError(f"{path} is not callable; name a function or a class")
+    if group == GROUP:
+        return defaults_of(thing)
+    defaults = defaults_of(thing, CODE[group])
+    if group == "dataset":
+        from w2sg.config.schema import DatasetConfig
+
+        defaults = defaults_of(DatasetConfig) | {"name": path.rpartition(".")[2]} | defaults
+    if inspect.isclass(thing):  # they are made with their options, and not called once more
+        defaults.pop("_partial_", None)
+    return {**defaults, "_target_": path}
 
 
 class Defaults(ConfigSource):
-    """What stands below ``options/``: defaults by the dotted path of what has them."""
+    """What stands below ``options/`` and, by its dotted path, in groups of code: defaults of what has them."""
 
     @staticmethod
     def scheme() -> str:
@@ -41,18 +73,17 @@ class Defaults(ConfigSource):
 
     def is_config(self, config_path: str) -> bool:
         group, _, path = config_path.partition("/")
-        return group == GROUP and "." in path
+        return is_code(group, path) or (group == GROUP and "." in path)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         return []  # they are no choices of a group
 
     def load_config(self, config_path: str) -> ConfigResult:
-        path = config_path.partition("/")[2].removesuffix(".yaml")
+        group, _, path = config_path.removesuffix(".yaml").partition("/")
         try:
-            source = pkgutil.resolve_name(path)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigLoadError(f"{GROUP}/{path}: there is no {path} ({error})") from error
-        node: Any = OmegaConf.create(defaults_of(source))
+            node: Any = OmegaConf.create(node_of(group, path))
+        except UserError as error:
+            raise ConfigLoadError(f"{group}: {error}") from error
         return ConfigResult(self.provider, f"{GROUP}://", node, header={"package": None})
 
 
