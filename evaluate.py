@@ -97,7 +97,8 @@ def _gather(runs: Path, console: Plain, to: Path | None = None) -> None:
 
 def downstream(config: EvaluateConfig, console: Plain) -> None:
     """The harness's table of one model."""
-    from w2sg.cli.harness import Options, run_harness
+    from w2sg.cli.harness import run_harness
+    from w2sg.evaluation.lm_harness import Options
 
     include, to = (None if name is None else Path(name) for name in (config.include, config.to))
     options = Options(config.tasks, config.limit, config.fewshot, config.batch_size, config.chat, include)

@@ -107,7 +107,8 @@ def test_the_offline_contrastive_experiment_runs_on_its_own_model_and_data(tmp_p
 def test_a_gguf_base_with_adapters_becomes_an_ordinary_model(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from w2sg.cli.export import Trained, export
+    from w2sg.models.export import export
+    from w2sg.models.finished import FinishedModel
     from w2sg.models.policy import load_policy
     from w2sg.models.source import find
 
@@ -124,7 +125,7 @@ def test_a_gguf_base_with_adapters_becomes_an_ordinary_model(tmp_path):
             if "lora_B" in name:
                 weight.normal_(std=0.02)
     policy.save(tmp_path / "stage" / "model")
-    trained = Trained("cong", spec, "strong", tmp_path / "stage", None, tmp_path, "", 0)
+    trained = FinishedModel("cong", spec, "strong", tmp_path / "stage", None, tmp_path, "", 0)
     export(trained, tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     expected = says(load_policy(source, tmp_path / "stage" / "model", trainable=False).model)

@@ -1,4 +1,4 @@
-"""Trained models of a run as transformers folders, and the lm-evaluation-harness on them."""
+"""FinishedModel models of a run as transformers folders, and the lm-evaluation-harness on them."""
 
 import importlib.util
 import json
@@ -11,12 +11,15 @@ import pytest
 import torch
 from conftest import BETTER, WORDS, compose, run_script, save_tiny_model, write_jsonl
 
-from w2sg.cli.export import Trained, export, find_trained, load, print_export
-from w2sg.cli.harness import Options, compare, rows, run_harness, show
+from w2sg.cli.export import print_export
+from w2sg.cli.harness import run_harness, show
 from w2sg.config.check import check, check_evaluate
 from w2sg.console import Plain
 from w2sg.errors import ConfigError, UserError
+from w2sg.evaluation.lm_harness import Options, harness_imported, result_rows, with_baseline, writable
 from w2sg.experiment.run import run_method
+from w2sg.models.export import export, load
+from w2sg.models.finished import FinishedModel, find_finished
 from w2sg.models.policy import load_policy
 from w2sg.models.source import find
 
@@ -88,8 +91,8 @@ def tasks(tmp_path) -> Path:
     return folder
 
 
-def named(out: Path, system: str | None, place: Path | None = None) -> Trained:
-    return find_trained(place or out / "a=1,b=2", system, out, out / "store")
+def named(out: Path, system: str | None, place: Path | None = None) -> FinishedModel:
+    return find_finished(place or out / "a=1,b=2", system, out, out / "store")
 
 
 def stage(out: Path, name: str) -> Path:
@@ -151,10 +154,10 @@ def test_a_pruned_or_damaged_stage_says_how_it_is_made_anew(finished, tmp_path):
         named(out, "cong")
     folder = out / "moved" / stage(finished, "cong").name
     shutil.copytree(stage(finished, "cong"), folder)
-    assert find_trained(out / "a=1,b=2", "cong", out, out / "moved").folder == folder
+    assert find_finished(out / "a=1,b=2", "cong", out, out / "moved").folder == folder
     (folder / "model" / "adapter_config.json").unlink()
     with pytest.raises(UserError, match=r"damaged \(model/adapter_config.json is missing\); start the run again"):
-        find_trained(out / "a=1,b=2", "cong", out, out / "moved")
+        find_finished(out / "a=1,b=2", "cong", out, out / "moved")
 
 
 def test_adapters_are_not_merged_into_another_base(finished, tmp_path):
@@ -198,20 +201,18 @@ def test_what_cannot_be_exported_is_said(finished, pairs_folder, tmp_path):
     ]
     run_method(check(compose(*overrides, f"out={tmp_path}")), tmp_path / "scorers", [])
     with pytest.raises(UserError, match=r"score texts and do not write \(method=finetune\)"):
-        find_trained(tmp_path / "scorers", "student", tmp_path, tmp_path / "store")
+        find_finished(tmp_path / "scorers", "student", tmp_path, tmp_path / "store")
 
 
 def test_a_full_disk_leaves_nothing_of_an_export(monkeypatch, tmp_path):
     import errno
-
-    from w2sg.cli import export as module
 
     class Model:
         def save_pretrained(self, folder):
             (folder / "model.safetensors").write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "load", lambda trained: (Model(), None))
+    monkeypatch.setattr("w2sg.models.export.load", lambda trained: (Model(), None))
     with pytest.raises(UserError, match=r"to: .*cannot be written .No space left on device.*; free space"):
         export(None, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -221,21 +222,17 @@ def test_a_full_disk_leaves_nothing_of_an_export(monkeypatch, tmp_path):
 
 
 def test_a_harness_that_is_half_installed_is_said(monkeypatch):
-    from w2sg.cli import harness as module
-
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     before = list(sys.path)
     with (
         pytest.raises(UserError, match=r"lm-eval is not wholly installed.*pip install 'w2sg\[harness\]'"),
-        module._harness(),
+        harness_imported(),
     ):
         pass
     assert sys.path == before
 
 
 def test_a_folder_for_results_is_tried_before_the_work(tmp_path):
-    from w2sg.cli.harness import writable
-
     writable(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "file").touch()
@@ -350,17 +347,17 @@ def results(values: list[float], value: float) -> dict:
 
 
 def test_differences_have_the_standard_error_of_pairs(capsys):
-    (own,) = rows("cong", results([1.0, 1.0, 0.0, 1.0], 0.75), Options(["t"]))
-    (base,) = rows("base", results([1.0, 0.0, 0.0, 1.0], 0.5), Options(["t"]))
-    found = compare(own, base)
+    (own,) = result_rows("cong", results([1.0, 1.0, 0.0, 1.0], 0.75), Options(["t"]))
+    (base,) = result_rows("base", results([1.0, 0.0, 0.0, 1.0], 0.5), Options(["t"]))
+    found = with_baseline(own, base)
     assert (found["difference"], own["stderr"], own["higher_is_better"]) == (0.25, None, False)
     assert found["difference_stderr"] == pytest.approx(0.5 / math.sqrt(4))  # differences 0, 1, 0, 0
-    (perplexity,) = rows("cong", results([1.0, 2.0, 3.0, 4.0], 12.0), Options(["t"]))  # no mean of its examples
-    assert compare(perplexity, perplexity)["difference_stderr"] is None
-    (lost,) = rows("cong", results([1.0], math.inf), Options(["t"]))
+    (perplexity,) = result_rows("cong", results([1.0, 2.0, 3.0, 4.0], 12.0), Options(["t"]))  # no mean of its examples
+    assert with_baseline(perplexity, perplexity)["difference_stderr"] is None
+    (lost,) = result_rows("cong", results([1.0], math.inf), Options(["t"]))
     assert lost["value"] is None
-    assert compare(lost, base)["difference"] is None
-    show([found, compare(lost, base)], Plain(width=80))
+    assert with_baseline(lost, base)["difference"] is None
+    show([found, with_baseline(lost, base)], Plain(width=80))
     table = capsys.readouterr().out
     assert "m ↓" in table
     assert "+0.250 ± 0.250" in table

@@ -14,7 +14,6 @@ from conftest import compose, run_script, save_tiny_model, stand_in_for_vllm, st
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter
 
-from w2sg.cli.export import export, find_trained
 from w2sg.compare import decoders as collect_decode
 from w2sg.compare.runs import collect
 from w2sg.config.check import CONF, check
@@ -33,6 +32,8 @@ from w2sg.experiment.text import TextRun
 from w2sg.judges.reward import RewardModel
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
+from w2sg.models.export import export
+from w2sg.models.finished import find_finished
 
 KINDS = ("sampling", "contrastive", "eft", "search", "best_of_n", "wsd")
 SMALL = {
@@ -288,12 +289,12 @@ def test_a_guide_is_aligned_where_none_is_given(arguments, tmp_path):
     content = run(arguments, tmp_path, "eft", "weak.untuned=null", "method.alignment.lr.full=0.002", *BARE)
     assert "weak" in {stage["name"] for stage in content["stages"]}
     assert content["decoding"]["training"]["weak"]["steps"] > 0
-    trained = find_trained(tmp_path / "eft", "weak", tmp_path, tmp_path / "store")  # experiment=wsd_pilot's drafter
+    trained = find_finished(tmp_path / "eft", "weak", tmp_path, tmp_path / "store")  # experiment=wsd_pilot's drafter
     assert (trained.role, trained.folder.name.rpartition("-")[0]) == ("weak", "weak")
     files = export(trained, tmp_path / "drafter")
     assert "model.safetensors" in {file.name for file in files}
     with pytest.raises(UserError, match="this run has no student: untuned, weak, base"):
-        find_trained(tmp_path / "eft", "student", tmp_path, tmp_path / "store")
+        find_finished(tmp_path / "eft", "student", tmp_path, tmp_path / "store")
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import torch
 from conftest import WORDS, compose, save_tiny_model, write_jsonl
 from safetensors.torch import load_file
 
-from w2sg.cli.export import export, find_trained
 from w2sg.compare import refinement as collect_refined
 from w2sg.compare.runs import collect
 from w2sg.config.check import check
@@ -31,6 +30,8 @@ from w2sg.methods.refine.prompts import dialogue, fitting, flat, in_context, ins
 from w2sg.methods.refine.select import log_likelihoods, product_of_contexts
 from w2sg.metrics import answers as refinement_scores
 from w2sg.metrics.answers import answer_in, copied, f1, letter_in, number_in, pattern_share, scored
+from w2sg.models.export import export
+from w2sg.models.finished import find_finished
 from w2sg.store.files import read_json
 from w2sg.training.stages import load_found
 
@@ -416,16 +417,16 @@ def test_a_student_is_exported_by_its_system(whole, tmp_path):
     from transformers import AutoModelForCausalLM
 
     out, content = whole
-    trained = find_trained(out / "run", "gold_exemplars", out, out / "store")
+    trained = find_finished(out / "run", "gold_exemplars", out, out / "store")
     assert (trained.role, trained.folder.name) == ("strong", keys(content)["gold-exemplars"])
     export(trained, tmp_path / "model")
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
     learned = load_file(next((trained.folder / "model").glob("*.safetensors")))
     assert set(learned) <= set(written)
     assert all(torch.equal(written[name], weight) for name, weight in learned.items())
-    assert find_trained(out / "run", "weak", out, out / "store").folder is None  # as it was found
+    assert find_finished(out / "run", "weak", out, out / "store").folder is None  # as it was found
     with pytest.raises(UserError, match=r"this run has no icl: untuned, weak, base, student"):
-        find_trained(out / "run", "icl", out, out / "store")
+        find_finished(out / "run", "icl", out, out / "store")
 
 
 @pytest.mark.slow
