@@ -1,8 +1,8 @@
-"""Errors that are the user's to mend. Anything else that escapes is a fault of ours and keeps its traceback."""
+"""Errors caused by user input. Any other error is a bug in w2sg and keeps its traceback."""
 
 
 class UserError(ValueError):
-    """Bad input: the message names the thing that is wrong and says how to mend it."""
+    """Bad input. The message names what is wrong and says how to fix it."""
 
 
 class ConfigError(UserError):
@@ -14,9 +14,9 @@ class ConfigError(UserError):
 
     def __init__(self, problems: list[str]):
         self.problems = problems
-        words = "The configuration does not hold together:\n" + "\n".join(f"  {p}" for p in problems)
+        words = f"Invalid configuration ({len(problems)} problems):\n" + "\n".join(f"  {p}" for p in problems)
         super().__init__(problems[0] if len(problems) == 1 else words)
 
 
 class TrainingError(UserError):
-    """Training cannot go on (for instance a loss that is not finite); finished stages are kept."""
+    """Training cannot continue, for instance because a loss is not finite. Finished stages are kept."""

@@ -1,16 +1,16 @@
-"""Signals that ask a run to end: heard at once on every rank, heeded where nothing is lost.
+"""Signals that ask a run to end. Every rank hears them at once, and ends where no work is lost.
 
     with command():                     # one line and an exit status of 128 + the signal's number
         with Deferral() as hold:
-            hold.begin()                # from here on a signal only leaves word
+            hold.begin()                # from here on a signal is only recorded
             ...
-            if requested():             # at a place where all is written
+            if requested():             # at a place where everything is written
                 leave()
 
-Outside of a deferral a signal raises `Stopped` wherever the main thread is, as Ctrl-C raises KeyboardInterrupt: what is
-on the disk is whole at any moment. Python runs handlers between two of its own instructions, so a main thread that
-waits inside of native code (for another rank, say) hears nothing; a thread of ours does, and ends the process where
-the main thread cannot. That thread also passes the word on between ranks.
+Outside a deferral a signal raises `Stopped` wherever the main thread is, as Ctrl-C raises KeyboardInterrupt. This is
+safe because the files on the disk are complete at any moment. Python runs handlers between two bytecode instructions.
+So a main thread that waits inside native code (for another rank, say) hears nothing. A listener thread does, and ends
+the process if the main thread cannot. That thread also forwards signals between ranks.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from typing import Any
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 CODES = {128 + number: number for number in SIGNALS}  # exit statuses
-PARENT = "W2SG_PARENT"  # who started this process, where we did
+PARENT = "W2SG_PARENT"  # set in processes that w2sg started: the parent's id
 STUCK, LEAVING, AGAIN, NOTICE = 3.0, 5.0, 1.0, 2.0  # seconds
-LEFT = 255  # what a rank says when it is about to end
+LEFT = 255  # sent by a rank that is about to end
 
 
 class Stopped(SystemExit):
-    """A signal asked for the end. Its code is 128 + the signal's number, as shells have it."""
+    """A signal asked the run to end. The exit code is 128 + the signal's number, as in shells."""
 
     def __init__(self, number: int):
         super().__init__(128 + number)
@@ -46,10 +46,11 @@ class Stopped(SystemExit):
 
 
 class Peers:
-    """A line between the ranks of a run that needs no collective: one byte is one signal.
+    """A connection between the ranks of a run that needs no collective. One byte is one signal.
 
     Args:
-        port, token: of rank 0, which listens; see `listen`.
+        address: of rank 0.
+        port, token: on which rank 0 listens, and what it expects; see `listen`.
     """
 
     def __init__(self, address: str, port: int, token: bytes):
@@ -59,14 +60,14 @@ class Peers:
 
     @classmethod
     def listen(cls) -> tuple[socket.socket, bytes]:
-        """What rank 0 opens before the others are told where."""
+        """Open rank 0's socket, before the other ranks learn its address."""
         server = socket.create_server(("", 0))
         server.settimeout(60)
         return server, secrets.token_bytes(16)
 
     @classmethod
     def accept(cls, server: socket.socket, token: bytes, count: int) -> Peers:
-        """Rank 0's end, once the ``count`` others have called. Raises TimeoutError where one does not."""
+        """Rank 0's side, once ``count`` other ranks have connected. Raises TimeoutError if one does not."""
         peers, peers_lines = cls.__new__(cls), []
         with server:
             while len(peers_lines) < count:
@@ -78,7 +79,7 @@ class Peers:
         return peers
 
     def hear(self, line: socket.socket) -> list[int]:
-        """Signals that came over a line, which are passed on; a line that was closed is a rank that has left."""
+        """Read signals from a connection and forward them. A closed connection means that a rank has left."""
         try:
             heard = list(line.recv(64))
         except OSError:
@@ -105,7 +106,7 @@ class Peers:
 
 
 class _Ear:
-    """What one process has heard. Its fields are written by the main thread and by the one that listens."""
+    """What one process has heard. The main thread and the listener thread write its fields."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -117,32 +118,32 @@ class _Ear:
 
 
 _ear: _Ear | None = None
-_peers: Peers | None = None  # of this process's run
+_peers: Peers | None = None  # connections of this process's run
 _ended = False
-_status: int | None = None  # of the process, once its last command was stopped
+_status: int | None = None  # exit status of the process, once its last command was stopped
 
 
 def ended() -> bool:
-    """Whether the last command of this process was ended by a signal."""
+    """Whether a signal ended the last command of this process."""
     return _ended
 
 
 def requested() -> int | None:
-    """The signal that asked for the end, if one did."""
+    """The signal that asked the run to end, or None."""
     return None if _ear is None else _ear.number
 
 
 def request(number: int) -> None:
-    """Ask this process to end, as if the signal had come to it."""
+    """Ask this process to end, as if it had received the signal."""
     if _ear is not None:
         os.kill(os.getpid(), number)
 
 
 def leave(number: int | None = None) -> None:
-    """Raise `Stopped`: everything worth keeping is on the disk.
+    """Raise `Stopped`. Call it when everything worth keeping is on the disk.
 
     Args:
-        number: what the ranks agreed on, where this one may not have heard it yet.
+        number: the signal that the ranks agreed on, in case this rank has not heard it yet.
     """
     global _ended
     number, _ended = number or requested(), True
@@ -153,7 +154,7 @@ def leave(number: int | None = None) -> None:
 
 
 def join(peers: Peers | None) -> None:
-    """Hear what the other ranks of a run hear. None closes the line to those of the last run."""
+    """Hear what the other ranks of a run hear. None closes the connections of the last run."""
     global _peers
     if _peers is not None:
         _peers.close()
@@ -161,13 +162,13 @@ def join(peers: Peers | None) -> None:
 
 
 class Deferral:
-    """Keeps signals from raising, from `begin` to the end of the context, where one that came is heeded."""
+    """Delays signals from `begin` to the end of the context. A delayed signal takes effect there."""
 
     def __init__(self) -> None:
         self.begun = False
 
     def begin(self) -> None:
-        """From here on; a second time changes nothing."""
+        """Delay signals from now on. A second call changes nothing."""
         if not self.begun and _ear is not None and threading.current_thread() is threading.main_thread():
             _ear.holds += 1
             self.begun = True
@@ -186,7 +187,7 @@ class Deferral:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """A few lines that a signal does not cut in two."""
+    """Delay signals during a few lines."""
     with Deferral() as hold:
         hold.begin()
         yield
@@ -194,10 +195,10 @@ def deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """Hear the signals while in here; nested, only the outermost does something.
+    """Hear the signals inside this context. Of nested contexts only the outermost has an effect.
 
-    A signal that is ignored stays ignored (nohup, a shell's background jobs), and a launcher's own handler stays in
-    place; where that is one of a warning signal (SIGUSR1, SIGUSR2), it runs once the run has kept what it has.
+    A signal that is ignored stays ignored (nohup, a shell's background jobs). A launcher's handler stays in place. If
+    it handles a warning signal (SIGUSR1, SIGUSR2), it runs once the run has saved its work.
     """
     global _ear, _ended
     if _ear is not None or threading.current_thread() is not threading.main_thread():
@@ -238,12 +239,12 @@ def heard() -> Iterator[None]:
 
 @contextlib.contextmanager
 def command(last: bool = False) -> Iterator[None]:
-    """Hear signals while a command runs. A stop is one line, and the exit status says which signal it was.
+    """Hear signals while a command runs. A stop prints one line, and the exit status says which signal it was.
 
-    Errors of a rank whose neighbour has ended for a signal are that signal's doing and are told as it is.
+    If a signal has ended another rank, errors of this rank are its consequence. They are reported as that signal.
 
     Args:
-        last: the process ends after it, and does so soon, whatever libraries still do at an interpreter's end.
+        last: the process ends after this command, and soon, whatever libraries still do when the interpreter exits.
     """
     with contextlib.ExitStack() as stack:
         if last:
@@ -257,7 +258,7 @@ def command(last: bool = False) -> Iterator[None]:
             raise
         except Exception:
             if _peers is not None and requested() is None:
-                time.sleep(1.0)  # the word of it may be on its way
+                time.sleep(1.0)  # the signal may still be on its way
             if requested() is None:
                 raise
             stop = Stopped(requested())
@@ -277,7 +278,7 @@ def _soon() -> None:
 
 @atexit.register
 def _out() -> None:
-    """The last thing at exit, for it was registered first: process groups would wait for the other ranks yet."""
+    """Exit hard. Registered first, so it runs last, and skips process groups that would still wait for other ranks."""
     if _status is not None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
@@ -291,16 +292,16 @@ def _end(stop: Stopped, chained: dict[int, Any]) -> None:
         if speaks():
             sys.stderr.write(_line(stop.number))
             sys.stderr.flush()
-        if stop.number in chained:  # a launcher's: it may put the job into its queue again
+        if stop.number in chained:  # a launcher's handler: it may requeue the job
             chained[stop.number](stop.number, None)
 
 
 def _line(number: int) -> str:
-    return f"ended by {signal.Signals(number).name}; the same command goes on from here\n"
+    return f"ended by {signal.Signals(number).name}; the same command resumes from here\n"
 
 
 def speaks() -> bool:
-    """Whether this process tells the user anything: of several ranks one does."""
+    """Whether this process prints to the user. Of several ranks only one does."""
     return PARENT not in os.environ and all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID"))
 
 
@@ -315,14 +316,14 @@ def _handle(number: int, _frame: Any) -> None:
 
 
 def _listen(ear: _Ear, read: int, ours: tuple[int, ...]) -> None:
-    """Hear signals that the main thread may not be able to, tell the other ranks, and see that the end comes."""
+    """Hear signals that the main thread may miss, tell the other ranks, and make sure that the process ends."""
     main, interrupted, told, noticed = threading.main_thread().ident, None, set(), False
     while True:
         peers = _peers
         lines = list(peers.lines) if peers is not None else []
         try:
             ready, _, _ = select.select([read, *lines], [], [], 0.2)
-        except (OSError, ValueError):  # a line that was closed meanwhile
+        except (OSError, ValueError):  # a connection closed in the meantime
             continue
         now, word = time.monotonic(), None
         if read in ready:
@@ -341,7 +342,7 @@ def _listen(ear: _Ear, read: int, ours: tuple[int, ...]) -> None:
                 if number is not None and ear.number is None:
                     ear.number, ear.since = number, now
                     if ours:
-                        signal.pthread_kill(main, ours[0])  # any of them: which it was is known
+                        signal.pthread_kill(main, ours[0])  # any of ours will do: `ear.number` has the real one
         if word is not None and ear.number is None:
             ear.number, ear.since = word, now
         if ear.number is None:
@@ -374,7 +375,7 @@ def _exit(number: int) -> None:
 
 
 def _forget() -> None:
-    """A forked process is another one: it ends as any does."""
+    """A forked process forgets all this: it ends as any other process does."""
     global _ear, _peers
     if _ear is not None:
         signal.set_wakeup_fd(-1)

@@ -418,7 +418,7 @@ def test_a_run_refuses_before_it_works(options, words, pairs_folder, tiny_gpt2, 
         (
             "train.py",
             ["training.full.lr=-1", "dataset.noise.rate=2"],
-            ["error: The configuration does not hold together", "\n  training.full.lr: ", "\n  dataset.noise.rate: "],
+            ["error: Invalid configuration (", "\n  training.full.lr: ", "\n  dataset.noise.rate: "],
         ),
         (
             "train.py",

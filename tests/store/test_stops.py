@@ -228,7 +228,7 @@ def test_what_is_ignored_stays_ignored_and_a_launcher_keeps_its_own_handler(caps
             signal.signal(number, handler)
     assert calls == ["bypassed", None, "kept", "queued again"]
     assert caught.value.code == 140
-    assert capsys.readouterr().err == "ended by SIGUSR2; the same command goes on from here\n"
+    assert capsys.readouterr().err == "ended by SIGUSR2; the same command resumes from here\n"
 
 
 def test_handlers_are_put_back():
@@ -270,7 +270,7 @@ def test_a_main_thread_that_hears_nothing_is_ended():
     _, said = process.communicate(timeout=20)
     assert time.monotonic() - began < 10
     assert process.returncode == 143
-    assert said == "ended by SIGTERM; the same command goes on from here\n"
+    assert said == "ended by SIGTERM; the same command resumes from here\n"
 
 
 @pytest.mark.slow
@@ -281,7 +281,7 @@ def test_a_second_ctrl_c_ends_at_once():
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=5)
     assert process.returncode == 130
-    assert said == "ended by SIGINT; the same command goes on from here\n"
+    assert said == "ended by SIGINT; the same command resumes from here\n"
 
 
 # -- two ranks --------------------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def test_a_run_of_two_ends_in_one_line(how, rank, number, pairs_folder, tiny_lla
     began = time.monotonic()
     said = finish(30, code=128 + number)
     assert time.monotonic() - began < 10
-    line = f"ended by {signal.Signals(number).name}; the same command goes on from here\n"
+    line = f"ended by {signal.Signals(number).name}; the same command resumes from here\n"
     assert said.count(line) == 1
     assert "Traceback" not in said
     assert list(store.glob("student-*.part/scratch/fit-*.ckpt"))

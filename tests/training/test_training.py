@@ -286,7 +286,7 @@ def test_the_command_line_says_that_it_was_asked_to_end(kind, capsys):
     with pytest.raises(SystemExit) as caught, readable_errors():
         raise error
     assert caught.value.code == {"sigterm": 143, "exit": 3}[kind]
-    assert ("goes on from here" in capsys.readouterr().err) == (kind == "sigterm")
+    assert ("resumes from here" in capsys.readouterr().err) == (kind == "sigterm")
 
 
 def test_an_unreadable_checkpoint_is_named_and_the_stage_starts_afresh(tmp_path, caplog):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def problems(config: TrainConfig) -> list[str]:
-    """What is wrong between this method's options and the rest of the configuration."""
+    """Conflicts between this method's options and the rest of the configuration."""
     links = config.method["links"]
     found = checks.label_problems(config) + variants.problems(config.strong, links, "method.links")
     if not links:
@@ -27,10 +27,10 @@ def chain(
 ) -> Report:
     """Train each model of a chain on the labels of the one before it, the strong model last.
 
-    Burns et al. 2023 (arXiv 2312.09390, section 4.3.1). Beside it stands the student that the weak model taught itself.
+    Burns et al. 2023 (arXiv 2312.09390, section 4.3.1). The baseline `direct` is the ordinary finetune student.
 
     Args:
-        links: the models between weak and strong, in their order, each as what it changes of the strong one.
+        links: the models between weak and strong, in order. Each is given by what it changes of the strong model.
         ceiling_split: as in `w2sg.methods.finetune.finetune`.
     """
     data = run.data

@@ -1,4 +1,4 @@
-"""Several weak teachers, whose labels are combined before the strong model learns them."""
+"""The strong model learns the combined labels of several weak teachers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def problems(config: TrainConfig) -> list[str]:
-    """What is wrong between this method's options and the rest of the configuration."""
+    """Conflicts between this method's options and the rest of the configuration."""
     method = config.method
     found = checks.label_problems(config) + variants.problems(config.weak, method["variants"], "method.variants")
     if method["combine"] == "boost" and method["resample"] != "none":
@@ -47,13 +47,16 @@ def ensemble(
     variants: list[dict[str, Any]],
     ceiling_split: Literal["transfer", "ground_truth"] = "transfer",
 ) -> Report:
-    """Train weak models on truth, combine their labels, train strong on those.
+    """Train weak models on ground truth, combine their labels, train the strong model on those.
 
-    Bagging and boosting of weak supervisors (arXiv 2402.00667, EnsemW2S 2410.04571). Beside it stand the single weak
-    model, which PGR is counted from, and the student that it taught.
+    Bagging and boosting of weak supervisors (arXiv 2402.00667, EnsemW2S 2410.04571). The baselines are the single weak
+    model, from which PGR counts, and its student `direct`.
 
     Args:
-        members: of the committee. combine: see `w2sg.methods.votes.combine`. resample, part: of their rows.
+        members: number of weak models in the committee.
+        combine: how their labels become one, see `w2sg.methods.votes.combine`.
+        resample: how each member's rows are drawn, see `w2sg.methods.votes.member_rows`.
+        part: share of the rows that ``subset`` draws.
         variants: what members change of the weak model, in turn.
         ceiling_split: as in `w2sg.methods.finetune.finetune`.
     """
@@ -77,10 +80,11 @@ def ensemble(
 
 
 class Committee:
-    """Weak models that were trained apart.
+    """Weak models that were trained separately.
 
     Attributes:
-        models: M of them. weights: of each, for boosting; ones otherwise.
+        models: the M members.
+        weights: vote of each member, for boosting; ones otherwise.
     """
 
     def __init__(self, run: Run, members: int, how: str, resample: str, part: float, changes: list[dict[str, Any]]):
@@ -101,7 +105,7 @@ class Committee:
             self.weights = [1.0] * members
 
     def labels(self, table) -> Labels:
-        """What the committee says of the rows of a table."""
+        """The committee's labels for the rows of a table."""
         found = [self.run.predict(model, table) for model in self.models]
         key = {"members": [labels.key for labels in found], "combine": self.how}
         if self.how == "boost":
@@ -109,7 +113,7 @@ class Committee:
         return Labels(table, combine([labels.logits for labels in found], self.how, self.weights), key)
 
     def _boost(self, sources: list[Source]) -> tuple[list[Trained], list[float]]:
-        """Each member learns what those before it got wrong; one that is no better than chance gets no vote."""
+        """Each member learns what those before it got wrong. A member no better than chance gets no vote."""
         run, table = self.run, self.run.data.ground_truth
         row_weights = np.full(len(table), 1 / len(table))
         models, weights = [], []

@@ -1,4 +1,4 @@
-"""Training on the labels that seem right, and what becomes of the others."""
+"""Training on the most confident weak labels, and perhaps on the rest after relabelling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def problems(config: TrainConfig) -> list[str]:
-    """What is wrong between this method's options and the rest of the configuration."""
+    """Conflicts between this method's options and the rest of the configuration."""
     found = checks.label_problems(config)
     method = config.method
     if method["score"] == "zero_shot" and config.dataset.zero_shot is None:
@@ -39,17 +39,19 @@ def filtered(
     recycled: Annotated[float, Field(gt=0, le=1)],
     ceiling_split: Literal["transfer", "ground_truth"] = "transfer",
 ) -> Report:
-    """Train strong on the weak labels of highest score, and perhaps again on all rows, the dropped ones relabelled.
+    """Train the strong model on the weak labels with the highest score, and perhaps again on all rows.
 
-    Filtering narrows what is covered, so the student of the kept rows labels the dropped ones anew and a fresh strong
-    model learns both (arXiv 2503.04249). Beside it stand the student of all weak labels and that of as many rows taken
-    at random, without which nobody knows whether it was the choice of rows or their number.
+    Filtering narrows what is covered. So with ``recycle="student"`` the student of the kept rows relabels the dropped
+    ones, and a fresh strong model learns both (arXiv 2503.04249). There are two baselines. `direct` learns all weak
+    labels. `random_rows` learns a random subset of equal size, which separates the effect of selection from the effect
+    of having fewer rows.
 
     Args:
         score: confidence of the weak label, or the untrained strong model's probability of it.
-        keep: part of the rows that is kept. balanced: the same part of each label.
-        recycle: whether the dropped rows are labelled by the student of the kept ones and learned, too.
-        recycled: part of the dropped rows, those the student is surest of.
+        keep: share of the rows that is kept.
+        balanced: keep the same share of each label.
+        recycle: ``student`` relabels the dropped rows by the student of the kept ones, and they are learned too.
+        recycled: share of the dropped rows that is learned: those on which the student is most confident.
         ceiling_split: as in `w2sg.methods.finetune.finetune`.
     """
     data, transfer = run.data, run.data.transfer
@@ -94,7 +96,7 @@ def filtered(
 
 
 def scores_of(run: Run, labels: Labels, score: str) -> np.ndarray:
-    """[N] how right a weak label seems, without looking at the truth."""
+    """[N] confidence in each weak label, without using ground truth."""
     probabilities = labels.logits.double().softmax(-1)
     if score == "confidence":
         return probabilities.amax(-1).numpy()
@@ -108,7 +110,7 @@ def scores_of(run: Run, labels: Labels, score: str) -> np.ndarray:
 
 
 def best(scores: np.ndarray, labels: np.ndarray, ids: list[str], keep: float, balanced: bool) -> np.ndarray:
-    """The places of the best part, in their order; of each label the same part if ``balanced``. Ties go by id."""
+    """Row numbers with the best scores, sorted; the same share of each label if ``balanced``. Ties go by id."""
     rank = np.argsort(np.argsort(ids, kind="stable"))
     chosen = []
     for label in np.unique(labels) if balanced else [None]:
@@ -119,10 +121,16 @@ def best(scores: np.ndarray, labels: np.ndarray, ids: list[str], keep: float, ba
 
 
 def relabelled(labels: Labels, student: Labels, kept: np.ndarray, part: float) -> tuple[Labels, np.ndarray]:
-    """Weak labels of the kept rows and the student's of the others, and the rows to learn: the student's surest part.
+    """Replace the weak labels of dropped rows by the student's, and choose the rows to learn.
+
+    Args:
+        labels: weak labels of all rows.
+        student: the student's labels of all rows.
+        kept: row numbers that the student learned.
+        part: share of the dropped rows to learn, by the student's confidence.
 
     Returns:
-        Labels of all rows, and the places of those that are learned.
+        Labels of all rows, and the numbers of the rows to learn.
     """
     dropped = np.setdiff1d(np.arange(len(labels.table)), kept)
     sure = student.logits.double().softmax(-1).amax(-1).numpy()[dropped]
@@ -130,5 +138,5 @@ def relabelled(labels: Labels, student: Labels, kept: np.ndarray, part: float) -
     taken = dropped[best(sure, np.zeros(len(dropped)), ids, part, False)] if len(dropped) else dropped
     logits = labels.logits.clone()
     logits[torch.from_numpy(dropped)] = student.logits[torch.from_numpy(dropped)].to(logits.dtype)
-    key = {"weak": labels.key, "student": student.key}  # which rows are whose follows from the student's own key
+    key = {"weak": labels.key, "student": student.key}  # the student's key already says which rows were kept
     return Labels(labels.table, logits, key), np.sort(np.concatenate([kept, taken]))

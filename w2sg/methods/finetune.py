@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def problems(config: TrainConfig) -> list[str]:
-    """What is wrong between this method's options and the rest of the configuration."""
+    """Conflicts between this method's options and the rest of the configuration."""
     return checks.label_problems(config)
 
 
 def finetune(run: Run, ceiling_split: Literal["transfer", "ground_truth"] = "transfer") -> Report:
-    """Train weak on truth, label, train strong on the labels, compare with strong on truth.
+    """Train the weak model on ground truth, label with it, train the strong model on these labels.
 
     Burns et al. 2023 (arXiv 2312.09390); with reverse losses, arXiv 2502.11107.
 

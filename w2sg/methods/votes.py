@@ -1,4 +1,4 @@
-"""Several teachers as one, and the rows that each of them learns from.
+"""Combining the labels of several teachers, and drawing the rows of each.
 
 Shapes: M members, N rows, C classes.
 """
@@ -19,12 +19,15 @@ COMBINE = ("mean", "logits", "vote", "boost")
 def combine(members: Sequence[Tensor], how: str, weights: Sequence[float] | None = None) -> Tensor:
     """[N, C] label logits of a committee.
 
-    ``mean`` is the log of the mean probability, ``logits`` the mean log-probability (a product of experts), ``vote``
-    the log of the share of votes with half a vote more for each class (Jeffreys' prior), so that no label is certain,
-    ``boost`` the weighted votes over C - 1, which are the logits of SAMME's probabilities (Zhu et al. 2009, eq. 7).
+    - ``mean``: log of the mean probability.
+    - ``logits``: mean log-probability (a product of experts).
+    - ``vote``: log of the share of votes, half a vote more for each class (Jeffreys' prior), so that none is certain.
+    - ``boost``: weighted votes over C - 1, the logits of SAMME's probabilities (Zhu et al. 2009, eq. 7).
 
     Args:
-        members: M tensors [N, C] of logits. weights: of the members, for ``boost``.
+        members: M tensors [N, C] of logits.
+        how: one of the four above.
+        weights: M votes, for ``boost``.
     """
     logs = torch.stack([logits.double().log_softmax(-1) for logits in members])
     classes = logs.shape[-1]
@@ -42,10 +45,10 @@ def combine(members: Sequence[Tensor], how: str, weights: Sequence[float] | None
 
 
 def member_rows(ids: Sequence[str], member: int, resample: str, part: float, seed: int) -> np.ndarray | None:
-    """The rows that a member learns from; None for all of them.
+    """Row numbers that a member learns from, or None for all.
 
-    ``bootstrap`` draws as many as there are, with repetition; ``subset`` takes a part, without. Decided by seed and
-    content ids alone, whatever the order of the rows.
+    ``bootstrap`` draws as many as there are, with repetition. ``subset`` draws the share ``part``, without. The draw
+    depends on seed and content ids only, not on the order of the rows.
     """
     if resample == "none":
         return None
@@ -58,7 +61,7 @@ def member_rows(ids: Sequence[str], member: int, resample: str, part: float, see
 
 
 def weighted_rows(ids: Sequence[str], weights: np.ndarray, member: int, seed: int) -> np.ndarray:
-    """[N] rows drawn with probability in proportion to ``weights`` [N], with repetition: boosting by resampling."""
+    """[N] row numbers drawn in proportion to ``weights`` [N], with repetition: boosting by resampling."""
     order = np.argsort(ids, kind="stable")
     edges = np.cumsum(weights[order])
     draws = np.array([uniform(seed, f"boost{member}", k) for k in range(len(ids))]) * edges[-1]
@@ -69,13 +72,15 @@ def boosted(weights: np.ndarray, right: np.ndarray, classes: int) -> tuple[float
     """One round of SAMME (Zhu et al. 2009, algorithm 2): the member's weight, and the rows' weights after it.
 
     Args:
-        weights: [N] of the rows, summing to 1. right: [N] bool, the member's answers.
+        weights: [N] weights of the rows, summing to 1.
+        right: [N] bool, whether the member answers a row correctly.
+        classes: C.
 
     Returns:
-        The member's weight (0 where it is no better than chance, and the rows' weights then stay), and [N].
+        The member's weight and the rows' new weights [N]. A member no better than chance gets 0 and changes no weight.
     """
     error = float(weights[~right].sum())
-    error = min(max(error, 0.5 / len(weights)), 1.0)  # none wrong is less than one wrong, and not infinitely right
+    error = min(max(error, 0.5 / len(weights)), 1.0)  # half a row wrong at least, so that no vote is infinite
     weight = np.log((1 - error) / error) + np.log(classes - 1) if error < 1 else -np.inf
     if weight <= 0:
         return 0.0, weights
