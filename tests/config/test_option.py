@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from w2sg.config import Options, option
 from w2sg.config.check import CONF, build, target_problems
 from w2sg.config.option import defaults_of, options_class
-from w2sg.config.options import DPO, SFT, Alignment, Analysis, Contrast, Evaluation, Judge, LlmJudge, Sampling
+from w2sg.config.options import DPO, SFT, Alignment, Analysis, Contrast, Evaluation, Sampling
+from w2sg.judges import LanguageModelJudge, RewardJudge
 
 
 class Stage(Options):
@@ -87,7 +88,7 @@ def test_a_class_of_options_is_checked(options, line):
 
 
 def test_options_stand_for_themselves():
-    for kind in (SFT, DPO, Alignment, Sampling, Contrast, Judge, LlmJudge, Analysis, Evaluation):
+    for kind in (SFT, DPO, Alignment, Sampling, Contrast, RewardJudge, LanguageModelJudge, Analysis, Evaluation):
         assert kind() == kind.model_validate(defaults_of(kind))
     assert SFT(epochs=3).epochs == 3
     with pytest.raises(ValidationError):
@@ -95,7 +96,7 @@ def test_options_stand_for_themselves():
 
 
 @pytest.mark.parametrize(
-    ("kind", "file"), [(Alignment, "alignment/dpo"), (Judge, "judge/reward"), (LlmJudge, "judge/llm")]
+    ("kind", "file"), [(Alignment, "alignment/dpo"), (RewardJudge, "judge/reward"), (LanguageModelJudge, "judge/llm")]
 )
 def test_a_file_and_its_class_agree(kind, file):
     assert yaml.safe_load((CONF / f"{file}.yaml").read_text()) == {**defaults_of(kind)}

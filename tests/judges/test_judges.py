@@ -13,14 +13,13 @@ from test_decode import arguments, models, run, said  # noqa: F401
 
 from w2sg.compare import decoders as collect_decode
 from w2sg.config.check import check
-from w2sg.config.options import ImplicitJudge, LlmJudge
 from w2sg.data.dialogue import Chat
 from w2sg.data.messages import Dialogue
 from w2sg.data.replies import Replies, prompts_of
 from w2sg.errors import ConfigError, UserError
 from w2sg.experiment.run import Run
 from w2sg.experiment.text import TextRun
-from w2sg.judges import judge_of
+from w2sg.judges import ImplicitJudge, LanguageModelJudge, judge_of
 from w2sg.judges.language_model import LabelVerdicts
 
 LABELS = ["A", "B"]
@@ -48,7 +47,7 @@ def text(tmp_path_factory, arguments):
 
 def llm(model, **more):
     options = {"kind": "llm", "model": str(model), "question": QUESTION, "labels": LABELS, "max_length": 128}
-    return LlmJudge(**options | more)
+    return LanguageModelJudge(**options | more)
 
 
 def replies(text, texts):
@@ -234,12 +233,6 @@ def test_the_guide_is_refused_by_its_weights(arguments, models, tmp_path):
 def test_what_no_judge_can_be_is_refused(arguments, tmp_path, typed, said):
     with pytest.raises(ConfigError, match=said):
         check(compose(*arguments(tmp_path, "search", *typed), name="decode"))
-
-
-def test_cong_takes_a_reward_model_alone(tmp_path):
-    typed = ["method=cong", "weak=gpt2", "strong=gpt2-medium", "judge@method.judge=llm"]
-    with pytest.raises(ConfigError, match=r"method\.judge\.kind"):
-        check(compose(*typed))
 
 
 def test_a_preset_names_a_judge(arguments, tmp_path):

@@ -17,7 +17,6 @@ from pydantic import TypeAdapter
 from w2sg.compare import decoders as collect_decode
 from w2sg.compare.runs import collect
 from w2sg.config.check import CONF, check
-from w2sg.config.options import Judge
 from w2sg.data.replies import Prompts
 from w2sg.data.thoughts import Said
 from w2sg.decoding.decoders import AnyDecoder, Plain
@@ -29,7 +28,7 @@ from w2sg.evaluation import alpaca_eval as alpaca
 from w2sg.experiment.run import Run, run_method
 from w2sg.experiment.steered import steered
 from w2sg.experiment.text import TextRun
-from w2sg.judges.reward import RewardModel
+from w2sg.judges.reward import RewardJudge, RewardModel
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.models.export import export
@@ -427,7 +426,7 @@ def test_a_reply_is_read_back_as_it_was_stored():
 
 def test_a_judge_reads_no_more_than_it_has_positions_for(arguments, tmp_path):
     text = TextRun(Run(check(compose(*arguments(tmp_path, "sampling"), name="decode")), tmp_path / "run"))
-    judge = Judge(kind="reward", model="strong", layer=None, candidates=None, max_length=10**6)
+    judge = RewardJudge(max_length=10**6)
     source = RewardModel(text, judge).source
     assert source.spec.max_length == source.config.max_position_embeddings < 10**6
 

@@ -972,7 +972,10 @@ def test_classes_are_refined_by_the_words_that_the_dataset_asks_for(labelled, mo
             "refine.exemplars: answers of a file come without",
         ),
         (["strong.max_length=4"], "strong.max_length: 4 tokens leave no room"),
-        (["method.content.kind=reward", "method.judge.model=null"], "method.judge.model: an axis is a reward"),
+        (
+            ["method.content.kind=reward", "method.judge.model=null"],
+            "method.content.kind: a reward, and this judge gives none",
+        ),
         (["refine.batch_size=2", "method.baselines=[shuffled]"], "one exemplar cannot be shuffled"),
         (
             ["refine.exemplars=high_confidence", "method.baselines=[gold_exemplars]"],

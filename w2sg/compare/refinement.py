@@ -18,6 +18,8 @@ COLUMNS |= {
     for name, words in (("naive", "naive"), ("base", "untrained"), ("self", "own answers"))
 }
 COLUMNS |= {
+    "wins_naive": "student's wins over naive",
+    "wins_base": "student's wins over untrained",
     "retention": "share of the weak concept in the refined labels",
     "copy_rate": "copy rate",
     "exemplars": "exemplars in a context",
@@ -41,6 +43,8 @@ def _numbers(content: dict[str, Any]) -> dict[str, dict[str, float | None] | Non
             found[f"{name}_{axis}"] = told["systems"].get(name, {}).get(axis)
         for other in ("naive", "base", "self"):
             found[f"over_{other}_{axis}"] = told["differences"].get(f"student - {other}", {}).get(axis)
+    for other in ("naive", "base"):
+        found[f"wins_{other}"] = told.get("wins", {}).get(other, {}).get("win_rate")
     found["retention"] = told["retention"].get("concept", {}).get("student", {}).get("share")
     return found
 

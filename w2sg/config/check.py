@@ -259,7 +259,7 @@ def _messages(errors: list[dict[str, Any]]) -> str:
 DATASET_KEYS = {"name", "sizes", "split_seed", "strict", "max_chars", "difficulty", "zero_shot", "noise"}
 
 
-CALLED_WITH = {"method": 1, "loss": 3, "dataset": 0}  # what we supply: the run; logits, weak logits and progress
+CALLED_WITH = {"method": 1, "judge": 1, "loss": 3, "dataset": 0}  # the run; logits, weak logits and progress
 OWN_GROUPS = {"refine", "decoder"}  # options of methods that are typed as groups of their own
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_"}
 
@@ -293,9 +293,10 @@ def target_problems(key: str, node: dict[str, Any], tree: Mapping[str, Any] | No
     takes = ", ".join(options) or "no options"
     problems = []
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        problems += [
-            f"{key}.{k}: {target} takes {takes}; remove it (~{key}.{k})" for k in sorted(given) if k not in options
-        ]
+        unread = sorted(given.keys() - options.keys())
+        problems += [f"{key}.{k}: {target} takes {takes}; remove it (~{key}.{k})" for k in unread if k != "judge"]
+        if "judge" in unread:  # a group that is typed as judge=
+            problems.append(f"judge: {target} judges nothing; leave it out, or use method=cong or refine")
     for name, parameter in options.items():
         required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
         if required and name not in given:

@@ -229,7 +229,7 @@ def _problem(name: str, override: str, kept: Sequence[str]) -> str:
     tree = _tree(name, tuple(kept)) or {}
     group = _group(override)
     if group is not None and value in (None, "") and not parsed.is_delete():
-        if group in ("experiment", "refine"):  # which are null where nothing is typed, and cannot be typed so
+        if group in ("experiment", "judge", "refine"):  # which are null where nothing is typed, and cannot be typed so
             return f"{group}: leave {override} out where none is meant, or choose one, as {group}={options(group)[0]}"
         return f"{group}: needs a choice, as {group}={options(group)[0]}"
     if group is not None and name != "evaluate":
@@ -238,9 +238,11 @@ def _problem(name: str, override: str, kept: Sequence[str]) -> str:
         if wrong and group not in ("model", "measure", "alignment"):
             return f"{group}: {unknown_choice(group, wrong[0])}"
     ours = group is None and (exists(key, tree) or any(k.rpartition(".")[2] == key for k in leaves(tree)))
-    for other, program in PROGRAMS.items():
-        if other != name and not ours and _reads(other, override):
-            return f"{key}: is read by `python {program}`" + ("" if name == "train" else ", and not here")
+    readers = (
+        [] if ours else [f"`python {p}`" for other, p in PROGRAMS.items() if other != name and _reads(other, override)]
+    )
+    if readers:
+        return f"{key}: is read by {' and '.join(readers)}" + ("" if name == "train" else ", and not here")
     if parsed.is_add() and exists(key, tree):
         return f"{key}: is there already; leave out the + before it"
     if group is not None and parsed.is_add() and _tree(name, (*kept, override.lstrip("+"))) is not None:

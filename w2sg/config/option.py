@@ -14,6 +14,7 @@ A method with few options may take them as keyword parameters instead, each with
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,7 +69,8 @@ def hint_of(function: Callable[..., Any], parameter: str) -> Any:
     if not isinstance(annotation, str):
         return annotation
     try:
-        return eval(annotation, getattr(inspect.unwrap(function), "__globals__", {}))
+        module = sys.modules.get(inspect.unwrap(function).__module__)  # a class has no globals of its own
+        return eval(annotation, vars(module) if module else {})
     except (NameError, AttributeError, TypeError, SyntaxError):
         return Any
 

@@ -134,7 +134,7 @@ def typed(arguments: Sequence[str], sweeps: bool = True) -> Typed:
         or any(o.lstrip("+").replace(" ", "").lower() == "hydra.mode=multirun" for o in found.overrides)
         or any(_sweeps(o, found.folder) for o in found.overrides)
     )
-    found.overrides = [quoted(override, found.multirun) for override in found.overrides]
+    found.overrides = [quoted(override, found.multirun) for override in of_judges(found.overrides)]
     return found
 
 
@@ -167,6 +167,24 @@ def _sweeps(override: str, folder: Path | None) -> bool:
         return any("MULTIRUN" in file.read_text(encoding="utf-8") for file in files("experiment", folder)[name.strip()])
     except (OSError, ValueError, KeyError):
         return False
+
+
+def of_judges(overrides: Sequence[str]) -> list[str]:
+    """Settings of a judge, which may be typed like those of any group, under the keys that they have.
+
+    >>> of_judges(["judge@method.judge=llm", "judge.model=gpt2"])
+    ['judge=llm', 'method.judge.model=gpt2']
+    >>> of_judges(["judge._target_=mine.Judge", "+judge.most=5"])
+    ['judge=own', 'method.judge._target_=mine.Judge', '+method.judge.most=5']
+    """
+    renamed = [
+        re.sub(r"^([+~]{0,2})judge\.", r"\1method.judge.", o.replace("judge@method.judge", "judge")) for o in overrides
+    ]
+    if any(o.startswith("method.judge._target_=") for o in renamed) and not any(
+        o.startswith("judge=") for o in renamed
+    ):
+        return ["judge=own", *renamed]
+    return renamed
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def _compared(right: dict[str, dict[str, bool]]) -> dict[str, Any]:
 
 def _by_letters(decoders: Decoders, questions: Questions, beta: float) -> dict[str, bool]:
     """Whether the right letter is the likeliest, by the strong model's logits, moved by beta times the pair's."""
-    from w2sg.experiment.text import reading_as
+    from w2sg.models.trained import reading_as
 
     strong, pair = decoders.strong, decoders.pair
     scores = _letters(decoders, strong, questions)

@@ -13,12 +13,14 @@ from w2sg.decoding.decoders import Decoder
 from w2sg.decoding.options import DecodeEvaluation
 from w2sg.evaluation import alpaca_eval as alpaca
 from w2sg.evaluation.alignment_tax import lost
+from w2sg.evaluation.comparisons import Comparisons
 from w2sg.losses.preferences import displacement
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.reports import report
 from w2sg.reports.pages.decoders import decode_page, title
 from w2sg.reports.sections.training import last_numbers as training_of
+from w2sg.reports.words import position_warning
 
 if TYPE_CHECKING:
     from w2sg.data.replies import Prompts, Replies
@@ -110,7 +112,7 @@ class Comparison:
             "training": training_of(run.stages),
         }
         if self.judge is not None:
-            content["decoding"]["judge"] = self.judge.accuracy() | {"notes": self.judge.notes}
+            content["decoding"]["judge"] = self.judge.accuracy()
         if rewards and self.decoder.independent_samples:
             content["decoding"]["best_of_n"] = self._best_of_n()
         if self.decoder.drafts:
@@ -154,10 +156,11 @@ class Comparison:
         """What was measured of each system, its rewards [N], and how far one was preferred to another [N], by a judge
         that compares.
         """
-        rewards: dict[str, np.ndarray] = {}
         preferred: dict[tuple[str, str], np.ndarray] = {}
-        if self.judge is not None and self.judge.gives_rewards:
-            rewards = self.judge.rewards_of("decoded", self.replies)
+        compared, stage, rewards = None, self._stage, {}
+        if self.judge is not None:
+            compared = Comparisons(self.judge, "decoded", {stage(n): replies for n, replies in self.replies.items()})
+            rewards = {n: compared.rewards[stage(n)] for n in self.replies if compared.rewards}
         surprise = {}
         if evaluation.surprise:
             surprise = {name: self._surprise(name, replies) for name, replies in self.replies.items()}
@@ -186,48 +189,18 @@ class Comparison:
                     rewards[name], characters, bootstrap
                 ).as_dict()
             others = [other for other in ("plain", "guide") if other in self.replies and other != name]
-            if rewards:
-                found[name]["against"] = {other: self._against(rewards, name, other) for other in others}
-            elif self.judge is not None:
-                found[name]["against"] = {}
-                # of two systems the verdict is asked for once: "plain" over "guide" is the mirror image
-                for other in others if name != "plain" else ():
-                    preferred[name, other], found[name]["against"][other] = self._compared(name, other)
+            if compared is None:
+                continue
+            # of two systems a judge that compares is asked once: "plain" over "guide" is the mirror image
+            opponents = others if rewards or name != "plain" else []
+            found[name]["against"] = {other: compared.over(stage(name), other) for other in opponents}
+            if not rewards:
+                preferred |= {(name, other): compared.preferred(stage(name), other) for other in opponents}
         return found, rewards, preferred
 
     def _stage(self, name: str) -> str:
         """What a system's stages are called in the store."""
         return self.decoder.stage if name == self.decoder.kind else name
-
-    def _against(self, rewards: dict[str, np.ndarray], name: str, other: str) -> dict[str, Any]:
-        a, b = rewards[name], rewards[other]
-        lengths = [np.array([len(text) for text in self.replies[n].texts]) for n in (name, other)]
-        bootstrap = Bootstrap(len(a))
-        return {
-            "win_rate": comparisons.win_rate(a, b, bootstrap).as_dict(),
-            "length_controlled": comparisons.length_controlled_win_rate(a, b, *lengths, bootstrap).as_dict(),
-            "gap": comparisons.reward_gap(a, b, bootstrap).as_dict(),
-            "longer": bootstrap.mean((lengths[0] - lengths[1]).astype(np.float64)).as_dict(),
-            "p": comparisons.paired_test(a, b),
-        }
-
-    def _compared(self, name: str, other: str) -> tuple[np.ndarray, dict[str, Any]]:
-        """The same by a judge that compares, on the prompts on which it came to a verdict; and how far it prefers each
-        reply, [N].
-        """
-        verdicts = self.judge.compare(f"{self._stage(name)}-over-{other}", self.replies[name], self.replies[other])
-        known = verdicts.known
-        preferred = verdicts.preferred[known]
-        lengths = [np.array([len(text) for text in self.replies[n].texts])[known] for n in (name, other)]
-        bootstrap = Bootstrap(len(preferred))
-        return verdicts.preferred, {
-            "prompts": len(preferred),
-            "win_rate": comparisons.preference_rate(preferred, bootstrap).as_dict(),
-            "length_controlled": comparisons.length_controlled_preference(preferred, *lengths, bootstrap).as_dict(),
-            "longer": bootstrap.mean((lengths[0] - lengths[1]).astype(np.float64)).as_dict(),
-            "p": comparisons.paired_test(preferred, np.full(len(preferred), 0.5)),
-            **verdicts.of_judge(),
-        }
 
     @cached_property
     def _reader(self) -> Writer:
@@ -309,7 +282,9 @@ class Comparison:
         judge = found.get("judge")
         lines += judge["notes"] if judge else []
         if judge and not self.judge.gives_rewards:
-            lines += self._about_comparing(judge, own)
+            if self.decoder.independent_samples:
+                lines.append("the judge compares and gives no rewards, so there is no curve of the best of n")
+            lines += position_warning(judge.get("on_test_pairs", {}) if own is None else own["against"]["plain"])
         if judge and judge["accuracy"]["low"] is not None and judge["accuracy"]["low"] <= 0.5:
             lines.append("the judge cannot be told from a coin on the test split's own pairs; its opinion says little")
         weak = found["training"].get("weak")
@@ -320,26 +295,6 @@ class Comparison:
         for name, counts in found["dropped"].items():
             if out := [f"{n} {reason}" for reason, n in counts.items() if "(kept)" not in reason]:
                 lines.append(f"{name}: left out {', '.join(out)}")
-        return lines
-
-    def _about_comparing(self, judge: dict[str, Any], own: dict[str, Any] | None) -> list[str]:
-        """What to know of a judge that compares."""
-        lines = []
-        if self.decoder.independent_samples:
-            lines.append("the judge compares and gives no rewards, so there is no curve of the best of n")
-        seen = judge["on_test_pairs"] if own is None else own["against"]["plain"]
-        bias = seen["position_bias"]
-        if bias["low"] > 0 or bias["high"] < 0:
-            side = "first" if bias["value"] > 0 else "second"
-            lines.append(
-                f"the judge prefers what it is shown {side} (by {abs(bias['value']):.3f}; {seen['flips']:.0%} of its "
-                "verdicts change with the order); both orders are averaged"
-            )
-        if seen["label_mass"] < 0.5:
-            lines.append(
-                f"the judge gives {seen['label_mass']:.1%} of its probability to the two answers that it is asked "
-                "for: it may not understand the question"
-            )
         return lines
 
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ConfigDict
 
+from w2sg.config import Options, option
+from w2sg.config.check import build, target_problems
 from w2sg.data.replies import Replies, concatenate, gold_pairs
 from w2sg.data.table import digest
 from w2sg.errors import UserError
@@ -20,7 +24,8 @@ from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.models.source import same
 
 if TYPE_CHECKING:
-    from w2sg.experiment.text import TextRun
+    from w2sg.config.schema import TrainConfig
+    from w2sg.experiment.run import Run
     from w2sg.models.source import Source
 
 
@@ -55,11 +60,57 @@ class Verdicts:
         return {}
 
 
+class JudgeOptions(Options):
+    """What may be typed of a judge of one kind; it makes the judge."""
+
+    @property
+    def gives_rewards(self) -> bool:
+        """Whether the judge rewards replies, and does not compare them alone."""
+        return False
+
+    def names(self, config: TrainConfig) -> dict[str, str]:
+        """Names of the models that it consists of, by option; those that are trained here are left out."""
+        return {}
+
+    def judge(self, run: Run, stage: str, split: str) -> Judge | None:
+        """The judge; None where the options name none.
+
+        Args:
+            stage: name of its training, where it is trained. split: whose pairs it is trained on.
+        """
+        raise NotImplementedError
+
+    def guides(self, config: TrainConfig, model: str) -> list[str]:
+        """That a model which guides is the judge by its name; by its weights it is refused once they are found."""
+        return [itself(key, model) for key, name in self.names(config).items() if name == model]
+
+
+class OutsideJudge(JudgeOptions):
+    """A judge from outside: `_target_` is its class, a `Judge`; all other keys are its options."""
+
+    model_config = ConfigDict(extra="allow")
+    target: str = option(..., "dotted path of a class that inherits from w2sg.judges.Judge", alias="_target_")
+
+    def rules(self) -> list[str]:
+        node = {"_target_": self.target, **(self.model_extra or {})}
+        problems = [line.removeprefix("judge.") for line in target_problems("judge", node)]
+        if not problems and not issubclass(resolve_name(self.target), Judge):
+            problems = [f"_target_: {self.target} is no judge; let it inherit from w2sg.judges.Judge"]
+        return problems
+
+    @property
+    def gives_rewards(self) -> bool:
+        return resolve_name(self.target).gives_rewards
+
+    def judge(self, run: Run, stage: str, split: str) -> Judge:
+        return build({"_target_": self.target, **(self.model_extra or {})})(run)
+
+
 class Judge:
     """A judge overrides `rewards`, and then the higher reward wins, or `compare`.
 
     Args:
-        text: the run whose replies are judged.
+        run: the run whose replies are judged.
 
     Attributes:
         kind: in reports. name: what judges, for people.
@@ -76,8 +127,8 @@ class Judge:
         super().__init_subclass__(**options)
         cls.gives_rewards = cls.rewards is not Judge.rewards
 
-    def __init__(self, text: TextRun):
-        self.text, self.run = text, text
+    def __init__(self, run: Run):
+        self.run = run
         self.models: dict[str, Source] = {}
         self.notes: list[str] = []
 
@@ -141,10 +192,7 @@ class Judge:
         for words, source in guide.items():
             for key, model in self.models.items():
                 if same(source, model):
-                    raise UserError(
-                        f"method.judge.{key}: {words} would be guide and judge at once, and every gain its own "
-                        "opinion; choose another"
-                    )
+                    raise UserError(itself(key, words))
         for key, model in self.models.items():
             if names := [words for words, source in writers.items() if same(source, model)]:
                 self.notes.append(self.about_writing(key, " and ".join(names)))
@@ -174,7 +222,20 @@ class Judge:
             "kind": self.kind,
             "model": self.name,
             "trained": self.trained,
+            "gives_rewards": self.gives_rewards,
             "accuracy": bootstrap.share(right).as_dict(),
             "length_correlation": comparisons.reward_length_correlation(opinion, length, bootstrap).as_dict(),
+            "notes": self.notes,
             **({"on_test_pairs": seen} if seen else {}),
         }
+
+
+def itself(key: str, words: str) -> str:
+    """That a judge is the guide.
+
+    Args:
+        key: of the judge's options. words: what the guide is called.
+    """
+    return (
+        f"method.judge.{key}: {words} would be guide and judge at once, and every gain its own opinion; choose another"
+    )

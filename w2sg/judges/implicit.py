@@ -3,19 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import PositiveInt
 
+from w2sg.config import option
+from w2sg.config.options import model_name
 from w2sg.data.replies import Replies
 from w2sg.errors import UserError
-from w2sg.judges.base import Judge
+from w2sg.judges.base import Judge, JudgeOptions
 from w2sg.judges.language_model import find_judge
+from w2sg.models.trained import Trained, reading_as
 from w2sg.reports.pages.labels import short
 
 if TYPE_CHECKING:
-    from w2sg.config.options import ImplicitJudge
-    from w2sg.experiment.text import TextRun
+    from w2sg.config.schema import TrainConfig
+    from w2sg.experiment.run import Run
+
+
+class ImplicitJudge(JudgeOptions):
+    """What alignment did to a pair of models that takes no part otherwise."""
+
+    kind: Literal["implicit"] = "implicit"
+    tuned: str = option(..., "the model after its alignment: a file of conf/model, a hub id, a folder or a .gguf file")
+    untuned: str = option(..., "the same model before it; one vocabulary")
+    max_length: PositiveInt = option(2048, "tokens of prompt and reply; longer replies lose their end")
+
+    def rules(self) -> list[str]:
+        if self.tuned == self.untuned:
+            return ["untuned: a model against itself rewards nothing; name it before its alignment"]
+        return []
+
+    @property
+    def gives_rewards(self) -> bool:
+        return True
+
+    def names(self, config: TrainConfig) -> dict[str, str]:
+        return {key: model_name(getattr(self, key), config) for key in ("tuned", "untuned")}
+
+    def judge(self, run: Run, stage: str, split: str) -> ImplicitReward:
+        return ImplicitReward(run, self)
 
 
 class ImplicitReward(Judge):
@@ -25,10 +53,10 @@ class ImplicitReward(Judge):
 
     kind = "implicit"
 
-    def __init__(self, text: TextRun, options: ImplicitJudge):
-        super().__init__(text)
+    def __init__(self, run: Run, options: ImplicitJudge):
+        super().__init__(run)
         self.source, self.untuned = (
-            find_judge(text, getattr(options, key), options.max_length, f"method.judge.{key}")
+            find_judge(run, getattr(options, key), options.max_length, f"method.judge.{key}")
             for key in ("tuned", "untuned")
         )
         self.models |= {"tuned": self.source, "untuned": self.untuned}
@@ -47,18 +75,16 @@ class ImplicitReward(Judge):
         return self.rewards_and_key(name, replies)[0]
 
     def rewards_and_key(self, name: str, replies: Replies) -> tuple[np.ndarray, dict[str, Any]]:
-        from w2sg.experiment.text import Writer, reading_as
-
         ids = [f"{i}:{s}:{g}" for i, s, g in zip(replies.ids, replies.sample, replies.group, strict=True)]
         # a judge reads texts: tokens as they were written, where its tokenizer wrote them, would be read otherwise
         own, rows = replace(replies, ids=ids, tokens=None, log_probabilities=None), f"{name}-for-judge"
-        tuned = Writer("judge-tuned", self.source)
+        tuned = Trained("judge-tuned", self.source)
         sums, stages = [], []
-        for writer in (tuned, reading_as(Writer("judge-untuned", self.untuned), tuned)):
-            values, stage = self.text.read_replies(f"{name}-by-{writer.name}", writer, own, rows)
+        for model in (tuned, reading_as(Trained("judge-untuned", self.untuned), tuned)):
+            values, stage = self.run.score(f"{name}-by-{model.name}", model, own, rows)
             sums.append(values[:, 0].double().numpy())
             stages.append(stage)
-        encoded = self.text.encode(self.source, own, rows)
+        encoded = self.run.encode(self.source, own, rows)
         found = np.full(len(replies), np.nan)
         empty = set(encoded.dropped.get("empty reply", ()))
         found[[i in empty for i in ids]] = 0.0

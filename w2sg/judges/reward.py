@@ -8,21 +8,55 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from w2sg.config import option
 from w2sg.config.schema import OWN_CHAT, ModelConfig
 from w2sg.data.messages import Dialogue
 from w2sg.data.replies import Replies
 from w2sg.data.rows import pack, token_plan
-from w2sg.judges.base import Judge
+from w2sg.data.table import single_texts
+from w2sg.judges.base import Judge, JudgeOptions
 from w2sg.models.heads import load_head
 from w2sg.models.scorer import load_language_model, load_scorer
 from w2sg.models.source import Source, find
+from w2sg.models.trained import Trained
 
 if TYPE_CHECKING:
-    from w2sg.config.options import Judge as RewardJudge
-    from w2sg.experiment.text import TextRun
-    from w2sg.models.trained import Trained
+    from w2sg.config.schema import TrainConfig
+    from w2sg.experiment.run import Run
+
+
+class RewardJudge(JudgeOptions):
+    """The reward model that generated replies are measured with."""
+
+    kind: Literal["reward"] = "reward"
+    model: str | None = option(
+        "strong",
+        "strong | weak: a reward head on that role's frozen states, trained on the transfer split's pairs, which the "
+        "weak model's alignment has not seen | a hub id or folder of a reward model | null measures no reward",
+    )
+    layer: PositiveInt | Literal["auto"] | None = option(
+        None, "layer whose states a trained judge reads: null the last, auto by cross-validation"
+    )
+    candidates: list[PositiveInt] | None = option(None, "layers among which layer=auto chooses")
+    max_length: PositiveInt = option(2048, "tokens of prompt and reply; longer texts lose their start")
+
+    def rules(self) -> list[str]:
+        if self.layer == "auto" and not self.candidates:
+            return ["candidates: layer=auto chooses among these; name at least one layer, as [8,12]"]
+        return []
+
+    @property
+    def gives_rewards(self) -> bool:
+        return self.model is not None
+
+    def names(self, config: TrainConfig) -> dict[str, str]:
+        return {} if self.model in (None, "strong", "weak") else {"model": self.model}
+
+    def judge(self, run: Run, stage: str, split: str) -> RewardModel | None:
+        return None if self.model is None else RewardModel(run, self, stage, split)
 
 
 class RewardModel(Judge):
@@ -38,13 +72,13 @@ class RewardModel(Judge):
 
     def __init__(
         self,
-        text: TextRun,
+        run: Run,
         options: RewardJudge,
         stage: str = "judge",
         split: Literal["transfer", "ground_truth"] = "transfer",
         asked_for: str = "method.judge",
     ):
-        super().__init__(text)
+        super().__init__(run)
         self.options, self.stage, self.split, self.asked_for = options, stage, split, asked_for
         self._reward_model: Trained | None = None
         self.trained = options.model in ("strong", "weak")
@@ -83,8 +117,6 @@ class RewardModel(Judge):
         return self.rewards_and_key(name, replies)[0]
 
     def rewards_and_key(self, name: str, replies: Replies) -> tuple[np.ndarray, dict[str, Any]]:
-        from w2sg.experiment.text import single_texts
-
         texts = self.texts(replies.prompts, replies.texts)
         ids = [f"{i}:{s}:{g}" for i, s, g in zip(replies.ids, replies.sample, replies.group, strict=True)]
         labels = self.run.predict(self._model(), single_texts(name, texts, ids))
@@ -100,8 +132,6 @@ class RewardModel(Judge):
     def _model(self) -> Trained:
         if self._reward_model is None:
             if not self.trained:
-                from w2sg.models.trained import Trained
-
                 self._reward_model = Trained(self.stage, self.source)
             else:
                 table = getattr(self.run.data, self.split)

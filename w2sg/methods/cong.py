@@ -13,11 +13,11 @@ from w2sg.config.options import (
     Contrast,
     Evaluation,
     FineTuning,
-    Judge,
     PlainSampling,
     PreferenceTuning,
 )
 from w2sg.data.replies import gold_pairs, join_pairs
+from w2sg.judges import AnyJudge, judge_of, options_of
 from w2sg.methods import checks
 from w2sg.reports.section import Story
 from w2sg.reports.words import short
@@ -53,7 +53,7 @@ def cong(
     baselines: list[Baseline],
     aux_conf_weight: float,
     wspo_gamma: float,
-    judge: Judge,
+    judge: AnyJudge,
     analysis: Analysis,
     evaluation: Evaluation,
 ) -> Report:
@@ -65,17 +65,20 @@ def cong(
         self_alignment: the model trained is the weak one before its alignment. prompts: of the transfer split.
         alignment, sft, dpo: the three kinds of training. decoding: of the weak pair. sampling: of one model.
         baselines: what else is trained, for comparison. aux_conf_weight, wspo_gamma: of two of them.
-        judge: the reward model. analysis: the sweep over alpha. evaluation: what is measured.
+        judge: what measures replies. analysis: the sweep over alpha. evaluation: what is measured.
     """
     from w2sg.evaluation.alpha_sweep import measure_sweep, sample_alphas
     from w2sg.evaluation.systems import measure_systems
     from w2sg.experiment.alignment import align
     from w2sg.experiment.fit_text import one_tokenizer
-    from w2sg.judges import judge_of
     from w2sg.models.trained import Trained
 
     judged, ranker = judge_of(run, judge), None
-    if alignment.pairs == "on_policy":
+    if judged is not None:
+        aligned = {} if run.untuned is None else {"the aligned weak model": run.weak}
+        before = run.untuned or run.weak
+        judged.independent_of(aligned, {"the strong model": run.strong, "the weak model before its alignment": before})
+    if alignment.pairs == "on_policy" and run.untuned is None:
         ranker = judge_of(run, judge, "ranker", "ground_truth").rewards_and_key
     transfer, strong = run.prompts("transfer", prompts), Trained("strong", run.strong)
     if "wspo" in baselines:
@@ -151,8 +154,13 @@ def problems(config: TrainConfig) -> list[str]:
             f"strong.name: self-alignment trains the weak model before its alignment, {weak.untuned or weak.name}; "
             "give the same model as strong="
         )
-    if method["alignment"]["pairs"] == "on_policy" and weak.untuned is None and method["judge"].get("model") is None:
-        lines.append("method.judge.model: on-policy samples are ranked by the judge; name one")
+    judge = options_of(config)
+    if method["alignment"]["pairs"] == "on_policy" and weak.untuned is None and not judge.gives_rewards:
+        lines.append(
+            "method.judge: on-policy samples are ranked by rewards; name a judge that gives them, as judge=reward"
+        )
+    if weak.untuned is not None:
+        lines += judge.guides(config, weak.name)
     if strong.untuned is not None:
         lines.append("strong.untuned: only the weak model has an alignment to undo; set weak.untuned")
     if config.loss["_target_"] != "w2sg.losses.cross_entropy":

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from w2sg.config.options import Alignment, AnyJudge, Judge, model_name
+from w2sg.config.options import Alignment
 from w2sg.decoding.decoders import REWARD, STRONG, AnyDecoder, Decoder, Plain
 from w2sg.decoding.options import DecodeEvaluation
 from w2sg.errors import UserError
+from w2sg.judges import AnyJudge, RewardJudge, judge_of, options_of
 from w2sg.models.steps import lost_steps
 
 if TYPE_CHECKING:
@@ -42,20 +43,18 @@ def decode(
     from w2sg.experiment.alignment import align
     from w2sg.experiment.decode import Decoders, Pair
     from w2sg.experiment.text import TextRun, Writer
-    from w2sg.judges import judge_of
     from w2sg.judges.reward import RewardModel
 
     questions = None if evaluation.tax is None else read_questions(Path(evaluation.tax))
     text = TextRun(run)
-    measure = judge_of(text, judge)
+    measure = judge_of(run, judge)
     guides, writers = guide_and_writers(run, decoder)
     rewards, key = None, None
     if REWARD in decoder.needs:
         guide = decoder.guide
-        options = Judge(
-            kind="reward", model=guide.model, layer=guide.layer, candidates=None, max_length=judge.max_length
-        )
-        reward = RewardModel(text, options, "guide", "ground_truth", "decoder.guide")
+        length = getattr(judge, "max_length", RewardJudge().max_length)  # one from outside may have none
+        options = RewardJudge(model=guide.model, layer=guide.layer, max_length=length)
+        reward = RewardModel(run, options, "guide", "ground_truth", "decoder.guide")
         rewards = reward.scorer
         if guide.model != "weak":
             guides["the reward model that guides"] = reward.source
@@ -138,7 +137,8 @@ def problems(config: TrainConfig) -> list[str]:
     found += _unread(config)
     if decoder.needs_pair and config.weak.untuned is None:
         found += lost_steps(config.weak, "weak", {"method.alignment.lr.full": config.method["alignment"]["lr"]["full"]})
-    found += _own_judge(config, decoder)
+    if decoder.needs_pair and config.weak.untuned is not None:
+        found += options_of(config).guides(config, config.weak.name)
     if config.method["alignment"]["pairs"] == "on_policy" and decoder.needs_pair and config.weak.untuned is None:
         found.append("method.alignment.pairs: on-policy pairs are ranked by the judge, which must not guide; use given")
     if config.method["style"] != "chat" and STRONG not in decoder.needs:
@@ -159,17 +159,3 @@ def _unread(config: TrainConfig) -> list[str]:
     if config.dataset.noise.kind != "none":
         found.append("dataset.noise.kind: nothing is trained on labels that a weak model gave; use none")
     return found
-
-
-def _own_judge(config: TrainConfig, decoder: Decoder) -> list[str]:
-    """A judge that is the guide by its name; one that is it by its weights is refused once they are found."""
-    options, weak = config.method["judge"], config.weak
-    key = {"llm": "model", "implicit": "tuned"}.get(options["kind"])
-    if key is None or not decoder.needs_pair or weak.untuned is None:
-        return []
-    if model_name(options[key], config) != weak.name:
-        return []
-    return [
-        f"method.judge.{key}: {weak.name} would be guide and judge at once, and every gain its own opinion; choose "
-        "another"
-    ]

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from w2sg.config.options import FineTuning, Judge, PlainSampling
+from w2sg.config.options import FineTuning, PlainSampling
 from w2sg.errors import UserError
+from w2sg.judges import AnyJudge, RewardJudge, judge_of, options_of
 from w2sg.methods import checks
 from w2sg.methods.refine.options import Axis, InContext, LabelWords, Refine, RefineBaseline, RefineEvaluation, Unrefined
 
@@ -31,7 +32,7 @@ def refine(
     cot_instruction: str,
     content: Axis,
     concept: Axis,
-    judge: Judge,
+    judge: AnyJudge,
     labels: LabelWords,
     evaluation: RefineEvaluation,
 ) -> Report:
@@ -44,11 +45,11 @@ def refine(
         refine: how the strong model rewrites. target: texts, or labels of pairs and classes.
         prompts: of the transfer split. weak_instruction, train_weak, answers: where the weak answers come from.
         sampling: of the weak answers and of what is measured. sft: all training. baselines: for comparison.
-        cot_instruction: of one of them. content, concept: the two axes. judge: the reward model, where an axis asks it.
+        cot_instruction: of one of them. content, concept: the two axes.
+        judge: what measures replies, where an axis asks it for rewards or it is no reward model.
         labels: how labels are asked for. evaluation: what is measured.
     """
     from w2sg.data.replies import Prompts
-    from w2sg.judges import judge_of
     from w2sg.methods.refine.answers import answers_of_file, answers_to, gold_answers, spoken
     from w2sg.methods.refine.axes import Axes
     from w2sg.methods.refine.refiner import Refiner
@@ -62,13 +63,18 @@ def refine(
 
     gold = {name: gold_answers(getattr(run.data, name)) for name in ("ground_truth", "transfer", "test")}
     right = {i: answer for each in gold.values() for i, answer in zip(each.ids, each.texts, strict=True)}
-    judged = "reward" in (content.kind, concept.kind)
-    if judged and judge.model in ("strong", "weak") and run.data.transfer.kind != "pairs":
+    # the default judge is trained only where an axis asks for it
+    judged = "reward" in (content.kind, concept.kind) or not isinstance(judge, RewardJudge)
+    measure = judge_of(run, judge) if judged else None
+    if measure is not None and measure.trained and run.data.transfer.kind != "pairs":
         raise UserError(
             "method.judge.model: a judge is trained on preference pairs, and this dataset has none; name a reward "
             "model of the hub, or measure in another way (method.content.kind, method.concept.kind)"
         )
-    axes = Axes(run, content, concept, right, judge_of(run, judge) if judged else None)
+    if measure is not None:
+        weak = {} if answers is not None else {"the weak model": run.weak}
+        measure.independent_of({}, {"the strong model": run.strong, **weak})
+    axes = Axes(run, content, concept, right, measure)
     transfer, test = run.prompts("transfer", prompts), run.prompts("test", evaluation.prompts)
     strong = Trained("strong", run.strong)
     refiner = Refiner(run, strong, refine, sampling, axes)
@@ -175,8 +181,12 @@ def problems(config: TrainConfig) -> list[str]:
             )
     if method["content"]["kind"] == "none" and method["concept"]["kind"] == "none":
         lines.append("method.content.kind: nothing is measured; set it, or method.concept.kind")
-    if "reward" in (method["content"]["kind"], method["concept"]["kind"]) and method["judge"]["model"] is None:
-        lines.append("method.judge.model: an axis is a reward, and there is no judge; name one")
+    for axis in ("content", "concept"):
+        if method[axis]["kind"] == "reward" and not options_of(config).gives_rewards:
+            lines.append(
+                f"method.{axis}.kind: a reward, and this judge gives none; name another, as judge=reward, or measure "
+                "in another way"
+            )
     if config.loss["_target_"] != "w2sg.losses.cross_entropy":
         lines.append(
             "loss: not read where answers are refined, whose training is method.sft; it is of method.target=labels"
@@ -208,6 +218,8 @@ def _problems_of_labels(config: TrainConfig, options: Refine) -> list[str]:
     for name in {"self_cot", "gold_exemplars"} & set(method["baselines"]):
         lines.append(f"method.baselines: {name} is of answers alone; leave it out")
     given = {key for key in ("weak_instruction", "answers") if method[key] is not None}
+    if method["judge"].get("kind") != "reward":
+        lines.append("judge: not read by method.target=labels; leave it out")
     for key in sorted(given | ({"train_weak"} if method["train_weak"] else set())):
         lines.append(f"method.{key}: of answers alone; with target=labels the weak model is trained on ground truth")
     return lines + checks.label_problems(config)

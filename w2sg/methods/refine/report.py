@@ -9,6 +9,7 @@ import numpy as np
 from w2sg.config.options import PlainSampling
 from w2sg.data import audit
 from w2sg.data.replies import Prompts, Replies
+from w2sg.evaluation.comparisons import Comparisons
 from w2sg.experiment.run import Run
 from w2sg.methods.refine.axes import Axes
 from w2sg.methods.refine.options import Improve, InContext, Refine, RefineEvaluation, Unrefined
@@ -20,6 +21,7 @@ from w2sg.models.trained import Trained
 from w2sg.reports import report
 from w2sg.reports.pages.refinement import refinement_page, terminal_table, title
 from w2sg.reports.sections.training import last_numbers as training_of
+from w2sg.reports.words import position_warning
 from w2sg.store.files import read_json
 from w2sg.store.soundness import KEY
 
@@ -93,6 +95,10 @@ class Findings:
             "training": training_of(run.stages),
         }
         found["retention"] = self._retention(found["labels"])
+        if self.axes.judge is not None:
+            known = next((scores[axis] for axis in scores if self.axes.axes[axis].kind == "reward"), None)
+            compared = Comparisons(self.axes.judge, "answers-on-test", replies, rewards=known)
+            found["wins"] = {other: compared.over("student", other) for other in OTHERS if other in replies}
         if self.axes.judge is not None and run.data.test.kind == "pairs":  # else nobody knows what people prefer
             found["judge"] = self.axes.judge.accuracy()
         if "content" in scores and {"weak", "ceiling"} <= scores["content"].keys():
@@ -282,6 +288,8 @@ class Findings:
                 f"the refined labels have less of the concept than the weak ones before any training "
                 f"({kept['change']['value']:+.3f}{share}): what they lack no training can bring back"
             )
+        judge = found.get("judge", {})
+        lines += [*judge.get("notes", []), *position_warning(judge.get("on_test_pairs", {}))]
         accept = getattr(self.options, "accept", None)
         tested = accept is not None and accept.concept is not None and self.axes.axes["concept"].kind == "reward"
         if tested and self.axes.judge.trained:

@@ -158,8 +158,12 @@ def _systems_table(found: dict[str, Any]) -> str:
         for axis in axes:
             gap = found["differences"].get(f"student - {name}", {}).get(axis)
             cells += [stacked(measured[axis]), stacked(gap or NONE, 3, True), p_value(gap["p"]) if gap else "–"]
+        if "wins" in found:
+            against = found["wins"].get(name, {})
+            cells += [stacked(against.get(key, NONE)) for key in ("win_rate", "length_controlled")]
         rows.append((*cells, number(measured["characters"], 0), f"{measured['cut_off']:.0%}"))
     head = [Raw(words) for axis in axes for words in (axis, "student −<br>this", "p")]
+    head += [Raw("student wins<br>over this"), Raw("… length<br>controlled")] if "wins" in found else []
     note = (
         "<p class=note>Means over test prompts with 95 % bootstrap intervals; p: exact sign test on the same prompts, "
         "not corrected for their number. Every model but those in context answers the plain prompt.</p>"

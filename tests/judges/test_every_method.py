@@ -1,0 +1,185 @@
+"""Every judge with every method that judges: the same protocol, the same words, and its numbers worked out by hand."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import compose, save_tiny_model
+
+from w2sg.config.check import check
+from w2sg.experiment.run import run_method
+from w2sg.metrics import replies as comparisons
+from w2sg.metrics.intervals import Bootstrap
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+SIZES = {"ground_truth": 12, "transfer": 12, "test": 8}
+QUESTION = "'{conversation}|{first}|{second}|A or B?'"
+OWN = '''
+import numpy as np
+
+from w2sg.judges import Judge, Verdicts
+
+
+class Letters(Judge):
+    """Rewards every letter of a kind."""
+
+    def __init__(self, run, letter: str = "e"):
+        super().__init__(run)
+        self.letter = letter
+
+    def rewards(self, name, replies):
+        return np.array([float(text.count(self.letter)) for text in replies.texts])
+
+
+class Longer(Judge):
+    """Prefers the longer reply, and compares alone."""
+
+    def compare(self, name, a, b):
+        longer = [np.sign(len(x) - len(y)) for x, y in zip(a.texts, b.texts, strict=True)]
+        return Verdicts((1 + np.array(longer)) / 2)
+
+
+def no_judge(run): ...
+'''
+METHODS = ("cong", "decode", "refine")
+JUDGES = ("reward", "implicit", "llm", "rewards of one's own", "comparisons of one's own")
+REWARDS = ("reward", "implicit", "rewards of one's own")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judged-models")
+    kinds = {"weak": "gpt2", "untuned": "gpt2", "strong": "llama", "judge": "llama", "tuned": "gpt2", "before": "gpt2"}
+    return {
+        name: save_tiny_model(folder / name, kind, seed=seed, width=16)
+        for seed, (name, kind) in enumerate(kinds.items())
+    }
+
+
+@pytest.fixture(scope="module")
+def own_judges(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own-judges")
+    (folder / "own_judges.py").write_text(OWN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def typed(pairs_folder, models, own_judges):
+    def make(method, out, *more):
+        common = ["dataset=local", f"dataset.path={pairs_folder}", "trainer=cpu", "logger=none", f"out={out}"]
+        common += [f"dataset.sizes.{name}={size}" for name, size in SIZES.items()]
+        for role in ("weak", "strong"):
+            common += [f"{role}=hf", f"{role}.name={models[role]}", f"{role}.max_length=96"]
+        common += ["weak.train=full", "strong.train=full", "training.head.epochs=1"]
+        own = {
+            "cong": [
+                "method=cong",
+                f"weak.untuned={models['untuned']}",
+                *(f"method.{stage}.batch_size=8" for stage in ("sft", "dpo")),
+                "method.sft.lr.full=0.002",
+                "method.sft.epochs=1",
+                "method.dpo.lr.full=0.002",
+                "method.decoding.max_new_tokens=8",
+                "method.analysis.alphas=[1.0]",
+                "method.baselines=[]",
+                "method.evaluation.kl=false",
+                "method.evaluation.perplexity=false",
+            ],
+            "decode": [
+                "decoder=eft",
+                "decoder.max_new_tokens=8",
+                f"weak.untuned={models['untuned']}",
+                "strong.name=" + str(models["before"]),
+                "method.evaluation.surprise=false",
+                "method.evaluation.frontier=false",
+            ],
+            "refine": [
+                "method=refine",
+                "refine.max_new_tokens=4",
+                "refine.batch_size=2",
+                "refine.exemplar='{question} {answer}; '",
+                "refine.query='{question} so'",
+                "method.sampling.max_new_tokens=4",
+                "method.sft.lr.full=0.002",
+                "method.sft.batch_size=4",
+                "method.sft.epochs=1",
+                "method.baselines=[naive]",
+            ],
+        }[method]
+        return [*common, *own, *more]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def judged(models):
+    """What is typed for each judge, by its name in `JUDGES`."""
+    return {
+        "reward": ["judge=reward", "method.judge.max_length=96"],
+        "implicit": [
+            "judge=implicit",
+            f"method.judge.tuned={models['tuned']}",
+            f"method.judge.untuned={models['before']}",
+            "method.judge.max_length=96",
+        ],
+        "llm": ["judge=llm", f"method.judge.model={models['judge']}", f"method.judge.question={QUESTION}"],
+        "rewards of one's own": ["judge=own", "method.judge._target_=own_judges.Letters", "+method.judge.letter=a"],
+        "comparisons of one's own": ["judge=own", "method.judge._target_=own_judges.Longer"],
+    }
+
+
+def run(typed, method, out, *more, name="run"):
+    name_of_conf = "decode" if method == "decode" else "train"
+    config = check(compose(*typed(method, out, *more), name=name_of_conf))
+    return run_method(config, out / name, list(more)).content
+
+
+def pair_of(content, out, method):
+    """What was measured of one system over another, how the judge's rewards are stored, and the replies of both."""
+    name, other = {"cong": ("cong", "base"), "decode": ("eft", "plain"), "refine": ("student", "base")}[method]
+    rows = pq.read_table(out / "run" / "samples.parquet").to_pylist()
+    sides = [{row["prompt_id"]: row for row in rows if row["system"] == system} for system in (name, other)]
+    found = {"cong": "text", "decode": "decoding", "refine": "refinement"}[method]
+    found = content[found]
+    wins = found["wins"][other] if method == "refine" else found["systems"][name]["against"][other]
+    return found, wins, [[side[i] for i in sides[0]] for side in sides]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("judge", JUDGES)
+def test_every_judge_judges_what_every_method_wrote(typed, judged, tmp_path, method, judge):
+    axis = ["method.content.kind=reward"] if (method, judge) == ("refine", "reward") else []
+    content = run(typed, method, tmp_path, *judged[judge], *axis)
+    found, wins, (mine, theirs) = pair_of(content, tmp_path, method)
+    assert 0 <= wins["win_rate"]["low"] <= wins["win_rate"]["value"] <= wins["win_rate"]["high"] <= 1
+    assert wins["prompts"] == len(mine) == SIZES["test"]
+    assert {"length_controlled", "longer", "p"} <= set(wins)
+    assert found["judge"]["gives_rewards"] == (judge in REWARDS) == ("gap" in wins)
+    assert found["judge"]["kind"] == {"reward": "reward", "implicit": "implicit", "llm": "llm"}.get(judge, "own")
+    assert 0 <= found["judge"]["accuracy"]["value"] <= 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert ">None<" not in page
+    if method == "refine":
+        assert "student wins<br>over this" in page
+    else:
+        column = {"cong": "explicit", "decode": "reward"}[method]
+        assert all((column in row) == (judge in REWARDS) for row in mine)
+        assert all(("reward" in system) == (judge in REWARDS) for system in found["systems"].values())
+    # by hand
+    if judge == "rewards of one's own":
+        a, b = (np.array([row["reply"].count("a") for row in rows], float) for rows in (mine, theirs))
+        assert wins["win_rate"] == comparisons.win_rate(a, b, Bootstrap(len(a))).as_dict()
+        assert wins["gap"] == comparisons.reward_gap(a, b, Bootstrap(len(a))).as_dict()
+    if judge == "comparisons of one's own":
+        a, b = (np.array([len(row["reply"]) for row in rows]) for rows in (mine, theirs))
+        preferred = (1 + np.sign(a - b)) / 2
+        assert wins["win_rate"] == comparisons.preference_rate(preferred, Bootstrap(len(a))).as_dict()
+        assert wins["p"] == comparisons.paired_test(preferred, np.full(len(a), 0.5))
+    if judge == "reward" and method != "refine":
+        a, b = (np.array([row[column] for row in rows], float) for rows in (mine, theirs))
+        assert wins["win_rate"] == comparisons.win_rate(a, b, Bootstrap(len(a))).as_dict()
+    if judge == "llm":
+        assert {"position_bias", "flips", "label_mass"} <= set(wins)
+        assert "on_test_pairs" in found["judge"]
