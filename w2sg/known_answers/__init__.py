@@ -1,1 +1,1 @@
-"""Experiments whose answer is known: closed forms of the field, run through the same code as every other experiment."""
+"""Experiments with a known analytic answer, run through the same code as every other experiment."""

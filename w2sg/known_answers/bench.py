@@ -1,6 +1,6 @@
-"""Where known answers are made: the stages, store and LightningModules of every other run, on small arrays.
+"""Fits for known answers: the stages, store and LightningModules of every other run, on small arrays.
 
-Shapes: N rows, D features, C outputs, R replicates of one experiment that are trained side by side.
+Shapes: N rows, D features, C outputs, R replicates of one experiment, trained in parallel.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from w2sg.training.stages import FitJob, ReadJob, Stages, load_values
 
 
 def squared_error(outputs: Tensor, targets: Tensor, progress: float = 1.0) -> Tensor:
-    """[B] half the squared distance of outputs [B, C] from targets [B, C]: regression, as one more loss."""
+    """[B] half the squared distance of outputs [B, C] from targets [B, C]: the regression loss."""
     return 0.5 * (outputs - targets).square().sum(-1)
 
 
 class GradientDescent(SoftLabelModule):
-    """The same objective by plain gradient descent, of which theory gives the whole path and not its end alone.
+    """The same objective by plain gradient descent, because theory gives its whole path and not only its end.
 
-    It stands in for whatever optimizer the options name. ``weight_decay`` is added to the gradient, so it is the ridge
-    penalty ``weight_decay / 2 ||w||^2``.
+    It replaces the optimizer of the options. ``weight_decay`` is added to the gradient, so it is the ridge penalty
+    ``weight_decay / 2 ||w||^2``.
     """
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class GradientDescent(SoftLabelModule):
 
 
 class Kept(nn.Module):
-    """A model that can be saved by its weights alone."""
+    """A model that saves its weights only."""
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -57,7 +57,7 @@ class Kept(nn.Module):
 
 
 class Separate(Kept):
-    """R linear models, one for each replicate: features [B, R, D] to outputs [B, R]. Starts at 0."""
+    """R linear models, one per replicate: features [B, R, D] to outputs [B, R]. Weights start at 0."""
 
     def __init__(self, replicates: int, width: int):
         super().__init__()
@@ -68,24 +68,24 @@ class Separate(Kept):
 
 
 def linear(width: int, outputs: int) -> LinearHead:
-    """The product's linear head, from 0: one linear model for each output, on the same features [B, 1, D]."""
+    """The linear head of w2sg with zero weights: one linear model per output, on the same features [B, 1, D]."""
     head = LinearHead(width, False, outputs)
     nn.init.zeros_(head.score.weight)
     return head
 
 
 def whitening(features: Tensor) -> Tensor:
-    """[..., D, K] what makes features [..., N, D] white, K = min(N, D).
+    """[..., D, K] matrix that whitens features [..., N, D], K = min(N, D).
 
-    One step of gradient descent with rate 1 from 0 on a squared error then lands on the least-squares solution, the
-    one of least norm where there are several.
+    On whitened features one step of gradient descent from 0 at rate 1 reaches the least-squares solution. If there are
+    several, it is the one of least norm.
     """
     _, scale, directions = torch.linalg.svd(features.double(), full_matrices=False)
     return directions.mT / scale[..., None, :] * features.shape[-2] ** 0.5
 
 
 def options(lr: float, epochs: int, batch_size: int, schedule: str, weight_decay: float) -> FitOptions:
-    """Plain: nothing clipped, nothing held out."""
+    """Options of a plain fit, without clipping or held-out rows."""
     return FitOptions.model_validate(
         {
             "lr": lr,
@@ -106,7 +106,7 @@ class Bench:
     """Fits and reads on the CPU.
 
     Args:
-        folder: of the store. It must be new: a stage that was made by other code would hide what this code does.
+        folder: where the store goes. It must be new, because a stage of other code would hide what this code does.
     """
 
     def __init__(self, folder: Path):
@@ -129,11 +129,11 @@ class Bench:
         schedule: str = "constant",
         module: type[SoftLabelModule] = GradientDescent,
     ) -> Path:
-        """Train ``model`` on targets [N, C] and leave it trained, as the stage that is returned holds it.
+        """Train ``model`` on targets [N, C], in place, and return the folder of the stage.
 
         Args:
             features: [N, n, D].
-            steps: passes over the rows, which are optimizer steps where ``batch_size`` is None (all rows).
+            steps: passes over the rows. With ``batch_size=None`` (all rows) these are optimizer steps.
             module: `GradientDescent`, or `SoftLabelModule` for Adam.
         """
         features = features.float()
@@ -150,7 +150,7 @@ class Bench:
         return folder
 
     def read(self, name: str, model: nn.Module, features: Tensor) -> Tensor:
-        """[N, C] what a model says to features [N, n, D], in fp64 (from fp32)."""
+        """[N, C] outputs of a model for features [N, n, D], in fp64 (from fp32)."""
         features = features.float()
         key = {"inputs": _digest(features, *model.state_dict().values()), "model": type(model).__name__}
         examples = Examples(Features(features), _ids(features), torch.zeros(len(features), dtype=torch.long))

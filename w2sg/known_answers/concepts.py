@@ -1,7 +1,7 @@
-"""Refinement in context, with Gaussian concepts: y = beta_k . x + noise, and a weak model with a bias of its own.
+"""Refinement in context, with Gaussian concepts: y = beta_k . x + noise, and a biased weak model.
 
-The strong model knows the concepts beta_1 .. beta_K and infers which one a context of weak examples means. Shapes: T
-contexts of n examples (x [D], y), K concepts, concept 1 is meant.
+The strong model knows the concepts beta_1 .. beta_K and infers which one a context of weak examples shows. Shapes: T
+contexts of n examples (x [D], y), K concepts. Concept 1 is the target.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def contexts(draw: np.random.Generator, count: int, n: int, weak: np.ndarray) ->
 
 
 def rate(bias: float) -> float:
-    """rho: off-target mass falls at least as (K - 1) rho^n, for a squared bias orthogonal to all concepts."""
+    """rho: off-target mass is at most (K - 1) rho^n, for a squared bias orthogonal to all concepts."""
     v = 1 + bias
     s = min(1.0, 1 / (2 * v))
     return (1 + 2 * s * (1 - s * v)) ** -0.5
@@ -98,7 +98,7 @@ def refinement(bench: Bench) -> Findings:
 
 
 def _fine_tuned(bench: Bench, found: Findings, draw: np.random.Generator) -> None:
-    """Batches of prompts refined by the others' weak answers (leave one out), then least squares on the labels."""
+    """Refine batches of prompts by the others' weak answers (leave one out), then fit least squares on the labels."""
     n, replicates = 990, 24
     published = {5: (0.41965, 0.00841), 33: (0.00173, 0.00042)}
     weak = biased(1.0)
@@ -107,7 +107,7 @@ def _fine_tuned(bench: Bench, found: Findings, draw: np.random.Generator) -> Non
     truth = torch.eye(D)[0].double()
     naive = least_squares(bench, "naive", x, prompts[..., -1].T)
     risk = (naive - truth).square().sum(1).numpy()
-    expected = 1.0 + D / (n - D - 1)  # the bias, and the variance of least squares
+    expected = 1.0 + D / (n - D - 1)  # bias plus variance of least squares
     found.add("naive excess risk, 990 prompts", expected, risk.mean(), 4 * standard_error(risk), "4 s.e.")
     for size, (value, error) in published.items():
         grouped = prompts.reshape(-1, size, D + 1)
@@ -122,7 +122,7 @@ def _fine_tuned(bench: Bench, found: Findings, draw: np.random.Generator) -> Non
 
 
 def naive_floor(bench: Bench) -> Findings:
-    """Naive fine-tuning anchored to the source: no anchor gets below eP² eQ² / (eP² + eQ²)."""
+    """Naive fine-tuning anchored to the source has excess risk of at least eP² eQ² / (eP² + eQ²)."""
     found = Findings()
     lines = []
     anchors = (0.25, 1 / 0.875, 4.0)
@@ -132,11 +132,11 @@ def naive_floor(bench: Bench) -> Findings:
         weak, truth = torch.tensor(biased(bias), dtype=torch.float32), torch.eye(D)[0]
         ep, eq = float((source - truth).square().sum()), bias
         floor = ep * eq / (ep + eq)
-        rows = torch.eye(D)[:, None] * D**0.5  # whose second moment is the identity: the population itself
+        rows = torch.eye(D)[:, None] * D**0.5  # their second moment is the identity, so they stand for the population
         points = []
         for anchor in sorted({*anchors, eq / ep}):
             head = linear(D, 1)
-            # the student is the source plus what is trained, and the penalty holds it there
+            # the student is the source plus the trained head, and the penalty anchors it to the source
             labels = rows[:, 0] @ (weak - source)[:, None]
             name = f"naive-{bias}-{anchor:.3g}"
             bench.fit(name, head, rows, labels, lr=0.9 / (1 + anchor), steps=12, weight_decay=anchor)
@@ -175,7 +175,7 @@ def wrong_mass(c: float, n: int) -> float:
 
 
 def refinement_fails(bench: Bench) -> Findings:
-    """A bias towards another concept: beyond c = 1/2 refinement settles on the wrong one, and is worse than naive."""
+    """With a bias towards another concept of c > 1/2, refinement picks the wrong one and is worse than naive."""
     found, draw = Findings(), np.random.default_rng(88)
     n, points = 64, []
     rows = torch.eye(D)[:, None] * D**0.5
@@ -198,7 +198,7 @@ def refinement_fails(bench: Bench) -> Findings:
             learnt = bench.read(f"{name}-{c}-on-units", head, torch.eye(D)[:, None])[:, 0]
             risks[name] = float((learnt - truth).square().sum())
         found.add(f"naive excess risk, c = {c}", 2 * c * c, risks["naive"], 1e-5, "fp32")
-        # the other six concepts keep a little, which moves the excess by as much at most
+        # the other six concepts keep a little mass, which moves the excess by at most that
         others = 1 - posterior[:, :2].sum(1).mean()
         tolerance = 4 * expected * 4 * standard_error(wrong) + 4 * others + 1e-5
         found.add(
@@ -222,7 +222,7 @@ def refinement_fails(bench: Bench) -> Findings:
 
 
 def product_of_contexts(bench: Bench) -> Findings:
-    """m contexts of 4 multiplied are one context of 4 m; averaged they are one context of 4."""
+    """The product of m contexts of 4 is one context of 4 m. Their average is one context of 4."""
     found, draw = Findings(), np.random.default_rng(17)
     count, n, most = 3000, 4, 8
     rows = contexts(draw, count, n * most, biased(1.0))
@@ -239,7 +239,7 @@ def product_of_contexts(bench: Bench) -> Findings:
         off["product"] = 1 - product[:, 0].numpy()
         off["average"] = 1 - combine(each[:, :m].unbind(1), "mean").exp()[:, 0].numpy()
         drawn = each[:, :m].exp().numpy().cumsum(-1) > draw.random((count, m, 1))
-        votes = np.eye(K)[drawn.argmax(-1)].sum(1) + 1e-6 * draw.random((count, K))  # ties by lot
+        votes = np.eye(K)[drawn.argmax(-1)].sum(1) + 1e-6 * draw.random((count, K))  # random tie-break
         off["vote"] = (votes.argmax(1) != 0).astype(float)
         off["single"] = 1 - one[:, 0].numpy()
         for name, values in off.items():

@@ -1,4 +1,4 @@
-"""Classification end to end: rows of a file, splits, teacher and student that are halfspaces, test accuracy, PGR."""
+"""Classification end to end, with halfspaces as teacher and student: file, splits, fits, test accuracy, PGR."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARES = (0.0, 0.25, 0.5, 1.0)  # rho; its square is the share of the teacher's 
 
 
 def student_accuracy(rho: float, theta: float, n: float = np.inf) -> float:
-    """Of a student on n hard labels of a teacher at the angle theta to the truth (n infinite: 1 - atan(rho tan)/pi)."""
+    """Accuracy of a student on n hard labels of a teacher at the angle theta (n infinite: 1 - atan(rho tan)/pi)."""
     residual = 1 - (2 / pi) * (cos(theta) ** 2 + rho**2 * sin(theta) ** 2)
     return 1 - atan(sqrt(rho**2 * sin(theta) ** 2 + (pi / 2) * (D_STUDENT - 1) * residual / n) / cos(theta)) / pi
 
@@ -72,7 +72,7 @@ def halfspaces(bench: Bench) -> Findings:
         error = _error(accuracy, rho, theta, n_transfer, n_test)
         got = metrics.measure(student, gold)["accuracy"]
         found.add(f"student accuracy, rho {rho}", accuracy, got, 4 * error, "4 s.e.: test rows and transfer rows")
-        # the ceiling itself is fitted to n rows, so what it misses of 1 is part of the gap
+        # the ceiling is fitted to n rows too, so its distance from 1 is part of the gap
         expected = (accuracy - WEAK) / (1 - WEAK)
         limit = 1 - atan(rho * tan(theta)) / theta
         slack = abs(expected - limit) + (1 - bound)
@@ -90,7 +90,7 @@ def halfspaces(bench: Bench) -> Findings:
 
 
 def _error(accuracy: float, rho: float, theta: float, n: int, n_test: int) -> float:
-    """s.e. of the student's accuracy: test rows, and the transfer rows' pull along the teacher's error."""
+    """s.e. of the student's accuracy, from test rows and from the transfer rows along the teacher's error."""
     residual = 1 - (2 / pi) * (cos(theta) ** 2 + rho**2 * sin(theta) ** 2)
     slope = sqrt((pi / 2) * residual / n) / cos(theta) / (pi * (1 + (rho * tan(theta)) ** 2))
     return sqrt(accuracy * (1 - accuracy) / n_test + slope**2)

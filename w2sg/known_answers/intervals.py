@@ -1,4 +1,4 @@
-"""Intervals of the PGR: how often they cover the truth, and how often they must say that the gap is not resolved."""
+"""Intervals of the PGR: how often they cover the truth, and how often the gap is not resolved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEVEL = 0.95
 
 
 def pgr_intervals(bench: Bench) -> Findings:
-    """Draws of weak, student and ceiling with a known PGR, through the intervals of every report."""
+    """Pass draws of weak, student and ceiling with a known PGR through the intervals of every report."""
     found, draw = Findings(), np.random.default_rng(13)
     seeds, rows, draws = 5, 1000, 1000
     points = []
@@ -38,7 +38,7 @@ def pgr_intervals(bench: Bench) -> Findings:
         found.add(f"not resolved, {words}", expected, unresolved / draws, 4 * error + 0.005, why)
         found.add(f"report says so, {words}", unresolved / draws, said / draws, 0.0, "the same draws")
         error = np.sqrt(LEVEL * (1 - LEVEL) / draws)
-        # what is not resolved is unbounded and covers; with a gap of 10 points nothing is
+        # an unresolved interval is unbounded and covers; with a gap of 10 points every interval is resolved
         relation = "=" if gap == 0.10 else ">="
         found.add(f"coverage, {words}", LEVEL, covers / draws, 4 * error, "4 s.e. of draws", relation)
         points.append((gap, unresolved / draws, np.sqrt(max(expected * (1 - expected), 1e-9) / draws)))
@@ -46,7 +46,7 @@ def pgr_intervals(bench: Bench) -> Findings:
     gold = torch.zeros(rows, dtype=torch.long)
     covers, runs = 0, 400
     for _ in range(runs):
-        # one run: models that are right on rows of their own
+        # one run: models that are right on different rows
         right = torch.tensor(draw.random((3, rows)) < np.array([0.7, 0.76, 0.8])[:, None])
         hits = [metrics.correct(torch.stack([h.float(), 1 - h.float()], 1), gold).numpy() for h in right]
         pgr = statistics.performance_gap_recovered(*hits, bootstrap)

@@ -1,4 +1,4 @@
-"""Ridge teachers, and early stopping on random features: when a student that only smooths beats its teacher."""
+"""Ridge teachers, and early stopping on random features: when a student that only shrinks beats its teacher."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from w2sg.known_answers.result import Findings, Line, Panel, standard_error
 
 
 class Ridge:
-    """Ridge on isotropic inputs in the limit p / n = gamma: Marchenko-Pastur's law gives every trace.
+    """Ridge on isotropic inputs in the limit p / n = gamma, where Marchenko-Pastur's law gives every trace.
 
     Args:
-        teacher: its penalty. Truth and noise have norm and variance 1.
+        gamma: p / n.
+        teacher: the teacher's penalty. The truth has norm 1 and the noise variance 1.
     """
 
     def __init__(self, gamma: float, teacher: float):
         self.gamma = gamma
         m, square = self._traces(teacher)
-        self.overlap = 1 - teacher * m  # of the teacher's weights with the truth
+        self.overlap = 1 - teacher * m  # overlap of the teacher's weights with the truth
         self.norm = 1 - 2 * teacher * m + teacher**2 * square + gamma * (m - teacher * square)
         self.risk = 1 - 2 * self.overlap + self.norm
 
@@ -40,12 +41,12 @@ class Ridge:
 
     @property
     def best(self) -> float:
-        """The student's penalty; next to 0 where none helps."""
+        """The best penalty of the student, near 0 if none helps."""
         return minimize_scalar(self.student, bounds=(1e-6, 5.0), method="bounded", options={"xatol": 1e-7}).x
 
 
 def ridge(bench: Bench) -> Findings:
-    """A ridge student beats its ridge teacher exactly where that is regularised too little: lambda below gamma."""
+    """A ridge student beats its ridge teacher exactly if that is under-regularised: lambda below gamma."""
     found, draw = Findings(), np.random.default_rng(6)
     gamma, p, replicates = 0.5, 80, 40
     n = int(p / gamma)
@@ -53,7 +54,7 @@ def ridge(bench: Bench) -> Findings:
 
     def learn(name: str, x: torch.Tensor, y: torch.Tensor, penalty: float) -> torch.Tensor:
         model = Separate(replicates, p)
-        # the largest eigenvalue is near (1 + gamma^1/2)^2 = 2.9, so this is next to the fastest rate that is stable
+        # the largest eigenvalue is near (1 + gamma^1/2)^2 = 2.9, so this is close to the fastest stable rate
         bench.fit(name, model, x, y, lr=2 / (3.6 + 2 * penalty), steps=80, weight_decay=penalty)
         units = torch.eye(p)[:, None].expand(-1, replicates, -1)
         return bench.read(f"{name}-on-units", model, units).T.float()
@@ -90,12 +91,12 @@ def ridge(bench: Bench) -> Findings:
 
 
 def contraction_floor(teacher: float) -> float:
-    """Least risk of any student that contracts the labels of a projection teacher of risk L (both over ||truth||^2)."""
+    """Least risk of a student that contracts the labels of a projection teacher of risk L (both over ||truth||^2)."""
     return ((np.sqrt(1 + 3 * teacher) - np.sqrt(1 - teacher)) / 2) ** 2
 
 
 def random_features(bench: Bench) -> Findings:
-    """A student on all features, stopped early, against teachers that are projections on M random ones."""
+    """An early-stopped student on all features, against teachers that are projections on M random ones."""
     found, draw = Findings(), np.random.default_rng(4)
     published = {4: 0.708, 8: 0.515, 16: 0.320, 32: 0.223}
     rate, replicates = 0.25, 60

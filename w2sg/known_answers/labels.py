@@ -1,4 +1,4 @@
-"""What labels alone decide: noise that a majority corrects, and teachers that have seen what they label."""
+"""Checks on labels: noise that a majority corrects, and teachers that trained on the rows they label."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STUDENTS = (0.0, 0.25, 1.0)  # overlaps at which students are trained
 
 
 class Constant(Kept):
-    """One pair of logits for each cluster; a row is the number of its cluster."""
+    """One pair of logits per cluster. A row holds the number of its cluster."""
 
     def __init__(self, clusters: int):
         super().__init__()
@@ -34,7 +34,7 @@ class Constant(Kept):
 
 
 def clusters(bench: Bench) -> Findings:
-    """A student that is constant on clusters takes the majority of their labels."""
+    """A student that is constant on clusters learns the majority of their labels."""
     found, count = Findings(), 1500
     options = {"kind": "flip", "shrink": -1.0, "rates": None}
     lines = []
@@ -48,7 +48,7 @@ def clusters(bench: Bench) -> Findings:
             weak, _ = noise.apply_noise(clean, ids, gold, options | {"rate": rate}, seed=10)
             model = Constant(count)
             features = cluster[:, None, None].float()
-            # one step of gradient descent from 0 has the majority's sign, and so has every later one
+            # one step of gradient descent from 0 has the majority's sign, as every later step has
             bench.fit(f"majority-{size}-{rate}", model, features, weak, cross_entropy, lr=float(count))
             student = bench.read(f"majority-{size}-{rate}", model, features)
             error = float(binom.sf(size // 2, size, rate))
@@ -80,7 +80,7 @@ def clusters(bench: Bench) -> Findings:
 
 
 class Nearest(nn.Module):
-    """The label of the nearest row that it has in memory [M, D]."""
+    """A nearest-neighbour classifier with the memory [M, D]."""
 
     def __init__(self, memory: Tensor, labels: Tensor):
         super().__init__()
@@ -92,11 +92,11 @@ class Nearest(nn.Module):
 
 
 def leakage(bench: Bench) -> Findings:
-    """A teacher that has seen a share of the rows it labels is right on those: alarm = share (1 - test accuracy)."""
+    """A teacher is right on the rows that it trained on: alarm = share of them (1 - test accuracy)."""
     found, draw = Findings(), np.random.default_rng(16)
     d, n, n_test = 6, 1200, 2400
     x = draw.normal(size=(2 * n + n_test, d))
-    # labels that inputs do not decide: nobody can be right everywhere but on rows seen before
+    # noisy labels, so that no model is right everywhere except on rows it has seen
     label = (x[:, 0] + 0.9 * draw.normal(size=len(x)) > 0).astype(int)
     rows = [{"text": f"row {i}", "label": int(y)} for i, y in enumerate(label)]
 

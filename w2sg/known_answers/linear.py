@@ -17,7 +17,7 @@ from w2sg.metrics.intervals import gap_recovered_over_seeds
 
 
 def least_squares(bench: Bench, name: str, x: Tensor, y: Tensor) -> Tensor:
-    """[R, D] weights of R regressions, x [N, R, D] on y [N, R], each by one fit and one reading of unit vectors."""
+    """[R, D] weights of R regressions of y [N, R] on x [N, R, D], by one fit and one read of unit vectors."""
     white = whitening(x.transpose(0, 1))  # [R, D, K]
     model = Separate(x.shape[1], white.shape[-1])
     bench.fit(name, model, torch.einsum("nrd,rdk->nrk", x.double(), white), y.float(), steps=2)
@@ -25,7 +25,7 @@ def least_squares(bench: Bench, name: str, x: Tensor, y: Tensor) -> Tensor:
 
 
 def misfit_gain(bench: Bench) -> Findings:
-    """err(weak) - err(student) = ||student - weak||^2 where the class is convex and holds the truth."""
+    """err(weak) - err(student) = ||student - weak||^2 if the class is convex and holds the truth."""
     found, draw = Findings(), np.random.default_rng(1)
     d, width, teachers, n, n_test = 8, 16, 50, 2000, 8000
     x = torch.tensor(draw.normal(size=(n + n_test, d)))
@@ -47,7 +47,7 @@ def misfit_gain(bench: Bench) -> Findings:
     found.add("largest |gain - misfit| of 50 students, fitted rows", 0.0, worst, 1e-5, "fp32")
     found.add("mean gain over mean misfit", 1.0, seen["gain"].mean() / seen["misfit"].mean(), 1e-5, "fp32")
     found.add("smallest gain", 0.0, seen["gain"].min(), 0.0, "a projection cannot lose", ">=")
-    # with p features, a student leaves out p/n of a misfit of fresh rows that it fits of its own
+    # with p features, a student's misfit on its training rows is smaller than on fresh rows by p/n
     slope, _ = np.polyfit(fresh["misfit"], fresh["gain"], 1)
     share = np.corrcoef(fresh["misfit"], fresh["gain"])[0, 1] ** 2
     found.add("slope of gain on misfit, fresh rows", 1.0, slope, 0.1, "sampling of 2,000 and 8,000 rows")
@@ -63,7 +63,7 @@ def misfit_gain(bench: Bench) -> Findings:
 
 
 def intrinsic_dimension(bench: Bench) -> Findings:
-    """The weak model sees d_w features, the strong one d_s, they share d_A, which hold the truth."""
+    """The weak model sees d_w features and the strong one d_s. They share d_A, which hold the truth."""
     found, draw = Findings(), np.random.default_rng(3)
     d_w, d_s, n = 30, 40, 100
     measured = []
@@ -97,7 +97,7 @@ def intrinsic_dimension(bench: Bench) -> Findings:
         theory = (expected[0] - expected[1]) / (expected[0] - expected[2])
         recovered = (risks[0] - risks[1]) - theory * (risks[0] - risks[2])
         error = standard_error(recovered) / abs(expected[0] - expected[2])
-        if expected[2] > expected[0]:  # too few rows for the ceiling: there is no gap, and no ratio may be claimed
+        if expected[2] > expected[0]:  # too few rows for the ceiling: there is no gap, so no PGR may be reported
             found.add(f"PGR is claimed, {setting}", 0, pgr["resolved"], 0, "the ceiling is worse than the weak model")
         else:
             found.add(f"PGR of risks, {setting}", theory, pgr["value"], 4 * error, "4 s.e.")
@@ -116,13 +116,13 @@ def intrinsic_dimension(bench: Bench) -> Findings:
 
 
 def ensembles(bench: Bench) -> Findings:
-    """Members on samples of their own: the risk of their mean is bias + variance / M, and a student of it keeps it."""
+    """Members on separate samples: their mean has risk bias + variance / M, and so has a student of its labels."""
     found, draw = Findings(), np.random.default_rng(11)
     d, n, missed, replicates, most = 20, 60, 0.5, 60, 16
     variance = (1.0 + missed) * d / (n - d - 1)
     models = replicates * most
     x = torch.tensor(draw.normal(size=(n, models, d)))
-    noise = torch.tensor(draw.normal(size=(n, models))) * (1.0 + missed) ** 0.5  # and what no member can see
+    noise = torch.tensor(draw.normal(size=(n, models))) * (1.0 + missed) ** 0.5  # plus features that no member sees
     truth = torch.full((d,), d**-0.5, dtype=torch.float64)
     members = least_squares(bench, "members", x, x @ truth + noise).reshape(replicates, most, d)
     transfer = torch.tensor(draw.normal(size=(80, replicates, d)))
@@ -141,18 +141,18 @@ def ensembles(bench: Bench) -> Findings:
 
 
 def surrogate(bench: Bench) -> Findings:
-    """The labels that teach best are not the gold ones: least-norm interpolation with p > n features."""
+    """Gold labels are not the ones that teach best: least-norm interpolation with p > n features."""
     found, draw = Findings(), np.random.default_rng(14)
     p, n, replicates = 500, 200, 16
     i = np.arange(1, p + 1.0)
     scale, truth = i**-2.0, np.sqrt(i**-1.5 / i**-2.0)
     kappa = brentq(lambda k: (scale / (scale + k)).sum() - n, 1e-12, 1.0)
-    zeta = kappa / (scale + kappa)  # what the fit leaves out of each feature
+    zeta = kappa / (scale + kappa)  # share of each feature that the fit leaves out
     omega = ((1 - zeta) ** 2).sum() / n
     spread = omega / (1 - omega)
 
     def risk(taught: np.ndarray) -> float:
-        """Of the fit to labels x.taught, about the truth."""
+        """Risk of the fit to labels x.taught, against the truth."""
         return float((scale * ((1 - zeta) * taught - truth) ** 2 + spread * scale * zeta**2 * taught**2).sum())
 
     best = truth * (1 - zeta) / ((1 - zeta) ** 2 + spread * zeta**2)

@@ -1,4 +1,4 @@
-"""The losses at one point, and the identities that a student trained to the end of a KL divergence must satisfy."""
+"""The losses at one point, and the identities that a student must satisfy at the minimum of a KL divergence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEAK = np.array([0.2, 0.6, 0.9, 0.45])  # probabilities of the second class
 
 
 class Fixed(Kept):
-    """Logits that do not depend on anything: what a loss makes of a point, seen through a whole fit."""
+    """Constant logits, to see the value of a loss at one point through a whole fit."""
 
     def __init__(self, logits: np.ndarray):
         super().__init__()
@@ -33,7 +33,7 @@ class Fixed(Kept):
 
 
 def loss_values(bench: Bench) -> Findings:
-    """Every loss by its definition on four rows, and the confidence loss over the warm-up of a fit."""
+    """Check every loss by its definition on four rows, and the confidence loss over the warm-up of a fit."""
     found = Findings()
     s = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
     w = np.stack([1 - WEAK, WEAK], 1)
@@ -77,7 +77,7 @@ def loss_values(bench: Bench) -> Findings:
 
 
 def misfit_kl(bench: Bench) -> Findings:
-    """Gain against misfit in nats, for the forward and for the reverse projection."""
+    """Check gain against misfit in nats, for the forward and for the reverse projection."""
     found, draw = Findings(), np.random.default_rng(2)
     n, width = 600, 12
     x = torch.tensor(draw.normal(size=(n, 6)) @ draw.normal(size=(6, width)) / 6**0.5).tanh()

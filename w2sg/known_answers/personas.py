@@ -1,7 +1,7 @@
 """Refinement of text: the strong model is a mixture of hidden Markov personas, read by the exact forward algorithm.
 
-Vocabulary V, hidden states H, texts of L tokens, K personas; the first is meant, and the weak model writes it with a
-share of its tokens replaced at random. Every expectation over one or two texts is a sum over all texts there are.
+Vocabulary V, hidden states H, texts of L tokens, K personas. The first persona is the target. The weak model writes it
+with a share of its tokens replaced at random. Every expectation over one or two texts is a sum over all texts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ V, H, L, K = 4, 3, 4, 5
 
 
 class Personas(nn.Module):
-    """K hidden Markov models: texts [B, n, L] (token ids) to log-probabilities [B, K] of all n together."""
+    """K hidden Markov models: texts [B, n, L] (token ids) to joint log-probabilities [B, K] of all n texts."""
 
     def __init__(self, start: np.ndarray, moves: np.ndarray, emits: np.ndarray):
         super().__init__()
@@ -45,13 +45,13 @@ class Personas(nn.Module):
 
 
 def personas(bench: Bench) -> Findings:
-    """The posterior over personas sharpens as theory sums it, and a student of refined labels gets what it leaves."""
+    """The posterior over personas sharpens as the exact sum says, and a student of refined labels has the rest."""
     found, draw = Findings(), np.random.default_rng(9)
     start = draw.dirichlet(np.ones(H), size=K)
     moves, emits = draw.dirichlet(np.ones(H) * 0.7, size=(K, H)), draw.dirichlet(np.ones(V) * 0.5, size=(K, H)) + 0.02
     emits /= emits.sum(-1, keepdims=True)
     model = Personas(start, moves, emits)
-    texts = np.array(list(product(range(V), repeat=L)))  # all of them
+    texts = np.array(list(product(range(V), repeat=L)))  # all texts
     clean = enumerated(start, moves, emits, texts)  # [K, texts]
     read = bench.read("all-texts", model, torch.tensor(texts)[:, None])
     worst = np.abs(read.exp().numpy().T - clean).max()
@@ -86,7 +86,7 @@ def personas(bench: Bench) -> Findings:
         ]
     axes = ("texts in a context", "mass off the persona")
     found.panels.append(Panel("Personas", *axes, lines, logy=True))
-    # a Bayesian is calibrated: the mass it gives to the truth is, on average, the sum of its squares
+    # a Bayesian is calibrated: its mean mass on the truth equals the mean sum of its squares
     truth = draw.integers(0, K, 4000)
     rows = np.stack([texts[draw.choice(len(texts), p=clean[k] / clean[k].sum(), size=3)] for k in truth])
     p = torch.softmax(bench.read("calibration", model, torch.tensor(rows)), -1).numpy()
@@ -96,7 +96,7 @@ def personas(bench: Bench) -> Findings:
 
 
 def enumerated(start: np.ndarray, moves: np.ndarray, emits: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """[K, texts] probabilities by the sum over all hidden paths, which is what the forward algorithm avoids."""
+    """[K, texts] probabilities by the sum over all hidden paths, without the forward algorithm."""
     total = np.zeros((len(start), len(texts)))
     for path in product(range(H), repeat=L):
         p = start[:, path[0], None] * emits[:, path[0]][:, texts[:, 0]]
@@ -121,10 +121,10 @@ def _student(
     texts: np.ndarray,
     posterior: np.ndarray,
 ) -> None:
-    """A student of next tokens, trained on labels refined in contexts of 16 texts, and one on the weak model's own.
+    """Check two students of next tokens: one of labels refined in contexts of 16 texts, one of the weak labels.
 
-    Cross entropy makes it the mean of its labels, so what it has left of the persona is known: naive, the corruption;
-    refined, the personas that the contexts do not rule out.
+    Cross entropy makes a student the mean of its labels, so its distance from the persona is known. The naive one has
+    the corruption. The refined one has the personas that the contexts do not rule out.
     """
 
     def following(mass: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a check finds: numbers beside the numbers that theory asks for, and curves to draw."""
+"""Results of a check: measured and expected numbers, and curves to draw."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class Quantity:
     """One number.
 
     Attributes:
-        tolerance: by how much it may miss. why: where the tolerance comes from.
-        relation: ``=``, or for a bound ``<=`` or ``>=`` (got on the left).
+        tolerance: largest allowed error.
+        why: where the tolerance comes from.
+        relation: ``=``, or for a bound ``<=`` or ``>=`` (``got`` is on the left).
     """
 
     name: str
@@ -30,7 +31,7 @@ class Quantity:
 
     @property
     def passed(self) -> bool:
-        """Whether it holds; what is not a number does not."""
+        """Whether the relation holds within the tolerance. NaN never does."""
         above = self.got - self.expected
         return bool({"=": abs(above), "<=": above, ">=": -above}[self.relation] <= self.tolerance)
 
@@ -61,7 +62,7 @@ class Panel:
 
 @dataclass
 class Findings:
-    """What one check found."""
+    """Quantities and figures of one check."""
 
     quantities: list[Quantity] = field(default_factory=list)
     panels: list[Panel] = field(default_factory=list)
@@ -75,7 +76,7 @@ class Findings:
         why: str,
         relation: Literal["=", "<=", ">="] = "=",
     ) -> None:
-        """One more quantity; what could not be had (None) does not hold."""
+        """Add a quantity. None means that it could not be computed, so it fails."""
         value = np.nan if got is None else float(got)
         self.quantities.append(Quantity(name, float(expected), value, float(tolerance), why, relation))
 
@@ -89,8 +90,9 @@ class Check:
     """An experiment with a known answer.
 
     Attributes:
-        says: what it shows, in one sentence. source: who showed it.
-        run: does it, on a `Bench`.
+        says: what it shows, in one sentence.
+        source: paper or derivation.
+        run: runs it on a `Bench`.
     """
 
     name: str
@@ -100,6 +102,6 @@ class Check:
 
 
 def standard_error(draws: np.ndarray) -> float:
-    """Of the mean of [R] independent draws."""
+    """Standard error of the mean of [R] independent draws."""
     draws = np.asarray(draws, np.float64)
     return float(draws.std(ddof=1) / np.sqrt(len(draws)))

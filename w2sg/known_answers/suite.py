@@ -1,4 +1,4 @@
-"""All experiments with known answers: their list, running them, and what is printed and written."""
+"""All experiments with known answers: the list, how they run, and what they print and write."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CHECKS = (
     ),
     Check(
         "misfit_gain",
-        "With a convex student and squared loss, what the student gains on its teacher is how far it is from it.",
+        "With a convex student and squared loss, the gain over the teacher equals the distance from it.",
         "Charikar et al. 2024, arXiv 2405.15116, Theorem 1",
         misfit_gain,
     ),
@@ -61,19 +61,19 @@ CHECKS = (
     ),
     Check(
         "halfspaces",
-        "PGR of classification is 1 − atan(ρ tan θ)/θ, where ρ is how much of its teacher's error the student can say.",
+        "PGR of classification is 1 − atan(ρ tan θ)/θ, if the student can express the share ρ² of its teacher's error.",
         OWN,
         halfspaces,
     ),
     Check(
         "pgr_intervals",
-        "Fieller's interval covers the true PGR in 95 % of experiments, and small gaps are called not resolved.",
+        "Fieller's interval covers the true PGR in 95 % of experiments, and small gaps are reported as not resolved.",
         "Fieller 1954; the noncentral t distribution",
         pgr_intervals,
     ),
     Check(
         "leakage",
-        "A teacher that trained on rows it labels is caught by its accuracy on them, and splits by prompt share none.",
+        "A teacher that trained on rows it labels is detected by its accuracy on them; splits by prompt share no rows.",
         OWN,
         leakage,
     ),
@@ -91,7 +91,7 @@ CHECKS = (
     ),
     Check(
         "ridge",
-        "A ridge student beats its ridge teacher exactly where that is regularised too little.",
+        "A ridge student beats its ridge teacher exactly if the teacher is under-regularised.",
         "Moniri & Hassani 2025, arXiv 2505.18346",
         ridge,
     ),
@@ -103,13 +103,13 @@ CHECKS = (
     ),
     Check(
         "ensembles",
-        "A committee's error is bias + variance/M, and a student of its labels keeps it.",
+        "A committee's error is bias + variance/M, and a student of its labels has the same error.",
         OWN,
         ensembles,
     ),
     Check(
         "surrogate",
-        "There are labels that teach better than gold ones: large features amplified, small ones left out.",
+        "Some labels teach better than gold ones: they amplify large features and leave out small ones.",
         "Ildiz et al. 2024, arXiv 2410.18837, Figure 1",
         surrogate,
     ),
@@ -121,13 +121,13 @@ CHECKS = (
     ),
     Check(
         "naive_floor",
-        "Naive fine-tuning on biased labels has a floor, however strongly it is held to its source.",
+        "Naive fine-tuning on biased labels has an error floor, however strong its anchor to the source.",
         f"arXiv 2405.16236, Proposition 3.2; our statement of it, {OWN}",
         naive_floor,
     ),
     Check(
         "refinement_fails",
-        "Where the bias leans towards another concept, refinement is worse than naive training beyond one half.",
+        "If the bias leans towards another concept by more than one half, refinement is worse than naive training.",
         OWN,
         refinement_fails,
     ),
@@ -139,7 +139,7 @@ CHECKS = (
     ),
     Check(
         "personas",
-        "Refinement of text by a mixture of hidden Markov personas does what the sum over all texts says.",
+        "Refinement of text by a mixture of hidden Markov personas agrees with the exact sum over all texts.",
         f"the text twin of arXiv 2405.16236; {OWN}",
         personas,
     ),
@@ -158,7 +158,7 @@ APART = (
 
 @dataclass(frozen=True)
 class Done:
-    """A check that was run."""
+    """The result of one check."""
 
     check: Check
     findings: Findings
@@ -166,7 +166,7 @@ class Done:
 
 
 def chosen(name: str) -> tuple[Check, ...]:
-    """The checks of ``known_answers=name``. Raises UserError where there is none of that name."""
+    """The checks of ``known_answers=name``. Raises UserError if no check has that name."""
     found = tuple(check for check in CHECKS if name in ("all", check.name))
     found += tuple(check for check in APART if name == check.name)
     if not found:
@@ -176,14 +176,14 @@ def chosen(name: str) -> tuple[Check, ...]:
 
 
 def run(check: Check) -> Done:
-    """Run one check in a store of its own, which is thrown away: what older code left must not answer for this one."""
+    """Run one check in a temporary, empty store, so that stages of older code cannot answer for this code."""
     begun, notices = time.perf_counter(), logging.getLogger("w2sg.training.stages")
     before = notices.level
-    notices.setLevel(logging.WARNING)  # hundreds of stages that are none of the user's
+    notices.setLevel(logging.WARNING)  # hundreds of stages that do not concern the user
     try:
         with tempfile.TemporaryDirectory() as folder:
             findings = check.run(Bench(Path(folder)))
-    except Exception as error:  # one check that cannot be run must not hide what the others find
+    except Exception as error:  # one check that fails to run must not hide the results of the others
         log.exception("known_answers: %s could not be run", check.name)
         findings = Findings()
         findings.add("the check runs to its end", 1, 0, 0, f"{type(error).__name__}: {error}")
@@ -193,7 +193,7 @@ def run(check: Check) -> Done:
 
 
 def run_known_answers(name: str, out: Path, console: Plain) -> bool:
-    """Run, print and write ``known_answers.html`` and ``.json`` below ``out``; whether all holds."""
+    """Run checks, print them, write ``known_answers.html`` and ``.json`` below ``out``. True if all pass."""
     from rich.text import Text
 
     checks, finished = chosen(name), []
@@ -236,7 +236,7 @@ def _record(done: Done) -> dict:
 
 
 def cells(quantity: Quantity) -> tuple[str, str, str, str]:
-    """Name, expected, got and tolerance as they are shown."""
+    """Name, expected, got and tolerance, formatted."""
     bound = {"=": "", "<=": "≤ ", ">=": "≥ "}[quantity.relation]
     return quantity.name, f"{bound}{quantity.expected:.5g}", f"{quantity.got:.5g}", f"{quantity.tolerance:.2g}"
 
@@ -267,7 +267,7 @@ def show(done: Done, console: Plain) -> None:
 
 
 def whole_page(name: str, finished: Iterable[Done]) -> str:
-    """Every check with its figures over the theory and its table."""
+    """The page: every check with its figures over the theory and its table."""
     finished = list(finished)
     held = sum(done.findings.passed for done in finished)
     rows = [
@@ -286,8 +286,8 @@ def whole_page(name: str, finished: Iterable[Done]) -> str:
             "<h1>Experiments with known answers</h1>",
             f"<p class=command>python evaluate.py known_answers={html.escape(name)}</p>",
             f"<p class=verdict>{held} of {len(finished)} checks hold.</p>",
-            "<p class=note>Students are trained, read, split and measured by the code of every other run; what is "
-            "expected is computed from theory. Lines are theory, points are runs (whiskers: one standard error).</p>",
+            "<p class=note>The code of every other run trains, reads, splits and measures here; expected values are "
+            "computed from theory. Lines are theory, points are runs (whiskers: one standard error).</p>",
             table(("check", "", "numbers", "seconds", "what it shows"), rows, "facts"),
             *(section for done in finished for section in _section(done)),
         ],
@@ -313,7 +313,7 @@ def _section(done: Done) -> list[str]:
 
 
 def figure(panel: Panel) -> str:
-    """Theory as lines, runs as points."""
+    """Draw theory as lines and runs as points."""
     drawn, axis = new_figure(6.6, 3.4)
     for line in panel.lines:
         colour = PALETTE[line.colour]

@@ -1,8 +1,8 @@
 """How often tests reject a true null and intervals hold the truth, over simulated sweeps of every shape.
 
-A row's latent score is normal: what the row and its prompt are worth to any model and to each, what the split's
-training rows and the seed are worth, and the rest. A model is right where its score is above 0, so the true accuracies,
-differences and PGR are known. Test rows of several splits are drawn from one pool. What is simulated goes through the
+A row's latent score is a sum of normal effects: of the row and its prompt (shared by all models, and per model), of the
+split's training rows, of the seed, and a residual. A model is right if its score is above 0. So the true accuracies,
+differences and PGR are known. Test rows of several splits are drawn from one pool. The simulated rows pass through the
 functions that reports and `evaluate.py runs=` use.
 """
 
@@ -21,8 +21,8 @@ from w2sg.metrics.bootstrap import Bootstrap
 
 SIMULATIONS, SEED = 1000, 2718
 NOMINAL, PROMISE = 0.05, 0.02  # level within 3 to 7 %, coverage within 92 to 98 %
-ACCURACIES = {"weak": 0.68, "student": 0.73, "ceiling": 0.80}  # PGR .417; under the null the student is as the weak
-ROW, OWN, PROMPT = 0.45, 0.15, 0.5  # variances: of a row to all models, to one; the prompt's part of both
+ACCURACIES = {"weak": 0.68, "student": 0.73, "ceiling": 0.80}  # PGR .417; under the null the student equals the weak
+ROW, OWN, PROMPT = 0.45, 0.15, 0.5  # variances: of a row for all models, for one; the prompt's share of both
 EFFECTS = {"small": (0.01, 0.01), "large": (0.05, 0.05)}  # standard deviations of split and seed, in latent units
 
 
@@ -31,7 +31,11 @@ class Design:
     """One shape of a sweep.
 
     Attributes:
-        splits, seeds: how many. pool: rows that test splits are drawn from. test: rows of each. rows: of each prompt.
+        splits: number of splits.
+        seeds: number of seeds for each split.
+        pool: number of rows from which test splits are drawn.
+        test: rows of a test split.
+        rows: rows of a prompt.
         effects: a key of `EFFECTS`.
     """
 
@@ -59,7 +63,7 @@ class Design:
 
 
 def designs() -> Iterator[Design]:
-    """All that are promised."""
+    """Every design for which level and coverage are promised."""
     for rows in (1, 3, 5):
         yield Design(rows=rows)
     for effects in EFFECTS:
@@ -74,11 +78,13 @@ def designs() -> Iterator[Design]:
 
 
 def draw(design: Design, null: bool, random: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """One sweep: of each repeat [n, 3] how often weak, student and ceiling were right over the seeds that are averaged,
-    and [n] the prompt of each row.
+    """Simulate one sweep.
+
+    Returns:
+        For each repeat: [n, 3] how often weak, student and ceiling are right, averaged over seeds; [n] prompts of rows.
     """
     split_sd, seed_sd = EFFECTS[design.effects]
-    if design.splits == 1:  # its training rows are given: what is asked is what other seeds and test rows would say
+    if design.splits == 1:  # its training rows are given: only seeds and test rows vary
         split_sd = 0.0
     if design.repeats == 1:
         seed_sd = 0.0
@@ -115,7 +121,7 @@ def draw(design: Design, null: bool, random: np.random.Generator) -> tuple[list[
 
 
 def measured(design: Design, right: list[np.ndarray], prompts: list[np.ndarray]) -> tuple[float, dict, dict]:
-    """The p of student against weak, their difference and the PGR, as reports have them."""
+    """The p of student against weak, their difference and the PGR, computed as in reports."""
     if design.repeats == 1:
         weak, student, ceiling = right[0].T > 0
         found = statistics.paired_difference(student[None], weak[None], prompts[0])
@@ -146,18 +152,18 @@ def figures(design: Design, simulations: int, seed: int) -> dict[str, float]:
 
 
 def sweeps(bench: Bench) -> Findings:
-    """Level and coverage of every design."""
+    """Check level and coverage of every design."""
     return table(list(designs()), SIMULATIONS, SEED)
 
 
 def table(chosen: list[Design], simulations: int, seed: int) -> Findings:
-    """The same of some of them: what is promised, and beside it two standard errors of the simulation itself."""
+    """Check some designs. The tolerance is the promise plus two standard errors of the simulation."""
     found = Findings()
     error = (NOMINAL * (1 - NOMINAL) / simulations) ** 0.5
     why = f"promised: within 2 points; s.e. {error:.4f} of {simulations:,} simulations"
     for design in chosen:
         got = figures(design, simulations, seed)
-        # two repeats: where that level cannot be had, the test errs on the safe side
+        # two repeats cannot reach that level, so the test is conservative
         sides = ("<=", ">=") if design.repeats == 2 else ("=", "=")
         tolerance = PROMISE + 2 * error
         found.add(f"level, {design.words}", NOMINAL, got["level"], tolerance, why, sides[0])

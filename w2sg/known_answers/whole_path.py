@@ -1,7 +1,8 @@
-"""A whole experiment whose every number is known: from a file of pairs through a run's report to many runs' summary.
+"""An experiment with every number known, from a file of pairs through a run's report to the summary of many runs.
 
-Pairs are decided by pairs of words. The weak model learns them from ground truth, the student from the weak model's
-labels of other rows, the ceiling from gold labels of those. What each is right on follows from who saw which word:
+A pair of words decides each pair. The weak model learns them from ground truth. The student learns them from the weak
+model's labels of other rows, and the ceiling from gold labels of those. So the words that a model saw decide where it
+is right:
 
 ====  =======================================  ======  =======  =======
 kind  the pair is decided by                   weak    student  ceiling
@@ -41,11 +42,11 @@ PROMPTS = {"AA": 20, "AC": 9, "CC": 4, "BB": 5, "AF": 3, "CF": 2}
 RIGHT = {"weak": "AF", "student": "AC", "ceiling": "ABC"}
 
 TAUGHT = {"ground_truth": {"A": 60, "B": 60, "C": 12, "G": 100}, "transfer": {"A": 60, "b": 60, "C": 60}}
-EPOCHS = (16, 17)  # two settings, so that Holm has two tests: of two losses that predict the same it counts one
+EPOCHS = (16, 17)  # two settings, so that Holm has two tests; two losses with equal predictions would count once
 
 
 def pair(prompt: str, kind: str, number: int) -> dict[str, str]:
-    """One row; a small letter is the same kind with the other gold label."""
+    """One row. A small letter is the same kind with the other gold label."""
     good, bad = {
         "A": ("apple", "acorn"),
         "B": ("birch", "beech"),
@@ -62,14 +63,14 @@ def of_test(prompt: str, kind: str, number: int) -> dict[str, str]:
     if kind == "A":
         return pair(prompt, "A", number)
     if kind == "B":
-        return pair(prompt, "b", number)  # gold is the other way round than ground truth taught
+        return pair(prompt, "b", number)  # the gold label is the opposite of what ground truth taught
     replies = [f"{prompt} filler{number} {words}" for words in ("cedar gorse", "cress grape")]
     chosen, rejected = replies if kind == "C" else replies[::-1]
     return {"chosen": chosen, "rejected": rejected}
 
 
 def write(folder: Path) -> dict[str, str]:
-    """The three files; the kind of each test row by its text of the chosen reply."""
+    """Write the three files. Returns the kind of each test row by its chosen text."""
     folder.mkdir(parents=True)
     number, kinds = itertools.count(), {}
     for split, taught in TAUGHT.items():
@@ -95,12 +96,12 @@ def _write(file: Path, rows: list[dict[str, str]]) -> None:
 
 
 def configured(*overrides: str) -> Any:
-    """What the command line would compose."""
+    """The configuration that the command line would compose."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     register()
-    around, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # a command of Hydra's own, which goes on
+    around, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # an outer command continues
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return check(compose("train", overrides=list(overrides)))
@@ -109,7 +110,7 @@ def configured(*overrides: str) -> Any:
 
 
 def whole_path(bench: Bench) -> Findings:
-    """Two runs on a planted world, their reports and predictions, and the summary of both."""
+    """Check two runs on planted data: their reports, their predictions, and the summary of both."""
     from w2sg.compare import labels as collect_page
     from w2sg.compare import runs as collect
     from w2sg.experiment import run
@@ -142,14 +143,14 @@ def whole_path(bench: Bench) -> Findings:
 
 
 def sign_flips(differences: list[int]) -> float:
-    """By going through all 2^G ways."""
+    """Exact p by enumerating all 2^G sign flips."""
     sizes = np.array([d for d in differences if d])
     signs = np.array(list(itertools.product((1, -1), repeat=len(sizes))))
     return float((np.abs(signs @ np.abs(sizes)) >= abs(sizes.sum())).mean())
 
 
 def expected_p() -> float:
-    """Of student against weak model, over prompts."""
+    """p of student against weak model, over prompts."""
     worth = {"A": 0, "B": 0, "C": 1, "F": -1}
     return sign_flips([sum(worth[kind] for kind in two) for two, count in PROMPTS.items() for _ in range(count)])
 
@@ -158,7 +159,7 @@ def _of_run(found: Findings, folder: Path, config: Any, kinds: dict[str, str], w
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     rows = [kind for two, count in PROMPTS.items() for kind in two * count]
     accuracy = {m: float(np.mean([kind in right for kind in rows])) for m, right in RIGHT.items()}
-    why = "planted: who is right follows from who saw which word"
+    why = "planted: the words that a model saw decide where it is right"
     for model, value in accuracy.items():
         found.add(f"accuracy of {model}, {words}", value, report["metrics"][model]["accuracy"], 1e-9, why)
     pgr = (accuracy["student"] - accuracy["weak"]) / (accuracy["ceiling"] - accuracy["weak"])
@@ -203,7 +204,7 @@ def _of_summary(found: Findings, summary: dict[str, Any]) -> None:
 
 
 def _prior(found: Findings) -> None:
-    """A model that says the prior, .9, of 1,000 rows: its NLL is the entropy, and it is calibrated."""
+    """A model that predicts the prior, .9, for 1,000 rows. Its NLL is the entropy, and it is calibrated."""
     labels = torch.arange(1000) % 10 // 9  # every tenth is of the second class
     logits = torch.tensor([[np.log(0.9), np.log(0.1)]]).expand(1000, 2)
     got = metrics.measure(logits, labels)
