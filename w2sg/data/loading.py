@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2sg.data.rows import Rows, epoch_plan, split_by_rank, token_plan
+from w2sg.data.rows import ByPlace, Rows, epoch_plan, split_by_rank, token_plan
 
 
 class Inputs(Protocol):
@@ -31,31 +31,15 @@ class Inputs(Protocol):
     def collate(self, index: Sequence[int]) -> dict[str, Tensor]: ...
 
 
-@dataclass(frozen=True)
-class Features:
-    """Frozen states of a table's texts, in the table's order: [N, n, D]."""
+class Features(ByPlace):
+    """Frozen states of a table's texts, in its order: [N, n, D]. They do not differ in cost, and no token is read."""
 
-    states: Tensor
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """[N] ones: rows of features do not differ in cost."""
-        return np.ones(len(self.states), np.int64)
-
-    @property
-    def useful(self) -> np.ndarray:
-        """[N] zeros: no token is read."""
-        return np.zeros(len(self.states), np.int64)
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """[N, 0]: no token's log-probability is read."""
-        return np.zeros((len(self.states), 0), np.int64)
-
-    def __len__(self) -> int:
-        return len(self.states)
+    def __init__(self, states: Tensor):
+        super().__init__(np.ones(len(states)))
+        self.states = states
 
     def collate(self, index: Sequence[int]) -> dict[str, Tensor]:
+        """``features``: [b, n, D]."""
         return {"features": self.states[torch.as_tensor(np.asarray(index))]}
 
 

@@ -22,6 +22,30 @@ from w2sg.data.masks import PADDING, START
 PREFIX = START  # segment of the shared tokens; text j is segment j + 1, and filling at the end of a row is PADDING
 
 
+class ByPlace:
+    """Rows of a reading stage that are looked up by their places, which is all that a batch of them holds.
+
+    Args:
+        lengths: [N] what each costs in a padded batch; rows of like length belong together.
+        counted: whether these are the tokens that a forward has to read; those that are written are counted then.
+
+    Attributes:
+        useful: [N] tokens that are known to be read. sizes: [N, 0]: no given token's log-probability is.
+    """
+
+    def __init__(self, lengths: Sequence[int] | np.ndarray, counted: bool = False):
+        self.lengths = np.asarray(lengths, np.int64)
+        self.useful = self.lengths if counted else np.zeros_like(self.lengths)
+        self.sizes = np.zeros((len(lengths), 0), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def collate(self, index: Sequence[int]) -> dict[str, Tensor]:
+        """``row``: [b] the places."""
+        return {"row": torch.as_tensor(np.asarray(index))}
+
+
 @dataclass(frozen=True)
 class Rows:
     """Packed token rows of one table, in the table's order.

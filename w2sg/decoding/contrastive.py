@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from w2sg.data.rows import ByPlace
 from w2sg.decoding.engine import Engine
 from w2sg.decoding.sampling import Settings, next_tokens
 
@@ -152,8 +152,8 @@ def keep_rows(engine: Engine, left: Sequence[int], rows: Sequence[int], last: Se
     engine.extend(torch.tensor(list(last), device=engine.logits.device))
 
 
-@dataclass(frozen=True)
-class ReplyRows:
+@dataclass(eq=False)
+class ReplyRows(ByPlace):
     """Rows to write, as inputs of a reading stage; rows of one prompt are neighbours.
 
     Attributes:
@@ -175,23 +175,8 @@ class ReplyRows:
     max_new_tokens: int
     seed: int
 
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """[N] tokens of the prompts; rows of like length belong together."""
-        return np.array([len(self.prompts[p]) for p in self.prompt_of], np.int64)
-
-    @property
-    def useful(self) -> np.ndarray:
-        """[N] zeros: tokens are counted as they are written."""
-        return np.zeros(len(self), np.int64)
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """[N, 0]: no given reply."""
-        return np.zeros((len(self), 0), np.int64)
-
-    def __len__(self) -> int:
-        return len(self.prompt_of)
+    def __post_init__(self) -> None:
+        super().__init__([len(self.prompts[p]) for p in self.prompt_of])
 
     def collate(self, index: Sequence[int]) -> dict[str, Tensor]:
         """``row``: [b] the places of the rows, ``settings``: [b, 6], ``uniform``: [b, T]."""
@@ -200,8 +185,7 @@ class ReplyRows:
             stream(self.seed, self.prompt_ids[self.prompt_of[i]], int(self.sample[i]), self.max_new_tokens)
             for i in index
         ]
-        return {
-            "row": torch.from_numpy(index),
+        return super().collate(index) | {
             "settings": torch.from_numpy(self.settings[index]).float(),
             "uniform": torch.from_numpy(np.stack(uniform)),
         }

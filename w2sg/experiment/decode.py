@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from w2sg.data.loading import Examples
 from w2sg.data.replies import Prompts
+from w2sg.data.rows import ByPlace
 from w2sg.data.table import digest
 from w2sg.decoding.decoders import REWARD, STRONG, TUNED, UNTUNED, Decoder
 from w2sg.decoding.decoders import written as stored
@@ -201,7 +202,7 @@ class Decoders:
             device, useful = batch["row"].device, int(sizes.sum())
             return Found(values.to(device), sizes.to(device), None, useful, max(useful, work.forwards))
 
-        rows = _Rows(self.strong.source.chat.prompts(prompts.texts))
+        rows = ByPlace([len(row) for row in self.strong.source.chat.prompts(prompts.texts)])
         examples = Examples(rows, prompts.ids, torch.zeros(len(prompts)))
         return ReadJob(modules, read, examples, rows=decoder.batch_size, whole=True)
 
@@ -224,18 +225,3 @@ def _trace(prompt: Any, reply: Written) -> dict[str, Any]:
     """The rounds of one reply, as the page shows them."""
     about = {"rule": reply.rule, "best": reply.text, "value": reply.value, "rounds": reply.trace}
     return {"prompt": prompt.text, **about}
-
-
-class _Rows:
-    """Prompts as inputs of a reading stage, one row each."""
-
-    def __init__(self, prompts: Sequence[np.ndarray]):
-        self.lengths = np.array([len(row) for row in prompts], np.int64)
-        self.useful = np.zeros(len(prompts), np.int64)  # counted as they are written
-        self.sizes = np.zeros((len(prompts), 0), np.int64)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def collate(self, index: Sequence[int]) -> dict[str, Tensor]:
-        return {"row": torch.as_tensor(np.asarray(index))}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from w2sg.data.loading import Examples
-from w2sg.data.rows import cut_left
+from w2sg.data.rows import ByPlace, cut_left
 from w2sg.data.table import digest
 from w2sg.data.tokens import beginning, ids_after, ids_of
 from w2sg.decoding.transformers_engine import TransformersEngine
@@ -69,23 +69,11 @@ def next_words(
             logits = TransformersEngine(policy).start([ids[row] for row in batch["row"].tolist()])[0]
             return logits.float().log_softmax(-1)[:, targets]
 
-        examples = Examples(TokenRows(ids), keys, torch.zeros(len(ids), dtype=torch.long))
+        examples = Examples(
+            ByPlace([len(row) for row in ids], counted=True), keys, torch.zeros(len(ids), dtype=torch.long)
+        )
         return ReadJob(nn.ModuleList([policy]), torch.inference_mode()(read), examples, rows=rows, whole=True)
 
     there, found = load_values(run.stages.read(name, key, make))
     place = {i: row for row, i in enumerate(there)}
     return found[[place[i] for i in keys]].float()
-
-
-class TokenRows:
-    """Token ids as inputs of a reading stage that looks them up by their place."""
-
-    def __init__(self, rows: Sequence[np.ndarray]):
-        self.lengths = np.array([len(row) for row in rows], np.int64)
-        self.useful, self.sizes = self.lengths, np.zeros((len(rows), 0), np.int64)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def collate(self, index: Sequence[int]) -> dict[str, Tensor]:
-        return {"row": torch.as_tensor(np.asarray(index))}

@@ -17,10 +17,10 @@ from w2sg.config.options import PlainSampling
 from w2sg.data.loading import Examples
 from w2sg.data.messages import Dialogue
 from w2sg.data.replies import Prompts, Replies, prompt_id
+from w2sg.data.rows import ByPlace
 from w2sg.data.table import digest
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import UserError
-from w2sg.experiment.next_words import TokenRows
 from w2sg.experiment.run import Run
 from w2sg.methods.refine import exemplars
 from w2sg.methods.refine.answers import answers_to, as_replies
@@ -340,9 +340,8 @@ class Refiner:
                 device = batch["row"].device
                 return Found(torch.cat(values).float().to(device), sizes.to(device))
 
-            examples = Examples(
-                TokenRows([np.concatenate(prompts[q]) for q in places]), ids, torch.zeros(len(ids), dtype=torch.long)
-            )
+            lengths = [sum(map(len, prompts[q])) for q in places]
+            examples = Examples(ByPlace(lengths, counted=True), ids, torch.zeros(len(ids), dtype=torch.long))
             return ReadJob(nn.ModuleList([policy]), read, examples, rows=self.sampling.batch_size, whole=True)
 
         folder = self.run.stages.read(name, key, make)
