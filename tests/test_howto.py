@@ -18,6 +18,7 @@ SHOWN = {  # what the summary of the page's runs names
     "loss": ["brier", "reverse", "reverse kl"],
     "label_method": ["sharpened", "finetune"],
     "dataset": ["sentences", "local"],
+    "text_method": ["wins over"],
 }
 OF_LABELS = {"loss", "label_method", "dataset"}
 PAGES = sorted(page.stem for page in HOWTO.glob("*.md") if page.stem != "index")
@@ -63,6 +64,9 @@ def stand_ins(typed: list[str], model: Path, pairs: Path, labels: bool) -> list[
     for role in ("weak", "strong"):
         if role not in chosen:
             more += [f"{role}=hf", f"{role}.name={model}", f"{role}.max_length=96"]
+    if "method=cong" in typed:
+        more += ["method.decoding.max_new_tokens=8", "method.sampling.max_new_tokens=8", "method.analysis.alphas=[]"]
+        more += ["method.baselines=[]"]
     if labels:
         more += ["weak.train=head", "strong.train=head", "training.head.epochs=1"]
     if "dataset" not in chosen:

@@ -30,6 +30,7 @@ from w2sg.reports.sections.training import FitTraining
 if TYPE_CHECKING:
     from w2sg.experiment.run import Run
     from w2sg.judges.base import Judge
+    from w2sg.models.source import Source
     from w2sg.reports.assemble import Report
 
 OPPONENTS = ("base", "weak", "weak_sft", "cong_s", "ceiling")  # of each system
@@ -66,7 +67,7 @@ def preferences(
 
 def measure_systems(
     run: Run,
-    systems: Mapping[str, Trained],
+    systems: Mapping[str, Trained | Source],
     sampling: Sampling,
     judge: Judge | None = None,
     evaluation: Evaluation | None = None,
@@ -80,29 +81,30 @@ def measure_systems(
 
     Args:
         run: the run.
-        systems: by name; ``base``, the strong model as it was found, is added where it is not among them.
+        systems: by name, trained or as they were found; ``base``, the strong model, is added where it is missing.
         sampling: of the replies.
         judge: what measures replies; None leaves that out.
         evaluation: what is measured.
         student: the system that the run is about.
         before: the model that a system was trained from, where that is not ``base``; KL and implicit rewards are
-            measured from it.
+            measured from it. A model as it was found has none, and neither is measured.
         betas: of implicit rewards, by system; 1 for others.
         losses: the preference objective of each fit that has one.
         pairs: how many pairs the last preference stage was trained on; None where there was none.
     """
     evaluation = evaluation or Evaluation()
-    if "base" not in systems:
-        systems = {"base": Trained("strong", run.strong), **systems}
+    systems = {name: run.as_trained(model) for name, model in ({"base": run.strong} | dict(systems)).items()}
     if student not in systems:
         raise UserError(f"student: {student!r} is none of the systems {', '.join(systems)}; name one of them")
-    before = {name: (before or {}).get(name, systems["base"]) for name in systems}
+    trained = {name: systems["base"] for name, model in systems.items() if model.folder is not None}
+    before = trained | dict(before or {})
     prompts = run.prompts("test", evaluation.prompts)
     replies = {name: run.generate(f"{model.name}-on-test", model, prompts, sampling) for name, model in systems.items()}
     measured, rows = _replies(run, judge, systems, before, replies, evaluation)
     logits: dict[str, Tensor] = {}
+    of_pairs = before if run.data.test.kind == "pairs" else {}
     for name, model in systems.items():
-        if name == "base":
+        if name not in of_pairs:
             continue
         called = "student" if name == student else name
         logits[called], chosen = preferences(run, model.name, model, before[name], (betas or {}).get(name, 1.0))
@@ -114,7 +116,7 @@ def measure_systems(
     labels, clusters = torch.as_tensor(run.data.test.labels), run.data.test.clusters
     sections = [
         Systems(content={"text": {"systems": measured, "student": student}}),
-        HeldOutPairs.measure(logits, labels, Bootstrap(len(labels), clusters=clusters)),
+        *([HeldOutPairs.measure(logits, labels, Bootstrap(len(labels), clusters=clusters))] if logits else []),
         JudgeFacts("text", None if judge is None else judge.accuracy()),
         FitTraining("text", run.stages, run.dropped, losses, pairs),
     ]
@@ -173,7 +175,7 @@ def _replies(
             "length": comparisons.length_summary(written.lengths, ~written.finished),
             "replies": len(written),
         }
-        if evaluation.kl and name != "base":
+        if evaluation.kl and name in before:
             kl = run.divergence(f"{systems[name].name}-divergence", systems[name], before[name], written)
             measured[name]["kl_per_token"] = Bootstrap(len(kl)).mean(kl).as_dict()
         if compared is not None and compared.rewards:

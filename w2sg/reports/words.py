@@ -110,16 +110,18 @@ def pgr_sentence(pgr: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def cut_off_warning(shares: Mapping[str, float], what: str = "replies") -> list[str]:
+def cut_off_warning(shares: Mapping[str, float], what: str = "replies", rewarded: bool = True) -> list[str]:
     """That many replies were cut off.
 
     Args:
         shares: of each system's replies, by its name in words.
+        what: the replies in words.
+        rewarded: whether a judge measured them.
     """
     many = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share > 0.2)
     if not many:
         return []
-    consequence = ", so that rewards are of unfinished text" if what == "replies" else ""
+    consequence = ", so that rewards are of unfinished text" if what == "replies" and rewarded else ""
     return [f"{what} cut off at max_new_tokens{consequence}: {many}"]
 
 

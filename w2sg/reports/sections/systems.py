@@ -31,7 +31,8 @@ class Systems(Section):
     def warnings(self, report: Report) -> list[str]:
         """Replies that were cut off, and wins that are a matter of length."""
         systems = report["text"]["systems"]
-        lines = cut_off_warning({name_of(report, n): s["length"]["truncated"] for n, s in systems.items()})
+        shares = {name_of(report, n): s["length"]["truncated"] for n, s in systems.items()}
+        lines = cut_off_warning(shares, rewarded="judge" in report["text"])
         student = systems.get(student_of(report), {}).get("against", {}).get("base")
         if student and student["length_controlled"]["low"] is not None:
             raw, controlled = student["win_rate"], student["length_controlled"]
