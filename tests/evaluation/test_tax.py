@@ -12,7 +12,8 @@ from test_decode import arguments, models, run, said  # noqa: F401
 
 from w2sg.data.dialogue import Chat
 from w2sg.errors import UserError
-from w2sg.evaluation.alignment_tax import lost, normalised, read_questions
+from w2sg.evaluation.alignment_tax import normalised, read_questions
+from w2sg.reports.sections.alignment_tax import AlignmentTax
 
 BARE = ["method.judge.model=null", "method.evaluation.surprise=false", "method.evaluation.prompts=2"]
 CHOICES = [
@@ -165,6 +166,7 @@ def test_replies_are_held_against_the_answers(arguments, tmp_path):
 def test_a_loss_is_said():
     sure = {"accuracy": {}, "difference": {"value": -0.2, "low": -0.3, "high": -0.1}, "p": 0.01}
     unsure = {"accuracy": {}, "difference": {"value": -0.2, "low": -0.3, "high": 0.1}, "p": 0.4}
-    (line,) = lost({"kind": "multiple choice", "decoded": unsure, "scored": sure})
+    tax = {"kind": "multiple choice", "decoded": unsure, "scored": sure}
+    (line,) = AlignmentTax().warnings({"decoding": {"tax": tax}})
     assert line.startswith("alignment tax: 0.200 [0.100, 0.300]")
     assert "scored" in line

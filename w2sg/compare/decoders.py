@@ -16,8 +16,9 @@ from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.metrics.intervals import holm
 from w2sg.reports.html import PALETTE, Raw, estimate, new_figure, number, p_value, page, points, stacked, svg, table
-from w2sg.reports.pages.decoders import frontier_figure, words_of
 from w2sg.reports.pages.labels import short
+from w2sg.reports.sections.decoded import words_of
+from w2sg.reports.sections.divergence import frontier_figure
 from w2sg.store.keys import flatten
 
 PLAIN = "plain"
@@ -254,7 +255,7 @@ def _divergence(rows: list[dict[str, Any]]) -> str:
         "<p class=note>Each decoder's divergence is from the strong model at that decoder's temperature; that of "
         f"best-of-n is a bound.{' Without one: ' + ', '.join(left) + '.' if left else ''}</p>"
     )
-    return frontier_figure(shown) + note
+    return str(frontier_figure(shown)) + note
 
 
 def _frontier(rows: list[dict[str, Any]]) -> str:

@@ -213,16 +213,3 @@ def _letters(decoders: Decoders, writer: Writer, questions: Questions) -> dict[s
     for place, value in zip(text.encode(writer.source, replies, name).kept, last, strict=True):
         found.setdefault(ids[place], []).append(float(value))
     return {i: np.array(values) for i, values in found.items()}
-
-
-def lost(found: dict[str, Any]) -> list[str]:
-    """What a reader must know of it."""
-    lines = []
-    for how in ("decoded", "scored"):
-        difference = found.get(how, {}).get("difference")
-        if difference and difference["high"] is not None and difference["high"] < 0:
-            lines.append(
-                f"alignment tax: {-difference['value']:.3f} [{-difference['high']:.3f}, {-difference['low']:.3f}] of "
-                f"the questions are lost ({found['kind']}, {how})"
-            )
-    return lines

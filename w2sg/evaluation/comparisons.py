@@ -28,6 +28,7 @@ class Comparisons:
         stage: name of the rewards' stage.
         replies: by system, at most one to each prompt.
         rewards: [N] of each system, where they are known already.
+        stages: what a system is called in the names of stages, where that is not its name.
         tokens: whether a reply's length is that of its tokens, where both systems have one tokenizer, or of its text.
 
     Attributes:
@@ -41,8 +42,9 @@ class Comparisons:
         replies: Mapping[str, Replies],
         rewards: Mapping[str, np.ndarray] | None = None,
         tokens: bool = False,
+        stages: Mapping[str, str] | None = None,
     ):
-        self.judge, self.replies, self.tokens = judge, replies, tokens
+        self.judge, self.replies, self.tokens, self.stages = judge, replies, tokens, stages or {}
         if rewards is None:
             rewards = judge.rewards_of(stage, replies) if judge.gives_rewards else {}
         self.rewards = dict(rewards)
@@ -61,7 +63,7 @@ class Comparisons:
                 verdicts = Verdicts.of_rewards(self.rewards[name][mine], self.rewards[other][theirs])
             else:
                 pair = self.replies[name].take(mine), self.replies[other].take(theirs)
-                verdicts = self.judge.compare(f"{name}-over-{other}", *pair)
+                verdicts = self.judge.compare(f"{self.stages.get(name, name)}-over-{other}", *pair)
             self._verdicts[name, other] = verdicts, mine, theirs
         return self._verdicts[name, other]
 

@@ -8,27 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from w2sg.data import audit
 from w2sg.decoding.decoders import Decoder
 from w2sg.decoding.options import DecodeEvaluation
 from w2sg.evaluation import alpaca_eval as alpaca
-from w2sg.evaluation.alignment_tax import lost
 from w2sg.evaluation.comparisons import Comparisons
-from w2sg.losses.preferences import displacement
+from w2sg.evaluation.rows import sample_rows
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
-from w2sg.reports import report
-from w2sg.reports.pages.decoders import decode_page, title
-from w2sg.reports.sections.training import last_numbers as training_of
-from w2sg.reports.words import position_warning
+from w2sg.reports.section import Section, Story
+from w2sg.reports.sections.alignment_tax import AlignmentTax
+from w2sg.reports.sections.best_of_n import BestOfN
+from w2sg.reports.sections.decoded import Cost, Decoded
+from w2sg.reports.sections.divergence import Divergence
+from w2sg.reports.sections.draft import Draft
+from w2sg.reports.sections.judge import JudgeFacts
+from w2sg.reports.sections.replies import RepliesShown
+from w2sg.reports.sections.search_rounds import SearchRounds
+from w2sg.reports.sections.training import FitTraining
+from w2sg.reports.words import SHOWN, short
 
 if TYPE_CHECKING:
-    from w2sg.data.replies import Prompts, Replies
+    from w2sg.data.replies import Replies
     from w2sg.experiment.decode import Steered
-    from w2sg.experiment.text import TextRun, Writer
+    from w2sg.experiment.run import Run
     from w2sg.judges.base import Judge
+    from w2sg.models.trained import Trained
+    from w2sg.reports.assemble import Report
 
-SHOWN = 6  # prompts whose replies stand on the page
+NAMES = {"plain": "strong model, plain", "guide": "small aligned model alone"}
 
 
 class Comparison:
@@ -42,13 +49,13 @@ class Comparison:
 
     def __init__(
         self,
-        text: TextRun,
+        run: Run,
         judge: Judge | None,
-        strong: Writer,
+        strong: Trained,
         systems: dict[str, Steered],
         decoder: Decoder,
     ):
-        self.text, self.run, self.judge, self.strong = text, text.run, judge, strong
+        self.run, self.judge, self.strong = run, judge, strong
         self.decoder = decoder
         # the same prompts for all: one that a system had no room for is left out everywhere
         common = set.intersection(*(set(s.replies.ids) for s in systems.values()))
@@ -61,149 +68,140 @@ class Comparison:
 
     def report(
         self,
-        prompts: Prompts,
         traces: list[dict[str, Any]],
         evaluation: DecodeEvaluation,
         tax: dict[str, Any] | None = None,
         kl: tuple[dict[str, dict[str, Any]], dict[str, str]] | None = None,
-    ) -> report.Report:
-        """Measure, and write report.json, samples.parquet and the page.
+    ) -> Report:
+        """Measure, and write the report.
 
         Args:
+            traces: of a few searches.
+            evaluation: what is measured.
             tax: what `w2sg.evaluation.alignment_tax.alignment_tax` found.
             kl: what `w2sg.evaluation.divergence.frontier` did.
         """
-        run = self.run
-        measured, rewards, preferred = self._systems(evaluation)
+        run, decoder = self.run, self.decoder
+        compared = self._compared()
+        rewards = {} if compared is None else compared.rewards
+        measured = self._systems(evaluation, compared)
+        preferred = (
+            {}
+            if rewards or compared is None
+            else {
+                (name, other): compared.preferred(name, other)
+                for name, system in measured.items()
+                for other in system["against"]
+            }
+        )
+        rows = self._sample_rows(rewards, preferred)
+        plain = self.replies["plain"]
+        content = {
+            "decoder": decoder.model_dump(),
+            "words": {"name": decoder.words, "setting": decoder.setting()},
+            "prompts": len(plain),
+            "systems": measured,
+        }
+        on_replies = None
+        if compared is not None and not rewards and decoder.kind in measured:
+            on_replies = measured[decoder.kind]["against"]["plain"]
+        judge = None if self.judge is None else self.judge.accuracy()
+        sections: list[Section] = [Decoded(content={"decoding": content}), Cost()]
+        if decoder.independent_samples:
+            sections.append(BestOfN(self._best_of_n() if rewards else None))
+        if decoder.drafts:
+            sections.append(self._draft())
+        texts = zip(plain.ids, (prompt.text for prompt in plain.prompts), strict=True)
+        losses = {"weak": run.config.method["alignment"]["loss"]}
+        sections += [
+            SearchRounds(traces),
+            Divergence(*(kl or ())),
+            AlignmentTax(tax),
+            RepliesShown("decoding", rows, texts, self._drafts()),
+            FitTraining("decoding", run.stages, run.dropped, losses),
+            JudgeFacts("decoding", judge, on_replies),
+        ]
+        columns = {"id": plain.ids, **{f"reward_{k}": v.tolist() for k, v in rewards.items()}}
+        columns |= {f"preferred_{name}_over_{other}": v.tolist() for (name, other), v in preferred.items()}
+        files = [lambda out: alpaca.export(out, self.replies, run.config.dataset.name)]
+        return run.report(self._story(), sections, columns=columns, samples=rows, files=files)
+
+    def _story(self) -> Story:
+        """Title and names of systems."""
+        decoder, config = self.decoder, self.run.config
+        name = f"{decoder.words[0].upper()}{decoder.words[1:]}"
+        guide = f", guided by {short(config.weak.name)}" if "guide" in self.systems else ""
+        whom = f"{short(config.strong.name)} on {config.dataset.name}{guide}"
+        return Story(
+            f"{name} ({decoder.setting()}) of {whom}, seed {config.seed}",
+            names=NAMES | {decoder.kind: decoder.words},
+            uses_of_splits={"test": "prompts that all systems answered"},
+            script="evaluate.py",
+        )
+
+    # -- systems ------------------------------------------------------------------------------------------------------
+
+    def _compared(self) -> Comparisons | None:
+        """Rewards of all replies, or verdicts on every two systems."""
+        if self.judge is None:
+            return None
+        stages = {self.decoder.kind: self.decoder.stage}
+        return Comparisons(self.judge, "decoded", self.replies, stages=stages)
+
+    def _systems(self, evaluation: DecodeEvaluation, compared: Comparisons | None) -> dict[str, dict[str, Any]]:
+        """What was measured of each system."""
+        seconds = {record.key: record.seconds for record in self.run.stages.records}
+        measured: dict[str, dict[str, Any]] = {}
+        for name, replies in self.replies.items():
+            steered, bootstrap = self.systems[name], Bootstrap(len(replies))
+            written = max(int(steered.replies.lengths.sum()), 1)
+            reads = {key: sum(fact[f"{key}_read"] for fact in steered.facts) / written for key in ("strong", "guide")}
+            if name == "guide":  # it stands where the strong model otherwise does
+                reads = {"strong": 0.0, "guide": reads["strong"]}
+            characters = np.array([len(text) for text in replies.texts])
+            measured[name] = {
+                "replies": len(replies),
+                "length": comparisons.length_summary(replies.lengths, ~replies.finished),
+                "characters": float(characters.mean()),
+                **comparisons.distinctness(replies.texts),
+                "cost": reads | {"seconds": seconds.get(steered.stage, 0.0) / written},
+            }
+            if evaluation.surprise:
+                surprise = self._surprise(name, replies)
+                known = surprise[~np.isnan(surprise)]
+                measured[name]["surprise"] = Bootstrap(len(known)).mean(known).as_dict()
+            if compared is None:
+                continue
+            if rewards := compared.rewards:
+                correlation = comparisons.reward_length_correlation(rewards[name], characters, bootstrap)
+                measured[name]["reward"] = bootstrap.mean(rewards[name]).as_dict()
+                measured[name]["length_correlation"] = correlation.as_dict()
+            others = [other for other in ("plain", "guide") if other in self.replies and other != name]
+            # of two systems a judge that compares is asked once: "plain" over "guide" is the mirror image
+            measured[name]["against"] = {o: compared.over(name, o) for o in others if rewards or name != "plain"}
+        return measured
+
+    def _sample_rows(
+        self, rewards: dict[str, np.ndarray], preferred: dict[tuple[str, str], np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """Replies as rows of samples.parquet, with what each cost."""
         rows = []
         for name, replies in self.replies.items():
             facts = [self.systems[name].facts[k] for k in self.rows[name]]
             if name == "guide":  # it stands where the strong model otherwise does
                 facts = [{"strong_read": 0.0, "guide_read": fact["strong_read"]} for fact in facts]
-            for k in range(len(replies)):
-                rows.append(
-                    {
-                        "system": name,
-                        "prompt_id": replies.ids[k],
-                        "prompt": replies.prompts[k].text,
-                        "reply": replies.texts[k],
-                        "finished": bool(replies.finished[k]),
-                        "tokens": int(replies.lengths[k]),
-                        **({"reward": float(rewards[name][k])} if rewards else {}),
-                        **{
-                            f"over_{other}": None if np.isnan(v[k]) else float(v[k])
-                            for (own, other), v in preferred.items()
-                            if own == name
-                        },
-                        **facts[k],
-                    }
-                )
-        content = report.heading(run.config, run.typed, "none") | {
-            "command": " ".join(["python evaluate.py", *run.typed])
-        }
-        content["decoding"] = {
-            "decoder": self.decoder.model_dump(),
-            "words": {"name": self.decoder.words, "setting": self.decoder.setting()},
-            "prompts": len(next(iter(self.replies.values()))),
-            "systems": measured,
-            "dropped": self.text.dropped,
-            "traces": traces,
-            "examples": self._examples(rows),
-            "training": training_of(run.stages),
-        }
-        if self.judge is not None:
-            content["decoding"]["judge"] = self.judge.accuracy()
-        if rewards and self.decoder.independent_samples:
-            content["decoding"]["best_of_n"] = self._best_of_n()
-        if self.decoder.drafts:
-            content["decoding"]["switch"] = self._switch()
-        if kl is not None:
-            for name, own in kl[0].items():
-                measured[name]["kl"] = own
-            content["decoding"]["without_kl"] = kl[1]
-        if tax is not None:
-            content["decoding"]["tax"] = tax
-        content["data"] = audit.summary(run.data)
-        content["metrics"], content["diagnostics"] = {}, {}
-        content["stages"] = [record.as_dict() for record in run.stages.records]
-        content["versions"] = report.versions()
-        content["config"] = run.config.model_dump(by_alias=True)
-        content["warnings"] = [*report.said(run.stages), *self._warnings(content["decoding"])]
-        content["warnings"] += content["data"].get("notes", [])
-        run.reading.into(content)
-        columns = {"id": self.replies["plain"].ids, **{f"reward_{k}": v.tolist() for k, v in rewards.items()}}
-        columns |= {f"preferred_{own}_over_{other}": v.tolist() for (own, other), v in preferred.items()}
-        found = report.Report(
-            content,
-            columns,
-            report.curves(run.stages),
-            page=decode_page,
-            title=title,
-            replies=rows,
-            table=terminal_table,
-        )
-        if run.devices.main:
-            files = found.write(run.out) + alpaca.export(run.out, self.replies, run.config.dataset.name)
-            run.loggers.summarise(found.content, found.predictions, files, rows)
-        run.devices.wait()
-        return found
-
-    # -- systems ------------------------------------------------------------------------------------------------------
-
-    def _systems(
-        self, evaluation: DecodeEvaluation
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray], dict[tuple[str, str], np.ndarray]]:
-        """What was measured of each system, its rewards [N], and how far one was preferred to another [N], by a judge
-        that compares.
-        """
-        preferred: dict[tuple[str, str], np.ndarray] = {}
-        compared, stage, rewards = None, self._stage, {}
-        if self.judge is not None:
-            compared = Comparisons(self.judge, "decoded", {stage(n): replies for n, replies in self.replies.items()})
-            rewards = {n: compared.rewards[stage(n)] for n in self.replies if compared.rewards}
-        surprise = {}
-        if evaluation.surprise:
-            surprise = {name: self._surprise(name, replies) for name, replies in self.replies.items()}
-        seconds = {record.key: record.seconds for record in self.run.stages.records}
-        found: dict[str, dict[str, Any]] = {}
-        for name, own in self.replies.items():
-            bootstrap, steered = Bootstrap(len(own)), self.systems[name]
-            written = max(int(steered.replies.lengths.sum()), 1)
-            reads = {key: sum(fact[f"{key}_read"] for fact in steered.facts) / written for key in ("strong", "guide")}
-            if name == "guide":  # it stands where the strong model otherwise does
-                reads = {"strong": 0.0, "guide": reads["strong"]}
-            characters = np.array([len(text) for text in own.texts])
-            found[name] = {
-                "replies": len(own),
-                "length": comparisons.length_summary(own.lengths, ~own.finished),
-                "characters": float(characters.mean()),
-                **comparisons.distinctness(own.texts),
-                "cost": reads | {"seconds": seconds.get(steered.stage, 0.0) / written},
-            }
-            if surprise:
-                known = surprise[name][~np.isnan(surprise[name])]
-                found[name]["surprise"] = Bootstrap(len(known)).mean(known).as_dict()
-            if rewards:
-                found[name]["reward"] = bootstrap.mean(rewards[name]).as_dict()
-                found[name]["length_correlation"] = comparisons.reward_length_correlation(
-                    rewards[name], characters, bootstrap
-                ).as_dict()
-            others = [other for other in ("plain", "guide") if other in self.replies and other != name]
-            if compared is None:
-                continue
-            # of two systems a judge that compares is asked once: "plain" over "guide" is the mirror image
-            opponents = others if rewards or name != "plain" else []
-            found[name]["against"] = {other: compared.over(stage(name), other) for other in opponents}
-            if not rewards:
-                preferred |= {(name, other): compared.preferred(stage(name), other) for other in opponents}
-        return found, rewards, preferred
+            columns = {"reward": rewards[name]} if rewards else {}
+            columns |= {f"over_{other}": v for (who, other), v in preferred.items() if who == name}
+            measured = sample_rows(name, replies, columns)
+            rows += [row | fact for row, fact in zip(measured, facts, strict=True)]
+        return rows
 
     def _stage(self, name: str) -> str:
         """What a system's stages are called in the store."""
         return self.decoder.stage if name == self.decoder.kind else name
 
     @cached_property
-    def _reader(self) -> Writer:
+    def _reader(self) -> Trained:
         """The strong model with room for the longest prompt and reply, as far as it has positions."""
         source = replace(self.strong.source)
         source.tokenizer = self.strong.source.tokenizer
@@ -215,8 +213,8 @@ class Comparison:
     def _surprise(self, name: str, replies: Replies) -> np.ndarray:
         """[N] minus the strong model's log-probability of each reply, per token; NaN where it has none."""
         strong = self._reader
-        values, sizes, _ = self.text.token_values(f"{self._stage(name)}-by-strong", strong, replies, f"{name}-replies")
-        rows = self.text.encode(strong.source, replies, f"{name}-replies")
+        values, sizes, _ = self.run.token_values(f"{self._stage(name)}-by-strong", strong, replies, f"{name}-replies")
+        rows = self.run.encode(strong.source, replies, f"{name}-replies")
         sums = np.array([float(part.double().sum()) for part in values.split(sizes.tolist())])
         found = np.full(len(replies), np.nan)
         found[rows.kept] = -sums / np.maximum(sizes.numpy(), 1)
@@ -233,95 +231,17 @@ class Comparison:
         stacked = np.stack(whole)
         return comparisons.best_of_n(stacked[..., 0], stacked[..., 1], Bootstrap(len(stacked)))
 
-    def _switch(self) -> dict[str, Any]:
-        name = self.decoder.kind
-        facts = [self.systems[name].facts[k] for k in self.rows[name]]
-        lengths = self.replies[name].lengths
-        kept = np.array([fact["kept"] for fact in facts])
-        return {
-            "kept": kept.tolist(),
-            "share": float(kept.sum() / max(lengths.sum(), 1)),
-            "fates": {fate: sum(f["fate"] == fate for f in facts) for fate in ("reached", "complete", "longest")},
-        }
+    def _draft(self) -> Draft:
+        facts = [self.systems[self.decoder.kind].facts[k] for k in self.rows[self.decoder.kind]]
+        kept, fates = np.array([fact["kept"] for fact in facts]), [fact["fate"] for fact in facts]
+        return Draft.measure(kept, self.replies[self.decoder.kind].lengths, fates)
 
-    def _examples(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        shown = []
-        for i in self.replies["plain"].ids[:SHOWN]:
-            own = [row for row in rows if row["prompt_id"] == i]
-            replies = []
-            for row in own:
-                kept = {k: v for k, v in row.items() if k not in ("prompt", "prompt_id")}
-                if self.decoder.drafts and row["system"] == self.decoder.kind:
-                    steered = self.systems[self.decoder.kind]
-                    place = steered.replies.ids.index(i)
-                    chat, drafted = self.strong.source.chat, steered.drafted[place]
-                    tokens = steered.replies.tokens[place]
-                    kept["draft"] = chat.text(tokens[: int(drafted.sum())])
-                replies.append(kept)
-            shown.append({"prompt": own[0]["prompt"], "replies": replies})
-        return shown
-
-    def _warnings(self, found: dict[str, Any]) -> list[str]:
-        lines, systems = [], found["systems"]
-        own = systems.get(self.decoder.kind)
-        if own and "against" in own:
-            gap = own["against"]["plain"].get("gap")
-            if gap and gap["high"] is not None and gap["high"] < 0:
-                lines.append(
-                    f"{self.decoder.kind} hurts: the judge's reward is lower than that of plain samples "
-                    f"({gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]); try a smaller weight of the "
-                    "guide, another guide, normalise=mean, or none"
-                )
-            raw, controlled = own["against"]["plain"]["win_rate"], own["against"]["plain"]["length_controlled"]
-            if raw["low"] is not None and controlled["low"] is not None and raw["low"] > 0.5 >= controlled["low"]:
-                lines.append("its wins over plain samples are not resolved once length is controlled")
-        cut = {name: s["length"]["truncated"] for name, s in systems.items() if s["length"]["truncated"] > 0.2}
-        if cut:
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in cut.items())
-            lines.append(f"replies cut off at max_new_tokens, so that rewards are of unfinished text: {shares}")
-        judge = found.get("judge")
-        lines += judge["notes"] if judge else []
-        if judge and not self.judge.gives_rewards:
-            if self.decoder.independent_samples:
-                lines.append("the judge compares and gives no rewards, so there is no curve of the best of n")
-            lines += position_warning(judge.get("on_test_pairs", {}) if own is None else own["against"]["plain"])
-        if judge and judge["accuracy"]["low"] is not None and judge["accuracy"]["low"] <= 0.5:
-            lines.append("the judge cannot be told from a coin on the test split's own pairs; its opinion says little")
-        weak = found["training"].get("weak")
-        if weak:
-            tuning = self.run.config.method["alignment"]
-            lines += displacement("the guide's alignment", tuning["loss"], weak["last"])
-        lines += lost(found["tax"]) if "tax" in found else []
-        for name, counts in found["dropped"].items():
-            if out := [f"{n} {reason}" for reason, n in counts.items() if "(kept)" not in reason]:
-                lines.append(f"{name}: left out {', '.join(out)}")
-        return lines
-
-
-def terminal_table(content: dict[str, Any]) -> Any:
-    """The systems side by side, for the terminal."""
-    from rich.table import Table as Grid
-
-    from w2sg.reports.html import estimate
-
-    grid = Grid(title=title(content), title_justify="left")
-    for column in (
-        "",
-        "reward",
-        "wins over plain",
-        "length controlled",
-        "tokens",
-        "strong / guide tokens read per token",
-    ):
-        grid.add_column(column, justify="left" if not column else "right")
-    for name, found in content["decoding"]["systems"].items():
-        against = found.get("against", {}).get("plain")
-        grid.add_row(
-            name,
-            estimate(found["reward"]) if "reward" in found else "-",
-            estimate(against["win_rate"]) if against else "-",
-            estimate(against["length_controlled"]) if against else "-",
-            f"{found['length']['mean']:.0f}",
-            f"{found['cost']['strong']:.1f} / {found['cost']['guide']:.1f}",
-        )
-    return grid
+    def _drafts(self) -> dict[tuple[str, str], str]:
+        """The drafted part of each reply that is shown, by system and prompt."""
+        kind, texts = self.decoder.kind, {}
+        for prompt_id in self.replies["plain"].ids[:SHOWN] if self.decoder.drafts else ():
+            steered = self.systems[kind]
+            place = steered.replies.ids.index(prompt_id)
+            drafted = int(steered.drafted[place].sum())
+            texts[kind, prompt_id] = self.strong.source.chat.text(steered.replies.tokens[place][:drafted])
+        return texts

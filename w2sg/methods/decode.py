@@ -87,11 +87,11 @@ def decode(
         shown = Prompts(prompts.name, replies.ids, replies.prompts).first(evaluation.traces)
         traces = decoders.traces("traces", decoder, shown)
     tax = None if questions is None else alignment_tax(decoders, decoder, plain, questions)
-    comparison = Comparison(text, measure, strong, systems, decoder)
+    comparison = Comparison(run, measure, strong, systems, decoder)
     kl = None
     if evaluation.frontier and measure is not None and measure.gives_rewards:
         kl = frontier(text, strong, pair, decoder, comparison.replies, server is not None)
-    return comparison.report(prompts, traces, evaluation, tax, kl)
+    return comparison.report(traces, evaluation, tax, kl)
 
 
 def guide_and_writers(run: Run, decoder: Decoder) -> tuple[dict[str, Source], dict[str, Source]]:

@@ -1,0 +1,167 @@
+"""A decoder beside plain samples of the same prompts: rewards, wins, distance from the strong model, and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from w2sg.decoding.decoders import decoder_in
+from w2sg.reports.figures import COLOURS, new_figure, points, svg
+from w2sg.reports.section import Report, Section, name_of
+from w2sg.reports.words import NONE, cut_off_warning, estimate, judged, number, p_value, stacked
+
+STEERED = COLOURS["student"]
+
+
+def words_of(decoding: Mapping[str, Any]) -> tuple[str, str]:
+    """What a report's decoder is called, and its main options; earlier reports have the options alone."""
+    if "words" in decoding:
+        return decoding["words"]["name"], decoding["words"]["setting"]
+    decoder = decoder_in(decoding["decoder"])
+    kind = decoding["decoder"]["kind"]
+    return (kind, "an unknown decoder") if decoder is None else (decoder.words, decoder.setting())
+
+
+def steered(report: Report) -> Mapping[str, Any] | None:
+    """What was measured of the decoder; None where plain samples are all there is."""
+    decoding = report["decoding"]
+    return decoding["systems"].get(decoding["decoder"]["kind"])
+
+
+class Decoded(Section):
+    """The systems side by side (report.json: ``decoding.systems``, ``decoder``, ``words``, ``prompts``)."""
+
+    key, template = "systems", "decoded.html"
+
+    def show(self, report: Report) -> dict[str, Any]:
+        """Figure and table."""
+        rows = []
+        for name, system in report["decoding"]["systems"].items():
+            against = system.get("against", {}).get("plain", {})
+            rows.append(
+                (
+                    name_of(report, name),
+                    stacked(system.get("reward", NONE), 3, True),
+                    stacked(against.get("gap", NONE), 3, True),
+                    stacked(against.get("win_rate", NONE)),
+                    p_value(against["p"]) if "p" in against else "–",
+                    stacked(against.get("length_controlled", NONE)),
+                    stacked(system.get("surprise", NONE), 2),
+                    number(system["length"]["mean"], 1),
+                    f"{system['length']['truncated']:.0%}",
+                    number(system["characters"], 0),
+                    f"{system['distinct_1']:.2f} / {system['distinct_2']:.2f}",
+                )
+            )
+        return {"figure": _figure(report), "rows": rows}
+
+    def warnings(self, report: Report) -> list[str]:
+        """A decoder that hurts, wins that are a matter of length, replies that were cut off."""
+        lines, decoding = [], report["decoding"]
+        against = (steered(report) or {}).get("against", {}).get("plain")
+        if against:
+            gap, raw, controlled = against.get("gap"), against["win_rate"], against["length_controlled"]
+            if gap and gap["high"] is not None and gap["high"] < 0:
+                lines.append(
+                    f"{decoding['decoder']['kind']} hurts: the judge's reward is lower than that of plain samples "
+                    f"({gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]); try a smaller weight of the "
+                    "guide, another guide, normalise=mean, or none"
+                )
+            if raw["low"] is not None and controlled["low"] is not None and raw["low"] > 0.5 >= controlled["low"]:
+                lines.append("its wins over plain samples are not resolved once length is controlled")
+        return lines + cut_off_warning({n: s["length"]["truncated"] for n, s in decoding["systems"].items()})
+
+    def finding(self, report: Report) -> str:
+        """The win rates."""
+        decoding, system = report["decoding"], steered(report)
+        if system is None:
+            return f"Plain samples to {decoding['prompts']:,} test prompts; other decoders are compared with these."
+        if "against" not in system:
+            return "No judge was given: rewards and win rates are unknown."
+        others = {"plain": "plain samples of the strong model", "guide": "the small aligned model alone"}
+        parts = [
+            f"against {words} {judged(system['against'][other]['win_rate'], 0.5)}"
+            for other, words in others.items()
+            if other in system["against"]
+        ]
+        return f"On {decoding['prompts']:,} test prompts the win rate is {'; '.join(parts)}."
+
+    def summary(self, report: Report) -> dict[str, Any]:
+        """The decoder's (or, alone, plain samples') reward, wins, distance, length and cost."""
+        system = steered(report) or report["decoding"]["systems"]["plain"]
+        against = system.get("against", {}).get("plain", {})
+        return {
+            "wins over plain": against.get("win_rate"),
+            "wins over plain, length controlled": against.get("length_controlled"),
+            "reward − plain": against.get("gap"),
+            "judge's reward": system.get("reward"),
+            "KL, nats per reply": system.get("kl"),
+            "surprise": system.get("surprise"),
+            "tokens": {"value": system["length"]["mean"]},
+            "strong tokens read per token": {"value": system["cost"]["strong"]},
+            "small tokens read per token": {"value": system["cost"]["guide"]},
+        }
+
+    def table(self, report: Report) -> Any:
+        """The systems side by side."""
+        from rich.table import Table
+
+        grid = Table()
+        head = ("", "reward", "wins over plain", "length controlled", "tokens", "strong / guide tokens read per token")
+        for column in head:
+            grid.add_column(column, justify="left" if not column else "right")
+        for name, system in report["decoding"]["systems"].items():
+            against = system.get("against", {}).get("plain", {})
+            cells = [system.get("reward", NONE), *(against.get(key, NONE) for key in ("win_rate", "length_controlled"))]
+            cost = f"{system['cost']['strong']:.1f} / {system['cost']['guide']:.1f}"
+            grid.add_row(name, *map(estimate, cells), f"{system['length']['mean']:.0f}", cost)
+        return grid
+
+
+def _figure(report: Report) -> Markup | str:
+    """Rewards, and rewards over the strong model's surprise: what is gained, and how far from it."""
+    known = {name: system for name, system in report["decoding"]["systems"].items() if "reward" in system}
+    if not known:
+        return ""
+    far = all("surprise" in system for system in known.values())
+    figure, axes = new_figure(4.2 * (1 + far), 0.5 * len(known) + 1.4, 1 + far)
+    axes = np.atleast_1d(axes)
+    for row, (name, system) in enumerate(known.items()):
+        colour = COLOURS.get(name, STEERED)
+        points(axes[0], [row], [system["reward"]], across=True, fmt="o", color=colour)
+        if far:
+            style = {"fmt": "o", "color": colour, "label": name_of(report, name)}
+            points(axes[1], [system["surprise"]["value"]], [system["reward"]], **style)
+    axes[0].set_yticks(range(len(known)), [name_of(report, name) for name in known], fontsize=8)
+    axes[0].invert_yaxis()
+    axes[0].set_xlabel("judge's reward", fontsize=8)
+    if far:
+        axes[1].set_xlabel("surprise: minus log-probability per token\nunder the strong model", fontsize=8)
+        axes[1].set_ylabel("judge's reward", fontsize=8)
+        axes[1].legend(frameon=False, fontsize=7)
+    return svg(figure, "the judge's reward of each system, and over the strong model's surprise at its replies")
+
+
+class Cost(Section):
+    """Tokens read and time (report.json: ``decoding.systems.*.cost``)."""
+
+    key, template = "cost", "cost.html"
+
+    def show(self, report: Report) -> dict[str, Any]:
+        """A row for each system."""
+        systems = report["decoding"]["systems"]
+        plain = systems["plain"]["cost"]["seconds"]
+        rows = [
+            (
+                name_of(report, name),
+                number(system["cost"]["strong"], 2),
+                number(system["cost"]["guide"], 2),
+                number(1000 * system["cost"]["seconds"], 1),
+                number(system["cost"]["seconds"] / plain, 2) if plain else "–",
+            )
+            for name, system in systems.items()
+        ]
+        return {"rows": rows}
