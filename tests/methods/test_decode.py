@@ -11,12 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import compose, run_script, save_tiny_model, stand_in_for_vllm, start_ranks
-from omegaconf import OmegaConf
 from pydantic import TypeAdapter
 
 from w2sg.compare import decoders as collect_decode
 from w2sg.compare.runs import collect
-from w2sg.config.check import CONF, check
+from w2sg.config.check import check
 from w2sg.data.replies import Prompts
 from w2sg.data.thoughts import Said
 from w2sg.decoding.decoders import AnyDecoder, Plain
@@ -154,8 +153,8 @@ def test_batch_size_is_of_plain_samples_too(arguments, runs, tmp_path, monkeypat
 
 @pytest.mark.parametrize("kind", [*KINDS, "nudging"])
 def test_a_decoder_gives_its_plain_samples_all_that_both_have(kind):
-    options = OmegaConf.to_container(OmegaConf.load(CONF / "decoder" / f"{kind}.yaml"))
-    decoder = TypeAdapter(AnyDecoder).validate_python({**options, "batch_size": 7, "temperature": 0.3})
+    options = {"kind": kind, "batch_size": 7, "temperature": 0.3}
+    decoder = TypeAdapter(AnyDecoder).validate_python(options)
     plain = Plain.like(decoder)
     shared = set(type(plain).model_fields) & set(type(decoder).model_fields) - {"kind"}
     assert {"batch_size", "temperature", "top_p", "max_new_tokens"} <= shared

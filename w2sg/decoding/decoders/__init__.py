@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from pydantic import WrapValidator
 
-from w2sg.config.kinds import without_target
 from w2sg.decoding.decoders.base import REWARD, STRONG, TUNED, UNTUNED, Decoder, Law, class_of
 from w2sg.decoding.decoders.best_of_n import BestOfN
 from w2sg.decoding.decoders.contrastive import Contrastive
@@ -22,7 +21,11 @@ from w2sg.decoding.decoders.wsd import Wsd
 def _choose(value: Any, of_union: Any) -> Decoder:
     if isinstance(value, Decoder) or not isinstance(value, Mapping):
         return value if isinstance(value, Decoder) else of_union(value)
-    return class_of(value).model_validate(without_target(value))
+    return class_of(value).model_validate(_without_target(value))
+
+
+def _without_target(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "_target_"}
 
 
 # The union names the options of all of them, for messages; a class from outside is chosen as well.
@@ -35,7 +38,7 @@ def decoder_in(options: Mapping[str, Any]) -> Decoder | None:
         kind = class_of(options)
     except ValueError:
         return None
-    return kind.model_construct(**without_target(options))
+    return kind.model_construct(**_without_target(options))
 
 
 __all__ = [

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveInt, model_validator
 
-from w2sg.config.kinds import class_named, source_of
+from w2sg.config import plugins
+from w2sg.config.check import function_identity
 from w2sg.config.option import option
 from w2sg.config.options import Sampling
+from w2sg.errors import UserError
 
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
@@ -138,7 +140,9 @@ class Decoder(Sampling):
 
     def key(self) -> dict[str, Any]:
         """What decides its replies, for cache keys; of a class from outside w2sg its source text, too."""
-        return self.model_dump(exclude={"batch_size", "server"}) | source_of(type(self), Decoder)
+        outside = [kind for kind in type(self).__mro__ if issubclass(kind, Decoder) and not _shipped(kind)]
+        sources = [function_identity({"_target_": f"{kind.__module__}.{kind.__qualname__}"}) for kind in outside]
+        return self.model_dump(exclude={"batch_size", "server"}) | ({"outside": sources} if sources else {})
 
     # -- in reports ---------------------------------------------------------------------------------------------------
 
@@ -165,6 +169,10 @@ class Decoder(Sampling):
         return []
 
 
+def _shipped(kind: type[Decoder]) -> bool:
+    return kind.__module__.startswith("w2sg.")
+
+
 def class_of(options: Mapping[str, Any]) -> type[Decoder]:
     """The class that options are of.
 
@@ -172,7 +180,16 @@ def class_of(options: Mapping[str, Any]) -> type[Decoder]:
         ValueError: there is none; it names the key and what to do.
     """
     if "_target_" in options:
-        return class_named(options["_target_"], Decoder)
+        target = options["_target_"]
+        try:
+            kind = plugins.resolve(str(target))
+        except UserError as error:
+            raise ValueError(f"_target_: {error}") from error
+        if not (isinstance(kind, type) and issubclass(kind, Decoder)):
+            raise ValueError(
+                f"_target_: {target} is no decoder; name a class that inherits from w2sg.decoding.decoders.Decoder"
+            )
+        return kind
     for kind in KINDS.values():
         if kind.takes(options):
             return kind
