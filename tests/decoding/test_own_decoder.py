@@ -72,7 +72,8 @@ def typed_for(arguments, out, *more: str) -> list[str]:
 
 def test_it_is_run_measured_and_shown_beside_the_others(own, arguments, tmp_path):
     out = tmp_path / "out"
-    typed = typed_for(arguments, out, *own())
+    own()
+    typed = arguments(out, "my_decoders.Shortest", "decoder.samples=3")
     report = out / "own" / "report.json"
     result = run_script("evaluate.py", *typed, f"hydra.run.dir={out / 'own'}", folder=tmp_path)
     content = json.loads(report.read_text())
