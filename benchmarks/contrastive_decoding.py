@@ -23,57 +23,42 @@ import argparse
 import copy
 import gc
 import json
-import resource
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from common import interleaved, matrix_product_rate, model_source, options_of, parse, peak_of, print_peak
 from peft import LoraConfig, get_peft_model
-from reward_training import matrix_product_rate
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LlamaConfig, LogitsProcessor
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from w2sg.config.schema import ModelConfig
 from w2sg.data.messages import LAST_TURN, Dialogue
 from w2sg.decoding.contrastive import decode, stream
 from w2sg.decoding.engine import Engine, Several
 from w2sg.decoding.sampling import Settings
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.models.policy import Policy, load_policy
-from w2sg.models.source import Source, find
 
 ALPHA, TOP, TEMPERATURE, TOP_P, PENALTY = 0.4, 0.1, 0.8, 0.95, 1.2  # as in conf/method/cong.yaml
-CONF = Path(__file__).resolve().parent.parent / "conf" / "model"
 METHODS = ("loop", "generate", "two models", "LoRA")
 
 
 def main() -> None:
     """Run the comparison and print it."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = options_of(__doc__, prompts=32, new_tokens=128)
     options.add_argument("--model", default="smollm2-135m-gguf", help="a file of conf/model, a folder or a hub id")
     options.add_argument("--random", action="store_true", help="a small random Llama in its place")
     options.add_argument("--data", help="jsonl file of {chosen, rejected}; synthetic lengths where there is none")
-    options.add_argument("--prompts", type=int, default=32)
-    options.add_argument("--new-tokens", type=int, default=128)
     options.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     options.add_argument("--single", type=int, default=8, help="how many of the prompts are asked one at a time")
     options.add_argument("--greedy-tokens", type=int, default=24, help="how far greedy replies are compared")
-    options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--threads", type=int)
-    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--no-memory", action="store_true", help="do not start a process for each loop's peak memory")
     options.add_argument("--memory-of", choices=METHODS, help=argparse.SUPPRESS)  # what such a process does
-    args = options.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = parse(options)
 
     task = make_task(args)
     if args.memory_of:
@@ -97,21 +82,15 @@ def main() -> None:
         equal = sum(np.array_equal(tokens, wanted[place]) for place, tokens in found.items())
         print(f"{name} at {batch}: {equal}/{len(found)}, ", end="")
     print(flush=True)
-    if args.device == "cuda":
-        torch.cuda.synchronize()
 
     seconds: dict[tuple[str, int], list[float]] = {case: [] for case in greedy}
     found: dict[tuple[str, int], list[Written]] = {case: [] for case in greedy}
     for repeat in range(args.repeats):
-        for name, batch in seconds:  # interleaved, so that a busy machine slows all alike; what was greedy warmed up
-            torch.manual_seed(repeat)
-            begun = time.perf_counter()
-            written = run(methods[name], task, batch, args.single, TEMPERATURE, repeat)
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-            took = time.perf_counter() - begun
-            seconds[name, batch].append(took / sum(map(len, written.tokens)))
-            found[name, batch].append(written)
+        loops = {case: partial(sampled, methods[case[0]], task, case[1], args.single, repeat) for case in greedy}
+        took, written = interleaved(loops, 1, args.device, warm_up=False)  # what was greedy warmed up
+        for case in greedy:
+            seconds[case].append(took[case][0] / sum(map(len, written[case][0].tokens)))
+            found[case] += written[case]
     peak = matrix_product_rate(args.device)
     lengths = [len(t) for w in found["generate", largest] for t in w.tokens]
     print(
@@ -119,7 +98,7 @@ def main() -> None:
         f"middle, {np.mean([n < task.most for n in lengths]):.0%} ended before the limit"
     )
     print(f"this machine's fp32 matrix product: {peak / 1e9:.0f} GFLOP/s")
-    memory = {} if args.no_memory else {name: child(name) for name in METHODS}
+    memory = {} if args.no_memory else {name: peak_of(name, __file__) for name in METHODS}
     reference = statistics.median(seconds["loop", 1])
     for (name, batch), each in seconds.items():
         middle, runs = statistics.median(each), found[name, batch]
@@ -217,14 +196,6 @@ def make_task(args: argparse.Namespace) -> Task:
     drawn = np.random.default_rng(1).lognormal(np.log(50), 0.9, len(prompts))  # as long as HH-RLHF's replies
     ends = {str(p): int(np.clip(n, 2, args.new_tokens)) for p, n in enumerate(drawn)}
     return Task(name, base, adapted, prompts, stop, ends, args.new_tokens, args.device, weights, head)
-
-
-def model_source(name: str) -> Source:
-    """A file of conf/model, a folder or a hub id, to be used whole."""
-    known = CONF / f"{name}.yaml"
-    spec = OmegaConf.to_container(OmegaConf.load(known)) if known.is_file() else {"name": name}
-    spec.pop("defaults", None)
-    return find(ModelConfig.model_validate(spec | {"train": "full", "layer": None, "candidates": None}), "model")
 
 
 def read(path: str | None, count: int, encode: Callable | None, vocabulary: int | None) -> list[np.ndarray]:
@@ -411,6 +382,12 @@ def generate(aligned: nn.Module, base: nn.Module, task: Task) -> Decoder:
     return write
 
 
+def sampled(decoder: Decoder, task: Task, batch: int, single: int, seed: int) -> Written:
+    """As `run`, with the numbers of this round."""
+    torch.manual_seed(seed)
+    return run(decoder, task, batch, single, TEMPERATURE, seed)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is measured
 # ---------------------------------------------------------------------------------------------------------------------
@@ -421,39 +398,8 @@ def memory_of(args: argparse.Namespace, task: Task) -> None:
     decoder = method(args.memory_of, task)
     gc.collect()
     batch = 1 if args.memory_of == "loop" else max(args.batches)
-    if args.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        forget_peak()
-    decoder(task.prompts[:batch], [str(p) for p in range(batch)][: len(task.prompts)], TEMPERATURE, 0)
-    print(torch.cuda.max_memory_allocated() if args.device == "cuda" else process_peak())
-
-
-def child(name: str) -> float:
-    """Peak memory of a method in a process of its own, in GB."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(result.stderr)
-    return int(result.stdout.splitlines()[-1]) / 1e9
-
-
-def forget_peak() -> None:
-    """Begin to measure the process's memory anew: loading a model takes more than using it (Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    except OSError:
-        print("the peak includes loading", file=sys.stderr)
-
-
-def process_peak() -> int:
-    """Bytes that the process had at most."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
-        if "VmHWM" in lines:
-            return int(lines["VmHWM"].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    names = [str(p) for p in range(batch)][: len(task.prompts)]
+    print_peak(args.device, lambda: decoder(task.prompts[:batch], names, TEMPERATURE, 0))
 
 
 if __name__ == "__main__":

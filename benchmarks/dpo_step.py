@@ -26,18 +26,14 @@ import json
 import logging
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 
 import lightning as L
 import numpy as np
 import torch
-from contrastive_decoding import forget_peak, model_source, process_peak
-from reward_training import matrix_product_rate
+from common import matrix_product_rate, model_source, now, options_of, parse, peak_of, print_peak
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -49,6 +45,7 @@ from w2sg.losses import preferences as preference
 from w2sg.losses.logprobs import token_logprobs
 from w2sg.models.policy import Policy, load_policy
 from w2sg.training.devices import quiet
+from w2sg.training.label_modules import FitContext
 from w2sg.training.text_modules import PreferenceModule
 
 BETA, LR, CLIP = 0.1, 1e-6, 1.0
@@ -65,24 +62,14 @@ LIGHTNING, TRL, TRL_CACHED = "w2sg in Lightning", "TRL", "TRL, precomputed"
 
 def main() -> None:
     """Run the comparison and print it."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = options_of(__doc__, layers=6, width=768, vocabulary=50257, batch=8, max_length=512)
     options.add_argument("--model", help="a file of conf/model, a folder or a hub id; default is a random GPT-2")
     options.add_argument("--data", help="jsonl file of {chosen, rejected}; synthetic lengths where there is none")
     options.add_argument("--tokenizer", default="smollm2-135m-gguf", help="of --data, where the model is random")
-    options.add_argument("--layers", type=int, default=6)
-    options.add_argument("--width", type=int, default=768)
-    options.add_argument("--vocabulary", type=int, default=50257)
-    options.add_argument("--batch", type=int, default=8)
     options.add_argument("--batches", type=int, default=2, help="batches that are timed; two or more")
-    options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--max-length", type=int, default=512)
-    options.add_argument("--threads", type=int)
-    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--no-memory", action="store_true", help="do not start a process for each loop's peak memory")
     options.add_argument("--memory-of", help=argparse.SUPPRESS)  # what such a process does
-    args = options.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = parse(options)
     quiet()
     names = [PLAIN, CACHED, CHUNKED, PACKED, OURS, LIGHTNING]
     if importlib.util.find_spec("trl") is not None:
@@ -92,10 +79,7 @@ def main() -> None:
 
     bench = Bench(args, [args.memory_of] if args.memory_of else names)
     if args.memory_of:
-        forget_peak() if args.device == "cpu" else torch.cuda.reset_peak_memory_stats()
-        for batch in bench.batches[:2]:
-            bench.step(args.memory_of, batch)
-        print(process_peak() if args.device == "cpu" else torch.cuda.max_memory_allocated())
+        print_peak(args.device, lambda: [bench.step(args.memory_of, batch) for batch in bench.batches[:2]])
         return
 
     middle = [statistics.median(len(part[k]) for part in bench.pairs) for k in range(3)]
@@ -116,12 +100,12 @@ def main() -> None:
             if repeat:  # the first round warms up
                 seconds[name] += took
         for name, times in reading.items():
-            begun = bench.now()
+            begun = now(args.device)
             for batch in bench.batches:
                 bench.read_reference(name, batch)
             if repeat:
-                times.append((bench.now() - begun) / len(bench.batches))
-    memory = {} if args.no_memory else {name: f"  {bench.peak(name):5.2f} GB" for name in names}
+                times.append((now(args.device) - begun) / len(bench.batches))
+    memory = {} if args.no_memory else {name: f"  {peak_of(name, __file__):5.2f} GB" for name in names}
     print(f"this machine's fp32 matrix product: {matrix_product_rate(args.device) / 1e9:.0f} GFLOP/s")
     middles = {name: statistics.median(times) for name, times in seconds.items()}
     rows = [(name, middles[name], f"{bench.tokens[name]:6.0f} tokens{memory.get(name, '')}") for name in names]
@@ -313,7 +297,9 @@ class Bench:
             patience=None,
         )
         loss = partial(preference.sigmoid, beta=BETA)
-        module = PreferenceModule(self.policy, options, len(batches), 1 if first_loss else 10, loss=loss, beta=BETA)
+        module = PreferenceModule(
+            FitContext(self.policy, options, len(batches), 1 if first_loss else 10), loss=loss, beta=BETA
+        )
         trainer = L.Trainer(
             accelerator="cpu" if self.device == "cpu" else "auto",
             devices=1,
@@ -329,23 +315,17 @@ class Bench:
         self.policy.to(self.device)  # Lightning takes it off a GPU
         return module
 
-    def now(self) -> float:
-        """Seconds, once the device has done what it was asked."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
     def timed(self, name: str) -> list[float]:
         """Seconds of a step with each batch."""
         if name == LIGHTNING:
             module = self.fit(self.batches)
-            self.now()
+            now(self.device)
             return [module.seconds_so_far / len(self.batches)]
         found = []
         for batch in self.batches:
-            begun = self.now()
+            begun = now(self.device)
             self.step(name, batch)
-            found.append(self.now() - begun)
+            found.append(now(self.device) - begun)
         return [statistics.mean(found)]
 
     # -- that all do the same ------------------------------------------------------------------------------------------
@@ -373,14 +353,6 @@ class Bench:
                 f"{off:.1e})  {whole}{verdict}"
             )
         return lines
-
-    def peak(self, name: str) -> float:
-        """Peak memory of two steps in a process of its own, in GB."""
-        command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise RuntimeError(result.stderr)
-        return int(result.stdout.splitlines()[-1]) / 1e9
 
     # -- TRL -----------------------------------------------------------------------------------------------------------
 

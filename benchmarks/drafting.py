@@ -11,13 +11,11 @@ left within its first tokens, as the paper's are. Both must write the same. Runs
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+from functools import partial
 
 import numpy as np
 import torch
-from reward_training import matrix_product_rate
-from search import make
+from common import Ids, interleaved, machine, medians, options_of, parse, small_llama
 
 from w2sg.decoding.drafting import Drafting, Rule, switch_after
 from w2sg.decoding.together import Side
@@ -30,70 +28,37 @@ WINDOW = 6
 
 def main() -> None:
     """Run the comparison and print it."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--layers", type=int, default=6)
-    options.add_argument("--width", type=int, default=256)
-    options.add_argument("--vocabulary", type=int, default=4096)
-    options.add_argument("--prompt", type=int, default=100)
-    options.add_argument("--draft", type=int, default=512)
-    options.add_argument("--new-tokens", type=int, default=512)
-    options.add_argument("--check", type=int, default=16)
+    sizes = {"layers": 6, "width": 256, "vocabulary": 4096, "prompt": 100, "prompts": 8}
+    options = options_of(__doc__, **sizes, draft=512, new_tokens=512, check=16)
     options.add_argument("--within", type=int, default=60, help="the switch is among this many tokens of each draft")
-    options.add_argument("--prompts", type=int, default=8)
-    options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--threads", type=int)
-    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = options.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    base = make(args, 0)
-    small = make(argparse.Namespace(**{**vars(args), "layers": 2, "width": 128}), 1)
+    args = parse(options)
+    base = small_llama(args, 0)
+    small = small_llama(argparse.Namespace(**{**vars(args), "layers": 2, "width": 128}), 1)
     draw = np.random.default_rng(0)
     prompts = [draw.integers(1, args.vocabulary, args.prompt) for _ in range(args.prompts)]
     with torch.inference_mode():
         threshold = min(reached(small, base, row, args) for row in prompts)
-    rate = matrix_product_rate(args.device)
     print(
-        f"{args.device}, {torch.get_num_threads()} threads; this machine's fp32 matrix product: {rate / 1e9:.0f} "
-        f"GFLOP/s; {args.prompts} prompts of {args.prompt} tokens, drafts of up to {args.draft}, {args.new_tokens} new"
+        f"{machine(args.device)}; {args.prompts} prompts of {args.prompt} tokens, drafts of up to {args.draft}, "
+        f"{args.new_tokens} new"
     )
-    seconds: dict[str, list[float]] = {"plain": [], "one at a time": [], "together": []}
-    for _ in range(args.repeats):
-        for name in seconds:
-            begun = time.perf_counter()
-            if name == "plain":
-                theirs, counts = plain(small, base, prompts, threshold, args)
-            else:
-                size = 1 if name == "one at a time" else len(prompts)
-                ours, own = online(small, base, prompts, threshold, args, size)
-                same = [np.array_equal(a, b) for a, b in zip(theirs, ours, strict=True)]
-            seconds[name].append((time.perf_counter() - begun) / len(prompts))
-        if not all(same):
-            print(f"{same.count(False)} of {len(same)} replies differ")
-    first = statistics.median(seconds["plain"])
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        print(f"{name:14s} {median:6.2f} s a prompt, x{first / median:5.2f}")
-    for name, found in (("plain", counts), ("w2sg", own)):
-        print(f"{name:14s} " + ", ".join(f"{value:,.0f} {what}" for what, value in found.items()), flush=True)
-
-
-class Ids:
-    """In place of a chat: prompts are token ids already, texts are their numbers, and nothing ends a reply."""
-
-    vocabulary, stop, end = "ids", (), 0
-
-    @staticmethod
-    def prompts(prompts: list[np.ndarray]) -> list[np.ndarray]:
-        return list(prompts)
-
-    @staticmethod
-    def text(ids: np.ndarray) -> str:
-        return " ".join(map(str, ids))
-
-    @staticmethod
-    def until_stop(text: str, start: int) -> tuple[str, bool]:
-        return text, False
+    both = small, base, prompts, threshold, args
+    loops = {
+        "plain": partial(plain, *both),
+        "one at a time": partial(online, *both, 1),
+        "together": partial(online, *both, len(prompts)),
+    }
+    seconds, written = interleaved(loops, args.repeats, args.device, warm_up=False)
+    for name, runs in written.items():
+        for (theirs, _), (ours, _) in zip(written["plain"], runs, strict=True):
+            same = [np.array_equal(a, b) for a, b in zip(theirs, ours, strict=True)]
+            if not all(same):
+                print(f"{name}: {same.count(False)} of {len(same)} replies differ")
+    seconds = medians(seconds, len(prompts))
+    for name, middle in seconds.items():
+        print(f"{name:14s} {middle:6.2f} s a prompt, x{seconds['plain'] / middle:5.2f}")
+    for name, (_, counts) in (("plain", written["plain"][-1]), ("w2sg", written["together"][-1])):
+        print(f"{name:14s} " + ", ".join(f"{value:,.0f} {what}" for what, value in counts.items()), flush=True)
 
 
 def online(small: Policy, base: Policy, prompts: list[np.ndarray], threshold: float, args, size: int):

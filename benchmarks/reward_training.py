@@ -14,14 +14,12 @@ weight and useful token) as a share of this machine's own fp32 matrix product, m
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
-import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import interleaved, matrix_product_rate, medians, options_of, parse
 from transformers import AutoModelForSequenceClassification, GPT2Config
 
 from w2sg import losses
@@ -34,14 +32,9 @@ BATCH = 32
 
 def main() -> None:
     """Run the comparison and print it."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = options_of(__doc__, pairs=128, layers=6, width=512)
     options.add_argument("--data", help="jsonl file of {chosen, rejected}; synthetic lengths where there is none")
-    options.add_argument("--pairs", type=int, default=128)
-    options.add_argument("--layers", type=int, default=6)
-    options.add_argument("--width", type=int, default=512)
-    options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = options.parse_args()
+    args = parse(options)
 
     texts, encode = read(args.data, args.pairs), HashedWords(8192)
     torch.manual_seed(0)
@@ -67,26 +60,16 @@ def main() -> None:
         "plain, micro-batch 32": lambda: plain(model, optimizer, texts, encode, BATCH, args.device),
         "w2sg": lambda: ours(model, optimizer, texts, encode, args.device),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in loops}
-    tokens: dict[str, tuple[int, int]] = {}
-    for repeat in range(args.repeats + 1):
-        for name, loop in loops.items():  # interleaved, so that a busy machine slows all alike
-            begun = time.perf_counter()
-            tokens[name] = loop()
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-            if repeat:  # the first round warms up
-                seconds[name].append(time.perf_counter() - begun)
-    peak = matrix_product_rate(args.device)
-    reference = statistics.median(seconds["plain, micro-batch 1"])
+    seconds, counts = interleaved(loops, args.repeats, args.device)
+    seconds, tokens = medians(seconds), {name: runs[0] for name, runs in counts.items()}
+    peak, reference = matrix_product_rate(args.device), seconds["plain, micro-batch 1"]
     needed = tokens["plain, micro-batch 1"][0]
     print(
         f"{len(texts)} pairs, {weights / 1e6:.1f}M weights in the blocks, "
         f"{args.device}, {torch.get_num_threads()} threads"
     )
     print(f"this machine's fp32 matrix product: {peak / 1e9:.0f} GFLOP/s")
-    for name, times in seconds.items():
-        middle = statistics.median(times)
+    for name, middle in seconds.items():
         useful, padded = tokens[name]
         rate = 6 * weights * useful / middle
         print(
@@ -134,7 +117,7 @@ def plain(model, optimizer, texts, encode, micro: int, device: str) -> tuple[int
 
 
 def ours(model, optimizer, texts, encode, device: str) -> tuple[int, int]:
-    """What `w2sg.modules.SoftLabelModule` does in a step, without the Trainer around it."""
+    """What `w2sg.training.label_modules.SoftLabelModule` does in a step, without the Trainer around it."""
     scorer = LanguageScorer(model, pairs=True, full_depth=model.config.n_layer)
     rows = pack(texts, encode, 512)
     useful = padded = 0
@@ -146,19 +129,6 @@ def ours(model, optimizer, texts, encode, device: str) -> tuple[int, int]:
         optimizer.zero_grad()
         useful, padded = useful + int(rows.useful[batch].sum()), padded + inputs["input_ids"].numel()
     return useful, padded
-
-
-def matrix_product_rate(device: str, size: int = 2048, repeats: int = 5) -> float:
-    """FLOP/s of a large fp32 matrix product."""
-    a, b = (torch.randn(size, size, device=device) for _ in range(2))
-    times = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
-    return 2 * size**3 / min(times)
 
 
 if __name__ == "__main__":

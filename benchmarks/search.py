@@ -14,15 +14,12 @@ Runs are interleaved.
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from reward_training import matrix_product_rate
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
+from common import Ids, interleaved, machine, medians, options_of, parse, small_llama
+from transformers import DynamicCache
 
 from w2sg.decoding.contrastive import stream
 from w2sg.decoding.engine import Several
@@ -38,42 +35,27 @@ COLUMNS = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0]  # temperature 1, nothing cut off
 
 def main() -> None:
     """Run the comparison and print it."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--layers", type=int, default=6)
-    options.add_argument("--width", type=int, default=256)
-    options.add_argument("--vocabulary", type=int, default=4096)
+    options = options_of(__doc__, layers=6, width=256, vocabulary=4096, in_flight=16)
     options.add_argument("--settings", type=int, nargs="+", default=[0, 1, 2, 3], help="which of the four, from 0")
-    options.add_argument("--in-flight", type=int, default=16)
-    options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--threads", type=int)
-    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = options.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    models = [make(args, seed) for seed in range(3)]
-    plain = [make(args, seed) for seed in range(3)]  # whose layers no engine has laid out anew
-    rate = matrix_product_rate(args.device)
-    print(
-        f"{args.layers} layers of width {args.width}; {args.device}, {torch.get_num_threads()} threads; "
-        f"this machine's fp32 matrix product: {rate / 1e9:.0f} GFLOP/s"
-    )
+    args = parse(options)
+    models = [small_llama(args, seed) for seed in range(3)]
+    plain = [small_llama(args, seed) for seed in range(3)]  # whose layers no engine has laid out anew
+    print(f"{args.layers} layers of width {args.width}; {machine(args.device)}")
     for setting in (SETTINGS[k] for k in args.settings):
         prompt, length, chunk, beams, children = setting
         draw = np.random.default_rng(0)
         prompts = [draw.integers(1, args.vocabulary, prompt) for _ in range(args.in_flight)]
-        seconds: dict[str, list[float]] = {"public": [], "lean": [], "one": [], "many": []}
-        for _ in range(args.repeats):
-            for kind in ("public", "lean"):
-                begun = time.perf_counter()
-                theirs, read = straightforward(plain, prompts[0], length, chunk, beams, children, kind == "lean")
-                seconds[kind].append(time.perf_counter() - begun)
-            begun = time.perf_counter()
-            ours, ours_read = cached(models, prompts[:1], length, chunk, beams, children)
-            seconds["one"].append(time.perf_counter() - begun)
-            begun = time.perf_counter()
-            many, _ = cached(models, prompts, length, chunk, beams, children)
-            seconds["many"].append((time.perf_counter() - begun) / len(prompts))
-        public, lean, one, each = (statistics.median(seconds[k]) for k in ("public", "lean", "one", "many"))
+        sizes = length, chunk, beams, children
+        loops = {
+            "public": partial(straightforward, plain, prompts[0], *sizes, False),
+            "lean": partial(straightforward, plain, prompts[0], *sizes, True),
+            "one": partial(cached, models, prompts[:1], *sizes),
+            "many": partial(cached, models, prompts, *sizes),
+        }
+        seconds, chosen = interleaved(loops, args.repeats, args.device, warm_up=False)
+        public, lean, one, each = medians(seconds).values()
+        each /= len(prompts)
+        (theirs, read), (ours, ours_read), (many, _) = (chosen[name][-1] for name in ("lean", "one", "many"))
         same = min(leading(ours[0], theirs), leading(many[0], theirs))
         print(
             f"P {prompt:3d} T {length:3d} L {chunk:2d} W {beams} K {children}: "
@@ -88,35 +70,6 @@ def leading(one: np.ndarray, other: np.ndarray) -> int:
     """Tokens that both begin with; a draw next to a border of two tokens may fall either way by rounding."""
     differs = np.flatnonzero(one != other)
     return int(differs[0]) if len(differs) else len(one)
-
-
-def make(args: argparse.Namespace, seed: int) -> Policy:
-    """One of the three models."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=args.vocabulary,
-        hidden_size=args.width,
-        intermediate_size=4 * args.width,
-        num_hidden_layers=args.layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=4096,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    return Policy(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().to(args.device)).requires_grad_(
-        False
-    )
-
-
-class Ids:
-    """In place of a chat: prompts are token ids already, and nothing ends a reply."""
-
-    end = 0
-
-    @staticmethod
-    def prompts(prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return list(prompts)
 
 
 def cached(models: list[Policy], prompts: list[np.ndarray], length: int, chunk: int, beams: int, children: int):

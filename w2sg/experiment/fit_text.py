@@ -26,7 +26,7 @@ from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import FitJob
-from w2sg.training.text_modules import PreferenceModule, SupervisedModule, WeakTargetModule, objective
+from w2sg.training.text_modules import PreferenceModule, SupervisedModule, WeakTargetModule
 
 
 def _fit(
@@ -87,7 +87,7 @@ def sft(
         confidence: weight of the auxiliary confidence loss (Burns et al. 2023); 0 leaves it out.
     """
     goal = {"objective": {"loss": "supervised", **({"confidence": confidence} if confidence else {})}}
-    return _fit(run, name, start, replies, options, goal, objective(SupervisedModule, confidence=confidence))
+    return _fit(run, name, start, replies, options, goal, partial(SupervisedModule, confidence=confidence))
 
 
 def dpo(run: Context, name: str, start: Trained | Source, pairs: ReplyPairs, options: PreferenceTuning) -> Trained:
@@ -106,7 +106,7 @@ def dpo(run: Context, name: str, start: Trained | Source, pairs: ReplyPairs, opt
     if not free:
         values, stage = score(run, f"{name}-reference", start, pairs, name)
         targets, key["reference"] = values, stage
-    module = objective(
+    module = partial(
         PreferenceModule,
         loss=partial(preference.LOSSES[options.loss], beta=options.beta, **parameters),
         beta=options.beta,
@@ -151,7 +151,7 @@ def wspo(
         stages.append(stage)
     columns = list(torch.stack(parts, 1).split(sizes.tolist()))
     key = {"objective": {"loss": "wspo", "gamma": gamma}, "targets": stages}
-    module = objective(WeakTargetModule, gamma=gamma)
+    module = partial(WeakTargetModule, gamma=gamma)
     return _fit(run, name, start, replies, options, key, module, columns=[c.numpy() for c in columns])
 
 

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -55,27 +56,35 @@ def learning_rate_factor(schedule: str, warmup: float, total: int) -> Callable[[
     return factor
 
 
-class FitModule(L.LightningModule):
-    """What every fit has in common: optimizer, steps, the curve, checkpoints. An objective is `backward_pass`.
+@dataclass(frozen=True)
+class FitContext:
+    """What every objective is given beside its own settings.
 
-    Args:
+    Attributes:
         scorer: the model that is trained; it is called with the inputs of a micro-batch.
         options: optimiser, schedule, clipping.
         total_steps: optimizer steps of the whole stage, for schedules and warm-ups.
         every: optimizer steps between points of the loss curve.
+    """
+
+    scorer: nn.Module
+    options: FitOptions
+    total_steps: int
+    every: int = 10
+
+
+class FitModule(L.LightningModule):
+    """What every fit has in common: optimizer, steps, the curve, checkpoints. An objective is `backward_pass`.
 
     Raises:
         TrainingError: the loss is not finite; names the step and the example ids.
     """
 
-    def __init__(self, scorer: nn.Module, options: FitOptions, total_steps: int, every: int = 10):
+    def __init__(self, fit: FitContext):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not what is frozen
-        self.scorer = scorer
-        self.options = options
-        self.total_steps = total_steps
-        self.every = every
+        self.scorer, self.options, self.total_steps, self.every = fit.scorer, fit.options, fit.total_steps, fit.every
         self.curve: list[dict[str, float]] = []
         self.counts = {"useful": 0, "padded": 0, "examples": 0}  # of this device
         self.seconds = 0.0
@@ -225,22 +234,13 @@ class SoftLabelModule(FitModule):
     """Trains a scorer on label distributions with any loss of `w2sg.losses`.
 
     Args:
-        scorer: maps the inputs of a micro-batch to scores, [b, 2] rewards or [b, C] logits.
+        fit: its scorer maps the inputs of a micro-batch to scores, [b, 2] rewards or [b, C] logits.
         loss: ``(logits[B, C], label_logits[B, C], progress) -> [B]``.
         select_on_gold: whether held-out rows are judged by their gold labels.
     """
 
-    def __init__(
-        self,
-        scorer: nn.Module,
-        options: FitOptions,
-        total_steps: int,
-        every: int = 10,
-        *,
-        loss: Callable[..., Tensor],
-        select_on_gold: bool = False,
-    ):
-        super().__init__(scorer, options, total_steps, every)
+    def __init__(self, fit: FitContext, *, loss: Callable[..., Tensor], select_on_gold: bool = False):
+        super().__init__(fit)
         self.loss, self.select_on_gold = loss, select_on_gold
         self._held_out: list[tuple[Tensor, Tensor, Tensor]] = []
         self._infinite_on_hard: Tensor | bool = False  # kept on the device: reading it at each step would wait for it

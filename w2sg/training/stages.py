@@ -28,7 +28,7 @@ from w2sg.store.soundness import SCRATCH
 from w2sg.store.store import Store
 from w2sg.training.checkpoints import Checkpoints, SealedFiles
 from w2sg.training.devices import Devices
-from w2sg.training.label_modules import FitModule, ReadingModule
+from w2sg.training.label_modules import FitContext, FitModule, ReadingModule
 from w2sg.training.sharding import large, load_weights, unshard
 
 log = logging.getLogger(__name__)
@@ -40,13 +40,13 @@ class FitJob:
 
     Attributes:
         scorer: a module with ``forward(inputs)`` and ``save(folder)``.
-        module: ``(scorer, options, total_steps, every) -> FitModule``, which is the objective.
+        module: ``(FitContext) -> FitModule``, which is the objective.
         train, held_out: rows; ``held_out`` (or None) decides early stopping and the best epoch.
         notes: anything the report should know (clamped labels, truncated texts, ...).
     """
 
     scorer: nn.Module
-    module: Callable[..., FitModule]
+    module: Callable[[FitContext], FitModule]
     train: Examples
     held_out: Examples | None
     options: FitOptions
@@ -133,7 +133,7 @@ class Stages:
             seed=job.seed,
         )
         steps = -(-len(job.train) // options.batch_size) * options.epochs
-        module = job.module(job.scorer, options, steps, self.curve_every)
+        module = job.module(FitContext(job.scorer, options, steps, self.curve_every))
         files = SealedFiles()
         kept = Checkpoints(part / SCRATCH, files, 60.0 * self.checkpoint_minutes, job.held_out is not None, hold)
         callbacks: list[L.Callback] = [kept]

@@ -9,23 +9,21 @@ Shapes: b examples, n replies in each (chosen first), M reply tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from w2sg.config.schema import FitOptions
 from w2sg.data.completions import per_reply
 from w2sg.data.loading import Batch
 from w2sg.losses import preferences as preference
-from w2sg.training.label_modules import FitModule, Watched
+from w2sg.training.label_modules import FitContext, FitModule, Watched
 
 
 class ReplyModule(FitModule):
     """A loss per reply or per token of a language model's own log-probabilities. An objective is `losses`."""
 
-    def __init__(self, scorer: nn.Module, options: FitOptions, total_steps: int, every: int = 10):
-        super().__init__(scorer, options, total_steps, every)
+    def __init__(self, fit: FitContext):
+        super().__init__(fit)
         self._held_out: list[Tensor] = []
 
     def losses(self, inputs: dict[str, Tensor], batch: Batch, part: Tensor) -> tuple[Tensor, Tensor, Watched]:
@@ -48,10 +46,10 @@ class ReplyModule(FitModule):
     def validation_step(self, batch: Batch, _index: int) -> None:
         part = torch.arange(len(batch.ids), device=self.device)
         sums, of, _ = self.losses(batch.micro[0], batch, part)
-        found = torch.stack([sums, torch.as_tensor(of, device=self.device, dtype=sums.dtype).expand_as(sums)])
+        of = torch.as_tensor(of, device=self.device, dtype=sums.dtype).expand_as(sums)
         if self.trainer.world_size > 1:  # what a batch is divided by is known on every device
-            found = torch.stack([self.all_gather(found[0]).sum(0), found[1]])
-        self._held_out.append(found)
+            sums = self.all_gather(sums).sum(0)
+        self._held_out.append(torch.stack([sums, of]))
 
     def on_validation_epoch_end(self) -> None:
         if not self._held_out:
@@ -71,17 +69,15 @@ class SupervisedModule(ReplyModule):
             confidence loss (arXiv 2312.09390) on language-model tokens; 0 is plain fine-tuning.
     """
 
-    def __init__(
-        self, scorer: nn.Module, options: FitOptions, total_steps: int, every: int = 10, *, confidence: float = 0.0
-    ):
-        super().__init__(scorer, options, total_steps, every)
+    def __init__(self, fit: FitContext, *, confidence: float = 0.0):
+        super().__init__(fit)
         self.confidence = confidence
 
     def losses(self, inputs: dict[str, Tensor], batch: Batch, part: Tensor) -> tuple[Tensor, Tensor, Watched]:
         weight = batch.weight[part][inputs["owner"]]
         if self.confidence:
-            given, own = self.scorer(inputs, top=True).unbind(1)
-            tokens = preference.auxiliary_confidence(given, own, self.confidence)
+            given, likeliest = self.scorer(inputs, top=True).unbind(1)
+            tokens = preference.auxiliary_confidence(given, likeliest, self.confidence)
         else:
             given = self.scorer(inputs)
             tokens = -given
@@ -104,10 +100,7 @@ class PreferenceModule(ReplyModule):
 
     def __init__(
         self,
-        scorer: nn.Module,
-        options: FitOptions,
-        total_steps: int,
-        every: int = 10,
+        fit: FitContext,
         *,
         loss: Callable[..., Tensor],
         beta: float,
@@ -116,7 +109,7 @@ class PreferenceModule(ReplyModule):
         reference_free: bool = False,
         per_token: bool = False,
     ):
-        super().__init__(scorer, options, total_steps, every)
+        super().__init__(fit)
         self.loss, self.beta, self.reference_free, self.per_token = loss, beta, reference_free, per_token
         self.supervised, self.supervised_mean = supervised, supervised_mean
 
@@ -152,8 +145,8 @@ class WeakTargetModule(ReplyModule):
         gamma: factor on the strong model's change.
     """
 
-    def __init__(self, scorer: nn.Module, options: FitOptions, total_steps: int, every: int = 10, *, gamma: float):
-        super().__init__(scorer, options, total_steps, every)
+    def __init__(self, fit: FitContext, *, gamma: float):
+        super().__init__(fit)
         self.gamma = gamma
 
     def losses(self, inputs: dict[str, Tensor], batch: Batch, part: Tensor) -> tuple[Tensor, Tensor, Watched]:
@@ -162,12 +155,3 @@ class WeakTargetModule(ReplyModule):
             self.scorer(inputs), strong, aligned, untuned, inputs["owner"], inputs["sizes"].numel(), gamma=self.gamma
         )
         return (each * batch.weight[part]).sum()[None], torch.tensor([batch.total], device=each.device), {}
-
-
-def objective(module: type[ReplyModule], **settings: Any) -> Callable[..., ReplyModule]:
-    """A module class with its settings, as `w2sg.training.stages.FitJob` takes it."""
-
-    def make(scorer: nn.Module, options: FitOptions, total_steps: int, every: int) -> ReplyModule:
-        return module(scorer, options, total_steps, every, **settings)
-
-    return make
