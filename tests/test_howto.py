@@ -19,6 +19,7 @@ SHOWN = {  # what the summary of the page's runs names
     "label_method": ["sharpened", "finetune"],
     "dataset": ["sentences", "local"],
     "text_method": ["wins over"],
+    "judge": ["Brief", "Shorter"],
 }
 OF_LABELS = {"loss", "label_method", "dataset"}
 PAGES = sorted(page.stem for page in HOWTO.glob("*.md") if page.stem != "index")

@@ -1,12 +1,19 @@
 """Every judge with every method that judges: the same protocol, the same words, and its numbers worked out by hand."""
 
+import json
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import compose, save_tiny_model
 
 from w2sg.config.check import check
+from w2sg.config.typed import of_judges
+from w2sg.errors import ConfigError, UserError
 from w2sg.experiment.run import run_method
+from w2sg.judges import Verdicts
+from w2sg.judges.language_model import LabelVerdicts
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.intervals import Bootstrap
 
@@ -125,8 +132,8 @@ def judged(models):
             "method.judge.max_length=96",
         ],
         "llm": ["judge=llm", f"method.judge.model={models['judge']}", f"method.judge.question={QUESTION}"],
-        "rewards of one's own": ["judge=own", "method.judge._target_=own_judges.Letters", "+method.judge.letter=a"],
-        "comparisons of one's own": ["judge=own", "method.judge._target_=own_judges.Longer"],
+        "rewards of one's own": ["judge=own_judges.Letters", "method.judge.letter=a"],
+        "comparisons of one's own": ["judge=own_judges.Longer"],
     }
 
 
@@ -183,3 +190,94 @@ def test_every_judge_judges_what_every_method_wrote(typed, judged, tmp_path, met
     if judge == "llm":
         assert {"position_bias", "flips", "label_mass"} <= set(wins)
         assert "on_test_pairs" in found["judge"]
+
+
+# -- what does not go together ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "judge", "more", "said"),
+    [
+        (
+            "cong",
+            "llm",
+            ["weak.untuned=null", "method.alignment.pairs=on_policy"],
+            "method.judge: on-policy samples are ranked by rewards; name a judge that gives them, as judge=reward",
+        ),
+        (
+            "cong",
+            "comparisons of one's own",
+            ["weak.untuned=null", "method.alignment.pairs=on_policy"],
+            "method.judge: on-policy samples are ranked by rewards; name a judge that gives them, as judge=reward",
+        ),
+        (
+            "refine",
+            "llm",
+            ["method.content.kind=reward"],
+            "method.content.kind: a reward, and this judge gives none; name another, as judge=reward, or measure in "
+            "another way",
+        ),
+        ("refine", "implicit", ["method.target=labels"], "judge: not read by method.target=labels; leave it out"),
+        ("cong", "llm", ["method.judge.model=weak"], "weak would be guide and judge at once"),
+        ("decode", "llm", ["method.judge.model=weak"], "weak would be guide and judge at once"),
+        (
+            "cong",
+            "rewards of one's own",
+            ["method.judge.letter=3"],
+            "method.judge.letter: 3 is not text",
+        ),
+        ("cong", "rewards of one's own", ["+method.judge.leter=a"], "method.judge.leter: "),
+        ("cong", "reward", ["judge=own_judges.no_judge"], "own_judges.no_judge is no judge"),
+    ],
+)
+def test_what_a_judge_cannot_do_is_refused_before_any_work(typed, judged, models, tmp_path, method, judge, more, said):
+    choices = [*(judged[judge] if judge != "reward" else ()), *more]
+    with pytest.raises(ConfigError) as error:
+        check(compose(*typed(method, tmp_path, *choices), name="decode" if method == "decode" else "train"))
+    (line,) = error.value.problems
+    assert said.replace("weak would", f"{models['weak']} would") in line
+    assert "\n" not in line
+
+
+def test_a_guide_is_refused_by_its_weights_where_it_teaches(typed, models, tmp_path):
+    copy = shutil.copytree(models["weak"], tmp_path / "another-name")
+    with pytest.raises(UserError, match="the aligned weak model would be guide and judge at once"):
+        run(typed, "cong", tmp_path, "judge=llm", f"method.judge.model={copy}")
+    assert not (tmp_path / "store").exists() or not list((tmp_path / "store").glob("contrastive*"))
+
+
+def test_a_judge_that_wrote_the_replies_is_said_to(typed, judged, tmp_path):
+    content = run(typed, "cong", tmp_path, *judged["llm"], "method.judge.model=strong")
+    assert any("the judge is the strong model" in line and "self-preference" in line for line in content["warnings"])
+
+
+def test_rewards_of_ones_own_rank_on_policy_samples(typed, judged, tmp_path):
+    more = ["weak.untuned=null", "method.alignment.pairs=on_policy", "method.alignment.samples=4"]
+    more += ["method.alignment.lr.full=0.002", "method.alignment.batch_size=8"]
+    content = run(typed, "cong", tmp_path, *judged["rewards of one's own"], *more)
+    (weak,) = [stage["key"] for stage in content["stages"] if stage["name"] == "weak"]
+    key = json.loads((tmp_path / "store" / weak / "key.json").read_text())
+    assert key["from"]["rewards"]["judge"] == "Letters"
+    again = run(typed, "cong", tmp_path, *judged["rewards of one's own"], *more, "method.judge.letter=o", name="other")
+    assert weak not in {stage["key"] for stage in again["stages"]}  # other rewards, other pairs
+
+
+def test_one_spelling_for_all_programs():
+    assert of_judges(["judge@method.judge=llm", "+judge.model=x"]) == ["judge=llm", "+method.judge.model=x"]
+    assert of_judges(["method.judge._target_=a.B", "judges=1"]) == ["judge=a.B", "judges=1"]
+    for typed, kind in ((["method=cong"], "reward"), (["method=refine", "judge=implicit"], "implicit")):
+        assert compose(*typed).method.judge.kind == kind
+    assert "judge" not in compose().method
+    with pytest.raises(ConfigError, match=r"judge: w2sg.methods.finetune.finetune judges nothing"):
+        check(compose("judge=llm"))
+
+
+def test_verdicts_are_mirrored():
+    verdicts = Verdicts.of_rewards(np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0]))
+    assert verdicts.preferred.tolist() == [0.5, 0.0, 1.0]
+    assert verdicts.mirrored().preferred.tolist() == [0.5, 1.0, 0.0]
+    assert verdicts.mirrored().rewards[0].tolist() == [1.0, 3.0, 2.0]
+    first, mass = np.array([[0.9, 0.4], [0.2, 0.2]]), np.ones(2)
+    judged = LabelVerdicts.of_labels(first, mass)
+    assert judged.mirrored().preferred == pytest.approx(LabelVerdicts.of_labels(first[:, ::-1], mass).preferred)
+    assert judged.mirrored().of_judge() == judged.of_judge()

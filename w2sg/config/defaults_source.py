@@ -31,6 +31,8 @@ from w2sg.errors import UserError
 GROUP = "options"
 CODE = {"method": 1, "loss": 3, "dataset": 0, "decoder": 0, "judge": 1}  # groups, and what we supply to a call
 
+PACKAGES = {"judge": "method.judge"}  # where the choices of a group stand, if not under its name
+
 
 def is_code(group: str, choice: str) -> bool:
     """Whether a choice is the dotted path of code, as ``mine.distil``, and no file's name, as ``llama3.1-8b``."""
@@ -84,7 +86,7 @@ class Defaults(ConfigSource):
             node: Any = OmegaConf.create(node_of(group, path))
         except UserError as error:
             raise ConfigLoadError(f"{group}: {error}") from error
-        return ConfigResult(self.provider, f"{GROUP}://", node, header={"package": None})
+        return ConfigResult(self.provider, f"{GROUP}://", node, header={"package": PACKAGES.get(group)})
 
 
 class AddDefaults(SearchPathPlugin):

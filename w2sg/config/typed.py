@@ -174,17 +174,13 @@ def of_judges(overrides: Sequence[str]) -> list[str]:
 
     >>> of_judges(["judge@method.judge=llm", "judge.model=gpt2"])
     ['judge=llm', 'method.judge.model=gpt2']
-    >>> of_judges(["judge._target_=mine.Judge", "+judge.most=5"])
-    ['judge=own', 'method.judge._target_=mine.Judge', '+method.judge.most=5']
+    >>> of_judges(["judge._target_=mine.Longest", "judge.most=5"])
+    ['judge=mine.Longest', 'method.judge.most=5']
     """
-    renamed = [
-        re.sub(r"^([+~]{0,2})judge\.", r"\1method.judge.", o.replace("judge@method.judge", "judge")) for o in overrides
+    typed = [
+        re.sub(r"^(judge@method\.judge|(method\.)?judge\._target_)=", "judge=", override) for override in overrides
     ]
-    if any(o.startswith("method.judge._target_=") for o in renamed) and not any(
-        o.startswith("judge=") for o in renamed
-    ):
-        return ["judge=own", *renamed]
-    return renamed
+    return [re.sub(r"^([+~]{0,2})judge\.", r"\1method.judge.", override) for override in typed]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

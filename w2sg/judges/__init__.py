@@ -29,7 +29,7 @@ AnyJudge = Annotated[
     Discriminator(
         _kind,
         custom_error_type="no_judge",
-        custom_error_message="There is no such kind; choose judge=reward, llm, implicit or own",
+        custom_error_message="There is no such kind; choose judge=reward, implicit, llm, or a class by its path",
     ),
 ]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from pydantic import ConfigDict
 
 from w2sg.config import Options, option
 from w2sg.config.check import build, target_problems
+from w2sg.config.plugins import resolve
 from w2sg.data.replies import Replies, concatenate, gold_pairs
 from w2sg.data.table import digest
 from w2sg.errors import UserError
@@ -94,13 +94,14 @@ class OutsideJudge(JudgeOptions):
     def rules(self) -> list[str]:
         node = {"_target_": self.target, **(self.model_extra or {})}
         problems = [line.removeprefix("judge.") for line in target_problems("judge", node)]
-        if not problems and not issubclass(resolve_name(self.target), Judge):
+        judge = None if problems else resolve(self.target)
+        if not problems and not (isinstance(judge, type) and issubclass(judge, Judge)):
             problems = [f"_target_: {self.target} is no judge; let it inherit from w2sg.judges.Judge"]
         return problems
 
     @property
     def gives_rewards(self) -> bool:
-        return resolve_name(self.target).gives_rewards
+        return resolve(self.target).gives_rewards
 
     def judge(self, run: Run, stage: str, split: str) -> Judge:
         return build({"_target_": self.target, **(self.model_extra or {})})(run)
