@@ -6,7 +6,8 @@ Shapes: N rows, D features, C outputs, R replicates of one experiment, trained i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from w2sg.config.option import defaults_of
 from w2sg.config.schema import DatasetConfig, FitOptions, TrainerConfig
 from w2sg.data.loading import Examples, Features
 from w2sg.data.splits import Tables, load_tables
+from w2sg.data.table import Table
 from w2sg.models.heads import LinearHead
 from w2sg.store.store import Store
 from w2sg.training.devices import Devices
@@ -86,20 +88,9 @@ def whitening(features: Tensor) -> Tensor:
 
 def options(lr: float, epochs: int, batch_size: int, schedule: str, weight_decay: float) -> FitOptions:
     """Options of a plain fit, without clipping or held-out rows."""
-    return FitOptions.model_validate(
-        {
-            "lr": lr,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "optimizer": "adam",
-            "schedule": schedule,
-            "warmup": 0.0,
-            "weight_decay": weight_decay,
-            "clip": None,
-            "validation": 0.0,
-            "patience": None,
-        }
-    )
+    plain = {"optimizer": "adam", "warmup": 0.0, "clip": None, "validation": 0.0, "patience": None}
+    given = {"lr": lr, "epochs": epochs, "batch_size": batch_size, "schedule": schedule, "weight_decay": weight_decay}
+    return FitOptions.model_validate(plain | given)
 
 
 class Bench:
@@ -149,6 +140,11 @@ class Bench:
         model.load_state_dict(load_file(next((folder / "model").glob("*.safetensors"))))
         return folder
 
+    def learn(self, name: str, model: nn.Module, features: Tensor, *taught: Any, on: Tensor, **settings: Any) -> Tensor:
+        """`fit`, then `read` other features: [N, C]."""
+        self.fit(name, model, features, *taught, **settings)
+        return self.read(f"{name}-read", model, on)
+
     def read(self, name: str, model: nn.Module, features: Tensor) -> Tensor:
         """[N, C] outputs of a model for features [N, n, D], in fp64 (from fp32)."""
         features = features.float()
@@ -162,6 +158,18 @@ class Bench:
         """The splits of a file of labelled rows, or of a folder with one file for each split."""
         node = {"name": "local", "_target_": "w2sg.data.sources.local", "path": str(path), "sizes": sizes}
         return load_tables(defaults_of(DatasetConfig) | node, seed=0)
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    """A file of rows, one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def numbered(table: Table, x: np.ndarray) -> Tensor:
+    """[N, 1, D] the rows of x that a table's texts name, as in "row 3"."""
+    return torch.tensor(x[[int(texts[0].split()[1]) for texts in table.texts]], dtype=torch.float32)[:, None]
 
 
 def _ids(features: Tensor) -> list[str]:

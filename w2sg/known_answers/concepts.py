@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from w2sg.known_answers.bench import Bench, linear
 from w2sg.known_answers.linear import least_squares
-from w2sg.known_answers.result import Findings, Line, Panel, standard_error
+from w2sg.known_answers.result import OWN, Findings, Line, known, standard_error
 from w2sg.methods.refine.select import product_of_contexts as pooled
 from w2sg.methods.votes import combine
 
@@ -63,36 +63,34 @@ def biased(size: float) -> np.ndarray:
     return weights
 
 
+@known(source=f"Somerstep et al. 2024, arXiv 2405.16236, Theorem 4.3; the rate: {OWN}")
 def refinement(bench: Bench) -> Findings:
-    """Off-target mass falls exponentially in the examples of a context, and training on it beats naive training."""
+    """Labels refined in context lose the weak model's bias exponentially in the examples of a context."""
     found, draw = Findings(), np.random.default_rng(8)
     lines, model = [], InContext()
     for colour, bias in enumerate((0.0, 1.0)):
-        sizes, masses, errors = (1, 4, 8, 16, 24, 32), [], []
-        bound = rate(bias)
-        for n in sizes:
+        points, bound = [], rate(bias)
+        for n in (1, 4, 8, 16, 24, 32):
             rows = contexts(draw, 6000, n, biased(bias))
             off = 1 - bench.read(f"posterior-{bias}-{n}", model, rows).exp()[:, 0].numpy()
-            masses.append(off.mean())
-            errors.append(standard_error(off))
+            points.append((n, off.mean(), standard_error(off)))
             ceiling = min(1.0, (K - 1) * bound**n)
             words = f"off-target mass, bias {bias}, n = {n}"
             if n >= 16:
-                found.add(f"{words}, bound", ceiling, off.mean(), 4 * errors[-1], "4 s.e.", "<=")
+                found.mean(f"{words}, bound", ceiling, off, relation="<=")
             if bias == 1.0 and n in SIMULATED:
                 value, error = SIMULATED[n]
-                error = 4 * np.hypot(errors[-1], error)
+                error = 4 * np.hypot(standard_error(off), error)
                 found.add(words, value, off.mean(), error, "4 s.e. of both simulations; no closed form")
-        weights = np.array(masses[2:]) / np.array(errors[2:])
-        slope = np.polyfit(sizes[2:], np.log(masses[2:]), 1, w=weights)[0]
+        sizes, masses, errors = map(np.array, zip(*points[2:], strict=True))
+        slope = np.polyfit(sizes, np.log(masses), 1, w=masses / errors)[0]
         found.add(f"slope of log mass, bias {bias}", np.log(bound), slope, 0.015, "tight: no slower, no faster")
         x = np.arange(1, 41)
         lines += [
             Line(f"(K − 1) ρⁿ, bias {bias:g}", x, np.minimum(1, (K - 1) * bound**x), "theory", colour=colour),
-            Line(f"in context, bias {bias:g}", sizes, masses, "measured", errors, colour),
+            Line.runs(points, f"in context, bias {bias:g}", colour),
         ]
-    axes = ("examples in a context", "mass off the target")
-    found.panels.append(Panel("Refinement rate", *axes, lines, logy=True))
+    found.draw("Refinement rate", "examples in a context", "mass off the target", lines, logy=True)
     _fine_tuned(bench, found, draw)
     return found
 
@@ -108,7 +106,7 @@ def _fine_tuned(bench: Bench, found: Findings, draw: np.random.Generator) -> Non
     naive = least_squares(bench, "naive", x, prompts[..., -1].T)
     risk = (naive - truth).square().sum(1).numpy()
     expected = 1.0 + D / (n - D - 1)  # bias plus variance of least squares
-    found.add("naive excess risk, 990 prompts", expected, risk.mean(), 4 * standard_error(risk), "4 s.e.")
+    found.mean("naive excess risk, 990 prompts", expected, risk)
     for size, (value, error) in published.items():
         grouped = prompts.reshape(-1, size, D + 1)
         others = torch.tensor([[j for j in range(size) if j != i] for i in range(size)])
@@ -121,8 +119,9 @@ def _fine_tuned(bench: Bench, found: Findings, draw: np.random.Generator) -> Non
         found.add(words, value, risk.mean(), tolerance, "4 s.e. of both simulations; no closed form")
 
 
+@known(source=f"arXiv 2405.16236, Proposition 3.2; our statement of it, {OWN}")
 def naive_floor(bench: Bench) -> Findings:
-    """Naive fine-tuning anchored to the source has excess risk of at least eP² eQ² / (eP² + eQ²)."""
+    """Naive fine-tuning on biased labels has an error floor, however strong its anchor to the source."""
     found = Findings()
     lines = []
     anchors = (0.25, 1 / 0.875, 4.0)
@@ -135,12 +134,10 @@ def naive_floor(bench: Bench) -> Findings:
         rows = torch.eye(D)[:, None] * D**0.5  # their second moment is the identity, so they stand for the population
         points = []
         for anchor in sorted({*anchors, eq / ep}):
-            head = linear(D, 1)
             # the student is the source plus the trained head, and the penalty anchors it to the source
             labels = rows[:, 0] @ (weak - source)[:, None]
-            name = f"naive-{bias}-{anchor:.3g}"
-            bench.fit(name, head, rows, labels, lr=0.9 / (1 + anchor), steps=12, weight_decay=anchor)
-            learnt = source + bench.read(f"{name}-on-units", head, torch.eye(D)[:, None])[:, 0]
+            settings = {"lr": 0.9 / (1 + anchor), "steps": 12, "weight_decay": anchor, "on": torch.eye(D)[:, None]}
+            learnt = source + bench.learn(f"naive-{bias}-{anchor:.3g}", linear(D, 1), rows, labels, **settings)[:, 0]
             share = anchor / (1 + anchor)
             risk = float((learnt - truth).square().sum())
             words = f"bias {bias}, anchor {anchor:.3g}"
@@ -152,14 +149,12 @@ def naive_floor(bench: Bench) -> Findings:
         found.add(f"best anchor, bias {bias}", floor, best, 1e-5, "fp32")
         grid = np.geomspace(0.05, 20, 80)
         share = grid / (1 + grid)
-        x, y = zip(*points, strict=True)
         lines += [
             Line(f"theory, bias {bias:g}", grid, share**2 * ep + (1 - share) ** 2 * eq, "theory", colour=colour),
             Line("", grid, np.full_like(grid, floor), "theory", colour=8),
-            Line("", x, y, "measured", colour=colour),
+            Line.runs(points, colour=colour),
         ]
-    axes = ("anchor to the source", "excess risk")
-    found.panels.append(Panel("The floor of naive fine-tuning (grey)", *axes, lines, logx=True))
+    found.draw("The floor of naive fine-tuning (grey)", "anchor to the source", "excess risk", lines, logx=True)
     return found
 
 
@@ -174,8 +169,9 @@ def wrong_mass(c: float, n: int) -> float:
     return float((expit(-((0.5 - c) * s + np.sqrt(s) * points)) @ weights).mean() / np.sqrt(2 * np.pi))
 
 
+@known(source=OWN)
 def refinement_fails(bench: Bench) -> Findings:
-    """With a bias towards another concept of c > 1/2, refinement picks the wrong one and is worse than naive."""
+    """If the bias leans towards another concept by more than one half, refinement is worse than naive training."""
     found, draw = Findings(), np.random.default_rng(88)
     n, points = 64, []
     rows = torch.eye(D)[:, None] * D**0.5
@@ -186,51 +182,47 @@ def refinement_fails(bench: Bench) -> Findings:
         posterior = bench.read(f"posterior-{c}", InContext(), contexts(draw, 2000, n, weak)).exp().numpy()
         wrong = posterior[:, 1] / posterior[:, :2].sum(1)
         expected = wrong_mass(c, n)
-        found.add(f"mass on the wrong concept, c = {c}", expected, wrong.mean(), 4 * standard_error(wrong), "4 s.e.")
+        found.mean(f"mass on the wrong concept, c = {c}", expected, wrong)
         risks = {}
         taught = {
             "naive": torch.tensor(weak, dtype=torch.float32),
             "refined": torch.tensor(posterior.mean(0), dtype=torch.float32) @ concepts,
         }
         for name, weights in taught.items():
-            head = linear(D, 1)
-            bench.fit(f"{name}-{c}", head, rows, rows[:, 0] @ weights[:, None], steps=2)
-            learnt = bench.read(f"{name}-{c}-on-units", head, torch.eye(D)[:, None])[:, 0]
+            given = (linear(D, 1), rows, rows[:, 0] @ weights[:, None])
+            learnt = bench.learn(f"{name}-{c}", *given, steps=2, on=torch.eye(D)[:, None])[:, 0]
             risks[name] = float((learnt - truth).square().sum())
         found.add(f"naive excess risk, c = {c}", 2 * c * c, risks["naive"], 1e-5, "fp32")
         # the other six concepts keep a little mass, which moves the excess by at most that
         others = 1 - posterior[:, :2].sum(1).mean()
         tolerance = 4 * expected * 4 * standard_error(wrong) + 4 * others + 1e-5
-        found.add(
-            f"refined excess risk, c = {c}", 2 * expected**2, risks["refined"], tolerance, "4 s.e., other concepts"
-        )
+        words = f"refined excess risk, c = {c}"
+        found.add(words, 2 * expected**2, risks["refined"], tolerance, "4 s.e., other concepts")
         if c != 0.5:
             relation, words = "<=" if c < 0.5 else ">=", f"refined - naive excess, c = {c}"
             found.add(words, 0.0, risks["refined"] - risks["naive"], 0.0, "refinement turns at 1/2", relation)
         points.append((c, risks["naive"], risks["refined"], 4 * expected * standard_error(wrong)))
     grid = np.linspace(0, 1, 61)
-    x, naive, refined, error = zip(*points, strict=True)
     lines = [
         Line("naive, 2c²", grid, 2 * grid**2, "theory"),
-        Line("", x, naive, "measured"),
+        Line.runs([(c, naive) for c, naive, *_ in points]),
         Line(f"refined, n = {n}", grid, [2 * wrong_mass(c, n) ** 2 for c in grid], "theory", colour=1),
-        Line("", x, refined, "measured", error, 1),
+        Line.runs([(c, *refined) for c, _, *refined in points], colour=1),
     ]
-    axes = ("share c of the bias towards another concept", "excess risk")
-    found.panels.append(Panel("Where refinement fails", *axes, lines))
+    found.draw("Where refinement fails", "share c of the bias towards another concept", "excess risk", lines)
     return found
 
 
+@known(source=OWN)
 def product_of_contexts(bench: Bench) -> Findings:
-    """The product of m contexts of 4 is one context of 4 m. Their average is one context of 4."""
+    """The product of m contexts is one context m times as long; their average is no better than one."""
     found, draw = Findings(), np.random.default_rng(17)
     count, n, most = 3000, 4, 8
     rows = contexts(draw, count, n * most, biased(1.0))
     each = bench.read("contexts", InContext(), rows.unflatten(1, (most, n)).flatten(0, 1)).reshape(count, most, K)
     none = torch.full((count, K), -np.log(K), dtype=torch.float64)
     off, curves = {}, {"single": [], "average": [], "vote": [], "product": []}
-    sizes = (1, 2, 4, 8)
-    for m in sizes:
+    for m in (1, 2, 4, 8):
         asked = torch.cat([each[:, :m].movedim(1, 0), none[None]])  # [m + 1, T, K], and after no context
         product = torch.softmax(torch.as_tensor(pooled(asked.numpy())), -1)
         one = bench.read(f"one-{m}", InContext(), rows[:, : n * m]).exp()
@@ -243,21 +235,18 @@ def product_of_contexts(bench: Bench) -> Findings:
         off["vote"] = (votes.argmax(1) != 0).astype(float)
         off["single"] = 1 - one[:, 0].numpy()
         for name, values in off.items():
-            curves[name].append((values.mean(), standard_error(values)))
-    single = curves["average"][0]
-    error = 4 * np.hypot(curves["average"][-1][1], single[1])
-    found.add("off-target mass, average of 8", single[0], curves["average"][-1][0], error, "averaging buys nothing")
+            curves[name].append((m, values.mean(), standard_error(values)))
+    (_, single, error), *_, (_, average, deviation) = curves["average"]
+    error = 4 * np.hypot(deviation, error)
+    found.add("off-target mass, average of 8", single, average, error, "averaging buys nothing")
     # numbers of an independent simulation
     for name, expected in (("vote", 0.28115), ("product", 0.025827)):
-        value, deviation = curves[name][-1]
-        found.add(
-            f"off-target mass, {name} of 8", expected, value, 4 * deviation + 0.01, "4 s.e. and its tolerance, 0.01"
-        )
+        _, value, deviation = curves[name][-1]
+        words, why = f"off-target mass, {name} of 8", "4 s.e. and its tolerance, 0.01"
+        found.add(words, expected, value, 4 * deviation + 0.01, why)
     labels = {"average": "average", "vote": "vote of samples", "product": "product"}
-    lines = [
-        Line(words, sizes, [v for v, _ in curves[k]], "measured", [e for _, e in curves[k]], i)
-        for i, (k, words) in enumerate(labels.items())
-    ]
-    lines.append(Line("one context of 4 m", sizes, [v for v, _ in curves["single"]], "theory", colour=2))
-    found.panels.append(Panel("Pooling contexts of 4", "contexts m", "mass off the target", lines, logy=True))
+    lines = [Line.runs(curves[k], words, i) for i, (k, words) in enumerate(labels.items())]
+    sizes, single, _ = zip(*curves["single"], strict=True)
+    lines.append(Line("one context of 4 m", sizes, single, "theory", colour=2))
+    found.draw("Pooling contexts of 4", "contexts m", "mass off the target", lines, logy=True)
     return found

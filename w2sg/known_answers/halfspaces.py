@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from math import atan, cos, pi, sin, sqrt, tan
 
 import numpy as np
 import torch
 
-from w2sg.data.table import Table
-from w2sg.known_answers.bench import Bench, linear
-from w2sg.known_answers.result import Findings, Line, Panel
+from w2sg.known_answers.bench import Bench, linear, numbered, write_rows
+from w2sg.known_answers.result import OWN, Findings, Line, known
 from w2sg.losses import cross_entropy, hard_logits
 from w2sg.metrics import intervals as statistics
 from w2sg.metrics import labels as metrics
@@ -27,27 +25,25 @@ def student_accuracy(rho: float, theta: float, n: float = np.inf) -> float:
     return 1 - atan(sqrt(rho**2 * sin(theta) ** 2 + (pi / 2) * (D_STUDENT - 1) * residual / n) / cos(theta)) / pi
 
 
+@known(source=OWN)
 def halfspaces(bench: Bench) -> Findings:
-    """PGR = 1 - atan(rho tan theta) / theta, theta = pi (1 - weak accuracy)."""
+    """PGR of classification is 1 − atan(ρ tan θ)/θ, if the student can express the share ρ² of its teacher's error."""
+    # theta = pi (1 - weak accuracy) is the angle of teacher and truth
     found, draw = Findings(), np.random.default_rng(7)
     n_transfer, n_test = 12000, 16000
     x = draw.normal(size=(100 + n_transfer + n_test, D))
-    file = bench.folder / "halfspaces.jsonl"
-    lines = [json.dumps({"text": f"point {i}", "label": int(p[0] < 0)}) + "\n" for i, p in enumerate(x)]
-    file.write_text("".join(lines), encoding="utf-8")
+    rows = ({"text": f"point {i}", "label": int(p[0] < 0)} for i, p in enumerate(x))
+    file = write_rows(bench.folder / "halfspaces.jsonl", rows)
     data = bench.tables(file, {"ground_truth": 100, "transfer": n_transfer, "test": n_test})
     shared = set(data.transfer.texts) & set(data.test.texts)
     found.add("rows that transfer and test share", 0, len(shared), 0, "splits are disjoint")
 
-    def of(table: Table, width: int) -> torch.Tensor:
-        rows = [int(texts[0].split()[1]) for texts in table.texts]
-        return torch.tensor(x[rows, :width], dtype=torch.float32)[:, None]
+    transfer, test = (numbered(table, x) for table in (data.transfer, data.test))
 
     def learn(name: str, labels: torch.Tensor) -> torch.Tensor:
-        head = linear(D_STUDENT, 2)
         settings = {"lr": 0.05, "steps": 10, "batch_size": 800, "schedule": "cosine", "module": SoftLabelModule}
-        bench.fit(name, head, of(data.transfer, D_STUDENT), hard_logits(labels, 2), cross_entropy, **settings)
-        return bench.read(f"{name}-on-test", head, of(data.test, D_STUDENT))
+        given = (linear(D_STUDENT, 2), transfer[..., :D_STUDENT], hard_logits(labels, 2), cross_entropy)
+        return bench.learn(name, *given, on=test[..., :D_STUDENT], **settings)
 
     gold = torch.as_tensor(data.test.labels)
     ceiling = learn("ceiling", torch.as_tensor(data.transfer.labels))
@@ -62,10 +58,8 @@ def halfspaces(bench: Bench) -> Findings:
         weights[0], weights[1], weights[-1] = cos(theta), rho * sin(theta), sqrt(1 - rho**2) * sin(theta)
         teacher = linear(D, 2)
         teacher.score.weight.data = torch.stack([weights, -weights])
-        weak = bench.read(f"weak-{rho}-on-test", teacher, of(data.test, D))
-        student = learn(
-            f"student-{rho}", bench.read(f"weak-{rho}-on-transfer", teacher, of(data.transfer, D)).argmax(1)
-        )
+        weak = bench.read(f"weak-{rho}-on-test", teacher, test)
+        student = learn(f"student-{rho}", bench.read(f"weak-{rho}-on-transfer", teacher, transfer).argmax(1))
         hits["weak"], hits["student"] = (metrics.correct(y, gold).numpy() for y in (weak, student))
         pgr = statistics.performance_gap_recovered(hits["weak"], hits["student"], hits["ceiling"], bootstrap)
         accuracy = student_accuracy(rho, theta, n_transfer)
@@ -82,10 +76,9 @@ def halfspaces(bench: Bench) -> Findings:
         measured.append((rho, pgr["value"], (pgr["high"] - pgr["low"]) / 4))
     grid = np.linspace(0, 1, 60)
     theory = [1 - atan(rho * tan(theta)) / theta for rho in grid]
-    x_, y_, e_ = zip(*measured, strict=True)
-    lines = [Line("1 − atan(ρ tan θ)/θ", grid, theory, "theory"), Line("runs", x_, y_, "measured", e_)]
-    title = f"Halfspaces, weak accuracy {WEAK}"
-    found.panels.append(Panel(title, "ρ (ρ²: share of the error the student can express)", "PGR", lines))
+    lines = [Line("1 − atan(ρ tan θ)/θ", grid, theory, "theory"), Line.runs(measured, "runs")]
+    axes = ("ρ (ρ²: share of the error the student can express)", "PGR")
+    found.draw(f"Halfspaces, weak accuracy {WEAK}", *axes, lines)
     return found
 
 

@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from w2sg.known_answers.bench import Bench, Separate, linear
-from w2sg.known_answers.result import Findings, Line, Panel, standard_error
+from w2sg.known_answers.result import OWN, Findings, Line, known, standard_error
 
 
 class Ridge:
@@ -45,19 +45,20 @@ class Ridge:
         return minimize_scalar(self.student, bounds=(1e-6, 5.0), method="bounded", options={"xatol": 1e-7}).x
 
 
+@known(source="Moniri & Hassani 2025, arXiv 2505.18346")
 def ridge(bench: Bench) -> Findings:
-    """A ridge student beats its ridge teacher exactly if that is under-regularised: lambda below gamma."""
+    """A ridge student beats its ridge teacher exactly if the teacher is under-regularised."""
     found, draw = Findings(), np.random.default_rng(6)
     gamma, p, replicates = 0.5, 80, 40
     n = int(p / gamma)
     truth = torch.full((p,), p**-0.5)
+    units = torch.eye(p)[:, None].expand(-1, replicates, -1)
 
     def learn(name: str, x: torch.Tensor, y: torch.Tensor, penalty: float) -> torch.Tensor:
         model = Separate(replicates, p)
         # the largest eigenvalue is near (1 + gamma^1/2)^2 = 2.9, so this is close to the fastest stable rate
-        bench.fit(name, model, x, y, lr=2 / (3.6 + 2 * penalty), steps=80, weight_decay=penalty)
-        units = torch.eye(p)[:, None].expand(-1, replicates, -1)
-        return bench.read(f"{name}-on-units", model, units).T.float()
+        settings = {"lr": 2 / (3.6 + 2 * penalty), "steps": 80, "weight_decay": penalty}
+        return bench.learn(name, model, x, y, on=units, **settings).T.float()
 
     lines = []
     for k, penalty in enumerate((0.02, 0.25, 1.0)):
@@ -70,9 +71,8 @@ def ridge(bench: Bench) -> Findings:
         fresh = torch.tensor(draw.normal(size=(n, replicates, p)), dtype=torch.float32)
         student = learn(f"student-{penalty}", fresh, torch.einsum("nrp,rp->nr", fresh, teacher), own)
         risks = [(w - truth).square().sum(1).double().numpy() for w in (teacher, student)]
-        tolerance = 4 * standard_error(risks[0]) + 2 / p * theory.risk
         words, why = f"teacher's penalty {penalty}", f"4 s.e. and 2/p, p = {p}: the theory is a limit"
-        found.add(f"teacher's risk, {words}", theory.risk, risks[0].mean(), tolerance, why)
+        found.mean(f"teacher's risk, {words}", theory.risk, risks[0], why, slack=2 / p * theory.risk)
         ratio, mean = theory.student(own) / theory.risk, risks[1].mean() / risks[0].mean()
         error = standard_error(risks[1] - mean * risks[0]) / risks[0].mean()
         found.add(f"student / teacher, {words}, own {own:.3f}", ratio, mean, 4 * error + 2 / p * ratio, why)
@@ -82,11 +82,9 @@ def ridge(bench: Bench) -> Findings:
         found.add(f"teacher - student, penalty {penalty}", 0.0, gain.mean(), 0.0, "paired by replicate", relation)
         grid = np.geomspace(0.005, 3, 60)
         curve = [theory.student(g) / theory.risk for g in grid]
-        lines += [
-            Line(f"teacher's penalty {penalty}", grid, curve, "theory", colour=k),
-            Line("", [own], [mean], "measured", [error], colour=k),
-        ]
-    found.panels.append(Panel("Ridge", "student's penalty", "student's risk / teacher's", lines, logx=True))
+        lines.append(Line(f"teacher's penalty {penalty}", grid, curve, "theory", colour=k))
+        lines.append(Line.runs([(own, mean, error)], colour=k))
+    found.draw("Ridge", "student's penalty", "student's risk / teacher's", lines, logx=True)
     return found
 
 
@@ -95,8 +93,9 @@ def contraction_floor(teacher: float) -> float:
     return ((np.sqrt(1 + 3 * teacher) - np.sqrt(1 - teacher)) / 2) ** 2
 
 
+@known(source=f"Medvedev et al. 2025, arXiv 2503.02877; the exact floor: {OWN}")
 def random_features(bench: Bench) -> Findings:
-    """An early-stopped student on all features, against teachers that are projections on M random ones."""
+    """Early stopping makes a student beat teachers on few random features, but no student contracts below a floor."""
     found, draw = Findings(), np.random.default_rng(4)
     published = {4: 0.708, 8: 0.515, 16: 0.320, 32: 0.223}
     rate, replicates = 0.25, 60
@@ -124,10 +123,9 @@ def random_features(bench: Bench) -> Findings:
         stop = int(ratios.mean(0).argmin())
         points = []
         for count in (stop, *more.get(width, ())):
-            head = linear(d, replicates)
-            name = f"student-{width}-{count}"
-            bench.fit(name, head, rows[:, None], (rows @ torch.tensor(teacher)).float(), lr=rate, steps=count)
-            got = bench.read(f"{name}-on-units", head, torch.eye(d)[:, None]).numpy()
+            name, labels = f"student-{width}-{count}", (rows @ torch.tensor(teacher)).float()
+            settings = {"lr": rate, "steps": count, "on": torch.eye(d)[:, None]}
+            got = bench.learn(name, linear(d, replicates), rows[:, None], labels, **settings).numpy()
             ratio = (scale[:, None] * (got - truth[:, None]) ** 2).sum(0) / risk
             words = f"student / teacher, M = {width}, {count} steps"
             found.add(words, ratios[:, count].mean(), ratio.mean(), 1e-4, "fp32; the path is exact")
@@ -137,13 +135,9 @@ def random_features(bench: Bench) -> Findings:
         why = "an independent calculation, and its tolerance"
         found.add(f"best ratio, M = {width}, on the path", published[width], best.mean(), 0.05, why)
         lowest.append(best.mean())
-        x, y, e = zip(*points, strict=True)
-        lines += [
-            Line(f"M = {width}", rate * steps[1:], ratios[:, 1:].mean(0), "theory", colour=k),
-            Line("", x, y, "measured", e, colour=k),
-        ]
+        lines.append(Line(f"M = {width}", rate * steps[1:], ratios[:, 1:].mean(0), "theory", colour=k))
+        lines.append(Line.runs(points, colour=k))
     found.add("without stopping, M = 4, 150 steps", 1.0, late, 1e-3, "the student becomes the teacher")
     found.add("best ratios fall with M", 0.0, max(np.diff(lowest)), 0.0, "the order alone", "<=")
-    title = "Early stopping on random features"
-    found.panels.append(Panel(title, "time of training", "student's risk / teacher's", lines))
+    found.draw("Early stopping on random features", "time of training", "student's risk / teacher's", lines)
     return found

@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from w2sg.known_answers.bench import Bench, Separate, linear, whitening
-from w2sg.known_answers.result import Findings, Line, Panel, standard_error
+from w2sg.known_answers.result import OWN, Findings, Line, known, standard_error
 from w2sg.metrics.intervals import gap_recovered_over_seeds
 
 
@@ -20,12 +20,15 @@ def least_squares(bench: Bench, name: str, x: Tensor, y: Tensor) -> Tensor:
     """[R, D] weights of R regressions of y [N, R] on x [N, R, D], by one fit and one read of unit vectors."""
     white = whitening(x.transpose(0, 1))  # [R, D, K]
     model = Separate(x.shape[1], white.shape[-1])
-    bench.fit(name, model, torch.einsum("nrd,rdk->nrk", x.double(), white), y.float(), steps=2)
-    return bench.read(f"{name}-on-units", model, white.transpose(0, 1)).mT  # row d is the unit vector e_d
+    features = torch.einsum("nrd,rdk->nrk", x.double(), white)
+    units = white.transpose(0, 1)  # row d is the unit vector e_d
+    return bench.learn(name, model, features, y.float(), steps=2, on=units).mT
 
 
+@known(source="Charikar et al. 2024, arXiv 2405.15116, Theorem 1")
 def misfit_gain(bench: Bench) -> Findings:
-    """err(weak) - err(student) = ||student - weak||^2 if the class is convex and holds the truth."""
+    """With a convex student and squared loss, the gain over the teacher equals the distance from it."""
+    # err(weak) - err(student) = ||student - weak||^2, where the class is convex and holds the truth
     found, draw = Findings(), np.random.default_rng(1)
     d, width, teachers, n, n_test = 8, 16, 50, 2000, 8000
     x = torch.tensor(draw.normal(size=(n + n_test, d)))
@@ -36,13 +39,13 @@ def misfit_gain(bench: Bench) -> Findings:
     sizes = torch.tensor(draw.uniform(0.3, 1.5, size=teachers))
     weak = truth + (errors[..., 0] * sizes[:, None]).T / 24**0.5  # [N, teachers]
     white = (features @ whitening(features[:n]))[:, None]
-    head = linear(width, teachers)
-    bench.fit("students", head, white[:n], weak[:n].float(), steps=2)
-    student = bench.read("students", head, white)
+    student = bench.learn("students", linear(width, teachers), white[:n], weak[:n].float(), steps=2, on=white)
     gain = (weak - truth).square() - (student - truth).square()
     misfit = (student - weak).square()
-    seen = {"gain": gain[:n].mean(0).numpy(), "misfit": misfit[:n].mean(0).numpy()}
-    fresh = {"gain": gain[n:].mean(0).numpy(), "misfit": misfit[n:].mean(0).numpy()}
+    seen, fresh = (
+        {"gain": gain[part].mean(0).numpy(), "misfit": misfit[part].mean(0).numpy()}
+        for part in (slice(n), slice(n, None))
+    )
     worst = np.abs(seen["gain"] - seen["misfit"]).max()
     found.add("largest |gain - misfit| of 50 students, fitted rows", 0.0, worst, 1e-5, "fp32")
     found.add("mean gain over mean misfit", 1.0, seen["gain"].mean() / seen["misfit"].mean(), 1e-5, "fp32")
@@ -58,12 +61,14 @@ def misfit_gain(bench: Bench) -> Findings:
         Line("fitted rows", seen["misfit"], seen["gain"], "measured"),
         Line("fresh rows", fresh["misfit"], fresh["gain"], "measured", colour=1),
     ]
-    found.panels.append(Panel("Misfit is gain", "‖student − weak‖²", "err(weak) − err(student)", lines))
+    found.draw("Misfit is gain", "‖student − weak‖²", "err(weak) − err(student)", lines)
     return found
 
 
+@known(source=f"Dong et al. 2025, arXiv 2502.05075; exact for Gaussian inputs, {OWN}")
 def intrinsic_dimension(bench: Bench) -> Findings:
-    """The weak model sees d_w features and the strong one d_s. They share d_A, which hold the truth."""
+    """The less the features of teacher and student overlap, the better the student; at small N its PGR is above 1."""
+    # the weak model sees d_w features, the strong one d_s; they share some, which hold the truth
     found, draw = Findings(), np.random.default_rng(3)
     d_w, d_s, n = 30, 40, 100
     measured = []
@@ -86,13 +91,9 @@ def intrinsic_dimension(bench: Bench) -> Findings:
         ceiling = least_squares(bench, f"ceiling-{name}", strong, own)
         risks = [(w - truth[: w.shape[1]]).square().sum(1).numpy() for w in (weak, student, ceiling)]
         spare = n_transfer - d_s - 1
-        expected = [
-            d_w / (n - d_w - 1),
-            (overlap + only_weak * d_s / spare) / (n - d_w - 1),
-            d_s / spare,
-        ]
+        expected = [d_w / (n - d_w - 1), (overlap + only_weak * d_s / spare) / (n - d_w - 1), d_s / spare]
         for role, risk, theory in zip(("weak", "student", "ceiling"), risks, expected, strict=True):
-            found.add(f"{role} risk, {setting}", theory, risk.mean(), 4 * standard_error(risk), "4 s.e.")
+            found.mean(f"{role} risk, {setting}", theory, risk)
         pgr = gap_recovered_over_seeds(*(-risk for risk in risks))
         theory = (expected[0] - expected[1]) / (expected[0] - expected[2])
         recovered = (risks[0] - risks[1]) - theory * (risks[0] - risks[2])
@@ -105,18 +106,18 @@ def intrinsic_dimension(bench: Bench) -> Findings:
             measured.append((n_transfer, pgr["value"], error))
         if n_transfer == 200:
             found.add(f"PGR above 1, {setting}", 1.0, pgr["low"], 0.0, "the whole interval", ">=")
-    x, y, e = zip(*measured, strict=True)
     grid = np.geomspace(150, 10000, 60)
     risk = (10 + 20 * d_s / (grid - d_s - 1)) / (n - d_w - 1)
     weak_risk = d_w / (n - d_w - 1)
     theory = (weak_risk - risk) / (weak_risk - d_s / (grid - d_s - 1))
-    lines = [Line("theory", grid, theory, "theory"), Line("runs", x, y, "measured", e)]
-    found.panels.append(Panel("PGR above 1 at small N (overlap 10)", "weak labels N", "PGR of risks", lines, logx=True))
+    lines = [Line("theory", grid, theory, "theory"), Line.runs(measured, "runs")]
+    found.draw("PGR above 1 at small N (overlap 10)", "weak labels N", "PGR of risks", lines, logx=True)
     return found
 
 
+@known(source=OWN)
 def ensembles(bench: Bench) -> Findings:
-    """Members on separate samples: their mean has risk bias + variance / M, and so has a student of its labels."""
+    """A committee's error is bias + variance/M, and a student of its labels has the same error."""
     found, draw = Findings(), np.random.default_rng(11)
     d, n, missed, replicates, most = 20, 60, 0.5, 60, 16
     variance = (1.0 + missed) * d / (n - d - 1)
@@ -131,17 +132,17 @@ def ensembles(bench: Bench) -> Findings:
         labels = torch.einsum("nrd,rd->nr", transfer, members[:, :size].mean(1))
         student = least_squares(bench, f"student-{size}", transfer, labels)
         risk = missed + (student - truth).square().sum(1).numpy()
-        found.add(f"risk, {size} members", missed + variance / size, risk.mean(), 4 * standard_error(risk), "4 s.e.")
+        found.mean(f"risk, {size} members", missed + variance / size, risk)
         measured.append((size, risk.mean(), standard_error(risk)))
-    x_, y, e = zip(*measured, strict=True)
     grid = np.geomspace(1, 16, 40)
-    lines = [Line("bias + variance/M", grid, missed + variance / grid, "theory"), Line("runs", x_, y, "measured", e)]
-    found.panels.append(Panel("Ensembles of teachers", "members M", "risk", lines, logx=True))
+    lines = [Line("bias + variance/M", grid, missed + variance / grid, "theory"), Line.runs(measured, "runs")]
+    found.draw("Ensembles of teachers", "members M", "risk", lines, logx=True)
     return found
 
 
+@known(source="Ildiz et al. 2024, arXiv 2410.18837, Figure 1")
 def surrogate(bench: Bench) -> Findings:
-    """Gold labels are not the ones that teach best: least-norm interpolation with p > n features."""
+    """Some labels teach better than gold ones: they amplify large features and leave out small ones."""
     found, draw = Findings(), np.random.default_rng(14)
     p, n, replicates = 500, 200, 16
     i = np.arange(1, p + 1.0)
@@ -164,20 +165,18 @@ def surrogate(bench: Bench) -> Findings:
         labels = x @ torch.tensor(taught)
         learnt = least_squares(bench, name.replace(" ", "-"), x, labels).numpy()
         risks[name] = (scale * (learnt - truth) ** 2).sum(1)
-        tolerance = 4 * standard_error(risks[name]) + 0.02 * risk(taught)
-        words = "4 s.e. and 2 %: the theory is a limit"
-        found.add(f"risk of a student of {name}", risk(taught), risks[name].mean(), tolerance, words)
+        why = "4 s.e. and 2 %: the theory is a limit"
+        found.mean(f"risk of a student of {name}", risk(taught), risks[name], why, slack=0.02 * risk(taught))
     ahead = risks["gold labels"] - risks["optimal surrogate"]
     found.add("gold labels - optimal surrogate, s.e.", 4, ahead.mean() / standard_error(ahead), 0, "resolved", ">=")
     blend = np.linspace(0, 1.6, 60)
     theory = [risk(truth + t * (best - truth)) for t in blend]
-    ends = [risks[name] for name in ("gold labels", "optimal surrogate")]
-    measured, error = [e.mean() for e in ends], [standard_error(e) for e in ends]
+    ends = enumerate(risks[name] for name in ("gold labels", "optimal surrogate"))
     lines = [
         Line("theory", blend, theory, "theory"),
         Line("best mask", [0, 1.6], [risk(teachers["best mask"])] * 2, "theory", colour=1),
-        Line("runs", [0, 1], measured, "measured", error),
+        Line.runs([(place, end.mean(), standard_error(end)) for place, end in ends], "runs"),
     ]
-    words = ("from gold labels (0) to the optimal surrogate (1)", "student's risk")
-    found.panels.append(Panel("Labels that teach better than gold", *words, lines))
+    axes = ("from gold labels (0) to the optimal surrogate (1)", "student's risk")
+    found.draw("Labels that teach better than gold", *axes, lines)
     return found

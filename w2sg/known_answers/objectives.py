@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax
 
 from w2sg import losses
 from w2sg.known_answers.bench import Bench, Kept, linear, whitening
-from w2sg.known_answers.result import Findings, Line, Panel
+from w2sg.known_answers.result import Findings, Line, known
 from w2sg.metrics.theory import three_point
 from w2sg.models.heads import LinearHead, MixtureHead
 from w2sg.store.files import read_json
@@ -32,8 +32,9 @@ class Fixed(Kept):
         return self.logits[batch["features"][:, 0, 0].long()]
 
 
+@known(source="definitions; openai/weak-to-strong pull request 33 for the warm-up")
 def loss_values(bench: Bench) -> Findings:
-    """Check every loss by its definition on four rows, and the confidence loss over the warm-up of a fit."""
+    """Every loss equals its definition on fixed logits, and the confidence loss warms up linearly inside a fit."""
     found = Findings()
     s = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
     w = np.stack([1 - WEAK, WEAK], 1)
@@ -72,12 +73,13 @@ def loss_values(bench: Bench) -> Findings:
         found.add(words, values[step], got[step], 1e-6, "fp32")
     x = np.arange(steps) / steps
     lines = [Line("by definition", x, values, "theory"), Line("in the fit", x, got, "measured")]
-    found.panels.append(Panel("Confidence loss over its warm-up", "part of training", "loss", lines))
+    found.draw("Confidence loss over its warm-up", "part of training", "loss", lines)
     return found
 
 
+@known(source="Mulgund & Pabbaraju 2025, arXiv 2501.19105; Yao et al. 2025, arXiv 2502.11107, Theorem 2")
 def misfit_kl(bench: Bench) -> Findings:
-    """Check gain against misfit in nats, for the forward and for the reverse projection."""
+    """The same in nats: KL(student‖truth) for cross entropy, the Pythagorean identity for reverse KL on mixtures."""
     found, draw = Findings(), np.random.default_rng(2)
     n, width = 600, 12
     x = torch.tensor(draw.normal(size=(n, 6)) @ draw.normal(size=(6, width)) / 6**0.5).tanh()
@@ -88,9 +90,8 @@ def misfit_kl(bench: Bench) -> Findings:
     features = x.float()[:, None]
     points = {}
     for kind, labels in {"soft": weak, "hard": losses.hard_logits(weak.argmax(1), 2).double()}.items():
-        head = linear(width, 2)
-        bench.fit(f"forward-{kind}", head, features, labels.float(), losses.cross_entropy, lr=3.0, steps=80)
-        student = _log_p(bench.read(f"forward-{kind}", head, features))
+        given = (linear(width, 2), features, labels.float(), losses.cross_entropy)
+        student = _log_p(bench.learn(f"forward-{kind}", *given, lr=3.0, steps=80, on=features))
         gain = (_log_p(labels).exp() * (student - truth)).sum(1).mean()
         misfit = (student.exp() * (student - truth)).sum(1).mean()  # KL(student || truth)
         words = f"CE(weak, truth) - CE(weak, student), {kind} labels"
@@ -106,9 +107,8 @@ def misfit_kl(bench: Bench) -> Findings:
         truth = _log_p(experts({"features": features}).double())
         experts.weights.zero_()
     weak = _log_p(truth + torch.tensor(draw.normal(size=(n, 2))) * 0.9)
-    settings = {"lr": 0.03, "steps": 250, "module": SoftLabelModule}
-    bench.fit("reverse", experts, features, weak.float(), losses.reverse_kl, **settings)
-    student = _log_p(bench.read("reverse", experts, features))
+    settings = {"lr": 0.03, "steps": 250, "module": SoftLabelModule, "on": features}
+    student = _log_p(bench.learn("reverse", experts, features, weak.float(), losses.reverse_kl, **settings))
     parts = {k: float(v.mean()) for k, v in three_point(student, weak, truth.exp()).items()}
     share = float(experts.weights.detach().softmax(0).min())
     found.add("smallest weight of the mixture", 0.01, share, 0.0, "the projection must be interior", ">=")
@@ -122,8 +122,8 @@ def misfit_kl(bench: Bench) -> Findings:
     points["reverse KL, mixture"] = (float(misfit), parts["gain"])
     ends = [0.0, 1.1 * max(x for x, _ in points.values())]
     lines = [Line("gain = misfit", ends, ends, "theory", colour=8)]
-    lines += [Line(name, [x], [y], "measured", colour=k) for k, (name, (x, y)) in enumerate(points.items())]
-    found.panels.append(Panel("Misfit is gain, in nats", "misfit", "gain", lines))
+    lines += [Line.runs([point], name, colour=k) for k, (name, point) in enumerate(points.items())]
+    found.draw("Misfit is gain, in nats", "misfit", "gain", lines)
     return found
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from w2sg import losses
 from w2sg.known_answers.bench import Bench, linear
-from w2sg.known_answers.result import Findings, Line, Panel, standard_error
+from w2sg.known_answers.result import OWN, Findings, Line, known, standard_error
 
 V, H, L, K = 4, 3, 4, 5
 
@@ -24,8 +24,7 @@ class Personas(nn.Module):
 
     def __init__(self, start: np.ndarray, moves: np.ndarray, emits: np.ndarray):
         super().__init__()
-        parts = {"start": start, "moves": moves, "emits": emits}
-        for name, value in parts.items():
+        for name, value in {"start": start, "moves": moves, "emits": emits}.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
 
     def log_likelihood(self, texts: Tensor) -> Tensor:
@@ -44,8 +43,9 @@ class Personas(nn.Module):
         return self.log_likelihood(batch["features"].long()).sum(1)
 
 
+@known(source=f"the text twin of arXiv 2405.16236; {OWN}")
 def personas(bench: Bench) -> Findings:
-    """The posterior over personas sharpens as the exact sum says, and a student of refined labels has the rest."""
+    """Refinement of text by a mixture of hidden Markov personas agrees with the exact sum over all texts."""
     found, draw = Findings(), np.random.default_rng(9)
     start = draw.dirichlet(np.ones(H), size=K)
     moves, emits = draw.dirichlet(np.ones(H) * 0.7, size=(K, H)), draw.dirichlet(np.ones(V) * 0.5, size=(K, H)) + 0.02
@@ -60,38 +60,34 @@ def personas(bench: Bench) -> Findings:
     lines = []
     for colour, corrupted in enumerate((0.0, 0.2, 0.4)):
         weak = enumerated(start, moves, (1 - corrupted) * emits + corrupted / V, texts)[0]
-        sizes, masses, errors = (1, 2, 4, 8, 16), [], []
+        points = []
         affinity = (weak * np.sqrt(clean / clean[0])).sum(1)[1:]  # E sqrt(p_k / p_1): off-target mass is below its sum
-        for n in sizes:
+        for n in (1, 2, 4, 8, 16):
             rows = texts[draw.choice(len(texts), p=weak, size=(3000, n))]
             name = f"contexts-{corrupted}-{n}"
             p = torch.softmax(bench.read(name, model, torch.tensor(rows)), -1).numpy()
             off = 1 - p[:, 0]
-            masses.append(off.mean())
-            errors.append(standard_error(off))
+            points.append((n, off.mean(), standard_error(off)))
             words = f"off-target mass, {corrupted:.0%} corrupted, n = {n}"
             if n <= 2:
                 exact = weak @ (1 - posterior[0]) if n == 1 else _two(clean, weak)
-                found.add(words, exact, off.mean(), 4 * errors[-1], "4 s.e.; the sum over all texts is exact")
+                found.mean(words, exact, off, "4 s.e.; the sum over all texts is exact")
             if n == 16 and affinity.max() < 1:
                 bound = min(1.0, float((affinity**n).sum()))
-                found.add(f"{words}, bound", bound, off.mean(), 4 * errors[-1], "4 s.e.", "<=")
+                found.mean(f"{words}, bound", bound, off, relation="<=")
             if n == 16:
                 _student(bench, found, corrupted, clean, weak, texts, p[:500])
         x = np.arange(1, 17)
         bound = np.minimum(1, (affinity[:, None] ** x).sum(0))
-        lines += [
-            Line(f"bound, {corrupted:.0%} corrupted", x, bound, "theory", colour=colour),
-            Line("", sizes, masses, "measured", errors, colour),
-        ]
-    axes = ("texts in a context", "mass off the persona")
-    found.panels.append(Panel("Personas", *axes, lines, logy=True))
+        lines.append(Line(f"bound, {corrupted:.0%} corrupted", x, bound, "theory", colour=colour))
+        lines.append(Line.runs(points, colour=colour))
+    found.draw("Personas", "texts in a context", "mass off the persona", lines, logy=True)
     # a Bayesian is calibrated: its mean mass on the truth equals the mean sum of its squares
     truth = draw.integers(0, K, 4000)
     rows = np.stack([texts[draw.choice(len(texts), p=clean[k] / clean[k].sum(), size=3)] for k in truth])
     p = torch.softmax(bench.read("calibration", model, torch.tensor(rows)), -1).numpy()
     above = p[np.arange(len(truth)), truth] - (p**2).sum(1)
-    found.add("mass on the truth - sum of squares", 0.0, above.mean(), 4 * standard_error(above), "4 s.e.")
+    found.mean("mass on the truth - sum of squares", 0.0, above)
     return found
 
 
@@ -142,11 +138,8 @@ def _student(
     first = np.tile(np.arange(V), len(posterior))  # the query of each row; its label is the token after it
     features, left = torch.tensor(np.eye(V)[first])[:, None] * V**0.5, {}  # one-hot, white
     for name, labels in taught.items():
-        head = linear(V, V)
-        stage = f"{name}-{corrupted}"
-        targets = torch.tensor(np.log(labels), dtype=torch.float32)
-        bench.fit(stage, head, features, targets, losses.cross_entropy, lr=3.0, steps=60)
-        student = bench.read(f"{stage}-on-tokens", head, torch.eye(V)[:, None] * V**0.5)
+        given = (linear(V, V), features, torch.tensor(np.log(labels), dtype=torch.float32), losses.cross_entropy)
+        student = bench.learn(f"{name}-{corrupted}", *given, lr=3.0, steps=60, on=torch.eye(V)[:, None] * V**0.5)
         left[name] = float(losses.forward_kl(student, torch.tensor(np.log(strong[0]))).mean())
         theory = (strong[0] * np.log(strong[0] / expected[name])).sum(-1).mean()
         words = f"KL(persona‖student), {name}, {corrupted:.0%} corrupted"

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from w2sg.known_answers.bench import Bench
 
 
+OWN = "closed form derived here and checked by simulation"  # a source
+
+
 @dataclass(frozen=True)
 class Quantity:
     """One number.
@@ -47,6 +50,12 @@ class Line:
     error: Sequence[float] | None = None
     colour: int = 0
 
+    @staticmethod
+    def runs(points: Sequence[tuple[float, ...]], label: str = "", colour: int = 0) -> Line:
+        """Measured points (x, y), or (x, y, error)."""
+        x, y, *error = zip(*points, strict=True)
+        return Line(label, x, y, "measured", *error, colour=colour)
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -80,6 +89,16 @@ class Findings:
         value = np.nan if got is None else float(got)
         self.quantities.append(Quantity(name, float(expected), value, float(tolerance), why, relation))
 
+    def mean(
+        self, name: str, expected: float, draws: np.ndarray, why: str = "4 s.e.", slack: float = 0, relation: str = "="
+    ) -> None:
+        """The mean of [R] independent draws, which may miss by 4 standard errors and ``slack``."""
+        self.add(name, expected, np.mean(draws), 4 * standard_error(draws) + slack, why, relation)
+
+    def draw(self, title: str, x: str, y: str, lines: Sequence[Line], **log: bool) -> None:
+        """One more figure, as `Panel`."""
+        self.panels.append(Panel(title, x, y, lines, **log))
+
     @property
     def passed(self) -> bool:
         return bool(self.quantities) and all(quantity.passed for quantity in self.quantities)
@@ -99,6 +118,11 @@ class Check:
     says: str
     source: str
     run: Callable[[Bench], Findings]
+
+
+def known(source: str) -> Callable[[Callable[[Bench], Findings]], Check]:
+    """Makes a check of a function: its name is the check's, and its docstring says what it shows."""
+    return lambda run: Check(run.__name__, " ".join((run.__doc__ or "").split()), source, run)
 
 
 def standard_error(draws: np.ndarray) -> float:

@@ -33,8 +33,8 @@ from scipy.stats import norm
 
 from w2sg.config.check import CONF, check, register
 from w2sg.data.splits import load_tables
-from w2sg.known_answers.bench import Bench
-from w2sg.known_answers.result import Findings
+from w2sg.known_answers.bench import Bench, write_rows
+from w2sg.known_answers.result import Findings, known
 from w2sg.metrics import labels as metrics
 
 # prompts of the test split by the kinds of their two pairs
@@ -42,36 +42,27 @@ PROMPTS = {"AA": 20, "AC": 9, "CC": 4, "BB": 5, "AF": 3, "CF": 2}
 RIGHT = {"weak": "AF", "student": "AC", "ceiling": "ABC"}
 
 TAUGHT = {"ground_truth": {"A": 60, "B": 60, "C": 12, "G": 100}, "transfer": {"A": 60, "b": 60, "C": 60}}
+WORDS = {  # of the chosen and of the rejected reply
+    "A": ("apple", "acorn"),
+    "B": ("birch", "beech"),
+    "C": ("cedar", "cress"),
+    "G": ("grape", "gorse"),
+    "M": ("cedar gorse", "cress grape"),
+}
+# how a test row is made; of B the gold label is the opposite of what ground truth taught
+OF_TEST = {"A": "A", "B": "b", "C": "M", "F": "m"}
 EPOCHS = (16, 17)  # two settings, so that Holm has two tests; two losses with equal predictions would count once
 
 
 def pair(prompt: str, kind: str, number: int) -> dict[str, str]:
     """One row. A small letter is the same kind with the other gold label."""
-    good, bad = {
-        "A": ("apple", "acorn"),
-        "B": ("birch", "beech"),
-        "C": ("cedar", "cress"),
-        "G": ("grape", "gorse"),
-    }[kind.upper()]
-    replies = [f"{prompt} filler{number} {word}" for word in (good, bad)]
+    replies = [f"{prompt} filler{number} {words}" for words in WORDS[kind.upper()]]
     chosen, rejected = replies if kind.isupper() else replies[::-1]
-    return {"chosen": chosen, "rejected": rejected}
-
-
-def of_test(prompt: str, kind: str, number: int) -> dict[str, str]:
-    """A row of the test split."""
-    if kind == "A":
-        return pair(prompt, "A", number)
-    if kind == "B":
-        return pair(prompt, "b", number)  # the gold label is the opposite of what ground truth taught
-    replies = [f"{prompt} filler{number} {words}" for words in ("cedar gorse", "cress grape")]
-    chosen, rejected = replies if kind == "C" else replies[::-1]
     return {"chosen": chosen, "rejected": rejected}
 
 
 def write(folder: Path) -> dict[str, str]:
     """Write the three files. Returns the kind of each test row by its chosen text."""
-    folder.mkdir(parents=True)
     number, kinds = itertools.count(), {}
     for split, taught in TAUGHT.items():
         rows = []
@@ -79,20 +70,16 @@ def write(folder: Path) -> dict[str, str]:
             for k in range(count // 2):
                 prompt = f"\n\nHuman: {split} {kind}{k}?\n\nAssistant:"
                 rows += [pair(prompt, kind, next(number)) for _ in range(2)]
-        _write(folder / f"{split}.jsonl", rows)
+        write_rows(folder / f"{split}.jsonl", rows)
     rows = []
     for two, count in PROMPTS.items():
         for k in range(count):
             prompt = f"\n\nHuman: test {two}{k}?\n\nAssistant:"
             for kind in two:
-                rows.append(of_test(prompt, kind, next(number)))
+                rows.append(pair(prompt, OF_TEST[kind], next(number)))
                 kinds[rows[-1]["chosen"]] = kind
-    _write(folder / "test.jsonl", rows)
+    write_rows(folder / "test.jsonl", rows)
     return kinds
-
-
-def _write(file: Path, rows: list[dict[str, str]]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def configured(*overrides: str) -> Any:
@@ -109,8 +96,9 @@ def configured(*overrides: str) -> Any:
         GlobalHydra.instance().hydra = around
 
 
+@known(source="planted; sign flips counted one by one")
 def whole_path(bench: Bench) -> Findings:
-    """Check two runs on planted data: their reports, their predictions, and the summary of both."""
+    """From a file of pairs to report.json and summary.json every number is the planted one."""
     from w2sg.compare import labels as collect_page
     from w2sg.compare import runs as collect
     from w2sg.experiment import run
