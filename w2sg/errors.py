@@ -20,3 +20,8 @@ class ConfigError(UserError):
 
 class TrainingError(UserError):
     """Training cannot continue, for instance because a loss is not finite. Finished stages are kept."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -47,10 +47,10 @@ class Tie(ValueError):
 def number(value: Any) -> float | None:
     """A cell as a finite number, None where it is none."""
     try:
-        found = float(value)
+        finite = math.isfinite(float(value)) and not isinstance(value, bool)
     except (TypeError, ValueError):
         return None
-    return None if isinstance(value, bool) or not math.isfinite(found) else found
+    return float(value) if finite else None
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Asked:
 
     @staticmethod
     def of(sample: Sample, there: set[str], where: str, names: tuple[str, ...] = PROMPTS) -> Asked:
-        column = next((name for name in names if name in there), None)
+        column = _first(names, there)
         if column is None:
             return Asked(None)
         kind = majority(row.get(column) for row in sample)
@@ -80,15 +80,14 @@ class Asked:
             if 2 * sum(bool(TURN.match(cell.lstrip())) for cell in cells) > len(cells):
                 kind = "dialogue"  # of one turn, which needs no "Assistant:" behind it
         keys = {key for row in sample for key in row}
-        system = next((name for name in SYSTEMS if name in keys), None)
         more = "input" if column == "instruction" and "input" in keys else None
-        return Asked(column, kind, system, more, "history" if column != "history" and "history" in keys else None)
+        history = "history" if column != "history" and "history" in keys else None
+        return Asked(column, kind, _first(SYSTEMS, keys), more, history)
 
     @staticmethod
     def beside(sample: Sample) -> Asked:
         """What stands beside messages that hold their prompt."""
-        keys = {key for row in sample for key in row}
-        return Asked(None, system=next((name for name in SYSTEMS if name in keys), None))
+        return Asked(None, system=system_of(sample))
 
     @property
     def columns(self) -> set[str]:
@@ -96,12 +95,12 @@ class Asked:
 
     def before(self, row: Row) -> tuple[Message, ...]:
         """The system message and earlier turns."""
-        found = []
+        turns = []
         if self.system and row.get(self.system):
-            found.append(Message("system", text_of(row, self.system)))
+            turns.append(Message("system", text_of(row, self.system)))
         if self.history and row.get(self.history):
-            found += _turns(row[self.history], self.history)
-        return tuple(found)
+            turns += _turns(row[self.history], self.history)
+        return tuple(turns)
 
     def text(self, row: Row) -> str:
         text = text_of(row, self.column)
@@ -111,14 +110,17 @@ class Asked:
     def messages(self, row: Row) -> tuple[Message, ...]:
         """The prompt as messages, with what stands before it."""
         if self.kind in ("messages", "json"):
-            found = messages_of(row[self.column], self.column)
-            if found[-1].role == "assistant":
-                raise ValueError(f"{self.column} ends with the assistant")
+            turns = self._unanswered(messages_of(row[self.column], self.column))
         elif self.kind == "dialogue":
-            found = self._transcript(row).messages
+            turns = self._transcript(row).messages
         else:
-            found = (Message("user", self.text(row)),)
-        return (*self.before(row), *found)
+            turns = (Message("user", self.text(row)),)
+        return (*self.before(row), *turns)
+
+    def _unanswered(self, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+        if turns[-1].role == "assistant":
+            raise ValueError(f"{self.column} ends with the assistant")
+        return turns
 
     def dialogue(self, row: Row) -> Dialogue:
         if self.column is None:
@@ -135,10 +137,8 @@ class Asked:
         text = self.text(row)
         if not BEGINS.match(text):
             raise ValueError(f"{self.column} is no dialogue ('Human: ... Assistant:'), as others of the file are")
-        found = Dialogue.of_text(text)
-        if found.messages[-1].role == "assistant":
-            raise ValueError(f"{self.column} ends with the assistant")
-        return found if text.rstrip().endswith(LAST_TURN) else Dialogue.of_text(text.rstrip() + LAST_TURN)
+        self._unanswered(Dialogue.of_text(text).messages)
+        return Dialogue.of_text(text if text.rstrip().endswith(LAST_TURN) else text.rstrip() + LAST_TURN)
 
     def pair(self, row: Row, chosen: str, rejected: str) -> Example:
         """A pair of replies."""
@@ -150,6 +150,15 @@ class Asked:
             return pair(prompt, *texts)
         spaced = f"{prompt.text} "  # by which such pairs were always known, so that splits stay
         return pair(prompt, *texts, known=spaced if prompt.plain else None)
+
+
+def _first(names: tuple[str, ...], keys: set[str]) -> str | None:
+    return next((name for name in names if name in keys), None)
+
+
+def system_of(sample: Sample) -> str | None:
+    """The column of system messages."""
+    return _first(SYSTEMS, {key for row in sample for key in row})
 
 
 def text_of(row: Row, key: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,21 +14,6 @@ from w2sg.errors import UserError
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEP = re.compile(r"sep=(.|\t)", re.I)
-
-
-class _Lines:
-    """Lines of a file, those since the last row kept."""
-
-    def __init__(self, file: TextIO):
-        self.file, self.kept = file, []
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self.file)
-        self.kept.append(line)
-        return line
 
 
 def read_csv(path: Path, file: TextIO, notes: list[str]) -> Iterator[tuple[str, dict[str, str] | Exception]]:
@@ -40,7 +26,6 @@ def read_csv(path: Path, file: TextIO, notes: list[str]) -> Iterator[tuple[str, 
         UserError: no header, two columns of one name, or a quote that is not closed or stands inside of a field.
     """
     csv.field_size_limit(2**31 - 1)  # whether a text is too long is for max_chars to say
-    lines = _Lines(file)
     first, before = next(file, ""), 0
     given = SEP.fullmatch(first.strip('\r\n"'))
     if given:  # a spreadsheet's own line, which says what tells columns apart
@@ -48,42 +33,38 @@ def read_csv(path: Path, file: TextIO, notes: list[str]) -> Iterator[tuple[str, 
     delimiter = given[1] if given else _delimiter(first, path)
     if delimiter in list(DELIMITERS)[1:] and not _tabbed(path):
         notes.append(f"{path.name}: its columns are told apart by {DELIMITERS[delimiter]}")
-    reader = csv.reader(_chained(first, lines), delimiter=delimiter, strict=True)
+    kept: list[str] = []  # lines since the last row
+
+    def lines() -> Iterator[str]:
+        for line in chain([first] if first else [], file):
+            kept.append(line)
+            yield line
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     header, ends = None, before
     while True:
-        begins, lines.kept[:] = ends + 1, []
+        begins = ends + 1
+        kept.clear()
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise UserError(
-                _broken(path, begins, [first, *lines.kept] if header is None else lines.kept, error)
-            ) from error
-        ends = before + reader.line_num
+            raise UserError(_broken(path, begins, kept, error)) from error
+        ends, where = before + reader.line_num, f"{path.name}:{begins}"
         if row is None:
             return
         if header is None:
-            header = _header(row, path)
-            continue
-        if not row:
-            continue  # an empty line
-        where = f"{path.name}:{begins}"
-        if len(row) != len(header):
-            few = "more" if len(row) > len(header) else "fewer"
-            cause = (
-                "a field with a comma, or a quote, must be quoted, and quotes in it doubled" if few == "more" else ""
-            )
-            yield (
-                where,
-                ValueError(f"{len(row)} fields, {few} than the {len(header)} columns{f' ({cause})' if cause else ''}"),
-            )
-        else:
+            header = row
+            if twice := [name for name, count in Counter(header).items() if count > 1]:
+                raise UserError(
+                    f"dataset.path: {path} has {len(header)} columns, of which two are named {twice[0]!r}; rename one"
+                )
+        elif len(row) == len(header) > 0:
             yield where, dict(zip(header, row, strict=True))
-
-
-def _chained(first: str, lines: _Lines) -> Iterator[str]:
-    if first:
-        yield first
-    yield from lines
+        elif row:  # no empty line
+            how, cause = "fewer", ""
+            if len(row) > len(header):
+                how, cause = "more", " (a field with a comma, or a quote, must be quoted, and quotes in it doubled)"
+            yield where, ValueError(f"{len(row)} fields, {how} than the {len(header)} columns{cause}")
 
 
 def _delimiter(header: str, path: Path) -> str:
@@ -98,25 +79,13 @@ def _tabbed(path: Path) -> bool:
     return ".tsv" in [suffix.lower() for suffix in path.suffixes[-2:]]
 
 
-def _header(names: list[str], path: Path) -> list[str]:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UserError(
-            f"dataset.path: {path} has {len(names)} columns, of which two are named {twice[0]!r}; rename one"
-        )
-    return names
-
-
 def _broken(path: Path, begins: int, lines: list[str], error: Any) -> str:
     """What is wrong with quotes, and the line."""
     if "end of data" in str(error):
-        opened, inside = begins, False
-        for number, line in enumerate(lines, begins):
-            if line.count('"') % 2:
-                opened, inside = (number, True) if not inside else (opened, False)
+        odd = [number for number, line in enumerate(lines, begins) if line.count('"') % 2]  # opens, closes, opens ...
         return (
-            f"dataset.path: {path}:{opened}: a quote that opens here is not closed, so that all rows below would be "
-            "read as one field; close it, or double it if it is part of the text"
+            f"dataset.path: {path}:{[begins, *odd[::2]][-1]}: a quote that opens here is not closed, so that all rows "
+            "below would be read as one field; close it, or double it if it is part of the text"
         )
     return (
         f"dataset.path: {path}:{begins} is not CSV ({error}): it would have more fields than columns; quotes inside "

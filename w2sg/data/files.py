@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from w2sg.data.csv_rows import read_csv
-from w2sg.errors import UserError
+from w2sg.errors import UserError, first_line
 
 Row = dict[str, Any]
 Rows = Iterable[tuple[str, Row | Exception]]  # (where it stands, the row, or why it cannot be read)
@@ -35,6 +35,7 @@ OTHERS = {
     b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or save its rows as CSV UTF-8",
     b"<!DOCTYPE": "a web page; download the file itself",
 }
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what a file that breaks off raises
 MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x00\x00\xfe\xff": "UTF-32"}
 
 
@@ -71,23 +72,15 @@ def read_file(path: Path, notes: Notes | None = None) -> Rows:
         raise UserError(f"dataset.path: {path.name} is none of {SHOWN}; save it as one of these")
     if not path.is_file():
         raise UserError(f"dataset.path: {path} is no ordinary file; name a file of rows")
-    kind = "." + suffix.split(".")[1]
     try:
         with path.open("rb") as file:
             head = file.read(24).lstrip()
         if other := next((words for mark, words in OTHERS.items() if head.upper().startswith(mark.upper())), None):
             raise UserError(f"dataset.path: {path} is {other}")
-        if kind in (".jsonl", ".ndjson"):
-            yield from _read_jsonl(path)
-        elif kind == ".json":
-            yield from _read_json(path)
-        elif kind in (".csv", ".tsv"):
-            yield from _read_csv(path, notes)
-        else:
-            yield from _read_arrow(path, kind, notes)
+        yield from READERS[suffix.split(".")[1]](path, notes)
     except RecursionError as error:
         raise UserError(f"dataset.path: {path} is nested too deep to be read; flatten its rows") from error
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"dataset.path: {path} cannot be read ({getattr(error, 'strerror', None) or error}); it breaks off or is "
             "damaged; copy it anew"
@@ -105,7 +98,7 @@ def _open(path: Path) -> io.BufferedIOBase:
     else:
         file = PACKED[packed](path, "rb")
     head = b""
-    with contextlib.suppress(OSError, EOFError, zlib.error, lzma.LZMAError):  # said where its first line is read
+    with contextlib.suppress(*DAMAGED):  # said where its first line is read
         head = file.peek(4)[:4]
     for mark, name in MARKS.items():
         if head.startswith(mark):
@@ -141,13 +134,13 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deep") from error
 
 
-def _read_jsonl(path: Path) -> Rows:
+def _read_jsonl(path: Path, notes: list[str]) -> Rows:
     with _open(path) as file:
         number = 0
         while True:
             try:
                 line = file.readline()
-            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            except DAMAGED as error:
                 raise UserError(f"dataset.path: {path} breaks off after line {number} ({error})") from error
             if not line:
                 return
@@ -158,17 +151,17 @@ def _read_jsonl(path: Path) -> Rows:
                 row = parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
             except ValueError as error:  # broken JSON or not UTF-8
                 if number == 1 and line.strip() in (b"[", b"{", b"\xef\xbb\xbf[", b"\xef\xbb\xbf{"):
-                    yield from _read_json(path)  # one list over many lines, whatever the ending says
+                    yield from _read_json(path, notes)  # one list over many lines, whatever the ending says
                     return
                 yield f"{path.name}:{number}", ValueError(str(error))
                 continue
             if number == 1 and isinstance(row, list) and row and all(isinstance(each, dict) for each in row):
-                yield from _read_json(path)
+                yield from _read_json(path, notes)
                 return
             yield f"{path.name}:{number}", row
 
 
-def _read_json(path: Path) -> Rows:
+def _read_json(path: Path, notes: list[str]) -> Rows:
     with _open(path) as file:
         data = file.read()
     try:
@@ -184,7 +177,7 @@ def _read_json(path: Path) -> Rows:
         except ValueError:
             lines = False
         if lines and "Extra data" in str(error):
-            yield from _read_jsonl(path)  # one object a line, whatever the ending says
+            yield from _read_jsonl(path, notes)  # one object a line, whatever the ending says
             return
         raise UserError(
             f"dataset.path: {path} is not JSON ({error}); a file with one object a line should end in .jsonl"
@@ -209,12 +202,12 @@ def _read_csv(path: Path, notes: list[str]) -> Rows:
         yield from read_csv(path, file, notes)
 
 
-def _read_arrow(path: Path, kind: str, notes: list[str]) -> Rows:
+def _read_arrow(path: Path, notes: list[str]) -> Rows:
     import pyarrow as pa
 
     number, lost = 0, set()
     try:
-        for batch in _batches(path, kind):
+        for batch in _batches(path):
             names = batch.schema.names
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise UserError(f"dataset.path: {path} has two columns named {twice[0]!r}; rename one")
@@ -225,9 +218,10 @@ def _read_arrow(path: Path, kind: str, notes: list[str]) -> Rows:
     except (OSError, ValueError, pa.ArrowException) as error:
         if isinstance(error, UserError):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        name = {".parquet": "parquet"}.get(kind, "Arrow")
-        raise UserError(f"dataset.path: {path} is not a readable {name} file (after row {number}: {reason})") from error
+        name = "parquet" if _is_parquet(path) else "Arrow"
+        raise UserError(
+            f"dataset.path: {path} is not a readable {name} file (after row {number}: {first_line(error)})"
+        ) from error
     for name in sorted(lost):
         notes.append(f"{path.name}: the column {name} holds values that cannot be read (a date out of range, say)")
 
@@ -241,11 +235,15 @@ def _values(column: Any, name: str, lost: set[str]) -> list[Any]:
         return [None] * len(column)
 
 
-def _batches(path: Path, kind: str) -> Iterator[Any]:
+def _is_parquet(path: Path) -> bool:
+    return suffix_of(path) == ".parquet"
+
+
+def _batches(path: Path) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if kind == ".parquet":
+    if _is_parquet(path):
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches()
         return
@@ -257,3 +255,11 @@ def _batches(path: Path, kind: str) -> Iterator[Any]:
         else:
             source.seek(0)
             yield from pa.ipc.open_stream(source)
+
+
+READERS = {
+    **dict.fromkeys(("jsonl", "ndjson"), _read_jsonl),
+    "json": _read_json,
+    **dict.fromkeys(("csv", "tsv"), _read_csv),
+    **dict.fromkeys(("parquet", "arrow", "feather"), _read_arrow),
+}

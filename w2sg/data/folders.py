@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from w2sg.data.examples import Example
 from w2sg.data.files import META, SHOWN, Notes, Row, Rows, read_file, suffix_of
 from w2sg.data.forms import SAMPLE, Formed, formed
-from w2sg.errors import UserError
+from w2sg.errors import UserError, first_line
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]+)?$")  # how the hub names the parts of one split
+SPLITS = dict.fromkeys(("ground_truth", "transfer", "test"))  # in this order
 TESTS = {"test", "validation", "eval"}
 ALIKE = {*TESTS, "tests", "valid", "val", "dev", "heldout"}
 TABLES = {".xlsx", ".xls", ".ods", ".zip", ".tar", ".7z", ".txt", ".pkl", ".pickle", ".db", ".sqlite", ".xml", ".html"}
@@ -42,8 +43,8 @@ class Reader:
     def rows(self, rows: Rows, where: str) -> Rows:
         """Rows of one file, in one form."""
         rows = iter(rows)
-        head = list(itertools.islice(rows, SAMPLE))
-        everything = itertools.chain(head, rows)
+        head = list(islice(rows, SAMPLE))
+        everything = chain(head, rows)
         if self.parse is not None and self._own([row for _, row in head if isinstance(row, dict)]):
             yield from everything
         else:
@@ -82,28 +83,19 @@ def _files(folder: Path, deep: bool = False) -> dict[str, list[Path]]:
     return files
 
 
-def chain(parts: list[Rows]) -> Iterator:
-    """Rows one part after the other."""
-    for part in parts:
-        yield from part
-
-
 def _rows(read: Reader, *splits: list[Path]) -> Rows:
     """Rows of splits, each one file or the shards of one."""
     for paths in splits:
-        sharded = all(SHARD.search(p.name[: -len(suffix_of(p))]) for p in paths)
-        if len(paths) > 1 and not (sharded and len({(p.parent, suffix_of(p)) for p in paths}) == 1):
+        shards = [SHARD.search(p.name[: -len(suffix_of(p))]) for p in paths]
+        if len(paths) > 1 and not (all(shards) and len({(p.parent, suffix_of(p)) for p in paths}) == 1):
             names = [f"{p.parent.name}/{p.name}" if paths[0].parent != paths[1].parent else p.name for p in paths]
             raise UserError(
                 f"dataset.path: there are both {names[0]} and {names[1]}, and which to read is not said; keep one"
             )
         read.files |= set(paths)
-        shards = [SHARD.search(p.name[: -len(suffix_of(p))]) for p in paths] if sharded else []
-        if shards and len(shards) < int(shards[0][2]):
-            read.notes.append(
-                f"of {paths[0].name} there are {len(shards)} of {int(shards[0][2])} parts; copy the others"
-            )
-    return chain([read.file(path) for paths in splits for path in paths])
+        if all(shards) and len(shards) < (parts := int(shards[0][2])):
+            read.notes.append(f"of {paths[0].name} there are {len(shards)} of {parts} parts; copy the others")
+    return chain(*(read.file(path) for paths in splits for path in paths))
 
 
 def local_pools(
@@ -118,17 +110,13 @@ def local_pools(
     if path.is_file():
         return {"all": read.file(path)}
     if not path.is_dir():
-        special = path.exists()
-        raise UserError(
-            f"dataset.path: {path} is neither a file nor a folder; name a file of rows"
-            if special
-            else f"dataset.path: there is no file or folder {path}"
-        )
+        special = f"{path} is neither a file nor a folder; name a file of rows"
+        raise UserError(f"dataset.path: {special if path.exists() else f'there is no file or folder {path}'}")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _saved(path, read)
     files = _files(path)
-    if {"ground_truth", "transfer", "test"} <= files.keys():
-        pools = {name: _rows(read, files[name]) for name in ("ground_truth", "transfer", "test")}
+    if files.keys() >= SPLITS.keys():
+        pools = {name: _rows(read, files[name]) for name in SPLITS}
         _left(path, read)
         return pools
     inside = [_files(path / s) for s in subsets if (path / s).is_dir()]
@@ -136,14 +124,12 @@ def local_pools(
         pools = {name: [f[name] for f in inside if name in f] for name in ("train", "test")}
         return {name: _rows(read, *parts) for name, parts in pools.items() if parts}
     if not subsets:
-        as_there = "test" in (splits or {})  # the hub's own splits say what is for testing
-        if as_there and set(splits.values()) <= files.keys():
-            return {pool: _rows(read, files[split]) for pool, split in splits.items()}
-        if as_there or not files:
-            below = _files(path, deep=True)
-            if as_there and set(splits.values()) <= below.keys():
-                return {pool: _rows(read, below[split]) for pool, split in splits.items()}
-            files = files or below
+        with_test = "test" in (splits or {})  # the hub's own splits say what is for testing
+        below = _files(path, deep=True) if with_test or not files else {}
+        for level in (files, below):
+            if with_test and set(splits.values()) <= level.keys():
+                return {pool: _rows(read, level[split]) for pool, split in splits.items()}
+        files = files or below
     if not files:
         raise UserError(
             f"dataset.path: the folder {path} holds no {SHOWN} file"
@@ -154,19 +140,19 @@ def local_pools(
     if tests:
         pools["test"] = _rows(read, *(files[name] for name in tests))
     _left(path, read)
-    alike = [
-        str(file.relative_to(path))
-        for name in files
-        if name not in tests
-        for file in files[name]
-        if ALIKE & set(re.split(r"[^a-z]+", str(file.relative_to(path)).lower()))
-    ]
+    others = [file for name in files if name not in tests for file in files[name]]
+    alike = [f for f in others if ALIKE & set(re.split(r"[^a-z]+", str(f.relative_to(path)).lower()))]
     if alike:
         read.notes.append(
-            f"{', '.join(alike[:4])}{', ...' * (len(alike) > 4)}: read with the other files and split by prompt; only "
-            "files named test, validation or eval are kept for testing"
+            f"{_listed(alike, path)}: read with the other files and split by prompt; only files named test, validation "
+            "or eval are kept for testing"
         )
     return pools if len(files) > len(tests) else {"all": pools["test"]}
+
+
+def _listed(files: list[Path], folder: Path) -> str:
+    """The first four of some files."""
+    return ", ".join(str(file.relative_to(folder)) for file in files[:4]) + ", ..." * (len(files) > 4)
 
 
 def _left(path: Path, read: Reader) -> None:
@@ -174,8 +160,7 @@ def _left(path: Path, read: Reader) -> None:
     below = [file for paths in _files(path, deep=True).values() for file in paths if file not in read.files]
     below += [file for file in sorted(path.iterdir()) if file.suffix.lower() in TABLES and file.is_file()]
     if below:
-        names = ", ".join(str(file.relative_to(path)) for file in below[:4])
-        read.notes.append(f"files that are not read: {names}{', ...' * (len(below) > 4)}")
+        read.notes.append(f"files that are not read: {_listed(below, path)}")
 
 
 def _saved(path: Path, read: Reader) -> dict[str, Rows]:
@@ -186,10 +171,9 @@ def _saved(path: Path, read: Reader) -> dict[str, Rows]:
         loaded = datasets.load_from_disk(str(path))
         parts = loaded if isinstance(loaded, dict) else {"all": loaded}
     except Exception as error:  # datasets raises its own, Arrow's and plain errors for damaged folders
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"dataset.path: the folder {path} was written by save_to_disk and cannot be read ({reason}); write the "
-            "rows with to_parquet() and give that file"
+            f"dataset.path: the folder {path} was written by save_to_disk and cannot be read ({first_line(error)}); "
+            "write the rows with to_parquet() and give that file"
         ) from error
 
     def rows(name: str) -> Rows:
@@ -197,13 +181,13 @@ def _saved(path: Path, read: Reader) -> dict[str, Rows]:
         numbered = ((f"{where} row {number}", row) for number, row in enumerate(parts[name], 1))
         return read.rows(numbered, where)
 
-    if {"ground_truth", "transfer", "test"} <= parts.keys():
-        return {name: rows(name) for name in ("ground_truth", "transfer", "test")}
+    if parts.keys() >= SPLITS.keys():
+        return {name: rows(name) for name in SPLITS}
     tests = [name for name in parts if name in TESTS]
     train = [name for name in parts if name not in tests]
     if not tests or not train:
-        return {"all": chain([rows(name) for name in parts])}
-    return {"train": chain([rows(name) for name in train]), "test": chain([rows(name) for name in tests])}
+        return {"all": chain(*map(rows, parts))}
+    return {"train": chain(*map(rows, train)), "test": chain(*map(rows, tests))}
 
 
 def hub_pools(path: str, read: Reader, splits: dict[str, str], revision: str | None, **options: Any) -> dict[str, Rows]:
@@ -219,7 +203,7 @@ def hub_pools(path: str, read: Reader, splits: dict[str, str], revision: str | N
         try:
             loaded = datasets.load_dataset(path, split=split, revision=revision, **options)
         except Exception as error:  # datasets raises its own, the hub's and plain errors for the same few causes
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             if "scripts are no longer supported" in reason:
                 reason += "; the hub's converted copy may do: dataset.revision=refs/convert/parquet"
             raise UserError(

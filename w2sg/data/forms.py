@@ -85,9 +85,9 @@ def formed(rows: Rows, where: str, columns: dict[str, str] | None, notes: Notes,
         read += 1
         seen.update(key for key, value in row.items() if value is not None)
         keys |= {key for name in form.reads for key in unread(row.get((columns or {}).get(name, name)))}
-        own = Formed(row if not columns else row | {f: row.get(n) for f, n in columns.items()})
-        own.form = form
-        yield place, own
+        known = Formed(row if not columns else row | {f: row.get(n) for f, n in columns.items()})
+        known.form = form
+        yield place, known
     if not read:
         return
     named = (set(columns.values()) if columns else form.reads) | notes.known
@@ -106,28 +106,26 @@ def _watched(form: Form, inner: Callable[[Row], Example]) -> Callable[[Row], Exa
     """Rows that were written by a chat template already, or as lists, are counted."""
 
     def example(row: Row) -> Example:
-        found = inner(row)
-        if any(SPECIAL.search(text) for text in found.texts):
-            form.counts[TEMPLATED] += 1
-        if ASKING.search(found.prompt.messages[-1].content):
-            form.counts[ASKED] += 1
-        parts = (found.prompt.messages[-1].content, *(text[len(found.prompt.text) :] for text in found.texts))
-        if any(LIST.fullmatch(part) for part in parts):
-            form.counts[LISTED] += 1
-        return found
+        made = inner(row)
+        question = made.prompt.messages[-1].content
+        parts = (question, *(text[len(made.prompt.text) :] for text in made.texts))
+        form.counts.update([TEMPLATED] * any(SPECIAL.search(text) for text in made.texts))
+        form.counts.update([ASKED] * bool(ASKING.search(question)))
+        form.counts.update([LISTED] * any(LIST.fullmatch(part) for part in parts))
+        return made
 
     return example
 
 
 def _renamed(sample: Sample, columns: dict[str, str], where: str) -> Sample:
-    there = dict.fromkeys(key for row in sample for key in row)
+    names = dict.fromkeys(key for row in sample for key in row)
     if twice := [column for column, count in Counter(columns.values()).items() if count > 1]:
         fields = " and ".join(name for name, column in columns.items() if column == twice[0])
         raise UserError(f"dataset.columns: {fields} are both read from {twice[0]!r}; give each a column of its own")
     for name, column in columns.items():
-        if column not in there:
+        if column not in names:
             raise UserError(
-                f"dataset.columns.{name}: {where} has no column {column!r}; it has {', '.join(map(str, there))}"
+                f"dataset.columns.{name}: {where} has no column {column!r}; it has {', '.join(map(str, names))}"
             )
     return [{name: row.get(column) for name, column in columns.items()} for row in sample]
 
@@ -147,49 +145,33 @@ def form_of(sample: Sample, where: str, expects: str) -> Form:
         form = make(rows, _common(rows), where)
         form.needs = needs if form.words != GROUPED else set()
         return form
-    there = _common(sample)
-    remedy = next((words for needs, words in REMEDIES if needs <= there), "")
+    common = _common(sample)
+    remedy = next((words for needs, words in REMEDIES if needs <= common), "")
     names = ", ".join(map(str, dict.fromkeys(key for row in sample for key in row))) or "none"
     raise UserError(f"dataset.path: {where} has the columns {names}{remedy}. Expected {expects}")
 
 
 def _common(sample: Sample) -> set[str]:
     """Columns that most rows have."""
-    held = (key for row in sample for key, value in row.items() if value is not None and str(value).strip())
-    counts = Counter(held)
+    counts = Counter(key for row in sample for key, value in row.items() if value is not None and str(value).strip())
     return {key for key, count in counts.items() if 2 * count >= len(sample)}
 
 
+SCORED = {"fine-grained_score": 1, "overall_score": 1, "score": 1}
+CHOSEN = (  # two replies, the column that chooses between them, and how its values do
+    ("response_0", "response_1", "better_response_id", place_of),
+    ("response_1", "response_2", "preference_strength", by_sign),
+    ("response1", "response2", "overall_preference", by_sign),
+    ("human_ref_A", "human_ref_B", "labels", first_if_one),
+    ("conversation_a", "conversation_b", "winner", winner_of),
+    ("response_a", "response_b", "winner", winner_of),
+)
 FORMS: tuple[tuple[set[str], Callable[..., Form]], ...] = (
     ({"chosen", "rejected"}, pairs_of),
     ({"preferred_output", "non_preferred_output", "input"}, openai),
-    (
-        {"response_0", "response_1", "better_response_id"},
-        chosen_by(("response_0", "response_1"), "better_response_id", place_of),
-    ),
-    (
-        {"response_1", "response_2", "preference_strength"},
-        chosen_by(("response_1", "response_2"), "preference_strength", by_sign),
-    ),
-    (
-        {"response1", "response2", "overall_preference"},
-        chosen_by(("response1", "response2"), "overall_preference", by_sign),
-    ),
-    ({"human_ref_A", "human_ref_B", "labels"}, chosen_by(("human_ref_A", "human_ref_B"), "labels", first_if_one)),
-    (
-        {"conversation_a", "conversation_b", "winner"},
-        chosen_by(("conversation_a", "conversation_b"), "winner", winner_of),
-    ),
-    ({"response_a", "response_b", "winner"}, chosen_by(("response_a", "response_b"), "winner", winner_of)),
-    (
-        {"completions"},
-        ranked(
-            "completions",
-            ("response", "text", "content"),
-            (("fine-grained_score", 1), ("overall_score", 1), ("score", 1)),
-        ),
-    ),
-    ({"answers"}, ranked("answers", ("answer", "text"), (("rank", -1), ("score", 1)))),
+    *(({one, other, by}, chosen_by((one, other), by, better)) for one, other, by, better in CHOSEN),
+    ({"completions"}, ranked("completions", ("response", "text", "content"), SCORED)),
+    ({"answers"}, ranked("answers", ("answer", "text"), {"rank": -1, "score": 1})),
     ({"response", "helpfulness"}, helpful),
     ({"completion", "label"}, unpaired),
     ({"completion"}, completions),

@@ -38,7 +38,7 @@ def pairs_of(sample: Sample, there: set[str], where: str, names: tuple[str, str]
     form = Form("preference pairs", lambda row: Example, set(names) | asked.columns)
     if kind == "dialogue":
         form.words = "preference pairs of whole dialogues ('Human: ... Assistant: ...')"
-        form.reads = set(names) | ({asked.column} if asked.kind == "text" or asked.kind == "dialogue" else set())
+        form.reads = set(names) | ({asked.column} if asked.kind in ("text", "dialogue") else set())
         form.example = lambda row: parse_transcript(row, names)
     elif kind in ("messages", "json"):
         form.words = f"preference pairs of messages{'' if asked.column is None else f', prompts from {asked.column}'}"
@@ -156,17 +156,16 @@ def _scored(form: Form, sample: Sample) -> None:
     inner = form.example
 
     def example(row: Row) -> Example:
-        found = inner(row)
+        made = inner(row)
         scores = [number(row.get(name)) for name in names]
         if None in scores and any(row.get(name) not in (None, "") for name in names):
             form.counts["pairs whose scores are not two numbers, so that they are not compared"] += 1
         if None not in scores and scores[0] <= scores[1]:
             what = EQUAL if scores[0] == scores[1] else LOWER
             form.counts[what] += 1
-            form.strict[found.id] = (
-                f"{what.replace('pairs', 'a pair')} ({names[0]} {scores[0]:g}, {names[1]} {scores[1]:g})"
-            )
-        return found
+            both = f"{names[0]} {scores[0]:g}, {names[1]} {scores[1]:g}"
+            form.strict[made.id] = f"{what.replace('pairs', 'a pair')} ({both})"
+        return made
 
     form.example = example
 
@@ -225,8 +224,8 @@ def chosen_by(names: tuple[str, str], by: str, better: Callable[[Any], int | Non
 
 
 def place_of(value: Any) -> int | None:
-    found = number(int(value) if isinstance(value, bool) else value)
-    return int(found) if found in (0.0, 1.0) else None
+    place = number(int(value) if isinstance(value, bool) else value)
+    return int(place) if place in (0.0, 1.0) else None
 
 
 def first_if_one(value: Any) -> int | None:
@@ -235,8 +234,8 @@ def first_if_one(value: Any) -> int | None:
 
 def by_sign(value: Any) -> int | None:
     """Below 0 the first reply is the better one, above 0 the second (HelpSteer)."""
-    found = number(value)
-    return None if not found else int(found > 0)
+    strength = number(value)
+    return int(strength > 0) if strength else None
 
 
 def winner_of(value: Any) -> int | None:
@@ -244,8 +243,8 @@ def winner_of(value: Any) -> int | None:
     return {"a": 0, "b": 1}.get(text)
 
 
-def ranked(column: str, texts: tuple[str, ...], scores: tuple[tuple[str, int], ...]) -> Callable[..., Form]:
-    """A list of replies with scores: the best against the worst."""
+def ranked(column: str, texts: tuple[str, ...], scores: dict[str, int]) -> Callable[..., Form]:
+    """A list of replies with scores: the best against the worst (1: the highest is the best, -1: the lowest)."""
 
     def make(sample: Sample, there: set[str], where: str) -> Form:
         asked = Asked.of(sample, there, where)
@@ -253,20 +252,19 @@ def ranked(column: str, texts: tuple[str, ...], scores: tuple[tuple[str, int], .
         if not cells or not all(isinstance(reply, dict) for reply in cells):
             raise UserError(f"dataset.path: {where}: {column} is no list of replies with scores. Expected {EXPECTS}")
         said = next((name for name in texts if all(name in reply for reply in cells)), None)
-        known = ((name, sign) for name, sign in scores if all(number(reply.get(name)) is not None for reply in cells))
-        name, sign = next(known, (None, 1))
+        name = next((name for name in scores if all(number(reply.get(name)) is not None for reply in cells)), None)
         if said is None or name is None or asked.column is None:
             keys = ", ".join(dict.fromkeys(key for reply in cells for key in reply))
             raise UserError(
                 f"dataset.path: {where}: replies in {column} have the keys {keys}, and not a text ({', '.join(texts)}) "
-                f"and a score in each ({', '.join(n for n, _ in scores)}), or there is no prompt. Expected {EXPECTS}"
+                f"and a score in each ({', '.join(scores)}), or there is no prompt. Expected {EXPECTS}"
             )
         form = Form(f"pairs of the best and the worst of {column} by {name}", None, {column} | asked.columns)
 
         def example(row: Row) -> Example:
             if not isinstance(row[column], list) or len(row[column]) < 2:
                 raise ValueError(f"{column} has no two replies")
-            order = sorted(row[column], key=lambda reply: sign * float(reply[name]))
+            order = sorted(row[column], key=lambda reply: scores[name] * float(reply[name]))
             if float(order[0][name]) == float(order[-1][name]):
                 raise Tie(f"all of {column} have {name} {order[0][name]}")
             return asked.pair(row, text_of(order[-1], said), text_of(order[0], said))

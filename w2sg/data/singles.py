@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from w2sg.data.asked import SYSTEMS, Asked, Form, Sample, number, text_of
+from w2sg.data.asked import Asked, Form, Sample, number, system_of, text_of
 from w2sg.data.examples import Example, answered, labelled
 from w2sg.data.files import Row
 from w2sg.data.messages import Dialogue, Message
@@ -27,16 +27,14 @@ def check_labels(sample: Sample, column: str, where: str) -> None:
         UserError: they are -1 and 1, or words.
     """
     values = [row.get(column) for row in sample]
-    found = dict.fromkeys(map(str, values))
-    numbers = [number(value) for value in values]
-    known = {value for value in numbers if value is not None}
+    known = {number(value) for value in values} - {None}
     if -1.0 in known and known <= {-1.0, 1.0}:
         raise UserError(f"dataset.path: {where}: labels are -1 and 1; write them 0 and 1")
     words = [
         value for value in values if isinstance(value, str) and number(value) is None and value.lower() not in TRUTH
     ]
     if 2 * len(words) > len(values):
-        names = ", ".join(map(repr, sorted(found)[:6]))
+        names = ", ".join(map(repr, sorted(set(map(str, values)))[:6]))
         raise UserError(f"dataset.path: {where}: labels are words ({names}); write numbers from 0 instead of them")
 
 
@@ -45,10 +43,8 @@ TRUTH = {"true": 1, "false": 0}
 
 def class_of(value: Any, name: str = "label") -> int:
     """A class number from 0."""
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, str) and value.strip().lower() in TRUTH:
-        return TRUTH[value.strip().lower()]
+    if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in TRUTH):
+        return TRUTH[str(value).strip().lower()]
     if isinstance(value, str) and re.fullmatch(r"\s*[0-9]+(\.0*)?\s*", value):
         value = int(value.split(".")[0])
     if isinstance(value, float) and value.is_integer():
@@ -82,10 +78,10 @@ def completion(value: Any, name: str) -> str:
     """A reply, as text or as the one message of the assistant."""
     if isinstance(value, str) and kind_of(value) not in ("json", "python"):
         return value
-    found = messages_of(value, name)
-    if len(found) != 1 or found[0].role != "assistant":
+    turns = messages_of(value, name)
+    if len(turns) != 1 or turns[0].role != "assistant":
         raise ValueError(f"{name} is not one message of the assistant")
-    return found[0].content
+    return turns[0].content
 
 
 def completions(sample: Sample, there: set[str], where: str) -> Form:
@@ -106,19 +102,19 @@ def dialogues(column: str) -> Callable[..., Form]:
 
     def make(sample: Sample, there: set[str], where: str) -> Form:
         refuse_python(majority(row.get(column) for row in sample), column, where)
-        system = next((name for name in SYSTEMS if name in {key for row in sample for key in row}), None)
+        system = system_of(sample)
         form = Form("dialogues, the last reply as the right answer", None, {column} | ({system} if system else set()))
 
         def example(row: Row) -> Example:
-            found = messages_of(row[column], column)
-            if found[-1].role != "assistant" or len(found) < 2:
+            turns = messages_of(row[column], column)
+            if turns[-1].role != "assistant" or len(turns) < 2:
                 raise ValueError(f"{column} is no dialogue that ends with the assistant")
-            if system and row.get(system) and found[0].role == "system":
-                if text_of(row, system).strip() != found[0].content.strip():
+            if system and row.get(system) and turns[0].role == "system":
+                if text_of(row, system).strip() != turns[0].content.strip():
                     form.counts[f"rows whose {system} is not the system message of their dialogue, which is read"] += 1
             elif system and row.get(system):
-                found = (Message("system", text_of(row, system)), *found)
-            return answered(Dialogue.of_messages(found[:-1]), found[-1].content)
+                turns = (Message("system", text_of(row, system)), *turns)
+            return answered(Dialogue.of_messages(turns[:-1]), turns[-1].content)
 
         form.example = example
         return form

