@@ -4,11 +4,10 @@ from functools import partial
 from typing import Literal
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from w2sg.config import Options, option
-from w2sg.config.check import CONF, build, target_problems
+from w2sg.config.check import build, target_problems
 from w2sg.config.option import defaults_of, options_class
 from w2sg.config.options import DPO, SFT, Alignment, Analysis, Contrast, Evaluation, Sampling
 from w2sg.judges import LanguageModelJudge, RewardJudge
@@ -93,10 +92,3 @@ def test_options_stand_for_themselves():
     assert SFT(epochs=3).epochs == 3
     with pytest.raises(ValidationError):
         SFT(epoch=3)
-
-
-@pytest.mark.parametrize(
-    ("kind", "file"), [(Alignment, "alignment/dpo"), (RewardJudge, "judge/reward"), (LanguageModelJudge, "judge/llm")]
-)
-def test_a_file_and_its_class_agree(kind, file):
-    assert yaml.safe_load((CONF / f"{file}.yaml").read_text()) == {**defaults_of(kind)}

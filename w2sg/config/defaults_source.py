@@ -48,9 +48,9 @@ def node_of(group: str, path: str) -> dict[str, Any]:
     thing = resolve(path)
     if not callable(thing):
         raise UserError(f"{path} is not callable; name a function or a class")
-    if group == GROUP:
+    if group == GROUP and inspect.isclass(thing):
         return defaults_of(thing)
-    defaults = defaults_of(thing, CODE[group])
+    defaults = defaults_of(thing, CODE.get(group, 1))
     if group == "dataset":
         from w2sg.config.schema import DatasetConfig
 

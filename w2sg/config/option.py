@@ -78,6 +78,8 @@ def hint_of(function: Callable[..., Any], parameter: str) -> Any:
 def defaults_of(source: type[Options] | Callable[..., Any], supplied: int = 1) -> dict[str, Any]:
     """The plain defaults of a class of options or of a function, as they stand in a composed configuration.
 
+    A section that is one of several kinds (a judge, a decoder) is left to a file of its group, which says which one.
+
     Args:
         source: the class; or a function, whose ``_target_`` is given, too.
         supplied: how many first parameters of a function are no options.
@@ -102,6 +104,9 @@ def _plain(value: Any) -> Any:
     if value is PydanticUndefined or value is ... or value is inspect.Parameter.empty:
         return MISSING
     if isinstance(value, Options):
+        kind = type(value).model_fields.get("kind")
+        if kind is not None and len(getattr(kind.annotation, "__args__", ())) == 1:
+            return MISSING
         return {field.alias or name: _plain(getattr(value, name)) for name, field in type(value).model_fields.items()}
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from w2sg.methods import checks
@@ -23,15 +24,17 @@ def problems(config: TrainConfig) -> list[str]:
 
 
 def chain(
-    run: Run, links: list[dict[str, Any]], ceiling_split: Literal["transfer", "ground_truth"] = "transfer"
+    run: Run, links: Sequence[dict[str, Any]] = (), ceiling_split: Literal["transfer", "ground_truth"] = "transfer"
 ) -> Report:
     """Train each model of a chain on the labels of the one before it, the strong model last.
 
     Burns et al. 2023 (arXiv 2312.09390, section 4.3.1). The baseline `direct` is the ordinary finetune student.
 
     Args:
-        links: the models between weak and strong, in order. Each is given by what it changes of the strong model.
-        ceiling_split: as in `w2sg.methods.finetune.finetune`.
+        links: the models between weak and strong, each by what it changes of the strong model: [{name: gpt2}, {name:
+            gpt2-medium}], [{revision: step1000}], [{layers: 6}, {layers: 12}] of a model that is trained whole,
+            [{layer: 8}] of a head on states.
+        ceiling_split: split whose ground truth trains the ceiling: transfer or ground_truth, as in method=finetune.
     """
     data = run.data
     sources = [variants.variant(run.config.strong, link, f"method.links[{k}]") for k, link in enumerate(links)]
@@ -52,5 +55,5 @@ def chain(
         direct=run.predict(direct, data.test),
         ceiling=run.predict(ceiling, data.test),
         taught=(labels, run.predict(student, data.transfer)),
-        notes={"ceiling_split": ceiling_split, "links": links},
+        notes={"ceiling_split": ceiling_split, "links": list(links)},
     )

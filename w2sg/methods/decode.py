@@ -23,18 +23,22 @@ if TYPE_CHECKING:
 def decode(
     run: Run,
     decoder: AnyDecoder,
-    style: Literal["chat", "roles", "urial"],
     alignment: Alignment,
     judge: AnyJudge,
     evaluation: DecodeEvaluation,
+    style: Literal["chat", "roles", "urial"] = "chat",
 ) -> Report:
     """Answer the test prompts in one way, and plainly, and compare.
 
-    Every option is explained in conf/measure/decode.yaml and conf/decoder.
-
     Args:
-        decoder: how. style: how the strong model reads dialogues. alignment: of the weak model, where ``weak.untuned``
-            names none. judge: what measures the replies. evaluation: what is measured.
+        run: the models and the data.
+        decoder: how the replies are written: a file of conf/decoder.
+        judge: what measures the replies: a file of conf/judge.
+        style: how the strong model reads dialogues: chat (its template; "Human: ... Assistant:" where it has none) |
+            roles (plain text with [User] and [Assistant], for base models) | urial (instructions and examples before,
+            for base models).
+        alignment: of the weak model, where it is not given before its alignment.
+        evaluation: what is measured, on the test split.
     """
     from w2sg.data.replies import Prompts, prompts_of
     from w2sg.evaluation.alignment_tax import alignment_tax, read_questions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -40,11 +41,11 @@ def problems(config: TrainConfig) -> list[str]:
 
 def ensemble(
     run: Run,
-    members: Annotated[int, Field(ge=2)],
-    combine: Literal["mean", "logits", "vote", "boost"],
-    resample: Literal["none", "bootstrap", "subset"],
-    part: Annotated[float, Field(gt=0, le=1)],
-    variants: list[dict[str, Any]],
+    members: Annotated[int, Field(ge=2)] = 5,
+    combine: Literal["mean", "logits", "vote", "boost"] = "mean",
+    resample: Literal["none", "bootstrap", "subset"] = "bootstrap",
+    part: Annotated[float, Field(gt=0, le=1)] = 1.0,
+    variants: Sequence[dict[str, Any]] = (),
     ceiling_split: Literal["transfer", "ground_truth"] = "transfer",
 ) -> Report:
     """Train weak models on ground truth, combine their labels, train the strong model on those.
@@ -54,11 +55,14 @@ def ensemble(
 
     Args:
         members: number of weak models in the committee.
-        combine: how their labels become one, see `w2sg.methods.votes.combine`.
-        resample: how each member's rows are drawn, see `w2sg.methods.votes.member_rows`.
-        part: share of the rows that ``subset`` draws.
-        variants: what members change of the weak model, in turn.
-        ceiling_split: as in `w2sg.methods.finetune.finetune`.
+        combine: how their labels become one: mean of probabilities | logits (their mean) | vote | boost: SAMME, each
+            member learns what those before it got wrong.
+        resample: how each member's rows are drawn. none: all | bootstrap: as many, with repetition | subset: a part,
+            without.
+        part: share of the rows that resample=subset draws.
+        variants: what members change of the weak model, in turn: [{name: gpt2}, {name: facebook/opt-125m}]; [] changes
+            nothing.
+        ceiling_split: split whose ground truth trains the ceiling: transfer or ground_truth, as in method=finetune.
     """
     data = run.data
     weak = run.fit("weak", run.weak, data.ground_truth, run.gold(data.ground_truth))

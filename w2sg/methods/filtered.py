@@ -32,11 +32,11 @@ def problems(config: TrainConfig) -> list[str]:
 
 def filtered(
     run: Run,
-    score: Literal["confidence", "zero_shot"],
-    keep: Annotated[float, Field(gt=0, lt=1)],
-    balanced: bool,
-    recycle: Literal["none", "student"],
-    recycled: Annotated[float, Field(gt=0, le=1)],
+    score: Literal["confidence", "zero_shot"] = "confidence",
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.5,
+    balanced: bool = True,
+    recycle: Literal["none", "student"] = "none",
+    recycled: Annotated[float, Field(gt=0, le=1)] = 1.0,
     ceiling_split: Literal["transfer", "ground_truth"] = "transfer",
 ) -> Report:
     """Train the strong model on the weak labels with the highest score, and perhaps again on all rows.
@@ -47,12 +47,13 @@ def filtered(
     of having fewer rows.
 
     Args:
-        score: confidence of the weak label, or the untrained strong model's probability of it.
+        score: confidence of the weak label | zero_shot: the untrained strong model's probability of it.
         keep: share of the rows that is kept.
         balanced: keep the same share of each label.
-        recycle: ``student`` relabels the dropped rows by the student of the kept ones, and they are learned too.
-        recycled: share of the dropped rows that is learned: those on which the student is most confident.
-        ceiling_split: as in `w2sg.methods.finetune.finetune`.
+        recycle: none drops the other rows | student relabels them by the student of the kept ones, and they are learned
+            too.
+        recycled: recycle=student: share of the dropped rows to learn, those on which the student is most confident.
+        ceiling_split: split whose ground truth trains the ceiling: transfer or ground_truth, as in method=finetune.
     """
     data, transfer = run.data, run.data.transfer
     weak = run.fit("weak", run.weak, data.ground_truth, run.gold(data.ground_truth))

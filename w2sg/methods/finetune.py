@@ -23,7 +23,9 @@ def finetune(run: Run, ceiling_split: Literal["transfer", "ground_truth"] = "tra
     Burns et al. 2023 (arXiv 2312.09390); with reverse losses, arXiv 2502.11107.
 
     Args:
-        ceiling_split: split whose ground truth trains the ceiling, ``transfer`` or ``ground_truth``. PGR depends on it.
+        ceiling_split: split whose ground truth trains the ceiling: transfer (as in openai's first script and
+            EleutherAI/w2s: the student's own rows) or ground_truth (as in openai's sweep and the deception code). PGR
+            depends on it; the report says which.
     """
     data = run.data
     weak = run.fit("weak", run.weak, data.ground_truth, run.gold(data.ground_truth))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import PositiveInt
-
-from w2sg.config.options import FineTuning, PlainSampling
 from w2sg.errors import UserError
-from w2sg.judges import AnyJudge, RewardJudge, judge_of, options_of
+from w2sg.judges import RewardJudge, judge_of, options_of
 from w2sg.methods import checks
-from w2sg.methods.refine.options import Axis, InContext, LabelWords, Refine, RefineBaseline, RefineEvaluation, Unrefined
+from w2sg.methods.refine.options import Axis, InContext, Refine, Refinement, Unrefined
 
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
@@ -18,36 +15,10 @@ if TYPE_CHECKING:
     from w2sg.reports.assemble import Report
 
 
-def refine(
-    run: Run,
-    refine: Refine,
-    target: Literal["answers", "labels"],
-    prompts: PositiveInt | None,
-    weak_instruction: str | None,
-    train_weak: bool,
-    answers: str | None,
-    sampling: PlainSampling,
-    sft: FineTuning,
-    baselines: list[RefineBaseline],
-    cot_instruction: str,
-    content: Axis,
-    concept: Axis,
-    judge: AnyJudge,
-    labels: LabelWords,
-    evaluation: RefineEvaluation,
-) -> Report:
+def refine(run: Run, options: Refinement) -> Report:
     """Weak answers, refined by the strong model in context, train the strong model; so do the baselines' answers.
 
-    A statistical framework for weak-to-strong generalization, arXiv 2405.16236. Every option is explained in
-    conf/method/refine.yaml and conf/refine.
-
-    Args:
-        refine: how the strong model rewrites. target: texts, or labels of pairs and classes.
-        prompts: of the transfer split. weak_instruction, train_weak, answers: where the weak answers come from.
-        sampling: of the weak answers and of what is measured. sft: all training. baselines: for comparison.
-        cot_instruction: of one of them. content, concept: the two axes.
-        judge: what measures replies, where an axis asks it for rewards or it is no reward model.
-        labels: how labels are asked for. evaluation: what is measured.
+    A statistical framework for weak-to-strong generalization, arXiv 2405.16236.
     """
     from w2sg.data.replies import Prompts
     from w2sg.methods.refine.answers import answers_of_file, answers_to, gold_answers, spoken
@@ -56,38 +27,40 @@ def refine(
     from w2sg.methods.refine.report import Findings
     from w2sg.models.trained import Trained
 
-    if target == "labels":
+    if options.target == "labels":
         from w2sg.methods.refine.labels import refine_labels
 
-        return refine_labels(run, refine, baselines, labels, prompts, sampling.batch_size)
+        return refine_labels(
+            run, options.refine, options.baselines, options.labels, options.prompts, options.sampling.batch_size
+        )
 
     gold = {name: gold_answers(getattr(run.data, name)) for name in ("ground_truth", "transfer", "test")}
     right = {i: answer for each in gold.values() for i, answer in zip(each.ids, each.texts, strict=True)}
     # the default judge is trained only where an axis asks for it
-    judged = "reward" in (content.kind, concept.kind) or not isinstance(judge, RewardJudge)
-    measure = judge_of(run, judge) if judged else None
+    judged = "reward" in (options.content.kind, options.concept.kind) or not isinstance(options.judge, RewardJudge)
+    measure = judge_of(run, options.judge) if judged else None
     if measure is not None and measure.trained and run.data.transfer.kind != "pairs":
         raise UserError(
             "method.judge.model: a judge is trained on preference pairs, and this dataset has none; name a reward "
             "model of the hub, or measure in another way (method.content.kind, method.concept.kind)"
         )
     if measure is not None:
-        weak = {} if answers is not None else {"the weak model": run.weak}
+        weak = {} if options.answers is not None else {"the weak model": run.weak}
         measure.independent_of({}, {"the strong model": run.strong, **weak})
-    axes = Axes(run, content, concept, right, measure)
-    transfer, test = run.prompts("transfer", prompts), run.prompts("test", evaluation.prompts)
+    axes = Axes(run, options.content, options.concept, right, measure)
+    transfer, test = run.prompts("transfer", options.prompts), run.prompts("test", options.evaluation.prompts)
     strong = Trained("strong", run.strong)
-    refiner = Refiner(run, strong, refine, sampling, axes)
+    refiner = Refiner(run, strong, options.refine, options.sampling, axes)
 
-    if answers is None:
+    if options.answers is None:
         weak = Trained("weak", run.weak)
-        if train_weak:
-            weak = run.sft("weak", weak, gold["ground_truth"], sft)
-        taught = answers_to(run, "weak-answers", weak, transfer, weak_instruction, sampling)
-        weak_on_test = answers_to(run, "weak-on-test", weak, test, weak_instruction, sampling)
+        if options.train_weak:
+            weak = run.sft("weak", weak, gold["ground_truth"], options.sft)
+        taught = answers_to(run, "weak-answers", weak, transfer, options.weak_instruction, options.sampling)
+        weak_on_test = answers_to(run, "weak-on-test", weak, test, options.weak_instruction, options.sampling)
     else:
-        taught = answers_of_file(answers, transfer)
-        weak_on_test = answers_of_file(answers, test, missing=True)
+        taught = answers_of_file(options.answers, transfer)
+        weak_on_test = answers_of_file(options.answers, test, missing=True)
         if lost := len(transfer) - len(taught):
             run.dropped["weak-answers"] = {"prompts that the file has no answer to": lost}
     taught = spoken(run, "weak-answers", taught)
@@ -98,14 +71,14 @@ def refine(
     answered = set(taught.ids)
     right_ones = gold["transfer"].take([k for k, i in enumerate(gold["transfer"].ids) if i in answered])
 
-    found = Findings(run, axes, refine, strong)
+    found = Findings(run, axes, options.refine, strong)
     found.labels["weak"] = taught
-    if answers is not None and weak_on_test is not None and len(weak_on_test) < len(test):
+    if options.answers is not None and weak_on_test is not None and len(weak_on_test) < len(test):
         found.left_out.append(f"weak: the file answers {len(weak_on_test)} of {len(test)} test prompts, and not all")
         weak_on_test = None
     if weak_on_test is not None:
         found.replies["weak"] = weak_on_test
-    found.sample("base", strong, test, sampling)
+    found.sample("base", strong, test, options.sampling)
 
     refined = refiner.refine("refined", taught)
     found.refined = refined
@@ -114,12 +87,12 @@ def refine(
             f"refine.accept: none of the refined answers to {len(taught)} questions was accepted; ask for less, or use "
             "refine.accept.fallback=weak or resample"
         )
-    found.train("student", run.sft("student", strong, refined.replies, sft), refined.replies)
-    found.sample("student", found.trained["student"], test, sampling)
+    found.train("student", run.sft("student", strong, refined.replies, options.sft), refined.replies)
+    found.sample("student", found.trained["student"], test, options.sampling)
 
-    for name in [name for name in baselines if found.applies(name)]:
+    for name in [name for name in options.baselines if found.applies(name)]:
         if name == "icl":
-            pool = taught if isinstance(refine, InContext) else weak_on_test
+            pool = taught if isinstance(options.refine, InContext) else weak_on_test
             found.replies["icl"] = refiner.answer("icl-on-test", test, pool)
             continue
         if name == "naive":
@@ -131,14 +104,14 @@ def refine(
         elif name == "gold_exemplars":
             learned = refiner.refine("gold-refined", taught, pool=right_ones).replies
         else:
-            told = cot_instruction if name == "self_cot" else None
+            told = options.cot_instruction if name == "self_cot" else None
             learned = refiner.alone(f"{name.replace('_', '-')}-answers", asked, told)
         if not len(learned):
             found.left_out.append(f"{name}: none of its answers was accepted (refine.accept)")
             continue
-        found.train(name, run.sft(name.replace("_", "-"), strong, learned, sft), learned)
-        found.sample(name, found.trained[name], test, sampling)
-    return found.report(test, evaluation)
+        found.train(name, run.sft(name.replace("_", "-"), strong, learned, options.sft), learned)
+        found.sample(name, found.trained[name], test, options.sampling)
+    return found.report(test, options.evaluation)
 
 
 def problems(config: TrainConfig) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from w2sg.config.option import Options, option
-from w2sg.config.options import PlainSampling
+from w2sg.config.options import SFT, PlainSampling
+from w2sg.judges import AnyJudge, RewardJudge
 
 Rule = Literal["batch_loo", "fixed", "random", "knn", "high_confidence"]
 
@@ -281,3 +282,59 @@ class LabelWords(Options):
 
 
 RefineBaseline = Literal["naive", "self", "self_cot", "icl", "shuffled", "gold_exemplars", "ceiling"]
+
+
+class Refinement(Options):
+    """Options of method=refine; how answers are refined is said in conf/refine."""
+
+    refine: Refine = option(Icl(), "how weak answers are refined: a file of conf/refine")
+    target: Literal["answers", "labels"] = option(
+        "answers",
+        "answers: texts are refined, and the student is fine-tuned on them | labels: the strong model re-labels pairs "
+        "or classes in context, and the student is trained on soft refined labels with loss=",
+    )
+    prompts: PositiveInt | None = option(
+        None, "prompts of the transfer split that are answered and trained on; null takes them all"
+    )
+    weak_instruction: str | None = option(
+        None, "system message of the weak model alone, before each prompt: Answer as a pirate."
+    )
+    train_weak: bool = option(
+        False, "true fine-tunes the weak model on the answers of the split that trains it first, as sft says"
+    )
+    answers: str | None = option(
+        None, "a .jsonl file with rows {prompt, answer} in place of the weak model's own; joined by the prompt's hash"
+    )
+    sampling: PlainSampling = option(
+        PlainSampling(temperature=0.0),
+        "of the weak answers, and of every model that is measured; refine= has its own for what is refined",
+    )
+    sft: SFT = option(
+        SFT(),
+        "supervised fine-tuning of the strong model (and of the weak one, with train_weak) on answers alone: the "
+        "prompt as it is in the data, no exemplars",
+    )
+    baselines: list[RefineBaseline] = option(
+        ["naive", "self", "icl", "shuffled", "ceiling"],
+        "what the student is compared with, beside the weak and the untrained strong model. naive: fine-tuning on the "
+        "weak answers | self: on the strong model's own, without exemplars | self_cot: the same, told "
+        "cot_instruction | icl: the strong model with exemplars, without any training | shuffled: exemplars with "
+        "each other's answers | gold_exemplars: exemplars with the right answers | ceiling: fine-tuning on the right "
+        "answers. Of target=labels all but self_cot and gold_exemplars",
+    )
+    cot_instruction: str = option("Think step by step, then answer.", "what the strong model is told for self_cot")
+    content: Axis = option(
+        Axis(
+            kind="f1",
+            ask="Question: {question}\nReference: {gold}\nAnswer: {answer}\n\nRated from 1 (wrong) to 5 (right), the "
+            "answer is a",
+        ),
+        "how right an answer is",
+    )
+    concept: Axis = option(Axis(), "how much an answer is as the weak model was told")
+    judge: AnyJudge = option(
+        RewardJudge(),
+        "what measures replies, where an axis needs rewards or it is no reward model: a file of conf/judge",
+    )
+    labels: LabelWords = option(LabelWords(), "of target=labels: how the strong model is asked")
+    evaluation: RefineEvaluation = option(RefineEvaluation(), "what is measured, on the test split")
