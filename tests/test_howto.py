@@ -20,8 +20,9 @@ SHOWN = {  # what the summary of the page's runs names
     "dataset": ["sentences", "local"],
     "text_method": ["wins over"],
     "judge": ["Brief", "Shorter"],
+    "section": ["watched", "finetune"],
 }
-OF_LABELS = {"loss", "label_method", "dataset"}
+OF_LABELS = {"loss", "label_method", "dataset", "section"}
 PAGES = sorted(page.stem for page in HOWTO.glob("*.md") if page.stem != "index")
 BLOCK = re.compile(r"(?:^`(?P<file>[^`\n]+)`:\n\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 
@@ -92,7 +93,7 @@ class Desk:
     def refused(self, script: str, *typed: str) -> str:
         """What is said of a mistake: one line."""
         result = self.run(script, *typed, check=False)
-        lines = result.stderr.strip().splitlines()
+        lines = [line for line in result.stderr.strip().splitlines() if not line.startswith("Writing model shards")]
         assert result.returncode == 1, result.stdout + result.stderr
         assert len(lines) == 1, result.stderr
         return lines[0].removeprefix("error: ")
@@ -173,4 +174,38 @@ def test_a_method_that_returns_nothing_or_fails_harms_no_other_run(desk):
     assert "mine.py" in failed.stderr  # the place in the user's own code
     assert "ZeroDivisionError: division by zero" in failed.stderr
     desk.run("train.py", "method=finetune")
+    assert "finetune" in desk.run("evaluate.py", "runs=outputs").stdout
+
+
+GIVEN = 'Agreement(content={"agreement": share})'
+SECTION_MISTAKES = [  # what stands in mine.py, what stands there instead, and what is said
+    (GIVEN, f"{GIVEN}, {GIVEN}", "sections: two have the key 'agreement'; give one of them another"),
+    (GIVEN, "share", "sections: .* is none; make it a w2sg.reports.section.Section"),
+    (GIVEN, "Agreement()", r"section 'agreement' \(mine.Agreement\): its warnings or summary .*KeyError: 'agreement'"),
+    ('{"agreement": share}', '{"metrics": share}', "section 'agreement': metrics is in the report already; give it"),
+    (
+        '{"agreement": share}',
+        '{"agreement": same}',
+        "section 'agreement': report.json cannot hold its .*ndarray",
+    ),
+    (
+        "{{ agreement|estimate }}",
+        "{{ agremnt }}",
+        "section 'agreement' .*its page cannot .*'agremnt' is undefined",
+    ),
+    ('return {"agreement": report["agreement"]}', "return 1 / 0", "section 'agreement' .*ZeroDivisionError"),
+    ("else []", 'else ""', r"section 'agreement' .*warnings\(\) returned a text"),
+    ("**says)", "weak=run.predict(weak, transfer))", "run.report: weak is of transfer; give run.predict"),
+]
+
+
+@at("section")
+@pytest.mark.slow
+def test_mistakes_in_a_section_are_said_in_one_line_and_harm_no_other_run(desk):
+    desk.run("train.py", "method=finetune")
+    code = desk.page.files["mine.py"]
+    for right, wrong, said in SECTION_MISTAKES:
+        assert right in code
+        (desk.folder / "mine.py").write_text(code.replace(right, wrong), encoding="utf-8")
+        assert re.match(said, desk.refused("train.py", "method=mine.watched")), said
     assert "finetune" in desk.run("evaluate.py", "runs=outputs").stdout

@@ -82,9 +82,14 @@ class Run(Context):
                 model's zero-shot score joins them where it has one.
 
         Raises:
-            UserError: two sections give the same, one cannot be shown, or the folder cannot be written.
+            UserError: predictions are not of the test split, two sections give the same, one cannot be shown, or the
+                folder cannot be written.
         """
         made = list(sections)
+        for name, labels in predictions.items():
+            if not isinstance(labels, Labels) or labels.table.ids != self.data.test.ids:
+                what = f"of {labels.table.name}" if isinstance(labels, Labels) else type(labels).__name__
+                raise UserError(f"run.report: {name} is {what}; give run.predict(model, run.data.test)")
         if predictions:
             if (untrained := self.zero_shot(self.strong, self.data.test)) is not None:
                 predictions["zero_shot"] = untrained

@@ -7,6 +7,7 @@ configuration and warnings.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from w2sg.store.files import write_json
 
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "peft")
 STAND_FIRST = ("metrics", "diagnostics")  # in every report.json, empty where nothing of the kind was measured
+STAND_LAST = ("data", "reading", "stages", "versions", "config", "sections", "title", "verdict", "warnings", "summary")
 
 Rows = Sequence[Mapping[str, Any]]
 MakeFiles = Callable[[Path], Iterable[Path]]
@@ -54,7 +56,10 @@ class Report:
 
     def _part(self, section: Section) -> str:
         try:
-            return section.html(self.content)
+            html = section.html(self.content)
+            if not isinstance(html, str):
+                raise TypeError(f"html() returned {type(html).__name__}, not text")
+            return html
         except Exception as error:
             raise _broken(section, "page", error) from error
 
@@ -106,7 +111,11 @@ class Report:
         content, console = self.content, Plain()
         console.print(content["title"], style="italic")
         for section in self.sections:
-            if (table := section.table(content)) is not None:
+            try:
+                table = section.table(content)
+            except Exception as error:
+                raise _broken(section, "table", error) from error
+            if table is not None:
                 console.print(table)
         for line in (*content["warnings"], *content.get("unread", ())):
             console.say(f": {line}", "note", "yellow")
@@ -170,10 +179,13 @@ def compose(
     if not any(isinstance(section, Splits) for section in sections):
         sections.append(Splits())
     sections += [Reading(), Provenance()]
+    _check(sections)
     if twice := [s.key for k, s in enumerate(sections) if s.key in {other.key for other in sections[:k]}]:
         raise UserError(f"sections: two have the key {twice[0]!r}; give one of them another")
     content = heading(run, story) | {key: {} for key in STAND_FIRST}
-    for section in sections:
+    for section in sorted(sections, key=_is_outside):  # what is shipped shares some keys; anything else has its own
+        if _is_outside(section) and (taken := sorted({*section.content} & {*content, *STAND_LAST})):
+            raise UserError(f"section {section.key!r}: {taken[0]} is in the report already; give it another name")
         _merge(content, section.content, section.key)
     _merge(content, {"data": data_of(run)}, "data")
     content["stages"] = [record.as_dict() for record in run.stages.records]
@@ -188,22 +200,58 @@ def compose(
     warnings, summary = said_of_models(run.stages), {}
     for section in sections:
         try:
-            warnings += section.warnings(content)
-            summary |= {k: _numbers(v) for k, v in section.summary(content).items() if v is not None}
+            lines, columns = section.warnings(content), section.summary(content)
+            if isinstance(lines, str):
+                raise TypeError("warnings() returned a text, not a list of them")
+            warnings += lines
+            columns = {heading: _numbers(v) for heading, v in columns.items() if v is not None}
         except Exception as error:
             raise _broken(section, "warnings or summary", error) from error
+        if taken := sorted({*columns} & {*summary}):
+            raise UserError(f"section {section.key!r}: another has the column {taken[0]!r}; give it another heading")
+        summary |= columns
     content["warnings"], content["summary"] = list(dict.fromkeys(warnings)), summary
     return Report(content, sections, predictions, samples)
 
 
 def findings_of(content: Mapping[str, Any], sections: Sequence[Section]) -> str:
     """What the sections found, and what their intervals are."""
-    findings = [sentence for section in sections if (sentence := section.finding(content))]
+    findings = []
+    for section in sections:
+        try:
+            findings += [sentence] if (sentence := section.finding(content)) else []
+        except Exception as error:
+            raise _broken(section, "finding", error) from error
     return " ".join([*findings, PROMPTS_ALONE] if findings else [])
 
 
-def _numbers(estimate: Mapping[str, float | None]) -> dict[str, float | None]:
+def _numbers(estimate: Mapping[str, float | None] | float) -> dict[str, float | None]:
+    """Value, low and high; of a number alone, no interval is known."""
+    if isinstance(estimate, int | float):
+        return {"value": float(estimate), "low": None, "high": None}
+    if not isinstance(estimate, Mapping) or "value" not in estimate:
+        raise TypeError(f"{estimate!r} is neither a number nor {{value, low, high}}")
     return {end: estimate.get(end) for end in ("value", "low", "high")}
+
+
+def _is_outside(section: Section) -> bool:
+    return type(section) is Section or not type(section).__module__.startswith("w2sg.")
+
+
+def _check(sections: Sequence[Section]) -> None:
+    """Refuse what is no section, has no key, or holds what JSON cannot."""
+    for section in sections:
+        if not isinstance(section, Section):
+            raise UserError(f"sections: {str(section)[:60]!r} is none; make it a w2sg.reports.section.Section")
+        if not section.key:
+            raise UserError(f"section {type(section).__qualname__}: give it a key, its name in report.json")
+        try:
+            json.dumps(section.content, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"section {section.key!r}: report.json cannot hold its content ({error}); give numbers, texts, lists "
+                "and dictionaries, and None for what is not known"
+            ) from error
 
 
 def _merge(content: dict[str, Any], more: Mapping[str, Any], key: str, path: str = "") -> None:

@@ -76,7 +76,10 @@ def columns_of(test: Any, predictions: Mapping[str, Tensor]) -> dict[str, list]:
 def title(report: Report) -> str:
     """What was run, in one line."""
     loss, noise = report["loss"].replace("_", " "), report["data"].get("label_noise") or {}
+    target = report["config"]["method"]["_target_"]
     what = f"{loss}, seed {report['seed']}"
+    if not target.startswith("w2sg."):
+        what = f"{target.rpartition('.')[2]}, {what}"
     if noise.get("rows_hit"):
         what += f", {noise['kind']} noise on {noise['rate_applied']:.0%} of labels"
     return f"{short(report['weak'])} supervises {short(report['strong'])} on {report['dataset']}: {what}"
