@@ -564,7 +564,7 @@ def test_bad_rows_are_dropped_counted_and_named(tmp_path, reason, caplog):
     rows = make_pairs(20)
     rows[7:7] = [row]
     file = write_jsonl(tmp_path / "rows.jsonl", [*rows, row])
-    with caplog.at_level(logging.INFO, logger="w2sg.data.splits"):
+    with caplog.at_level(logging.INFO, logger="w2sg.data.good_rows"):
         tables = load(file, max_chars=300)
     # a duplicate of a good row is one less than its copies
     place = "rows.jsonl:8" + (f": {detail}" if detail else "")
