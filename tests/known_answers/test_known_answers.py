@@ -20,7 +20,7 @@ from w2sg.metrics import intervals as statistics
 from w2sg.metrics import labels as metrics
 from w2sg.metrics import spread
 from w2sg.metrics import theory as diagnostics
-from w2sg.reports import report
+from w2sg.reports.sections.accuracy import Accuracy
 from w2sg.training import label_modules as modules
 from w2sg.training import stages
 
@@ -209,14 +209,15 @@ def one_run(monkeypatch, undrawn):
 
 @pytest.mark.slow
 def test_a_pgr_that_is_swapped_in_the_report_is_noticed(monkeypatch, one_run):
-    plain = report.measured
+    plain = Accuracy.measure
 
     def swapped_pgr(predictions, labels, bootstrap):
-        found = plain(predictions, labels, bootstrap)
+        section = plain(predictions, labels, bootstrap)
         other = plain(predictions | {"weak": predictions["student"], "student": predictions["weak"]}, labels, bootstrap)
-        return found | {"pgr": other["pgr"]}
+        section.content["pgr"] = other.content["pgr"]
+        return section
 
-    monkeypatch.setattr(report, "measured", swapped_pgr)
+    monkeypatch.setattr(Accuracy, "measure", swapped_pgr)
     failed = failures("whole_path")
     assert "PGR in report.json, 16 epochs" in failed
     assert not any(name.startswith("accuracy") for name in failed)
@@ -232,13 +233,13 @@ def test_a_student_that_is_trained_on_gold_is_noticed(monkeypatch, one_run):
 
 @pytest.mark.slow
 def test_a_join_that_is_reversed_is_noticed(monkeypatch, one_run):
-    plain = report.columns
+    plain = run.columns_of
 
     def reversed_ids(test, predictions):
         found = plain(test, predictions)
         return found | {"id": found["id"][::-1]}
 
-    monkeypatch.setattr(report, "columns", reversed_ids)
+    monkeypatch.setattr(run, "columns_of", reversed_ids)
     failed = failures("whole_path")
     assert "rows on which student is not as planted, 16 epochs" in failed
 

@@ -14,7 +14,7 @@ from w2sg.errors import UserError
 from w2sg.models.reading import Reading, kept
 from w2sg.models.source import Source, find
 from w2sg.models.tokenizer_files import load_tokenizer, read_template
-from w2sg.reports.reading import reading_section
+from w2sg.reports.sections.provenance import Reading as ReadingSection
 
 PROMPT = Dialogue.of_text("\n\nHuman: warm or cold?\n\nAssistant:")
 
@@ -138,14 +138,14 @@ def test_the_page_shows_what_was_read():
     reading._cut("m<b>", "test", 16, 200, 3, 0)
     reading.examples["m<b>", "prompts"] = ["<|im_start|>user\nx<script>", "another"]
     reading.into(content)
-    page = "".join(reading_section(content["reading"]))
+    page = ReadingSection().html(content)
     assert "&lt;|im_start|&gt;user" in page
     assert page.count("<h3>") == 1
     assert page.count("<pre class=said>") == 2
     assert "3 (1.5%)" in page
     assert "<script>" not in page
     assert "m<b>" not in page
-    assert reading_section(None) == []
+    assert ReadingSection().html({}) == ""
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from w2sg.config.check import check
 from w2sg.console import LogFormatter, Plain, any_terminal
 from w2sg.errors import ConfigError
 from w2sg.printable import printable
-from w2sg.reports.html import new_figure, page, svg, table
+from w2sg.reports.figures import new_figure, svg
+from w2sg.reports.render import page, table
 from w2sg.store.files import read_json, write_json
 
 NAME = "[red]x[/] [/x] :smile: \x1b[31m\x1b]0;title\x07 \u202e $a_$ <b>&\udcff"

@@ -212,7 +212,8 @@ def text_page(content, curves):
     """The page from what report.json holds, with ConG's story."""
     options = content["config"]["method"]
     config = SimpleNamespace(
-        method=options | {"dpo": {"loss": content["loss"]}},
+        method=options
+        | {"dpo": {"loss": content["loss"]}, "analysis": {"alphas": [0.0]}, "baselines": [], "judge": {}},
         weak=SimpleNamespace(name=content["weak"], untuned=content["config"]["weak"]["untuned"]),
         strong=SimpleNamespace(name=content["strong"]),
         dataset=SimpleNamespace(name=content["dataset"]),

@@ -16,9 +16,9 @@ from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.metrics.intervals import holm
 from w2sg.reports.html import PALETTE, Raw, estimate, new_figure, number, p_value, page, points, stacked, svg, table
-from w2sg.reports.pages.labels import short
 from w2sg.reports.sections.decoded import words_of
 from w2sg.reports.sections.divergence import frontier_figure
+from w2sg.reports.words import short
 from w2sg.store.keys import flatten
 
 PLAIN = "plain"

@@ -19,7 +19,7 @@ from w2sg.data.replies import Replies
 from w2sg.errors import UserError
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
-from w2sg.reports.html import estimate, p_value
+from w2sg.reports.words import estimate, p_value
 from w2sg.store.files import read_json, write_json
 
 FOLDER = "alpaca_eval"

@@ -15,7 +15,7 @@ from w2sg.errors import UserError
 from w2sg.judges.base import Judge, JudgeOptions
 from w2sg.judges.language_model import find_judge
 from w2sg.models.trained import Trained, reading_as
-from w2sg.reports.pages.labels import short
+from w2sg.reports.words import short
 
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig

@@ -12,7 +12,7 @@ from w2sg.known_answers.bench import Bench
 from w2sg.known_answers.result import Findings, Line, known
 from w2sg.metrics import intervals as statistics
 from w2sg.metrics import labels as metrics
-from w2sg.reports.pages.labels import pgr_sentence
+from w2sg.reports.words import pgr_sentence
 
 LEVEL = 0.95
 

@@ -158,14 +158,20 @@ def story(config: TrainConfig) -> Story:
     what = f"ConG{' in self-alignment' if itself else ''}, {how}, seed {config.seed}"
     whom = "itself" if itself else short(config.strong.name)
     aligned_on = "pairs of its own samples" if method["alignment"]["pairs"] == "on_policy" else "its pairs"
+    sweep = "the sweep over alpha and " if method["analysis"]["alphas"] else ""
+    baselines, judge = method["baselines"], method["judge"]
+    plain = " and plain" if {"weak_sft", "plain", "aux_conf"} & set(baselines) else ""
+    judged = judge.get("kind") == "reward" and judge.get("model") in ("strong", "weak")
+    of_pairs = " and ".join(["ceiling"] * ("ceiling" in baselines) + ["a trained judge"] * judged)
+    of_pairs = f"; pairs: {of_pairs}" if of_pairs else ""
     return Story(
         f"{short(config.weak.name)} aligns {whom} on {config.dataset.name}: {what}",
         loss=method["dpo"]["loss"],
         names=NAMES,
         uses_of_splits={
             "ground_truth": "not trained on" if config.weak.untuned else f"the weak model is aligned on {aligned_on}",
-            "transfer": "prompts: contrastive and plain samples, ConG-S, ConG; pairs: ceiling and a trained judge",
-            "test": "prompts: the sweep over alpha and the trained models' replies; pairs: held-out preferences",
+            "transfer": f"prompts: contrastive{plain} samples, ConG-S, ConG{of_pairs}",
+            "test": f"prompts: {sweep}the trained models' replies; pairs: held-out preferences",
         },
     )
 

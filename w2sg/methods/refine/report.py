@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from w2sg.config.options import PlainSampling
-from w2sg.data import audit
 from w2sg.data.replies import Prompts, Replies
 from w2sg.evaluation.comparisons import Comparisons
 from w2sg.experiment.run import Run
@@ -18,13 +17,31 @@ from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.metrics.intervals import performance_gap_recovered
 from w2sg.models.trained import Trained
-from w2sg.reports import report
-from w2sg.reports.pages.refinement import refinement_page, terminal_table, title
-from w2sg.reports.sections.training import last_numbers as training_of
-from w2sg.reports.words import position_warning
+from w2sg.reports.assemble import Report
+from w2sg.reports.section import Story
+from w2sg.reports.sections.answers import Answers
+from w2sg.reports.sections.axes import Axes as AxesSection
+from w2sg.reports.sections.identities import Identities
+from w2sg.reports.sections.judge import JudgeFacts
+from w2sg.reports.sections.labels_before_training import LabelsBeforeTraining
+from w2sg.reports.sections.training import FitTraining
+from w2sg.reports.words import short
 from w2sg.store.files import read_json
 from w2sg.store.soundness import KEY
 
+NAMES = {
+    "weak": "weak model",
+    "naive": "naive fine-tuning",
+    "student": "student (refined)",
+    "icl": "in context, not trained",
+    "self": "trained on its own answers",
+    "self_cot": "… step by step",
+    "base": "strong, untrained",
+    "shuffled": "shuffled exemplars",
+    "gold_exemplars": "gold exemplars",
+    "ceiling": "ceiling (gold answers)",
+}
+KINDS = {"icl": "ICL refinement", "iar": "infer and respond", "improve": "improvement", "none": "no refinement"}
 OTHERS = ("base", "weak", "naive", "self", "icl", "shuffled", "gold_exemplars", "self_cot", "ceiling")
 
 
@@ -72,74 +89,81 @@ class Findings:
 
     # -- the report ---------------------------------------------------------------------------------------------------
 
-    def report(self, test: Prompts, evaluation: RefineEvaluation) -> report.Report:
-        """Measure, and write report.json, samples.parquet, refined.parquet and the page."""
-        run = self.run
+    def report(self, test: Prompts, evaluation: RefineEvaluation) -> Report:
+        """Measure, and write the report and refined.parquet."""
+        run, axes = self.run, self.axes
         order = [n for n in ("weak", "naive", "student", "icl", "self", "self_cot", "base") if n in self.replies]
         names = [*order, *(n for n in self.replies if n not in order)]
         replies = self._common({name: self.replies[name] for name in names}, test)
-        scores = {axis: self._scores(axis, replies) for axis in self.axes.measured}
-        found: dict[str, Any] = {
+        first = next(iter(replies.values()))
+        scores = {axis: self._scores(axis, replies) for axis in axes.measured}
+        systems: dict[str, Any] = {
             "kind": self.options.kind,
             "options": self.options.model_dump(),
-            "axes": {name: axis.model_dump() for name, axis in self.axes.axes.items()},
-            "prompts": len(next(iter(replies.values()))),
+            "axes": {name: axis.model_dump() for name, axis in axes.axes.items()},
+            "prompts": len(first),
             "systems": self._systems(replies, scores),
             "differences": self._differences(scores),
-            "labels": self._labels(),
-            "counts": self.refined.counts,
-            "trained": self._identities(),
             "left_out": self.left_out,
-            "dropped": run.dropped,
-            "examples": self._examples(replies, evaluation.examples),
-            "training": training_of(run.stages),
         }
-        found["retention"] = self._retention(found["labels"])
-        if self.axes.judge is not None:
-            known = next((scores[axis] for axis in scores if self.axes.axes[axis].kind == "reward"), None)
-            compared = Comparisons(self.axes.judge, "answers-on-test", replies, rewards=known)
-            found["wins"] = {other: compared.over("student", other) for other in OTHERS if other in replies}
-        if self.axes.judge is not None and run.data.test.kind == "pairs":  # else nobody knows what people prefer
-            found["judge"] = self.axes.judge.accuracy()
+        labels = {"labels": self._labels(), "retention": self._retention(), "counts": self.refined.counts}
+        judge = None
+        if axes.judge is not None:
+            known = next((scores[axis] for axis in scores if axes.axes[axis].kind == "reward"), None)
+            compared = Comparisons(axes.judge, "answers-on-test", replies, rewards=known)
+            systems["wins"] = {other: compared.over("student", other) for other in OTHERS if other in replies}
+            if run.data.test.kind == "pairs":  # else nobody knows what people prefer
+                judge = axes.judge.accuracy()
         if "content" in scores and {"weak", "ceiling"} <= scores["content"].keys():
             trio = [scores["content"][name] for name in ("weak", "student", "ceiling")]
             known = ~np.isnan(np.stack(trio)).any(0)
             if known.any():
                 trio = [column[known] for column in trio]
-                found["pgr"] = performance_gap_recovered(*trio, Bootstrap(int(known.sum())))
-        content = report.heading(run.config, run.typed, "none")
-        content |= {"refinement": found, "metrics": {}, "diagnostics": {}}
-        splits = {name: getattr(run.data, name) for name in ("ground_truth", "transfer", "test")}
-        content["data"] = {
-            "sizes": {name: len(table) for name, table in splits.items()},
-            "overlaps": audit.overlaps(splits),
-            **run.data.report,
-        }
-        content["stages"] = [record.as_dict() for record in run.stages.records]
-        content["versions"] = report.versions()
-        content["config"] = run.config.model_dump(by_alias=True)
-        content["warnings"] = [*report.said(run.stages), *self._warnings(found, content["data"])]
-        content["warnings"] += content["data"].get("notes", [])
-        run.reading.into(content)
-        rows = self._rows(replies, scores)
-        columns = {"id": next(iter(replies.values())).ids}
+                systems["pgr"] = performance_gap_recovered(*trio, Bootstrap(int(known.sum())))
+        count = evaluation.examples
+        shown = {name: written.texts[:count] for name, written in replies.items()}
+        sections = [
+            AxesSection(content={"refinement": systems}, warnings=self._judge_that_chose()),
+            JudgeFacts("refinement", judge),
+            LabelsBeforeTraining(content={"refinement": labels}),
+            Answers([prompt.text for prompt in first.prompts[:count]], shown, self.refined.rows[:count]),
+            FitTraining("refinement", run.stages, run.dropped),
+            Identities(content={"refinement": {"trained": self._identities()}}),
+        ]
+        columns = {"id": first.ids}
         columns |= {f"{axis}_{name}": values.tolist() for axis, each in scores.items() for name, values in each.items()}
-        made = report.Report(
-            content,
-            columns,
-            report.curves(run.stages),
-            page=refinement_page,
-            title=title,
-            replies=rows,
-            table=terminal_table,
+        files = [lambda out: [write_refined(out, self.refined.rows)]]
+        rows = self._rows(replies, scores)
+        return run.report(self._story(), sections, columns=columns, samples=rows, files=files)
+
+    def _story(self) -> Story:
+        """Title, names of systems, and what each split is for."""
+        options, config = self.options.model_dump(), self.run.config
+        size = f", batches of {options['batch_size']}" if "batch_size" in options else ""
+        how = f"{KINDS[self.options.kind]}{size}, seed {config.seed}"
+        file = config.method["answers"]
+        whose = short(config.weak.name) if file is None else f"the answers of {short(file)}"
+        trained = "the weak model is trained on its answers" if config.method["train_weak"] else "not trained on"
+        return Story(
+            f"{short(config.strong.name)} refines {whose} on {config.dataset.name}: {how}",
+            names=NAMES,
+            uses_of_splits={
+                "ground_truth": trained,
+                "transfer": "questions whose weak answers are refined and learned",
+                "test": "questions that all systems answered",
+            },
         )
-        if run.devices.main:
-            files = made.write(run.out)
-            run.loggers.summarise(
-                made.content, made.predictions, [*files, write_refined(run.out, self.refined.rows)], rows
-            )
-        run.devices.wait()
-        return made
+
+    def _judge_that_chose(self) -> list[str]:
+        """That ground truth took part in choosing what the student learned."""
+        accept = getattr(self.options, "accept", None)
+        tested = accept is not None and accept.concept is not None and self.axes.axes["concept"].kind == "reward"
+        if not tested or not self.axes.judge.trained:
+            return []
+        return [
+            "refine.accept.concept asks a judge that learned the transfer split's preferences: ground truth took part "
+            "in choosing what the student learned"
+        ]
 
     def _common(self, replies: dict[str, Replies], test: Prompts) -> dict[str, Replies]:
         """The same prompts for all, in one order: one that a system had no room for is left out everywhere."""
@@ -210,7 +234,7 @@ class Findings:
             }
         return found
 
-    def _retention(self, labels: dict[str, Any]) -> dict[str, Any]:
+    def _retention(self) -> dict[str, Any]:
         """How much of the weak answers' concept the refined ones have, question by question, before any training."""
         found: dict[str, Any] = {}
         for axis, each in self.by_prompt.items():
@@ -251,74 +275,6 @@ class Findings:
                 row["finished"] = bool(own.finished[k])
                 rows.append(row | {axis: float(values[name][k]) for axis, values in scores.items()})
         return rows
-
-    def _examples(self, replies: dict[str, Replies], count: int) -> list[dict[str, Any]]:
-        """The first test prompts in the order of their hashes, and the first refined labels."""
-        shown = [
-            {"prompt": own.prompts[k].text, "answers": {name: r.texts[k] for name, r in replies.items()}}
-            for own in [next(iter(replies.values()))]
-            for k in range(min(count, len(own)))
-        ]
-        keys = ("prompt", "weak_answer", "refined", "source", "used", "concept", "copy_rate", "concept_score")
-        labels = [{key: row.get(key) for key in keys} for row in self.refined.rows[:count]]
-        return [{"test": shown, "labels": labels}]
-
-    # -- what a reader must know --------------------------------------------------------------------------------------
-
-    def _warnings(self, found: dict[str, Any], data: dict[str, Any]) -> list[str]:
-        lines, differences = [], found["differences"]
-        untrained = differences.get("student - base", {}).get("content")
-        if untrained and untrained["low"] is not None and untrained["low"] <= 0:
-            how = "worse than" if untrained["high"] < 0 else "not told apart from"
-            lines.append(
-                f"on content the student is {how} the strong model without any training "
-                f"({untrained['value']:+.3f} [{untrained['low']:+.3f}, {untrained['high']:+.3f}]): there is nothing on "
-                "this axis that it need have learnt from the weak one"
-            )
-        own = differences.get("student - self", {})
-        if own and all(gap["low"] is not None and gap["low"] <= 0 <= gap["high"] for gap in own.values()):
-            lines.append(
-                "the student cannot be told from one trained on the strong model's own answers without exemplars: the "
-                "weak answers may have done nothing"
-            )
-        kept = found["retention"].get("concept", {}).get("student")
-        if kept and kept["change"]["high"] is not None and kept["change"]["high"] < 0:
-            share = f", {kept['share']['value']:.0%} of it" if "share" in kept else ""
-            lines.append(
-                f"the refined labels have less of the concept than the weak ones before any training "
-                f"({kept['change']['value']:+.3f}{share}): what they lack no training can bring back"
-            )
-        judge = found.get("judge", {})
-        lines += [*judge.get("notes", []), *position_warning(judge.get("on_test_pairs", {}))]
-        accept = getattr(self.options, "accept", None)
-        tested = accept is not None and accept.concept is not None and self.axes.axes["concept"].kind == "reward"
-        if tested and self.axes.judge.trained:
-            lines.append(
-                "refine.accept.concept asks a judge that learned the transfer split's preferences: ground truth took "
-                "part in choosing what the student learned"
-            )
-        copies = found["labels"]["student"].get("copy_rate")
-        if copies and found["kind"] != "none" and copies["value"] > 0.8:
-            lines.append(f"refined answers copy the weak ones (copy rate {copies['value']:.2f})")
-        shown = found["labels"]["student"].get("exemplars")
-        if shown and shown["mean"] < shown["asked"]:
-            lines.append(
-                f"contexts have {shown['mean']:.1f} exemplars on average and {shown['least']} at least, "
-                f"{shown['asked']} were asked for: raise strong.max_length, or lower refine.max_new_tokens"
-            )
-        cut = {name: s["cut_off"] for name, s in found["systems"].items() if s["cut_off"] > 0.2}
-        if cut:
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in cut.items())
-            lines.append(f"answers cut off at max_new_tokens: {shares}")
-        if strangers := [name for name, who in found["trained"].items() if not who["is_the_refiner"]]:
-            lines.append(f"trained from another model than the one that refined: {', '.join(strangers)}")
-        for name, counts in found["dropped"].items():
-            if counts:
-                lines.append(f"{name}: " + ", ".join(f"{n} {reason}" for reason, n in counts.items()))
-        lines += [f"left out: {reason}" for reason in self.left_out]
-        if shared := {k: v for k, v in data["overlaps"].items() if v}:
-            lines.append("prompts shared between splits: " + ", ".join(f"{k} {v}" for k, v in shared.items()))
-        return lines
 
 
 def _mean(values: np.ndarray) -> dict[str, float | None]:

@@ -1,1 +1,0 @@
-"""Pages, one for each kind of run."""
