@@ -23,7 +23,7 @@ from w2sg.experiment.next_words import next_words, split_words
 from w2sg.experiment.run import Run
 from w2sg.methods.refine import exemplars
 from w2sg.methods.refine.options import InContext, LabelWords, Refine, RefineBaseline
-from w2sg.methods.refine.refiner import revision_of, write_refined
+from w2sg.methods.refine.provenance import revision_of, write_refined
 from w2sg.metrics import labels as metrics
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.models.source import Source

@@ -12,7 +12,7 @@ from w2sg.evaluation.comparisons import Comparisons
 from w2sg.experiment.run import Run
 from w2sg.methods.refine.axes import Axes
 from w2sg.methods.refine.options import Improve, InContext, Refine, RefineEvaluation, Unrefined
-from w2sg.methods.refine.refiner import Refined, revision_of, write_refined
+from w2sg.methods.refine.provenance import Refined, revision_of, write_refined
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.metrics.intervals import performance_gap_recovered
