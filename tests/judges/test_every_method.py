@@ -46,6 +46,24 @@ class Longer(Judge):
         return Verdicts((1 + np.array(longer)) / 2)
 
 
+class Silent(Judge):
+    """Does nothing."""
+
+
+class Halves(Judge):
+    """Gives fewer rewards than there are replies."""
+
+    def rewards(self, name, replies):
+        return np.zeros(len(replies) // 2)
+
+
+class Percent(Judge):
+    """Verdicts out of range."""
+
+    def compare(self, name, a, b):
+        return Verdicts(np.full(len(a), 50.0))
+
+
 def no_judge(run): ...
 '''
 METHODS = ("cong", "decode", "refine")
@@ -228,6 +246,7 @@ def test_every_judge_judges_what_every_method_wrote(typed, judged, tmp_path, met
         ),
         ("cong", "rewards of one's own", ["+method.judge.leter=a"], "method.judge.leter: "),
         ("cong", "reward", ["judge=own_judges.no_judge"], "own_judges.no_judge is no judge"),
+        ("cong", "reward", ["judge=own_judges.Silent"], "own_judges.Silent has neither a method rewards nor compare"),
     ],
 )
 def test_what_a_judge_cannot_do_is_refused_before_any_work(typed, judged, models, tmp_path, method, judge, more, said):
@@ -237,6 +256,18 @@ def test_what_a_judge_cannot_do_is_refused_before_any_work(typed, judged, models
     (line,) = error.value.problems
     assert said.replace("weak would", f"{models['weak']} would") in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        ("Halves", r"Halves\.rewards: gave \(12,\) for 24 replies; give one number each"),
+        ("Percent", r"Percent\.compare: give w2sg\.judges\.Verdicts of 8 numbers between 0 and 1"),
+    ],
+)
+def test_opinions_that_do_not_fit_the_replies_are_refused(typed, tmp_path, judge, said):
+    with pytest.raises(UserError, match=said):
+        run(typed, "decode", tmp_path, f"judge=own_judges.{judge}")
 
 
 def test_a_guide_is_refused_by_its_weights_where_it_teaches(typed, models, tmp_path):

@@ -63,7 +63,7 @@ class Comparisons:
                 verdicts = Verdicts.of_rewards(self.rewards[name][mine], self.rewards[other][theirs])
             else:
                 pair = self.replies[name].take(mine), self.replies[other].take(theirs)
-                verdicts = self.judge.compare(f"{self.stages.get(name, name)}-over-{other}", *pair)
+                verdicts = self.judge.checked_verdicts(f"{self.stages.get(name, name)}-over-{other}", *pair)
             self._verdicts[name, other] = verdicts, mine, theirs
         return self._verdicts[name, other]
 

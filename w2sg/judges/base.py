@@ -97,6 +97,8 @@ class OutsideJudge(JudgeOptions):
         judge = None if problems else resolve(self.target)
         if not problems and not (isinstance(judge, type) and issubclass(judge, Judge)):
             problems = [f"_target_: {self.target} is no judge; let it inherit from w2sg.judges.Judge"]
+        elif not problems and judge.rewards is Judge.rewards and judge.compare is Judge.compare:
+            problems = [f"_target_: {self.target} has neither a method rewards nor compare; give it one"]
         return problems
 
     @property
@@ -156,11 +158,39 @@ class Judge:
         """
         rows = np.tile(np.arange(len(a)), 2)  # a prompt may have several pairs
         both = replace(concatenate([a, b]), sample=rows, group=np.repeat([0, 1], len(a)))
-        return Verdicts.of_rewards(*np.split(self.rewards(name, both), 2))
+        return Verdicts.of_rewards(*np.split(self.checked_rewards(name, both), 2))
+
+    def checked_rewards(self, name: str, replies: Replies) -> np.ndarray:
+        """`rewards`, [N] numbers.
+
+        Raises:
+            UserError: they are not.
+        """
+        rewards = np.asarray(self.rewards(name, replies), np.float64)
+        if rewards.shape != (len(replies),):
+            raise UserError(
+                f"{self.name}.rewards: gave {rewards.shape} for {len(replies)} replies; give one number each"
+            )
+        return rewards
+
+    def checked_verdicts(self, name: str, a: Replies, b: Replies) -> Verdicts:
+        """`compare`, [N] in [0, 1] or NaN.
+
+        Raises:
+            UserError: they are not.
+        """
+        verdicts = self.compare(name, a, b)
+        preferred = getattr(verdicts, "preferred", np.zeros(0))
+        if np.shape(preferred) != (len(a),) or np.any((preferred < 0) | (preferred > 1)):
+            raise UserError(
+                f"{self.name}.compare: give w2sg.judges.Verdicts of {len(a)} numbers between 0 and 1, or NaN where "
+                "there is no verdict"
+            )
+        return verdicts
 
     def rewards_and_key(self, name: str, replies: Replies) -> tuple[np.ndarray, dict[str, Any]]:
         """Rewards [N] to train on, and where they came from, for the cache key of what is trained."""
-        rewards = self.rewards(name, replies)
+        rewards = self.checked_rewards(name, replies)
         return rewards, {"judge": self.name, "rewards": digest(*map(str, rewards.tolist()))}
 
     def rewards_of(self, name: str, systems: Mapping[str, Replies]) -> dict[str, np.ndarray]:
@@ -170,7 +200,7 @@ class Judge:
             UserError: some replies have none.
         """
         # all at once: states of frozen judges are read batch by batch
-        rewards = self.rewards(name, concatenate(list(systems.values())))
+        rewards = self.checked_rewards(name, concatenate(list(systems.values())))
         if lost := int(np.isnan(rewards).sum()):
             raise UserError(
                 f"method.judge.max_length: the judge cannot read the prompts of {lost} replies; raise it (all replies "
@@ -209,7 +239,7 @@ class Judge:
     @cached_property
     def _accuracy(self) -> dict[str, Any]:
         pairs = gold_pairs(self.run.data.test)
-        verdicts = self.compare("test-pairs", pairs.chosen, pairs.rejected)
+        verdicts = self.checked_verdicts("test-pairs", pairs.chosen, pairs.rejected)
         known = verdicts.known
         preferred = verdicts.preferred[known]
         chosen, rejected = (np.array([len(t) for t in side.texts])[known] for side in (pairs.chosen, pairs.rejected))
