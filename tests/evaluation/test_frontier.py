@@ -17,7 +17,7 @@ from w2sg.data.replies import Replies, prompts_of
 from w2sg.evaluation.divergence import divergence, next_token_kl
 from w2sg.experiment.decode import Pair
 from w2sg.experiment.run import Run
-from w2sg.experiment.text import TextRun, Writer
+from w2sg.models.trained import Trained
 
 
 def tables(seed, vocabulary=3):
@@ -65,8 +65,8 @@ def test_the_divergence_of_models_is_that_of_their_logits(arguments, models, tmp
 
     config = check(compose(*arguments(tmp_path, "eft"), name="decode"))
     work = Run(config, tmp_path / "run")
-    text, strong = TextRun(work), Writer("strong", work.strong)
-    pair = Pair(Writer("weak", work.weak), Writer("untuned", work.untuned))
+    text, strong = work, Trained("strong", work.strong)
+    pair = Pair(Trained("weak", work.weak), Trained("untuned", work.untuned))
     chat = Chat(AutoTokenizer.from_pretrained(models["strong"]))
     prompts = prompts_of(work.data.test).first(3)
     tokens = [np.append(row, chat.end) for row in chat.replies(["good", "rude and cold", "x"])]

@@ -26,7 +26,6 @@ from w2sg.errors import ConfigError, UserError
 from w2sg.evaluation import alpaca_eval as alpaca
 from w2sg.experiment.run import Run, run_method
 from w2sg.experiment.steered import steered
-from w2sg.experiment.text import TextRun
 from w2sg.judges.reward import RewardJudge, RewardModel
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
@@ -424,7 +423,7 @@ def test_a_reply_is_read_back_as_it_was_stored():
 
 
 def test_a_judge_reads_no_more_than_it_has_positions_for(arguments, tmp_path):
-    text = TextRun(Run(check(compose(*arguments(tmp_path, "sampling"), name="decode")), tmp_path / "run"))
+    text = Run(check(compose(*arguments(tmp_path, "sampling"), name="decode")), tmp_path / "run")
     judge = RewardJudge(max_length=10**6)
     source = RewardModel(text, judge).source
     assert source.spec.max_length == source.config.max_position_embeddings < 10**6

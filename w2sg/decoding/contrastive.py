@@ -131,13 +131,13 @@ def go_on(
             alive, tokens, settings, done = alive[rest], tokens[rest], settings.take(rest), done[rest]
         logits = engine.extend(tokens)
     sizes = lengths.tolist()
-    found = Decoded(
+    decoded = Decoded(
         [row[:n].cpu().numpy() for row, n in zip(written, sizes, strict=True)],
         stopped.cpu().numpy(),
         [row[:n].cpu().numpy() for row, n in zip(kept, sizes, strict=True)],
         forwards,
     )
-    return found, alive.tolist()
+    return decoded, alive.tolist()
 
 
 def keep_rows(engine: Engine, left: Sequence[int], rows: Sequence[int], last: Sequence[int]) -> None:

@@ -50,7 +50,7 @@ class _Reply:
     Attributes:
         place: of its prompt. room: tokens of each model that it may have.
         turn: whose it is. nudges: of the small model so far. begun: tokens of the writer when its turn began.
-        tokens: of the model ``own``, who wrote last: what was said.
+        tokens: what was said, in the tokens of the model ``writer``, who wrote last.
         base, nudged: the same in the base model's tokens, when it was last asked, and who wrote them.
         read, logs: tokens that each model has read, and the base model's log-probabilities of its own.
         drawn, numbers: random numbers of each model, used and known.
@@ -61,7 +61,7 @@ class _Reply:
     turn: int = SMALL
     nudges: int = 1
     begun: int = 0
-    own: int = SMALL
+    writer: int = SMALL
     done: bool = False
     finished: bool = False
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -126,7 +126,8 @@ class Nudging(Together):
     def _step(self, live: list[_Reply]) -> None:
         """Each reply gets a token, or changes hands."""
         nudging = [reply for reply in live if reply.turn == SMALL]
-        asked, offers = [reply for reply in live if reply.turn == BASE], {}
+        # The base model is asked in its own turns, and at each border of words in the small model's.
+        for_base, offers = [reply for reply in live if reply.turn == BASE], {}
         if nudging:
             self._read(SMALL, live, nudging)
             tokens, _ = self._choose(SMALL, live, nudging)
@@ -134,15 +135,15 @@ class Nudging(Together):
                 if token in self.chats[SMALL].stop:
                     reply.done = reply.finished = True
                 elif len(reply.tokens) > reply.begun and self._begins_word(reply, token):
-                    asked.append(reply)
-                    offers[reply.place] = token
+                    for_base.append(reply)
+                    offers[reply.place] = token  # stands where the base model is not sure
                 else:
                     self._append(SMALL, reply, token)
-        if asked:
-            self._read(BASE, live, asked)
-            tokens, sure = self._choose(BASE, live, asked)
-            for reply, token, is_sure in zip(asked, tokens, sure, strict=True):
-                if is_sure and token not in self.chats[BASE].stop:
+        if for_base:
+            self._read(BASE, live, for_base)
+            tokens, sure = self._choose(BASE, live, for_base)
+            for reply, token, is_sure in zip(for_base, tokens, sure, strict=True):
+                if is_sure and token not in self.chats[BASE].stop:  # the base model never ends a reply
                     if reply.turn == SMALL:
                         reply.turn, reply.begun = BASE, len(reply.base)
                     self._append(BASE, reply, token)
@@ -153,11 +154,11 @@ class Nudging(Together):
 
     def _nudge(self, reply: _Reply) -> None:
         reply.turn, reply.nudges = SMALL, reply.nudges + 1
-        reply.tokens, reply.own = self._as(SMALL, reply), SMALL
+        reply.tokens, reply.writer = self._as(SMALL, reply), SMALL
         reply.begun = len(reply.tokens)
 
     def _append(self, who: int, reply: _Reply, token: int) -> None:
-        reply.tokens, reply.own = np.append(self._as(who, reply), token), who
+        reply.tokens, reply.writer = np.append(self._as(who, reply), token), who
         if who == BASE:
             reply.base, reply.nudged = reply.tokens, np.append(reply.nudged, False)
             cut, ended = self.chats[BASE].cut(reply.base, reply.begun)
@@ -170,9 +171,9 @@ class Nudging(Together):
 
     def _as(self, who: int, reply: _Reply) -> np.ndarray:
         """What was said so far in the tokens of one of the models."""
-        if self.shared or who == reply.own:
+        if self.shared or who == reply.writer:
             return reply.tokens
-        decode = self.chats[reply.own].tokenizer.decode
+        decode = self.chats[reply.writer].tokenizer.decode
         text = decode(reply.tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return encode(self.chats[who], text)
 
@@ -193,15 +194,16 @@ class Nudging(Together):
             back[row], chunks[row] = len(reply.read[who]) - common, wanted[common:]
             reply.read[who] = wanted
             if who == BASE:
+                # tokens that the base model has not written itself are the small model's, in its tokenisation
                 reply.logs, same = reply.logs[:common], common_start(reply.base, wanted)
                 reply.nudged = np.append(reply.nudged[:same], np.ones(len(wanted) - same, bool))
                 reply.base = wanted
         engine = self.engines[who]
         engine.rollback(back)
-        found = engine.read(chunks)
+        read = engine.read(chunks)
         self.forwards += max(map(len, chunks)) * len(live)
         if who == BASE:
-            for reply, values in zip(live, found, strict=True):
+            for reply, values in zip(live, read, strict=True):
                 reply.logs = np.append(reply.logs, values[:, 0].astype(np.float64))
 
     def _choose(self, who: int, live: list[_Reply], some: list[_Reply]) -> tuple[list[int], list[bool]]:

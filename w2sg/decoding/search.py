@@ -17,6 +17,8 @@ from w2sg.decoding.contrastive import go_on, keep_rows, stream
 from w2sg.decoding.engine import Engine
 from w2sg.decoding.sampling import Settings
 
+BEAM, POOL = "beam", "finished pool"  # rules by which the best is chosen
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -85,7 +87,7 @@ class Result:
     """What was found for one prompt.
 
     Attributes:
-        best: its value is that of this very reply. rule: whether it was still in the beam or had fallen out of it.
+        best: its value is that of this very reply. rule: whether it was still in the `BEAM` or had fallen out (`POOL`).
         beam: all that were left, best first. rounds: chunks.
         trace: of each round, what was looked at; empty if not asked for.
     """
@@ -125,7 +127,10 @@ def search(
     pool: list[Hypothesis | None] = [None] * count
     traces: list[list[list[dict[str, Any]]]] = [[] for _ in range(count)]
     rounds, first = [0] * count, True
+    # Two lists have two orders. ``grown`` is the grower's, and ``places`` are places in it. ``new`` are the different
+    # ones among them, whose places are the rows of ``value``; ``mine`` and ``staying`` are such rows.
     while live:
+        # only one empty reply stands before the first round, so all of the beam grows out of it
         grown = grower.grow(live, [beams * children if first else children] * len(live))
         places = _distinct(grown, beam) if distinct else list(range(len(grown)))
         new = [grown[place] for place in places]
@@ -137,9 +142,11 @@ def search(
             mine[h.prompt].append(row)
         for p in sorted({h.prompt for h in grown}):
             rounds[p] += 1
+            # what has ended is in no grower's rows any more: it competes by the value that it had
             before = [h for h in beam[p] if h.ended]
             beam[p], kept = choose_beam(before, [new[row] for row in mine[p]], beams)
             staying += [mine[p][k] for k in kept if not new[mine[p][k]].ended]
+            # the pool also has those that the beam pushes out: a later round may end with nothing better
             for h in (new[row] for row in mine[p]):
                 if h.finished and (pool[p] is None or h.value > pool[p].value):
                     pool[p] = h
@@ -151,13 +158,13 @@ def search(
         if value is not None:
             value.select(staying)
         live, first = [new[row] for row in staying], False
-    found = []
+    results = []
     for p in range(count):
-        best, rule = beam[p][0], "beam"
+        best, rule = beam[p][0], BEAM
         if pool[p] is not None and pool[p].value > best.value:
-            best, rule = pool[p], "finished pool"
-        found.append(Result(best, rule, beam[p], rounds[p], traces[p]))
-    return found
+            best, rule = pool[p], POOL
+        results.append(Result(best, rule, beam[p], rounds[p], traces[p]))
+    return results
 
 
 def choose_beam(
@@ -237,7 +244,7 @@ class EngineGrower:
         limit = self.engine.limit
         self.room = [self.most if limit is None else min(self.most, limit - len(row) + 1) for row in ids]
         if self.bound is not None:
-            self.room = [min(own, bound) for own, bound in zip(self.room, self.bound, strict=True)]
+            self.room = [min(most, bound) for most, bound in zip(self.room, self.bound, strict=True)]
         nothing = np.zeros(0, np.int64), np.zeros((0, len(self.engine.logits)), np.float32)
         return [Hypothesis(p, -1, "", *nothing, False, False, "") for p in range(len(prompts))]
 
@@ -256,14 +263,14 @@ class EngineGrower:
         logits = self.engine.logits
         settings = Settings.alike(self.columns, len(parents), logits.device)
         room = [self.room[live[row].prompt] - n for row, n in zip(parents, written, strict=True)]
-        found, self._left = go_on(self.engine, logits, settings, torch.from_numpy(uniform), self.stop, room)
-        self.forwards += found.forwards
+        chunks, self._left = go_on(self.engine, logits, settings, torch.from_numpy(uniform), self.stop, room)
+        self.forwards += chunks.forwards
         grown = []
         for place, row in enumerate(parents):
             parent = live[row]
-            tokens = np.append(parent.tokens, found.tokens[place])
-            stopped = bool(found.stopped[place])
-            logs = np.concatenate([parent.log_probabilities, found.log_probabilities[place]])
+            tokens = np.append(parent.tokens, chunks.tokens[place])
+            stopped = bool(chunks.stopped[place])
+            logs = np.concatenate([parent.log_probabilities, chunks.log_probabilities[place]])
             if self.cut is not None:
                 tokens, ended = self.cut(tokens)
                 logs, stopped = logs[: len(tokens)], stopped or ended

@@ -55,11 +55,11 @@ class ImplicitValue:
         wanted = [self.encode(h) for h in grown]
         common = [common_start(old, new) for old, new in zip(self.tokens, wanted, strict=True)]
         self.engine.rollback(np.array([len(old) - n for old, n in zip(self.tokens, common, strict=True)]))
-        found = self.engine.read([new[n:] for new, n in zip(wanted, common, strict=True)])
+        parts = self.engine.read([new[n:] for new, n in zip(wanted, common, strict=True)])
         self.tokens = wanted
         self.ratios = [
             np.append(old[:n], part[:, 0].astype(np.float64) - part[:, 1])
-            for old, n, part in zip(self.ratios, common, found, strict=True)
+            for old, n, part in zip(self.ratios, common, parts, strict=True)
         ]
         return np.array([self.value(ratios) for ratios in self.ratios])
 

@@ -19,7 +19,7 @@ from w2sg.metrics.intervals import mcnemar
 
 if TYPE_CHECKING:
     from w2sg.experiment.decode import Decoders
-    from w2sg.experiment.text import Writer
+    from w2sg.models.trained import Trained
 
 LETTERS = string.ascii_uppercase
 BEFORE, AFTER = "([{'\"“‘*_`", ".,;:!?)]}'\"”’*_`"  # not every mark: -5 is not 5
@@ -188,7 +188,7 @@ def _by_letters(decoders: Decoders, questions: Questions, beta: float) -> dict[s
     return {i: int(own.argmax()) == right[i] for i, own in scores.items()}
 
 
-def _letters(decoders: Decoders, writer: Writer, questions: Questions) -> dict[str, np.ndarray]:
+def _letters(decoders: Decoders, writer: Trained, questions: Questions) -> dict[str, np.ndarray]:
     """Log-probabilities of the letters of each question as the next token."""
     rows = [
         (i, prompt, LETTERS[k])
@@ -206,10 +206,10 @@ def _letters(decoders: Decoders, writer: Writer, questions: Questions) -> dict[s
     zeros = np.zeros(len(rows), np.int64)
     own = [f"{i}:{letter}" for i, letter in zip(ids, letters, strict=True)]
     replies = Replies(own, prompts, letters, zeros.astype(bool), zeros, zeros, {})
-    text, name = decoders.run, "tax-letters"
-    values, sizes, _ = text.token_values(f"{name}-by-{writer.name}", writer, replies, name)
+    run, name = decoders.run, "tax-letters"
+    values, sizes, _ = run.token_values(f"{name}-by-{writer.name}", writer, replies, name)
     last = values.double().numpy()[np.cumsum(sizes.numpy()) - 1]
     found: dict[str, list[float]] = {}
-    for place, value in zip(text.encode(writer.source, replies, name).kept, last, strict=True):
+    for place, value in zip(run.encode(writer.source, replies, name).kept, last, strict=True):
         found.setdefault(ids[place], []).append(float(value))
     return {i: np.array(values) for i, values in found.items()}

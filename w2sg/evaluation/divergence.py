@@ -22,7 +22,8 @@ from w2sg.training.stages import ReadJob, load_found
 if TYPE_CHECKING:
     from w2sg.data.replies import Replies
     from w2sg.experiment.decode import Pair
-    from w2sg.experiment.text import TextRun, Writer
+    from w2sg.experiment.run import Run
+    from w2sg.models.trained import Trained
 
 CHUNK = 512  # tokens whose logits are held at a time
 
@@ -58,7 +59,7 @@ def why_no_law(sampled: Decoder, server: bool, stops: bool) -> str | None:
 
 
 def divergence(
-    text: TextRun, name: str, strong: Writer, other: Pair | Writer, beta: float, temperature: float, replies: Replies
+    run: Run, name: str, strong: Trained, other: Pair | Trained, beta: float, temperature: float, replies: Replies
 ) -> np.ndarray:
     """[N] of which the mean estimates KL(other || strong) of whole replies, over what the other wrote.
 
@@ -76,15 +77,15 @@ def divergence(
     ids = [f"{replies.ids[k]}:{replies.sample[k]}" for k in there]
     key = {
         "version": VERSION,
-        "models": [text.key_of(writer) for writer in writers],
+        "models": [run.key_of(writer) for writer in writers],
         "beta": beta if pair is not None else None,
         "temperature": temperature,
         "data": {"rows": len(ids), "content": rows.content},
-        "precision": text.precision,
+        "precision": run.precision,
     }
 
     def make() -> ReadJob:
-        policies = nn.ModuleList([text.load(writer) for writer in writers])
+        policies = nn.ModuleList([run.load(writer) for writer in writers])
         inputs = Completions(rows.prompts, rows.replies, packed=False)
 
         def read(batch: dict[str, Tensor]) -> Tensor:
@@ -107,15 +108,15 @@ def divergence(
         return next_token_kl(base, torch.stack(small), None, beta, temperature)
 
     found = np.zeros(len(replies))
-    stored, values = load_found(text.stages.read(name, key, make))
+    stored, values = load_found(run.stages.read(name, key, make))
     place = {i: k for i, k in zip(ids, there, strict=True)}
     found[[place[i] for i in stored]] = values["values"].double().numpy()
     return found
 
 
 def frontier(
-    text: TextRun,
-    strong: Writer,
+    run: Run,
+    strong: Trained,
     pair: Pair | None,
     decoder: Decoder,
     replies: dict[str, Replies],
@@ -139,7 +140,7 @@ def frontier(
         if reason is not None:
             without["guide"] = reason
         else:
-            values = divergence(text, "guide-kl", strong, pair.tuned, 0.0, decoder.temperature, replies["guide"])
+            values = divergence(run, "guide-kl", strong, pair.tuned, 0.0, decoder.temperature, replies["guide"])
             found["guide"] = Bootstrap(len(values)).mean(values).as_dict() | {"how": "exact"}
     law = decoder.law()
     if law.how == "itself":
@@ -151,6 +152,6 @@ def frontier(
         found[decoder.kind] = {"value": law.bound, "low": None, "high": None, "how": law.how}
     else:
         own = replies[decoder.kind]
-        values = divergence(text, f"{decoder.stage}-kl", strong, pair, law.tilt, decoder.temperature, own)
+        values = divergence(run, f"{decoder.stage}-kl", strong, pair, law.tilt, decoder.temperature, own)
         found[decoder.kind] = Bootstrap(len(values)).mean(values).as_dict() | {"how": law.how}
     return found, without

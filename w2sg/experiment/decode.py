@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ class Decoders:
 
     Args:
         strong: the frozen model. pair: the weak one, where the decoder asks for it.
-        rewards: of prompts and replies, for a guide that is a reward model; and its part of the cache key.
+        reward: the reward model, where the guide is one: `key` is its part of cache keys, `scorer` gives the module
+            and what scores prompts and replies with it.
         server: writes in place of the strong model, of which then only the tokenizer is read; replies have the tokens
             that this one makes of them, and their end.
     """
@@ -46,13 +47,12 @@ class Decoders:
         self,
         run: Run,
         strong: Trained,
-        pair: Pair | None,
-        rewards: Callable[[], tuple[nn.Module, Callable[[Sequence[str], Sequence[str]], np.ndarray]]] | None = None,
-        reward_key: dict[str, Any] | None = None,
+        pair: Pair | None = None,
+        reward: Any = None,
         server: Server | None = None,
     ):
         self.run, self.strong, self.pair = run, strong, pair
-        self.rewards, self.reward_key, self.server = rewards, reward_key, server
+        self.reward, self.server = reward, server
         self._answered: dict[str, Written] = {}  # by a server, which would not say the same again
 
     def write(self, name: str, decoder: Decoder, prompts: Prompts) -> Steered:
@@ -67,8 +67,8 @@ class Decoders:
         key = self._key(decoder, prompts)
         if self.server is None:
             folder = self.run.stages.read(name, key, lambda: self._job(decoder, prompts))
-            ids, found = load_found(folder)
-            tables = np.split(found["values"].double().numpy(), np.cumsum(found["sizes"].numpy())[:-1])
+            ids, tensors = load_found(folder)
+            tables = np.split(tensors["values"].double().numpy(), np.cumsum(tensors["sizes"].numpy())[:-1])
             replies = dict(zip(ids, map(stored.unpack, tables), strict=True))
         else:
             folder = self.run.stages.compute(name, key, partial(self._ask, decoder, prompts))
@@ -154,7 +154,7 @@ class Decoders:
         if any(chat.thoughts != "strip" for chat in chats):
             key["thoughts"] = [chat.thoughts for chat in chats]
         if REWARD in decoder.needs:
-            key["reward"] = self.reward_key
+            key["reward"] = self.reward.key()
         if self.server is not None:
             positions = getattr(self.strong.source.config, "max_position_embeddings", None)
             key |= {"texts": digest(*as_text(chats[0], prompts.texts)), "strings": ends(chats[0])}
@@ -171,7 +171,7 @@ class Decoders:
             small.append(self.run.load(self.pair.untuned))
         modules += small
         if REWARD in decoder.needs:
-            module, reward = self.rewards()
+            module, reward = self.reward.scorer()
             modules.append(module)
         source = self.strong.source
         return nn.ModuleList(modules), partial(

@@ -40,61 +40,56 @@ def decode(
         alignment: of the weak model, where it is not given before its alignment.
         evaluation: what is measured, on the test split.
     """
-    from w2sg.data.replies import Prompts, prompts_of
+    from w2sg.data.replies import prompts_of
     from w2sg.evaluation.alignment_tax import alignment_tax, read_questions
     from w2sg.evaluation.decoders import Comparison
     from w2sg.evaluation.divergence import frontier
     from w2sg.experiment.alignment import align
     from w2sg.experiment.decode import Decoders, Pair
-    from w2sg.experiment.text import TextRun, Writer
     from w2sg.judges.reward import RewardModel
+    from w2sg.models.trained import Trained
 
     questions = None if evaluation.tax is None else read_questions(Path(evaluation.tax))
-    text = TextRun(run)
     measure = judge_of(run, judge)
     guides, writers = guide_and_writers(run, decoder)
-    rewards, key = None, None
+    reward = None
     if REWARD in decoder.needs:
         guide = decoder.guide
         length = getattr(judge, "max_length", RewardJudge().max_length)  # one from outside may have none
         options = RewardJudge(model=guide.model, layer=guide.layer, max_length=length)
         reward = RewardModel(run, options, "guide", "ground_truth", "decoder.guide")
-        rewards = reward.scorer
         if guide.model != "weak":
             guides["the reward model that guides"] = reward.source
     if measure is not None:
         measure.independent_of(guides, writers)
-    strong = Writer("strong", replace(run.strong, style=style))
+    strong = Trained("strong", replace(run.strong, style=style))
     check_vocabulary(decoder, run.weak, strong.source)
     prompts = prompts_of(run.data.test).first(evaluation.prompts)
 
-    pair, server, plain = None, decoder.asked, Plain.like(decoder)
-    systems = {}
-    if server is not None:  # whether it answers is known before anything is trained
-        systems["plain"] = Decoders(run, strong, None, server=server).write("plain", plain, prompts)
+    pair, server, plain, systems = None, decoder.served_by, Plain.like(decoder), {}
+    # first of all, since a server may not answer: that is known before anything is trained
+    if server is not None:
+        systems["plain"] = Decoders(run, strong, server=server).write("plain", plain, prompts)
     if decoder.needs_pair:
-        untuned, tuned, _ = align(run, alignment)
-        pair = Pair(tuned, untuned)
-    if rewards is not None:
-        key = reward.key()
-
-    decoders = Decoders(run, strong, pair, rewards, key, server)
+        before, after, _ = align(run, alignment)
+        pair = Pair(after, before)
+    decoders = Decoders(run, strong, pair, reward, server)
     if server is None:
         systems["plain"] = decoders.write("plain", plain, prompts)
     if pair is not None:
-        systems["guide"] = Decoders(run, pair.tuned, None).write("guide-alone", plain, prompts)
+        systems["guide"] = Decoders(run, pair.tuned).write("guide-alone", plain, prompts)
     if not decoder.is_plain:
         systems[decoder.kind] = decoders.write(decoder.stage, decoder, prompts)
     traces = []
     if decoder.traces and evaluation.traces > 0:
-        replies = systems[decoder.kind].replies
-        shown = Prompts(prompts.name, replies.ids, replies.prompts).first(evaluation.traces)
-        traces = decoders.traces("traces", decoder, shown)
+        answered = set(systems[decoder.kind].replies.ids)  # the others were too long for a model
+        places = [k for k, i in enumerate(prompts.ids) if i in answered]
+        traces = decoders.traces("traces", decoder, prompts.take(places[: evaluation.traces]))
     tax = None if questions is None else alignment_tax(decoders, decoder, plain, questions)
     comparison = Comparison(run, measure, strong, systems, decoder)
     kl = None
     if evaluation.frontier and measure is not None and measure.gives_rewards:
-        kl = frontier(text, strong, pair, decoder, comparison.replies, server is not None)
+        kl = frontier(run, strong, pair, decoder, comparison.replies, server is not None)
     return comparison.report(traces, evaluation, tax, kl)
 
 
@@ -130,36 +125,40 @@ def problems(config: TrainConfig) -> list[str]:
     from pydantic import TypeAdapter
 
     decoder: Decoder = TypeAdapter(AnyDecoder).validate_python(config.method["decoder"])
-    found = []
+    broken = []
     roles = ["strong", *(["weak"] if decoder.needs_pair else [])]
     for role in roles:
         if getattr(config, role).arch != "hf":
-            found.append(f"{role}.arch: a bag of words cannot write; choose a language model")
+            broken.append(f"{role}.arch: a bag of words cannot write; choose a language model")
         elif getattr(config, role).train == "head":
-            found.append(f"{role}.train: a head cannot write; use {role}.train=lora (or full)")
-    found += decoder.problems(config)
-    found += _unread(config)
+            broken.append(f"{role}.train: a head cannot write; use {role}.train=lora (or full)")
+    broken += decoder.problems(config)
+    broken += _unread(config)
     if decoder.needs_pair and config.weak.untuned is None:
-        found += lost_steps(config.weak, "weak", {"method.alignment.lr.full": config.method["alignment"]["lr"]["full"]})
+        broken += lost_steps(
+            config.weak, "weak", {"method.alignment.lr.full": config.method["alignment"]["lr"]["full"]}
+        )
     if decoder.needs_pair and config.weak.untuned is not None:
-        found += options_of(config).guides(config, config.weak.name)
+        broken += options_of(config).guides(config, config.weak.name)
     if config.method["alignment"]["pairs"] == "on_policy" and decoder.needs_pair and config.weak.untuned is None:
-        found.append("method.alignment.pairs: on-policy pairs are ranked by the judge, which must not guide; use given")
+        broken.append(
+            "method.alignment.pairs: on-policy pairs are ranked by the judge, which must not guide; use given"
+        )
     if config.method["style"] != "chat" and STRONG not in decoder.needs:
-        found.append(f"method.style: the strong model writes nothing in decoder={decoder.kind}; use chat")
-    return found
+        broken.append(f"method.style: the strong model writes nothing in decoder={decoder.kind}; use chat")
+    return broken
 
 
 def _unread(config: TrainConfig) -> list[str]:
     """Settings of the main job that nothing here reads."""
-    found = []
+    broken = []
     for role in ("weak", "strong"):
         for key in ("lr", "epochs"):
             if getattr(getattr(config, role), key) is not None:
                 where = f"set method.alignment.{key}" if role == "weak" else "the strong model stays as it is"
-                found.append(f"{role}.{key}: not read where a decoder is measured; {where}")
+                broken.append(f"{role}.{key}: not read where a decoder is measured; {where}")
     if config.strong.untuned is not None:
-        found.append("strong.untuned: only the weak model has an alignment to undo; set weak.untuned")
+        broken.append("strong.untuned: only the weak model has an alignment to undo; set weak.untuned")
     if config.dataset.noise.kind != "none":
-        found.append("dataset.noise.kind: nothing is trained on labels that a weak model gave; use none")
-    return found
+        broken.append("dataset.noise.kind: nothing is trained on labels that a weak model gave; use none")
+    return broken

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt, model_validator
 
@@ -16,14 +16,12 @@ from w2sg.config import plugins
 from w2sg.config.check import function_identity
 from w2sg.config.option import option
 from w2sg.config.options import Sampling
+from w2sg.config.schema import TrainConfig
+from w2sg.data.replies import Prompts
+from w2sg.decoding.decoders.engines import Engines
+from w2sg.decoding.decoders.served import Server
+from w2sg.decoding.decoders.written import Written
 from w2sg.errors import UserError
-
-if TYPE_CHECKING:
-    from w2sg.config.schema import TrainConfig
-    from w2sg.data.replies import Prompts
-    from w2sg.decoding.decoders.engines import Engines
-    from w2sg.decoding.decoders.served import Server
-    from w2sg.decoding.decoders.written import Written
 
 STRONG, TUNED, UNTUNED, REWARD = "strong", "tuned", "untuned", "reward"
 TAKEN = ("plain", "guide")  # names of other systems in a report
@@ -122,7 +120,7 @@ class Decoder(Sampling):
         return self.law().how == "itself"
 
     @property
-    def asked(self) -> Server | None:
+    def served_by(self) -> Server | None:
         """Who writes in place of the strong model, if a server does."""
         return None
 

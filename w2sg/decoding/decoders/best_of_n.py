@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
 from w2sg.config.option import option
+from w2sg.data.replies import Prompts
 from w2sg.decoding.decoders.base import Law
+from w2sg.decoding.decoders.engines import Engines
 from w2sg.decoding.decoders.guided import Guided
 from w2sg.decoding.decoders.written import Written
 from w2sg.metrics.replies import best_of_n_bound
-
-if TYPE_CHECKING:
-    from w2sg.data.replies import Prompts
-    from w2sg.decoding.decoders.engines import Engines
 
 
 class BestOfN(Guided):

@@ -5,15 +5,13 @@ The strong model's logits plus beta times what alignment did to the weak model's
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from w2sg.config.option import option
+from w2sg.data.replies import Prompts
 from w2sg.decoding.decoders.base import STRONG, TUNED, UNTUNED, Decoder, Law
+from w2sg.decoding.decoders.engines import Engines
 from w2sg.decoding.decoders.written import Written
-
-if TYPE_CHECKING:
-    from w2sg.data.replies import Prompts
-    from w2sg.decoding.decoders.engines import Engines
 
 
 class Eft(Decoder):

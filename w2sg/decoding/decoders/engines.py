@@ -152,8 +152,8 @@ class Engines:
         """Tokens that the strong model has read for this batch; a server reads each prompt anew each round."""
         if self.server is None:
             return self.strong.count.total
-        asked, before = self.server.asked, self._before
-        return asked.prompt_tokens + asked.completion_tokens - before.prompt_tokens - before.completion_tokens
+        now, before = self.server.asked, self._before
+        return now.prompt_tokens + now.completion_tokens - before.prompt_tokens - before.completion_tokens
 
     @property
     def counted_by(self) -> str:

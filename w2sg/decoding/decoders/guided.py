@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import PositiveInt
 
 from w2sg.config.option import Options, option
+from w2sg.config.schema import TrainConfig
 from w2sg.data.messages import Dialogue
 from w2sg.decoding.decoders.base import REWARD, STRONG, TUNED, UNTUNED, Decoder
+from w2sg.decoding.decoders.engines import Engines
 from w2sg.decoding.decoders.served import Server
+from w2sg.decoding.decoders.written import Written
 from w2sg.decoding.search import Value
 from w2sg.decoding.search_values import ImplicitValue, Mixture, RewardValue
-
-if TYPE_CHECKING:
-    from w2sg.config.schema import TrainConfig
-    from w2sg.decoding.decoders.engines import Engines
-    from w2sg.decoding.decoders.written import Written
 
 
 class Guide(Options):
@@ -92,11 +90,11 @@ class Guided(Decoder):
         return frozenset({STRONG} | implicit | ({REWARD} if self.guide.reward else set()))
 
     @property
-    def asked(self) -> Server | None:
+    def served_by(self) -> Server | None:
         return None if self.server.url is None else self.server
 
     def rules(self) -> list[str]:
-        if self.asked and self.top_k:
+        if self.served_by and self.top_k:
             return ["top_k: OpenAI's completions have no such option; set it to 0, and use top_p"]
         return []
 
@@ -105,7 +103,7 @@ class Guided(Decoder):
 
     def problems(self, config: TrainConfig) -> list[str]:
         broken = []
-        if self.asked and config.method["evaluation"]["surprise"]:
+        if self.served_by and config.method["evaluation"]["surprise"]:
             broken.append(
                 "method.evaluation.surprise: it is the strong model's log-probability of the replies, which a server "
                 "of texts does not give; set it to false"

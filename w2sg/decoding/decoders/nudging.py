@@ -6,18 +6,16 @@ The strong model writes wherever it is sure of the next token; the weak one begi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
 from w2sg.config.option import option
+from w2sg.data.replies import Prompts
+from w2sg.decoding.decoders.engines import Engines
 from w2sg.decoding.decoders.written import Written
 from w2sg.decoding.decoders.wsd import TOP1, Drafted
 from w2sg.decoding.nudging import Nudging
-
-if TYPE_CHECKING:
-    from w2sg.data.replies import Prompts
-    from w2sg.decoding.decoders.engines import Engines
 
 # As ``kind: wsd`` had it, which old reports and keys of the store still do: its rule, and what that rule did not read.
 EARLIER = {"kind": "wsd", "rule": TOP1, "window": 1, "check": None, "draft": None}

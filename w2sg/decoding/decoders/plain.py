@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from w2sg.config.options import PlainSampling
+from w2sg.config.schema import TrainConfig
+from w2sg.data.replies import Prompts
 from w2sg.decoding import vllm as by_vllm
 from w2sg.decoding.decoders.base import STRONG, Decoder, Law
+from w2sg.decoding.decoders.engines import Engines
 from w2sg.decoding.decoders.written import Written
-
-if TYPE_CHECKING:
-    from w2sg.config.schema import TrainConfig
-    from w2sg.data.replies import Prompts
-    from w2sg.decoding.decoders.engines import Engines
 
 
 class Plain(Decoder, PlainSampling):

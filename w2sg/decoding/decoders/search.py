@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
 from w2sg.config.option import option
+from w2sg.data.replies import Prompts
 from w2sg.decoding.decoders.base import TUNED, UNTUNED, Law
+from w2sg.decoding.decoders.engines import Engines
 from w2sg.decoding.decoders.guided import Guided
 from w2sg.decoding.decoders.written import Written
-
-if TYPE_CHECKING:
-    from w2sg.data.replies import Prompts
-    from w2sg.decoding.decoders.engines import Engines
 
 
 class Search(Guided):
@@ -44,7 +42,7 @@ class Search(Guided):
     def rules(self) -> list[str]:
         if self.temperature == 0 and self.beams * self.children > 1:
             return ["temperature: at 0 all candidates are the same; raise it"]
-        if self.asked and self.tilt:
+        if self.served_by and self.tilt:
             return ["tilt: it moves the strong model's logits, which a server of texts does not give; set it to 0"]
         return super().rules()
 

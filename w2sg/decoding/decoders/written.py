@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from w2sg.data.dialogue import Chat
-from w2sg.decoding.search import Hypothesis, Result
+from w2sg.decoding.search import BEAM, POOL, Hypothesis, Result
 
-POOL = "finished pool"  # the rule by which a search chooses a reply that had fallen out of the beam
 FATES = ("", "reached", "complete", "longest")  # by their numbers in the table
 # Columns of the table, one row a token. From CANDIDATE on they say the same at each token of a reply.
 TOKEN, LOG_P, DRAFTED, CANDIDATE, VALUE, FINISHED, FATE, STRONG_READ, GUIDE_READ, ROUNDS, POOLED = range(11)
@@ -55,14 +54,14 @@ class Written:
     drafted: np.ndarray | None = None
     fate: str = ""
     rounds: int = 0
-    rule: str = "beam"
+    rule: str = BEAM
     trace: list[list[dict[str, Any]]] = field(default_factory=list)
     candidates: tuple[Written, ...] = ()
 
     @property
     def pooled(self) -> bool:
         """Whether a search had let it fall out of the beam before it chose it."""
-        return self.rule != "beam"
+        return self.rule != BEAM
 
     @property
     def draft(self) -> int:
@@ -160,7 +159,7 @@ def unpack(table: np.ndarray) -> Written:
                 drafted=part[:, DRAFTED].astype(bool),
                 fate=FATES[int(facts[FATE])],
                 rounds=int(facts[ROUNDS]),
-                rule=POOL if facts[POOLED] else "beam",
+                rule=POOL if facts[POOLED] else BEAM,
             )
         )
     return replace(replies[0], candidates=tuple(replies[1:]))
@@ -182,8 +181,8 @@ def pack_text(reply: Written, size: Callable[[str], int], seconds: float) -> dic
         for one in (reply, *reply.candidates)
     ]
     about = {name: getattr(reply, name) for name in ("strong_read", "guide_read", "counted_by", "rule", "pooled")}
-    own = {"seconds": seconds, "rounds": reply.rounds, "value": reply.value, "trace": reply.trace}
-    return about | own | {"candidates": candidates}
+    about |= {"seconds": seconds, "rounds": reply.rounds, "value": reply.value, "trace": reply.trace}
+    return about | {"candidates": candidates}
 
 
 def unpack_text(row: dict[str, Any]) -> Written:

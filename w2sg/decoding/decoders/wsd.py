@@ -6,19 +6,17 @@ The strong model reads the draft as it grows and takes over where it would have 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import PositiveInt
 
 from w2sg.config.option import option
+from w2sg.data.replies import Prompts
 from w2sg.decoding.decoders.base import STRONG, TUNED, Decoder, Law
+from w2sg.decoding.decoders.engines import Engines
 from w2sg.decoding.decoders.written import Written
 from w2sg.decoding.drafting import Drafting, Rule
-
-if TYPE_CHECKING:
-    from w2sg.data.replies import Prompts
-    from w2sg.decoding.decoders.engines import Engines
 
 TOP1 = "top1"  # the rule by which ``kind: wsd`` meant nudging in earlier versions
 
