@@ -510,7 +510,7 @@ def test_alpha_and_gamma_name_the_same_law(arguments, tmp_path):
         (["method.judge.layer=auto"], "method.judge.candidates: layer=auto chooses among these"),
         (
             ["method.judge.model=null", "method.alignment.pairs=on_policy"],
-            "method.judge.model: on-policy samples are ranked",
+            "method.judge: on-policy samples are ranked",
         ),
         (["dataset.noise.kind=flip", "dataset.noise.rate=0.1"], "dataset.noise.kind: method=cong trains on no labels"),
         (["strong.lr=1e-4"], "strong.lr: not read by method=cong"),
