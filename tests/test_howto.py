@@ -21,6 +21,7 @@ SHOWN = {  # what the summary of the page's runs names
     "text_method": ["wins over"],
     "judge": ["Brief", "Shorter"],
     "section": ["watched", "finetune"],
+    "decoder": ["shortest", "contrastive"],
 }
 OF_LABELS = {"loss", "label_method", "dataset", "section"}
 PAGES = sorted(page.stem for page in HOWTO.glob("*.md") if page.stem != "index")
@@ -209,3 +210,41 @@ def test_mistakes_in_a_section_are_said_in_one_line_and_harm_no_other_run(desk):
         (desk.folder / "mine.py").write_text(code.replace(right, wrong), encoding="utf-8")
         assert re.match(said, desk.refused("train.py", "method=mine.watched")), said
     assert "finetune" in desk.run("evaluate.py", "runs=outputs").stdout
+
+
+DECODER_MISTAKES = [
+    (
+        '    words = "the shortest sample"\n',
+        "",
+        ".*Shortest: say in `words` what a page calls it",
+    ),
+    ("def write(", "def writes(", r".*Shortest: write\(engines, prompts\) is missing"),
+    (
+        "    words =",
+        '    needs = {"best"}\n    words =',
+        ".*Shortest: needs 'best'; choose among strong, tuned,",
+    ),
+    (
+        '"shortest"] = "shortest"',
+        '"eft"] = "eft"',
+        ".*Shortest: another system is called 'eft'; give it",
+    ),
+    ("(Decoder)", "", "decoder._target_: mine.Shortest is no decoder; name a class that inherits from"),
+    (
+        "        return [Written",
+        "        [Written",
+        "decoder=shortest: write returned NoneType; return a list",
+    ),
+    ("Written.of(result)", "result.best.text", "decoder=shortest: write returned a list of str; return a list"),
+    ("for result in results]", "for result in results[1:]]", "decoder=shortest: it wrote 15 replies to 16 prompts"),
+]
+
+
+@at("decoder")
+@pytest.mark.slow
+def test_mistakes_in_a_decoder_are_said_in_one_line(desk):
+    code = desk.page.files["mine.py"]
+    for right, wrong, said in DECODER_MISTAKES:
+        assert right in code
+        (desk.folder / "mine.py").write_text(code.replace(right, wrong), encoding="utf-8")
+        assert re.match(said, desk.refused("evaluate.py", "decoder=mine.Shortest")), said

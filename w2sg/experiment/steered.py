@@ -50,6 +50,10 @@ def write_batch(decoder: Decoder, engines: Engines, prompts: Prompts) -> list[Wr
         UserError: the decoder does not write one reply to each prompt.
     """
     replies = decoder.write(engines, prompts)
+    kinds = {type(reply).__name__ for reply in replies} if isinstance(replies, list) else {type(replies).__name__}
+    if not isinstance(replies, list) or kinds - {Written.__name__}:
+        what = f"{'a list of ' if isinstance(replies, list) else ''}{' and '.join(sorted(kinds))}"
+        raise UserError(f"decoder={decoder.kind}: write returned {what}; return a list of Written, one to each prompt")
     if len(replies) != len(prompts):
         raise UserError(f"decoder={decoder.kind}: it wrote {len(replies)} replies to {len(prompts)} prompts")
     read = engines.strong_read / len(prompts), engines.guide_read / len(prompts)

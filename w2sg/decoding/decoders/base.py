@@ -6,7 +6,7 @@ A decoder is one class in one file. `w2sg.decoding.decoders` lists those of w2sg
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -85,6 +85,12 @@ class Decoder(Sampling):
         other = KINDS.get(kind, cls)
         if kind in TAKEN or (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(f"{cls.__name__}: another system is called {kind!r}; give it a kind of its own")
+        if not isinstance(getattr(cls, "words", None), str):
+            raise TypeError(f"{cls.__name__}: say in `words` what a page calls it")
+        if cls.write is Decoder.write and not cls.generated_by:
+            raise TypeError(f"{cls.__name__}: write(engines, prompts) is missing, which answers a batch of prompts")
+        if isinstance(cls.needs, Set) and (unknown := sorted(cls.needs - {STRONG, TUNED, UNTUNED, REWARD})):
+            raise TypeError(f"{cls.__name__}: needs {unknown[0]!r}; choose among strong, tuned, untuned and reward")
         KINDS[kind] = cls
 
     @model_validator(mode="before")
