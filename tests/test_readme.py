@@ -14,6 +14,7 @@ PAGES = {page.name: page.read_text() for page in sorted((ROOT / "docs").glob("*.
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 for text in PAGES.values():
     BLOCKS += re.findall(r"<!-- tested -->\n```bash\n(.*?)```", text, re.S)
+LINKED = [p.relative_to(ROOT) for p in (ROOT / "README.md", ROOT / "benchmarks/README.md", *ROOT.glob("docs/**/*.md"))]
 LINES = list(dict.fromkeys(line for block in BLOCKS for line in block.splitlines() if line.strip()))  # once each
 TRAIN = [line.partition("train.py")[2] for line in LINES if "train.py" in line]
 EVALUATE = [line.partition("evaluate.py")[2] for line in LINES if "evaluate.py" in line]
@@ -32,6 +33,13 @@ def jobs(command: str) -> list[str]:
 def test_readme_and_pages_have_commands():
     assert len(TRAIN) == 17
     assert len(EVALUATE) == 10
+
+
+@pytest.mark.parametrize("page", LINKED, ids=str)
+def test_every_link_to_a_file_leads_somewhere(page):
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.S)
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert [link for link in links if not ((ROOT / page).parent / link.partition("#")[0]).exists()] == []
 
 
 @pytest.mark.parametrize("command", TRAIN)
