@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -45,53 +43,12 @@ def used_stages(out: Path) -> set[str]:
 
 
 def gather(runs: Path, console: Plain) -> None:
-    """One table and one page over all finished runs below a folder.
+    """One page and one table over all finished runs below a folder; what cannot be used is named with the reason."""
+    from w2sg.compare.collect import collect
 
-    A report that was changed by hand or is of other code may hold anything; it is left out, named with the reason, and
-    the others count.
-    """
-    from w2sg.compare.runs import UNUSABLE
-    from w2sg.console import Plain
-
-    try:
-        _gather(runs, console)
-    except UserError:
-        raise
-    except Exception:
-        broken: dict[Path, str] = {}
-        for file in runs.rglob("report.json"):
-            try:
-                with tempfile.TemporaryDirectory() as alone:
-                    _gather(file.parent, Plain(quiet=True), Path(alone))
-            except UserError:  # what it is left out for anyway
-                continue
-            except Exception as error:
-                broken[file.parent] = f"its report cannot be used ({type(error).__name__}: {str(error)[:200]})"
-        if not broken:
-            raise
-        token = UNUSABLE.set(broken)
-        try:
-            _gather(runs, console)
-        finally:
-            UNUSABLE.reset(token)
-
-
-def _gather(runs: Path, console: Plain, to: Path | None = None) -> None:
-    from w2sg.compare import cong as collect_text
-    from w2sg.compare import decoders as collect_decode
-    from w2sg.compare import labels as collect_page
-    from w2sg.compare import refinement as collect_refined
-    from w2sg.compare.runs import collect
-
-    found: list[tuple[ModuleType, Any]] = []
-    if (collection := collect(runs)) is not None:
-        found.append((collect_page, collection))
-    for kind in (collect_text, collect_decode, collect_refined):
-        if one := kind.collect(runs):
-            found.append((kind, one))
-    files = [file for kind, one in found for file in kind.write(one, to or runs)]
-    for kind, one in found:
-        kind.show(one, console)
+    summary = collect(runs)
+    files = summary.write(runs)
+    summary.show(console)
     console.say("written: " + ", ".join(map(str, files)))
 
 

@@ -50,7 +50,7 @@ def test_a_pretrained_model_learns_from_a_bag_of_words_on_reviews(tmp_path):
 @needs_pairs
 def test_a_small_sweep_on_real_preference_pairs(tmp_path, undrawn):
     """Losses x seeds x noise of docs/results.md, on 60 pairs each: one set of features, one teacher per seed."""
-    from w2sg.compare.runs import collect
+    from w2sg.compare.collect import collect
     from w2sg.experiment.run import run_method
 
     sizes = "dataset.sizes={ground_truth: 40, transfer: 40, test: 32}"

@@ -11,8 +11,8 @@ import pytest
 from conftest import compose, run_script
 from scipy import stats
 
-from w2sg.compare import labels as collect_page
-from w2sg.compare.runs import collect
+from w2sg.compare.collect import collect, heading
+from w2sg.compare.label_section import findings
 from w2sg.config.check import check
 from w2sg.errors import UserError
 
@@ -88,9 +88,7 @@ def test_a_sweep_becomes_settings_losses_and_seeds(sweep):
         "noise.rate 0",
         "noise.rate 0.4",
     }
-    assert collect_page.heading(found.content) == (
-        "18 runs: bag-of-words → SmolLM2-135M-Instruct.Q4_1.gguf, reviews, finetune"
-    )
+    assert heading(found.content) == ("18 runs: bag-of-words → SmolLM2-135M-Instruct.Q4_1.gguf, reviews, finetune")
     row = found.content["cells"][0]
     assert row["accuracy"]["student"]["mean"] == pytest.approx(np.mean([draw(0.74, s).mean() for s in range(3)]))
     sd = np.std([draw(0.74, s).mean() for s in range(3)], ddof=1)
@@ -124,8 +122,8 @@ def test_the_files_and_the_page_say_the_same(sweep, capsys):
     from w2sg.console import Plain
 
     found = collect(sweep)
-    collect_page.write(found, sweep)
-    collect_page.show(found, Plain(width=160))
+    found.write(sweep)
+    found.show(Plain(width=160))
     shown = capsys.readouterr().out
     assert "student against teacher: better in" in shown
     rows = list(csv.DictReader((sweep / "summary.csv").read_text().splitlines()))
@@ -149,9 +147,9 @@ def test_the_newer_of_two_runs_counts_and_damaged_ones_are_named(sweep):
     (sweep / "old" / "report.json").write_text("{}")
     found = collect(sweep)
     assert found.content["runs"] == 18
-    assert any("1 older runs" in line for line in found.left_out)
-    assert any(line.startswith("broken: cannot be read") for line in found.left_out)
-    assert any(line.startswith("old: its report is of an earlier version") for line in found.left_out)
+    assert any("1 older runs" in line for line in found.content["left_out"])
+    assert any(line.startswith("broken: cannot be read") for line in found.content["left_out"])
+    assert any(line.startswith("old: its report is of an earlier version") for line in found.content["left_out"])
     assert found.cells[0].accuracy("student")["mean"] > 0.78
 
 
@@ -191,7 +189,7 @@ def test_seeds_with_test_rows_of_their_own_are_not_paired_by_row(tmp_path):
     assert found.content["cells"][0]["pgr"]["over"] == "3 splits, and test prompts"
     (pair,) = found.content["between_losses"]
     assert pair["seeds"] == 3
-    collect_page.write(found, tmp_path)
+    found.write(tmp_path)
 
 
 def test_seeds_of_a_split_are_averaged_before_splits_are_repeats(tmp_path):
@@ -218,7 +216,7 @@ def test_runs_that_are_one_run_count_once(tmp_path):
         finished(tmp_path / f"r{split}", config("ce", 0, f"dataset.split_seed={split}"), right)
     found = collect(tmp_path)
     assert found.content["runs"] == 1
-    assert any(line.startswith("2 runs that predict to the last digit") for line in found.left_out)
+    assert any(line.startswith("2 runs that predict to the last digit") for line in found.content["left_out"])
 
 
 def test_a_corrected_p_is_never_below_its_own_even_where_twins_have_other_seeds(tmp_path):
@@ -239,10 +237,10 @@ def test_two_seeds_are_said_and_so_are_predictions_without_prompts(tmp_path):
         right = {"weak": draw(0.6, seed, 300), "student": draw(0.7, 9 + seed, 300), "ceiling": draw(0.9, 5, 300)}
         finished(tmp_path / f"r{seed}", config("ce", seed), right)
     found = collect(tmp_path)
-    lines = " / ".join(collect_page.findings(found.content))
+    lines = " / ".join(findings(found.content))
     assert "two seeds in 1 of 1 cells" in lines
     assert "2 runs are of an earlier version and do not say which test rows share a prompt" in lines
-    collect_page.write(found, tmp_path)
+    found.write(tmp_path)
     assert "no interval here says what other training data would do" in (tmp_path / "summary.html").read_text()
 
 
@@ -264,7 +262,7 @@ def test_a_single_run_is_a_collection_too(tmp_path):
     finished(tmp_path / "one", config(), right)
     found = collect(tmp_path)
     assert found.content["cells"][0]["pgr"]["value"] == 0.5  # its own bootstrap
-    collect_page.write(found, tmp_path)
+    found.write(tmp_path)
     assert "No two losses" in (tmp_path / "summary.html").read_text()
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import compose
 from test_decode import arguments, models, run, runs  # noqa: F401
 
-from w2sg.compare import decoders as collect_decode
+from w2sg.compare.collect import collect
 from w2sg.config.check import check
 from w2sg.data.dialogue import Chat
 from w2sg.data.replies import Replies, prompts_of
@@ -105,7 +105,7 @@ def test_a_run_says_what_has_a_divergence_and_what_has_none(runs):
         assert kind in found["without_kl"]
     assert "number of candidates is no divergence" in (out / "search" / "report.html").read_text()
     assert "Reward and divergence" in (out / "eft" / "report.html").read_text()
-    (group,) = collect_decode.collect(out)
+    (group,) = collect(out).content["decoders"]
     assert sum("kl" in row for row in group["rows"]) >= 3
 
 

@@ -11,7 +11,7 @@ import torch
 from conftest import compose, save_tiny_model
 from test_decode import arguments, models, run, said  # noqa: F401
 
-from w2sg.compare import decoders as collect_decode
+from w2sg.compare.collect import collect
 from w2sg.config.check import check
 from w2sg.data.dialogue import Chat
 from w2sg.data.messages import Dialogue
@@ -139,9 +139,10 @@ def test_a_run_with_a_judge_that_compares(arguments, others, tmp_path):
     page = (tmp_path / "best_of_n" / "report.html").read_text()
     assert "verdicts that change with the order" in page
     assert "preferred to plain" in page
-    (group,) = collect_decode.collect(tmp_path)
+    summary = collect(tmp_path)
+    (group,) = summary.content["decoders"]
     assert group["over_plain"][next(r["name"] for r in group["rows"] if r["kind"] == "best_of_n")]["p_holm"] <= 1
-    assert collect_decode.write([group], tmp_path)[0].stat().st_size
+    assert summary.write(tmp_path)[0].stat().st_size
 
 
 def test_a_judge_that_writes_is_said_to(arguments, models, tmp_path):

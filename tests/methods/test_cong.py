@@ -15,8 +15,7 @@ from conftest import compose, save_tiny_model, stand_in_for_vllm, start_ranks
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from w2sg.compare import cong as collect_text
-from w2sg.compare.runs import collect
+from w2sg.compare.collect import collect
 from w2sg.config.check import check
 from w2sg.config.options import PlainSampling
 from w2sg.data.replies import Replies, ReplyPairs, gold_pairs, prompts_of
@@ -133,16 +132,17 @@ def test_a_sweep_shares_what_its_runs_have_in_common(arguments, tmp_path):
     read = {"cong", "cong-on-test", "cong-on-test-pairs", "cong-divergence"}
     assert {n for n in beta if beta[n] != first[n]} == read | {n for n in first if n.endswith("on-replies-on-test")}
     assert batch.items() <= first.items()  # how batches are cut is no part of a key
-    rows = {row["setting"]: row for row in collect_text.collect(tmp_path)}
+    summary = collect(tmp_path)
+    rows = {row["setting"]: row for row in summary.content["settings"]}
     assert len(rows) == 4
     assert sum("alpha 0.7" in setting for setting in rows) == 1
     own = json.loads((tmp_path / "c" / "report.json").read_text())["text"]["systems"]["cong"]
     (row,) = (row for setting, row in rows.items() if "beta 0.1" in setting)
-    assert row["win_base"]["mean"] == own["against"]["base"]["win_rate"]["value"]
-    assert (row["seeds"], row["reward"]["low"]) == (1, own["reward"]["low"])
-    files = collect_text.write(list(rows.values()), tmp_path)
-    assert all(file.stat().st_size for file in files)
-    assert collect(tmp_path) is None  # no run of them is of the main job
+    columns = row["columns"]
+    assert columns["wins over untrained"]["mean"] == own["against"]["base"]["win_rate"]["value"]
+    assert (row["seeds"], columns["student's reward"]["low"]) == (1, own["reward"]["low"])
+    assert all(file.stat().st_size for file in summary.write(tmp_path))
+    assert summary.cells == []  # none of them is a label run
 
 
 @pytest.mark.slow

@@ -13,8 +13,7 @@ import torch
 from conftest import compose, run_script, save_tiny_model, stand_in_for_vllm, start_ranks
 from pydantic import TypeAdapter
 
-from w2sg.compare import decoders as collect_decode
-from w2sg.compare.runs import collect
+from w2sg.compare.collect import collect
 from w2sg.config.check import check
 from w2sg.data.replies import Prompts
 from w2sg.data.thoughts import Said
@@ -434,8 +433,9 @@ def test_a_judge_reads_no_more_than_it_has_positions_for(arguments, tmp_path):
 
 def test_decoders_are_gathered_on_the_prompts_that_all_answered(runs, tmp_path):
     out, contents = runs
-    assert collect(out) is None
-    (group,) = collect_decode.collect(out)
+    summary = collect(out)
+    assert summary.cells == []  # none of them is a label run
+    (group,) = summary.content["decoders"]
     names = [row["name"] for row in group["rows"]]
     assert group["prompts"] == 8
     assert any("search" in name for name in names)
@@ -452,8 +452,8 @@ def test_decoders_are_gathered_on_the_prompts_that_all_answered(runs, tmp_path):
         shutil.copytree(out / "search", tmp_path / "other" / name)
         (tmp_path / "other" / name / "report.json").write_text(json.dumps(content))
     shutil.copytree(out / "search", tmp_path / "other" / "c")
-    assert len(collect_decode.collect(tmp_path / "other")) == 3
-    files = collect_decode.write([group], tmp_path)
+    assert len(collect(tmp_path / "other").content["decoders"]) == 3
+    files = summary.write(tmp_path)
     assert all(file.stat().st_size for file in files)
     assert files[0].read_text().count("<img") == 2  # over cost and surprise, and over the divergence
 
@@ -465,7 +465,7 @@ def test_from_the_command_line_as_a_sweep_and_on_two_processes(runs, arguments, 
     result = run_script("evaluate.py", "-m", "decoder=search,eft", "decoder.max_new_tokens=10", *typed)
     assert result.stdout.count("report:") == 2
     result = run_script("evaluate.py", f"runs={tmp_path / 'm'}")
-    assert "summary_decoders.html" in result.stdout
+    assert "summary.html" in result.stdout
     two = arguments(tmp_path / "two", "search", "trainer.devices=2", "trainer.strategy=ddp")
     start_ranks("evaluate.py", *two, folder=tmp_path)()
     (folder,) = [f.parent for f in (tmp_path / "two").glob("*/report.json")]

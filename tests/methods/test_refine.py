@@ -13,8 +13,7 @@ import torch
 from conftest import WORDS, compose, save_tiny_model, write_jsonl
 from safetensors.torch import load_file
 
-from w2sg.compare import refinement as collect_refined
-from w2sg.compare.runs import collect
+from w2sg.compare.collect import collect
 from w2sg.config.check import check
 from w2sg.data.messages import Dialogue
 from w2sg.data.replies import prompt_id, prompts_of
@@ -463,26 +462,27 @@ def test_infer_and_respond_names_a_concept_for_each_batch_and_shows_nothing_else
     assert without["refinement"]["counts"]["strong"] == 11
     assert not any(row["id"] in row["exemplar_ids"] for row in refined_of(tmp_path, "without"))
     # side by side
-    gathered = {row["setting"]: row for row in collect_refined.collect(tmp_path)}
+    gathered = {row["setting"]: row for row in collect(tmp_path).content["settings"]}
     assert len(gathered) == 2
     (row,) = (row for setting, row in gathered.items() if "include_self False" in setting)
+    columns = row["columns"]
     own = without["refinement"]["systems"]["student"]["concept"]
-    assert (row["seeds"], row["student_concept"]["mean"], row["student_concept"]["low"]) == (
+    assert (row["seeds"], columns["student: concept"]["mean"], columns["student: concept"]["low"]) == (
         1,
         own["value"],
         own["low"],
     )
-    assert row["naive_content"] is None  # that baseline was not asked for
+    assert "naive: content" not in columns  # that baseline was not asked for
     # a newer run without a baseline does not hide what an older one measured
     run(arguments, tmp_path, *more, "method.baselines=[]", name="fewer")
-    again = {row["setting"]: row for row in collect_refined.collect(tmp_path)}
+    summary = collect(tmp_path)
+    again = {row["setting"]: row for row in summary.content["settings"]}
     assert len(again) == 2
     assert all(again[setting] == row for setting, row in gathered.items())
-    files = collect_refined.write(list(gathered.values()), tmp_path)
+    files = summary.write(tmp_path)
     assert files[0].read_text().count("concept over content of each setting") == 1
-    assert "student concept mean" not in files[1].read_text()
-    assert "student_concept mean" in files[1].read_text()
-    assert collect(tmp_path) is None  # no run of them is of the main job
+    assert "student: concept low" in files[1].read_text()
+    assert summary.cells == []  # none of them is a label run
 
 
 @pytest.mark.slow

@@ -2,44 +2,88 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from w2sg.compare.runs import Finished, read, words
-from w2sg.compare.table import write_summary
+from w2sg.compare.runs import Finished, words
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.metrics.intervals import holm
-from w2sg.reports.html import PALETTE, Raw, estimate, new_figure, number, p_value, page, points, stacked, svg, table
+from w2sg.reports.figures import PALETTE, new_figure, points, svg
+from w2sg.reports.section import Report, Section
 from w2sg.reports.sections.decoded import words_of
 from w2sg.reports.sections.divergence import frontier_figure
-from w2sg.reports.words import short
+from w2sg.reports.words import NONE, estimate, number, p_value, short, stacked
 from w2sg.store.keys import flatten
 
 PLAIN = "plain"
 
 
-def collect(root: Path) -> list[dict[str, Any]]:
-    """Groups of decoders that can be compared: one strong model, dataset, prompts, judge and seed each.
+class DecoderGroups(Section):
+    """Decoders that answered the same prompts, by group (summary.json: ``decoders``)."""
 
-    Of two runs of one decoder the newer counts.
-    """
-    runs = [run for run in read(root)[0] if run.decodes]
-    groups: dict[str, list[Finished]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: (run.folder / "report.json").stat().st_mtime):
-        config = run.content["config"]
-        method = config["method"]
-        # prompts, judge and strong model; what an older report does not know is as if it were not set
-        same = {key: config[key] for key in ("strong", "dataset", "training", "seed")}
-        same |= {"style": method["style"], "judge": method["judge"], "precision": config["trainer"]["precision"]}
-        flat = {k: v for k, v in flatten(same).items() if v is not None}
-        groups[json.dumps(flat, sort_keys=True)].append(run)
-    return [_group(runs) for runs in groups.values()]
+    key, template = "decoders", "summary_decoders.html"
+
+    @classmethod
+    def measure(cls, runs: Sequence[Finished]) -> DecoderGroups:
+        """Groups of decoders that can be compared: one strong model, dataset, prompts, judge and seed each.
+
+        Of two runs of one decoder the newer counts.
+        """
+        groups: dict[str, list[Finished]] = defaultdict(list)
+        for run in sorted(runs, key=lambda run: run.newest):
+            config = run.content["config"]
+            method = config["method"]
+            # prompts, judge and strong model; what an older report does not know is as if it were not set
+            same = {key: config[key] for key in ("strong", "dataset", "training", "seed")}
+            same |= {"style": method["style"], "judge": method["judge"], "precision": config["trainer"]["precision"]}
+            flat = {k: v for k, v in flatten(same).items() if v is not None}
+            groups[json.dumps(flat, sort_keys=True)].append(run)
+        return cls(content={"decoders": [_group(runs) for runs in groups.values()]})
+
+    def show(self, report: Report) -> dict[str, Any]:
+        """Figures and tables of each group."""
+        return {"groups": [_shown(group) for group in report["decoders"]]}
+
+    def table(self, report: Report) -> Any:
+        """The columns that say most; the page has them all."""
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Group
+        from rich.table import Table
+
+        grids = []
+        for group in report["decoders"]:
+            judge = f", judged by {short(group['judge'])}" if group["judge"] else ""
+            title = f"Decoders of {short(group['strong'])} on {group['dataset']}, seed {group['seed']}{judge}"
+            grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+            head = (
+                "",
+                "judge's reward",
+                "reward − plain",
+                "wins over plain",
+                "tokens",
+                "strong / guide tokens per token",
+            )
+            for column in head:
+                grid.add_column(column, justify="left" if not column else "right")
+            for row in group["rows"]:
+                gap = group.get("over_plain", {}).get(row["name"], {}).get("gap")
+                wins = row.get("against", {}).get("plain", {}).get("win_rate")
+                grid.add_row(
+                    row["name"],
+                    estimate(row["reward"], 2) if "reward" in row else "–",
+                    estimate(gap, 2, True) if gap else "–",
+                    estimate(wins, 2) if wins else "–",
+                    number(row["length"]["mean"], 0),
+                    f"{row['cost']['strong']:.1f} / {row['cost']['guide']:.1f}",
+                )
+            grids.append(grid)
+        return Group(*grids)
 
 
 def _group(runs: list[Finished]) -> dict[str, Any]:
@@ -138,68 +182,20 @@ def _flat(run: Finished) -> dict[str, Any]:
     return own | blocks | {"aligned as": _guide(run).rstrip(", "), "untuned": run.content["config"]["weak"]["untuned"]}
 
 
-def show(groups: list[dict[str, Any]], console: Any) -> None:
-    """Print the columns that say most; the page has them all."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as Grid
-
-    for group in groups:
-        judge = f", judged by {short(group['judge'])}" if group["judge"] else ""
-        title = f"Decoders of {short(group['strong'])} on {group['dataset']}, seed {group['seed']}{judge}"
-        grid = Grid(title=title, title_justify="left", box=SIMPLE_HEAD)
-        for column in (
-            "",
-            "judge's reward",
-            "reward − plain",
-            "wins over plain",
-            "tokens",
-            "strong / guide tokens per token",
-        ):
-            grid.add_column(column, justify="left" if not column else "right")
-        for row in group["rows"]:
-            gap = group.get("over_plain", {}).get(row["name"], {}).get("gap")
-            grid.add_row(
-                row["name"],
-                estimate(row["reward"], 2) if "reward" in row else "–",
-                estimate(gap, 2, True) if gap else "–",
-                estimate(wins, 2) if (wins := row.get("against", {}).get("plain", {}).get("win_rate")) else "–",
-                number(row["length"]["mean"], 0),
-                f"{row['cost']['strong']:.1f} / {row['cost']['guide']:.1f}",
-            )
-        console.print(grid)
-
-
-def write(groups: list[dict[str, Any]], root: Path) -> list[Path]:
-    """Write summary_decoders.html, .csv and .json beside the runs.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    lines = [["strong", "dataset", "seed", "decoder", "reward", "low", "high", "tokens", "strong_read", "guide_read"]]
-    for group in groups:
-        for row in group["rows"]:
-            reward = row.get("reward", {"value": "", "low": "", "high": ""})
-            cost = row["cost"]["strong"], row["cost"]["guide"]
-            own = [row["name"], reward["value"], reward["low"], reward["high"], row["length"]["mean"], *cost]
-            lines.append([group["strong"], group["dataset"], group["seed"], *own])
-    html = page("Decoders side by side", ["<h1>Decoders side by side</h1>", *(s for g in groups for s in _sections(g))])
-    return write_summary(root, "summary_decoders", html, lines, groups)
-
-
-def _sections(group: dict[str, Any]) -> list[str]:
-    none = {"value": None, "low": None, "high": None}
+def _shown(group: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of a group."""
     rows = []
     for row in group["rows"]:
         over = group.get("over_plain", {}).get(row["name"], {})
         rows.append(
             (
                 row["name"],
-                stacked(row.get("reward", none), 3, True),
-                stacked(over.get("gap", none), 3, True),
-                stacked(row.get("against", {}).get("plain", {}).get("win_rate", none)),
+                stacked(row.get("reward", NONE), 3, True),
+                stacked(over.get("gap", NONE), 3, True),
+                stacked(row.get("against", {}).get("plain", {}).get("win_rate", NONE)),
                 p_value(over["p_holm"]) if "p_holm" in over else "–",
-                stacked(row.get("surprise", none), 2),
-                stacked(row.get("kl", none), 2),
+                stacked(row.get("surprise", NONE), 2),
+                stacked(row.get("kl", NONE), 2),
                 number(row["length"]["mean"], 1),
                 f"{row['length']['truncated']:.0%}",
                 number(row["cost"]["strong"], 1),
@@ -207,58 +203,33 @@ def _sections(group: dict[str, Any]) -> list[str]:
                 number(1000 * row["cost"]["seconds"], 0),
             )
         )
-    head = [
-        "",
-        "reward",
-        "reward − plain",
-        "wins over plain",
-        Raw("p<br>(Holm)"),
-        "surprise",
-        Raw("KL, nats<br>per reply"),
-        "tokens",
-        "cut off",
-    ]
-    head += [Raw("strong tokens<br>read per token"), Raw("… by each<br>small model"), Raw("ms per<br>token")]
-    who = f"{short(group['strong'])} on {group['dataset']}, seed {group['seed']}"
-    sections = [
-        f"<h2>{html.escape(who)}</h2>",
-        _frontier(group["rows"]),
-        _divergence(group["rows"]),
-        table(head, rows, "dense"),
-    ]
+    wins = None
     if "wins" in group:
-        wins = group["wins"]
-        cells = [
-            (name, *("–" if a == b else number(wins["value"][a][b], 2) for b in range(len(wins["names"]))))
-            for a, name in enumerate(wins["names"])
+        wins = [
+            (
+                name,
+                *(
+                    "–" if a == b else number(group["wins"]["value"][a][b], 2)
+                    for b in range(len(group["wins"]["names"]))
+                ),
+            )
+            for a, name in enumerate(group["wins"]["names"])
         ]
-        sections += [
-            f"<h3>Win rates on the {group['prompts']:,} prompts that all answered (row over column)</h3>",
-            table(("", *wins["names"]), cells, "dense"),
-        ]
-    sections.append(
-        "<p class=note>Intervals at 95 % over prompts; p: exact sign test against the same run's plain samples, "
-        f"corrected for their number. Judge: {group['judge'] or 'none'}. Tokens read are per token of the chosen "
-        "reply, prompts included; what the prompts of a batch begin with is charged once.</p>"
-    )
-    return sections
+    known = [row for row in group["rows"] if "reward" in row and "kl" in row]
+    diverging = ""
+    if len(known) > 1:
+        diverging = frontier_figure([(r["name"], PALETTE[k % len(PALETTE)], r) for k, r in enumerate(known)])
+    return {
+        "group": group,
+        "figure": _frontier(group["rows"]),
+        "diverging": diverging,
+        "without": ", ".join(row["name"] for row in group["rows"] if "kl" not in row),
+        "rows": rows,
+        "wins": wins,
+    }
 
 
-def _divergence(rows: list[dict[str, Any]]) -> str:
-    """Rewards over the divergence from the strong model, of those that have one."""
-    known = [row for row in rows if "reward" in row and "kl" in row]
-    if len(known) < 2:
-        return ""
-    shown = [(row["name"], PALETTE[k % len(PALETTE)], row) for k, row in enumerate(known)]
-    left = [row["name"] for row in rows if "kl" not in row]
-    note = (
-        "<p class=note>Each decoder's divergence is from the strong model at that decoder's temperature; that of "
-        f"best-of-n is a bound.{' Without one: ' + ', '.join(left) + '.' if left else ''}</p>"
-    )
-    return str(frontier_figure(shown)) + note
-
-
-def _frontier(rows: list[dict[str, Any]]) -> str:
+def _frontier(rows: list[dict[str, Any]]) -> Markup | str:
     known = [row for row in rows if "reward" in row]
     if len(known) < 2:
         return ""

@@ -1,23 +1,27 @@
-"""Many finished runs as one result: settings side by side, means over seeds, and which differences are there."""
+"""Finished runs: what each left behind, which settings they differ in, and which cannot be used."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from w2sg.data.table import Groups
-from w2sg.errors import UserError
-from w2sg.metrics import intervals as statistics
+from w2sg.reports.section import Section
+from w2sg.reports.sections.accuracy import Accuracy
+from w2sg.reports.sections.alignment_tax import AlignmentTax
+from w2sg.reports.sections.alpha_sweep import AlphaSweep
+from w2sg.reports.sections.axes import Axes
+from w2sg.reports.sections.decoded import Decoded
+from w2sg.reports.sections.held_out_pairs import HeldOutPairs
+from w2sg.reports.sections.labels_before_training import LabelsBeforeTraining
+from w2sg.reports.sections.systems import Systems
 from w2sg.store.files import read_json
 from w2sg.store.keys import flatten
 
@@ -26,11 +30,15 @@ APART = ("seed", "dataset.split_seed", "out", "store", "logger", "trainer", "dat
 APART += ("method.baselines",)  # what else is measured beside the student
 ANCHORS = ("method._target_", "dataset.name", "weak.name", "strong.name", "refine.kind")
 TWICE = "method.refine."  # refine= once more, as the method is given it
-BASELINES = ("cross_entropy", "forward_kl")
-
-
-# Folders of runs whose reports make a page fail, each with the reason.
-UNUSABLE: ContextVar[Mapping[Path, str]] = ContextVar("UNUSABLE", default={})  # noqa: B039 (never changed)
+NEEDED = {"metrics", "config", "diagnostics", "stages"}  # in every report.json
+# What reports say by themselves since they have a "summary"; of older ones it is made here, by top-level key.
+OLDER: Mapping[str, Sequence[Section]] = {
+    "text": (AlphaSweep(), Systems(), HeldOutPairs()),
+    "decoding": (Decoded(), AlignmentTax()),
+    "refinement": (Axes(), LabelsBeforeTraining()),
+    "metrics": (Accuracy(),),
+}
+Estimates = dict[str, dict[str, float | None]]
 
 
 @dataclass
@@ -46,24 +54,22 @@ class Finished:
     content: dict[str, Any]
 
     @property
-    def writes(self) -> bool:
-        """Whether its models wrote, so that `w2sg.compare.cong` gathers it."""
-        return "text" in self.content
+    def labels(self) -> bool:
+        """Whether weak model, student and ceiling label the same rows, so that they can be tested in pairs."""
+        others = {"text", "decoding"} & self.content.keys()
+        refined = "refinement" in self.content and "pgr" not in self.content
+        return not (others or refined) and {"weak", "student", "ceiling"} <= self.content["metrics"].keys()
 
     @property
     def decodes(self) -> bool:
-        """Whether it measured a decoder, so that `w2sg.compare.decoders` gathers it."""
+        """Whether it measured a decoder."""
         return "decoding" in self.content
 
     @property
-    def refines(self) -> bool:
-        """Whether it refined answers, so that `w2sg.compare.refinement` gathers it."""
-        return "refinement" in self.content and "pgr" not in self.content
-
-    @property
-    def predicts(self) -> bool:
-        """Whether its models label, so that they are gathered here."""
-        return not (self.writes or self.decodes or self.refines)
+    def method(self) -> str:
+        """Its method in a word, and its decoder where it measured one."""
+        name = self.settings["method._target_"].rpartition(".")[2]
+        return f"{name}: {self.content['decoding']['decoder']['kind']}" if self.decodes else name
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -78,6 +84,23 @@ class Finished:
         """Seed of the split and of the run: what runs of one setting may differ in."""
         config = self.content["config"]
         return config["dataset"]["split_seed"], config["seed"]
+
+    @cached_property
+    def summary(self) -> Estimates:
+        """Its columns of the table of settings, {heading: {value, low, high}}."""
+        written = self.content.get("summary")
+        if written is None:
+            key = next(key for key in OLDER if key in self.content)
+            written = {k: v for section in OLDER[key] for k, v in section.summary(self.content).items() if v}
+        return {
+            str(heading): {end: _number(estimate.get(end)) for end in ("value", "low", "high")}
+            for heading, estimate in written.items()
+        }
+
+    @property
+    def newest(self) -> float:
+        """When its report was written."""
+        return (self.folder / "report.json").stat().st_mtime
 
     @cached_property
     def right(self) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
@@ -117,87 +140,29 @@ class Finished:
         return tuple(ids[order].tolist()), found, prompts, whole.hexdigest()
 
 
-class Prompts:
-    """Which test rows of all runs belong together: rows of one prompt, whichever run says so.
-
-    Attributes:
-        unknown: how many runs do not say it; each of their rows is its own prompt unless another run says more.
-    """
-
-    def __init__(self, runs: Iterable[Finished]):
-        shared, self.unknown, seen = Groups(), 0, set()
-        for run in runs:
-            if run.prompts is None:
-                self.unknown += 1
-            elif (rows := (run.right[0], tuple(run.prompts))) not in seen:
-                seen.add(rows)
-                for row, prompt in zip(*rows, strict=True):
-                    shared.join((f"row {row}", f"prompt {prompt}"))
-        self._shared, self._numbers = shared, {}
-        self._of_ids: dict[tuple[str, ...], np.ndarray] = {}
-
-    def of(self, ids: tuple[str, ...]) -> np.ndarray:
-        """[N] the number of each row's prompt."""
-        if ids not in self._of_ids:
-            roots = [self._shared.root(f"row {row}") for row in ids]
-            numbers = [self._numbers.setdefault(root, len(self._numbers)) for root in roots]
-            self._of_ids[ids] = np.array(numbers, np.int64)
-        return self._of_ids[ids]
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
-@dataclass
-class Cell:
-    """Runs of one setting and one loss, by seed.
-
-    Attributes:
-        setting: what sets it apart from the other settings, in words.
-        values: the same as keys and values.
-        loss: the loss in words.
-        prompts: of the rows of all runs.
-        runs: (split seed, seed) -> run.
-    """
-
-    setting: str
-    values: dict[str, Any]
-    loss: str
-    prompts: Prompts
-    runs: dict[tuple[int, int], Finished] = field(default_factory=dict)
-
-    def hits(self, model: str, replicates: Iterable[tuple[int, int]] | None = None) -> list[np.ndarray]:
-        """Per run, [N] whether a model was right."""
-        return [self.runs[r].right[1][model] for r in (replicates or self.runs)]
-
-    def accuracy(self, model: str) -> dict[str, float | int | None]:
-        """Mean and standard deviation over splits, their seeds averaged before (over seeds where there is one split);
-        sd is None where there is one.
-        """
-        values = by_split({r: float(hits.mean()) for r, hits in zip(self.runs, self.hits(model), strict=True)})
-        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return {"mean": float(np.mean(values)), "sd": sd, "seeds": len(self.runs)}
-
-    def repeats(self, values: dict[tuple[int, int], np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Values of each run's rows as `w2sg.metrics.intervals.over_repeats` takes them.
-
-        Args:
-            values: of some of the runs [N, ...].
-
-        Returns:
-            Of each split, its seeds averaged (of each seed where there is one split), the values and the rows' prompts.
-        """
-        several = len({split for split, _ in values}) > 1
-        groups: dict[Any, list[tuple[tuple[str, ...], np.ndarray]]] = defaultdict(list)
-        for replicate, own in values.items():
-            groups[replicate[0] if several else replicate].append((self.runs[replicate].right[0], own))
-        found, prompts = [], []
-        for runs in groups.values():
-            ids = runs[0][0]
-            if all(other == ids for other, _ in runs):
-                found.append(np.mean([own for _, own in runs], 0))
-            else:  # another dataset.path, say: a row counts as often as it was tested
-                ids = tuple(i for other, _ in runs for i in other)
-                found.append(np.concatenate([own for _, own in runs]))
-            prompts.append(self.prompts.of(ids))
-        return found, prompts
+def read(root: Path) -> tuple[list[Finished], list[str]]:
+    """Every finished run below a folder, and what could not be used, with the reason."""
+    runs, left_out = [], []
+    for file in sorted(root.rglob("report.json")):
+        where = file.parent.relative_to(root)
+        try:
+            content = read_json(file)
+            run = Finished(file.parent, content)
+            if not content.keys() >= NEEDED:
+                left_out.append(f"{where}: its report is of an earlier version; run its command again")
+                continue
+            run.settings, run.replicate, run.summary, run.method  # noqa: B018 (a damaged report shows itself here)
+            if run.labels:
+                run.right  # noqa: B018
+        except Exception as error:  # a file of any content may lie here; the others still count
+            left_out.append(f"{where}: cannot be read ({type(error).__name__}: {str(error)[:200]})")
+            continue
+        runs.append(run)
+    return runs, left_out
 
 
 def by_split(values: dict[tuple[int, int], float]) -> list[float]:
@@ -206,157 +171,6 @@ def by_split(values: dict[tuple[int, int], float]) -> list[float]:
     for (split, _), value in values.items():
         splits[split].append(value)
     return list(values.values()) if len(splits) == 1 else [float(np.mean(own)) for own in splits.values()]
-
-
-def what_varies(replicates: Iterable[tuple[int, int]]) -> str:
-    """What the repeats are, in words."""
-    splits = Counter(split for split, _ in replicates)
-    if len(splits) == 1:
-        (count,) = splits.values()
-        return f"{count} seed{'s' * (count != 1)} of one split"
-    most, least = max(splits.values()), min(splits.values())
-    seeds = "" if most == 1 else f", {least if least == most else f'{least} to {most}'} seeds of each averaged"
-    return f"{len(splits)} splits{seeds}"
-
-
-@dataclass(frozen=True)
-class Collection:
-    """What many runs say together.
-
-    Attributes:
-        cells: in the order of settings, then losses.
-        content: what summary.json holds.
-        left_out: folders that could not be used, and why.
-    """
-
-    cells: list[Cell]
-    content: dict[str, Any]
-    left_out: list[str]
-
-
-def collect(root: Path) -> Collection | None:
-    """Gather every finished run below a folder; None where all of them are of methods whose models write.
-
-    Raises:
-        UserError: no folder, or no finished run in it.
-    """
-    if not root.is_dir():
-        raise UserError(f"runs: there is no folder {root}; name the one that runs were written to, as runs=outputs")
-    everything, left_out = read(root)
-    runs = [run for run in everything if run.predicts]
-    if not runs and everything:
-        return None
-    if not runs:
-        more = "".join(f"\n  {line}" for line in left_out)
-        raise UserError(f"runs: no finished run below {root}; a finished run leaves a report.json{more}")
-    prompts = Prompts(runs)
-    cells, repeated, same = _cells(runs, prompts)
-    if repeated:
-        left_out.append(f"{repeated} older runs of the same configuration")
-    if same:
-        left_out.append(
-            f"{same} runs that predict to the last digit what a run of another split seed (or seed) of theirs does: "
-            "nothing that these choose differs there, so they are no repeats"
-        )
-    rows = [_row(cell) for cell in cells]
-    shared = {k: v for k, v in _common(runs[0]).items() if k not in cells[0].values}
-    comparisons = _comparisons(cells)
-    teachers = _against(cells, "weak")
-    twins = {(e["setting"], e["a"]): e["b"] for e in reversed(comparisons) if e["identical"]}
-    _correct(comparisons, lambda e: {twins.get((e["setting"], e[k]), e[k]) for k in ("a", "b")})
-    _correct(teachers, lambda e: {twins.get((e["setting"], e["loss"]), e["loss"])})
-    content = {
-        "common": shared,
-        "runs": sum(len(cell.runs) for cell in cells),
-        "cells": rows,
-        "student_against_teacher": teachers,
-        "between_losses": comparisons,
-        "ahead": _ahead(comparisons),
-        "left_out": left_out,
-        "notes": _notes(cells, prompts),
-        "seconds": _seconds(runs),
-    }
-    return Collection(cells, content, left_out)
-
-
-def read(root: Path) -> tuple[list[Finished], list[str]]:
-    """Every finished run below a folder, and what could not be used."""
-    runs, left_out = [], []
-    for file in sorted(root.rglob("report.json")):
-        where = file.parent.relative_to(root)
-        if reason := UNUSABLE.get().get(file.parent):
-            left_out.append(f"{where}: {reason}")
-            continue
-        try:
-            content = read_json(file)
-            run = Finished(file.parent, content)
-            if not {"metrics", "config", "diagnostics", "stages"} <= content.keys():
-                left_out.append(f"{where}: its report is of an earlier version; run its command again")
-                continue
-            if run.predicts and not {"weak", "student", "ceiling"} <= run.right[1].keys():
-                left_out.append(f"{where}: it has no weak model, student and ceiling to compare")
-                continue
-            run.settings, run.replicate  # noqa: B018 (a damaged report shows itself here)
-        except Exception as error:  # a file of any content may lie here; the others still count
-            left_out.append(f"{where}: cannot be read ({type(error).__name__}: {error})")
-            continue
-        runs.append(run)
-    return runs, left_out
-
-
-def _cells(runs: list[Finished], prompts: Prompts) -> tuple[list[Cell], int, int]:
-    """Group by setting and loss; of two runs with the same seed the newer counts, and of two that are one the first."""
-    varyings, loss_options = varying(runs)
-    cells: dict[tuple[str, str], Cell] = {}
-    repeated = same = 0
-    newest = sorted(runs, key=lambda run: (run.folder / "report.json").stat().st_mtime)
-    for run in newest:
-        values = {k: run.settings.get(k) for k in varyings}
-        setting, loss = words(values), _loss(run, loss_options)
-        key = json.dumps(values, sort_keys=True, default=str), loss
-        cell = cells.setdefault(key, Cell(setting, values, loss, prompts))
-        repeated += run.replicate in cell.runs
-        cell.runs[run.replicate] = run
-    for cell in cells.values():
-        said: set[str] = set()
-        kept = {}
-        for replicate, run in sorted(cell.runs.items()):
-            if run.said not in said:
-                kept[replicate] = run
-            said.add(run.said)
-        same += len(cell.runs) - len(kept)
-        cell.runs = kept
-    return sorted(cells.values(), key=_order), repeated, same
-
-
-def _notes(cells: list[Cell], prompts: Prompts) -> list[str]:
-    """What to know of the repeats before believing an interval."""
-    lines = []
-    if prompts.unknown:
-        lines.append(
-            f"{prompts.unknown} runs are of an earlier version and do not say which test rows share a prompt: each of "
-            "their rows counts as a prompt of its own"
-        )
-    for what in ("seeds", "splits"):
-        two = [
-            cell
-            for cell in cells
-            if len({split for split, _ in cell.runs} if what == "splits" else cell.runs) == 2
-            and (len({split for split, _ in cell.runs}) > 1) == (what == "splits")
-        ]
-        if two:
-            lines.append(
-                f"two {what} in {len(two)} of {len(cells)} cells: how much {what} differ has one degree of freedom "
-                "there, so the intervals are wide and err on the safe side, and what is not resolved may well be there"
-            )
-    return lines
-
-
-def _order(cell: Cell) -> tuple:
-    values = [(0, v, "") if isinstance(v, int | float) else (1, 0, str(v)) for v in cell.values.values()]
-    known = ["cross_entropy", "forward_kl", "reverse_cross_entropy", "reverse_kl", "confidence", "reverse_confidence"]
-    name = cell.loss.split("(")[0]
-    return (values, known.index(name) if name in known else len(known), cell.loss)
 
 
 def varying(runs: list[Finished]) -> tuple[list[str], list[str]]:
@@ -385,26 +199,25 @@ def varying(runs: list[Finished]) -> tuple[list[str], list[str]]:
     return ordered + sorted((found | rest) - set(ordered)), options
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """The last part of a path."""
     return str(value).rstrip("/").rpartition("/")[2]
 
 
-def _common(run: Finished) -> dict[str, str]:
-    """What a run was, for what all runs share."""
-    settings = run.settings
-    return {
-        "weak.name": _short(settings["weak.name"]),
-        "strong.name": _short(settings["strong.name"]),
-        "dataset.name": settings["dataset.name"],
-        "method._target_": settings["method._target_"].rpartition(".")[2],
-    }
+def common_to(runs: Sequence[Finished]) -> dict[str, str]:
+    """What all runs share of models, dataset and method."""
+    keys = ("weak.name", "strong.name", "dataset.name", "method._target_")
+    values = {key: {run.settings[key] for run in runs} for key in keys}
+    shared = {key: next(iter(each)) for key, each in values.items() if len(each) == 1}
+    named = {"dataset.name": str, "method._target_": lambda target: target.rpartition(".")[2]}
+    return {key: named.get(key, short)(value) for key, value in shared.items()}
 
 
 def words(values: dict[str, Any]) -> str:
     """What sets a setting apart: the pair where one of its models varies, then every other setting that does."""
     parts = []
     if "weak.name" in values or "strong.name" in values:
-        parts.append(" → ".join(_short(values[k]) for k in ("weak.name", "strong.name") if k in values))
+        parts.append(" → ".join(short(values[k]) for k in ("weak.name", "strong.name") if k in values))
     for key, value in values.items():
         if key == "dataset.name":
             parts.append(str(value))
@@ -416,159 +229,8 @@ def words(values: dict[str, Any]) -> str:
     return ", ".join(parts) or "all runs"
 
 
-def _loss(run: Finished, options: list[str]) -> str:
+def loss_of(run: Finished, options: list[str]) -> str:
+    """A run's loss in words, with those of its options in which runs differ."""
     name = run.settings["loss._target_"].rpartition(".")[2]
     own = [f"{k.removeprefix('loss.')}={run.settings[k]}" for k in options if k in run.settings]
     return f"{name}({', '.join(own)})" if own else name
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Statistics
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _row(cell: Cell) -> dict[str, Any]:
-    """A line of the table: means over seeds with their spread, PGR with its interval."""
-    models = set.intersection(*(set(run.right[1]) for run in cell.runs.values()))
-    reports = [run.content for run in cell.runs.values()]
-    row: dict[str, Any] = {
-        "setting": cell.setting,
-        "values": cell.values,
-        "loss": cell.loss,
-        "seeds": [seed for _, seed in cell.runs],
-        "accuracy": {model: cell.accuracy(model) for model in sorted(models)},
-        "length_only": float(np.mean([r["data"]["length_only"]["accuracy"] for r in reports])),
-    }
-    for measure in ("auroc", "nll", "ece", "overconfidence"):
-        values = [r["metrics"]["student"][measure] for r in reports]
-        row[measure] = None if None in values else float(np.mean(values))
-    for part in ("gain", "misfit", "remainder"):
-        row[part] = float(np.mean([r["diagnostics"]["test"][part]["value"] for r in reports]))
-    row["repeats"] = what_varies(cell.runs)
-    if len(cell.runs) == 1:
-        row["pgr"] = reports[0]["pgr"] | {"seeds": 1}
-    else:
-        above = {r: _above(run) for r, run in cell.runs.items()}
-        values, prompts = cell.repeats(above)
-        row["pgr"] = statistics.gap_recovered(values, prompts, f"{what_varies(cell.runs)}, and test prompts")
-        alone = statistics.gap_recovered_over_seeds(*_accuracies(cell))
-        row["pgr_over_seeds_alone"] = alone
-    return row
-
-
-def _above(run: Finished) -> np.ndarray:
-    """[N, 2] how far the student and the ceiling are above the weak model, row by row."""
-    weak, student, ceiling = (run.right[1][m].astype(np.float64) for m in ("weak", "student", "ceiling"))
-    return np.stack([student - weak, ceiling - weak], 1)
-
-
-def _accuracies(cell: Cell) -> Iterable[np.ndarray]:
-    """Of weak model, student and ceiling the accuracies of each repeat."""
-    for model in ("weak", "student", "ceiling"):
-        hits = zip(cell.runs, cell.hits(model), strict=True)
-        yield np.array(by_split({r: float(h.mean()) for r, h in hits}))
-
-
-def _difference(
-    cell: Cell, a: dict[tuple[int, int], np.ndarray], b: dict[tuple[int, int], np.ndarray]
-) -> dict[str, Any]:
-    """Of two models on the same rows of each run: over repeats and prompts, and the exact test of each run."""
-    exact = [statistics.mcnemar(a[r], b[r], cell.prompts.of(cell.runs[r].right[0])) for r in a]
-    if len(a) == 1:
-        ((replicate, mine),) = a.items()
-        prompts = cell.prompts.of(cell.runs[replicate].right[0])
-        found = statistics.paired_difference(mine[None], b[replicate][None], prompts)
-        test = f"{exact[0]['test']}, one run"
-    else:
-        values, prompts = cell.repeats({r: a[r].astype(np.float64) - b[r] for r in a})
-        found = statistics.difference_over_repeats(values, prompts)
-        test = f"Student's t over {what_varies(a)}, and test prompts"
-    return found | {"test": test, "mcnemar_p": [e["p"] for e in exact], "exact": exact[0]["test"]}
-
-
-def _against(cells: list[Cell], other: str) -> list[dict[str, Any]]:
-    """Each student against another model of its own runs."""
-    return [
-        {
-            "setting": cell.setting,
-            "loss": cell.loss,
-            "seeds": len(cell.runs),
-            **_difference(cell, *({r: run.right[1][m] for r, run in cell.runs.items()} for m in ("student", other))),
-        }
-        for cell in cells
-    ]
-
-
-def _correct(family: list[dict[str, Any]], losses: Callable[[dict[str, Any]], set[str]]) -> None:
-    """Add p values corrected for the number of tests (Holm).
-
-    A loss that predicts what another does counts once, where it was run with the same seeds: with others it is a test
-    of its own, with a p of its own.
-    """
-
-    def test(e: dict[str, Any]) -> tuple[Any, ...]:
-        return (e["setting"], *sorted(losses(e)), e["seeds"], abs(e["difference"]), e["p"])
-
-    tests = {test(e): e["p"] for e in family if not e.get("identical")}
-    corrected = dict(zip(tests, statistics.holm(list(tests.values())), strict=True))
-    for entry in family:
-        entry["p_holm"] = 1.0 if entry.get("identical") else corrected[test(entry)]
-
-
-def _comparisons(cells: list[Cell]) -> list[dict[str, Any]]:
-    """Every two losses of a setting, on the seeds that both have."""
-    found = []
-    by_setting = defaultdict(list)
-    for cell in cells:
-        by_setting[cell.setting].append(cell)
-    for setting, group in by_setting.items():
-        for first, second in combinations(group, 2):
-            common = [r for r in second.runs if r in first.runs]
-            same = common and all(
-                np.array_equal(first.runs[r].right[1]["student"], second.runs[r].right[1]["student"]) for r in common
-            )
-            if not common or any(first.runs[r].right[0] != second.runs[r].right[0] for r in common):
-                continue
-            a, b = ({r: cell.runs[r].right[1]["student"] for r in common} for cell in (second, first))
-            found.append(
-                {
-                    "setting": setting,
-                    "a": second.loss,
-                    "b": first.loss,
-                    "seeds": len(common),
-                    "identical": bool(same),
-                    **_difference(second, a, b),
-                }
-            )
-    return found
-
-
-def _ahead(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For every two losses that meet in several settings: in how many the first is ahead, with the exact sign test, and
-    its p corrected for the number of pairs (Holm).
-    """
-    from scipy.stats import binomtest
-
-    wins: Counter = Counter()
-    losses: Counter = Counter()
-    for entry in comparisons:
-        pair = entry["a"], entry["b"]
-        wins[pair] += entry["difference"] > 0
-        losses[pair] += entry["difference"] < 0
-    found = []
-    for (a, b), ahead in wins.items():
-        behind = losses[a, b]
-        settings = sum(e["a"] == a and e["b"] == b for e in comparisons)
-        if settings > 1:
-            p = binomtest(ahead, ahead + behind).pvalue if ahead + behind else 1.0
-            found.append({"a": a, "b": b, "settings": settings, "ahead": ahead, "behind": behind, "p": float(p)})
-    for entry, p in zip(found, statistics.holm([e["p"] for e in found]), strict=True):
-        entry["p_holm"] = p
-    return found
-
-
-def _seconds(runs: list[Finished]) -> dict[str, float]:
-    """What the stages of all runs took, each counted once, and what they would have taken without a store."""
-    once = {s["key"]: s["seconds"] for run in runs for s in run.content["stages"]}
-    every = sum(s["seconds"] for run in runs for s in run.content["stages"])
-    return {"computed": sum(once.values()), "without_store": every}

@@ -99,8 +99,7 @@ def configured(*overrides: str) -> Any:
 @known(source="planted; sign flips counted one by one")
 def whole_path(bench: Bench) -> Findings:
     """From a file of pairs to report.json and summary.json every number is the planted one."""
-    from w2sg.compare import labels as collect_page
-    from w2sg.compare import runs as collect
+    from w2sg.compare.collect import collect
     from w2sg.experiment import run
 
     found, out = Findings(), bench.folder / "runs"
@@ -124,7 +123,7 @@ def whole_path(bench: Bench) -> Findings:
         with contextlib.redirect_stdout(io.StringIO()):
             run.run_method(config, out / str(epochs), [])
         _of_run(found, out / str(epochs), config, kinds, f"{epochs} epochs")
-    collect_page.write(collect.collect(out), out)
+    collect(out).write(out)
     _of_summary(found, json.loads((out / "summary.json").read_text(encoding="utf-8")))
     _prior(found)
     return found

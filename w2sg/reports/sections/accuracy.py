@@ -26,6 +26,7 @@ MEASURES = {
     "ece": "ECE-15",
     "overconfidence": "overconfidence",
 }
+COLUMNS = ("accuracy", "weak accuracy", "ceiling accuracy", "PGR")  # of the summary of runs
 
 
 class Accuracy(Section):
@@ -103,8 +104,8 @@ class Accuracy(Section):
 
     def summary(self, report: Report) -> dict[str, Any]:
         """Accuracies of student, weak model and ceiling, and the PGR where there is a gap."""
-        columns = {"accuracy": "student", "weak accuracy": "weak", "ceiling accuracy": "ceiling"}
-        accuracies = {words: accuracy_of(report, name) for words, name in columns.items()}
+        models = ("student", "weak", "ceiling")
+        accuracies = {words: accuracy_of(report, name) for words, name in zip(COLUMNS, models, strict=False)}
         pgr = report.get("pgr")
         return accuracies | {"PGR": pgr if pgr and pgr["resolved"] else None}
 
@@ -134,7 +135,7 @@ def accuracy_of(report: Report, name: str) -> dict[str, float] | None:
     """A model's accuracy with its interval; None where it was not measured."""
     if (measured := report["metrics"].get(name)) is None:
         return None
-    low, high = measured["intervals"]["accuracy"]
+    low, high = measured["intervals"].get("accuracy") or (None, None)
     return {"value": measured["accuracy"], "low": low, "high": high}
 
 

@@ -83,14 +83,14 @@ class Axes(Section):
         refinement, columns = report["refinement"], {}
         if "systems" not in refinement:
             return {}
-        names = {"student": "student", "weak": "weak", "naive": "naive", "base": "untrained"}
         for axis in ("content", "concept"):
-            for name, words in names.items():
+            columns[f"student: {axis}"] = refinement["systems"].get("student", {}).get(axis)
+            for name, words in OTHERS.items():
+                gap = refinement["differences"].get(f"student - {name}", {}).get(axis)
+                columns[f"student − {words}: {axis}"] = gap
+        for axis in ("content", "concept"):
+            for name, words in {"weak": "weak", "naive": "naive", "base": "untrained"}.items():
                 columns[f"{words}: {axis}"] = refinement["systems"].get(name, {}).get(axis)
-                if name in OTHERS:
-                    gap = refinement["differences"].get(f"student - {name}", {}).get(axis)
-                    columns[f"student − {words}: {axis}"] = gap
-            columns[f"student − own answers: {axis}"] = refinement["differences"].get("student - self", {}).get(axis)
         for name in ("naive", "base"):
             win = refinement.get("wins", {}).get(name, {}).get("win_rate")
             columns[f"student's wins over {OTHERS[name]}"] = win

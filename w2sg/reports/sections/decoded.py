@@ -14,6 +14,17 @@ from w2sg.reports.section import Report, Section, name_of
 from w2sg.reports.words import NONE, cut_off_warning, estimate, judged, number, p_value, stacked
 
 STEERED = COLOURS["student"]
+COLUMNS = (  # of the summary of runs
+    "wins over plain",
+    "wins over plain, length controlled",
+    "reward − plain",
+    "judge's reward",
+    "KL, nats per reply",
+    "surprise",
+    "tokens",
+    "strong tokens read per token",
+    "small tokens read per token",
+)
 
 
 def words_of(decoding: Mapping[str, Any]) -> tuple[str, str]:
@@ -93,17 +104,18 @@ class Decoded(Section):
         """The decoder's (or, alone, plain samples') reward, wins, distance, length and cost."""
         system = steered(report) or report["decoding"]["systems"]["plain"]
         against = system.get("against", {}).get("plain", {})
-        return {
-            "wins over plain": against.get("win_rate"),
-            "wins over plain, length controlled": against.get("length_controlled"),
-            "reward − plain": against.get("gap"),
-            "judge's reward": system.get("reward"),
-            "KL, nats per reply": system.get("kl"),
-            "surprise": system.get("surprise"),
-            "tokens": {"value": system["length"]["mean"]},
-            "strong tokens read per token": {"value": system["cost"]["strong"]},
-            "small tokens read per token": {"value": system["cost"]["guide"]},
-        }
+        measured = (
+            against.get("win_rate"),
+            against.get("length_controlled"),
+            against.get("gap"),
+            system.get("reward"),
+            system.get("kl"),
+            system.get("surprise"),
+            {"value": system["length"]["mean"]},
+            {"value": system["cost"]["strong"]},
+            {"value": system["cost"]["guide"]},
+        )
+        return dict(zip(COLUMNS, measured, strict=True))
 
     def table(self, report: Report) -> Any:
         """The systems side by side."""

@@ -1,77 +1,80 @@
-"""The page, the table and the files of many runs together."""
+"""Label runs on the page, in the files and on the terminal of many runs."""
 
 from __future__ import annotations
 
-import html
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from w2sg.compare.runs import Collection
-from w2sg.compare.table import write_summary
-from w2sg.reports import html as figures
-from w2sg.reports.html import (
-    COLOURS,
-    LEVEL,
-    PALETTE,
-    Raw,
-    estimate,
-    new_figure,
-    number,
-    p_text,
-    p_value,
-    reach,
-    svg,
-    table,
-)
+from w2sg.reports.figures import COLOURS, PALETTE, new_figure, reach, svg
+from w2sg.reports.section import Report, Section
+from w2sg.reports.words import LEVEL, Cell, estimate, number, p_text, p_value
 
 BASELINES = {"weak": "weak", "ceiling": "ceiling", "zero_shot": "untrained"}
 
 
-def write(collection: Collection, root: Path) -> list[Path]:
-    """Write summary.json, summary.csv and summary.html beside the runs.
-
-    Raises:
-        UserError: the folder cannot be written.
+class LabelRuns(Section):
+    """Accuracies by setting and loss, students against teachers, and losses against each other (summary.json:
+    ``cells``, ``student_against_teacher``, ``between_losses``, ``ahead``, ``notes``).
     """
-    html = summary_page(collection.content, str(root))
-    return write_summary(root, "summary", html, _lines(collection), collection.content)
+
+    key, template = "label_runs", "summary_labels.html"
+
+    def show(self, report: Report) -> dict[str, Any]:
+        """Three figures and their tables."""
+        several = any(len(row["seeds"]) > 1 for row in report["cells"])
+        spread = "over splits (their seeds averaged), or over seeds where there is one split"
+        accuracies, tests = _rows(report)
+        first = ["setting"] * (len(_settings(report)) > 1) + ["loss"]
+        return {
+            "bars": f"Bars are means, whiskers one standard deviation {spread}" if several else "Bars are single runs",
+            "figures": [bars_figure(report), lines_figure(report), difference_figure(report)],
+            "first": first,
+            "accuracies": accuracies,
+            "tests": tests,
+            "test_names": _tests(report["student_against_teacher"]),
+            "exact": report["student_against_teacher"][0]["exact"],
+            "matrices": list(_matrices(report)),
+            "ahead": [
+                (
+                    f"{e['a']} against {e['b']}".replace("_", " "),
+                    e["settings"],
+                    e["ahead"],
+                    e["behind"],
+                    p_value(e["p_holm"]),
+                )
+                for e in report["ahead"]
+            ],
+        }
+
+    def table(self, report: Report) -> Any:
+        """A line per setting and loss, with the corrected p of student against teacher."""
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        teachers = {(e["setting"], e["loss"]): e for e in report["student_against_teacher"]}
+        grids = []
+        for setting in _settings(report):
+            rows = [row for row in report["cells"] if row["setting"] == setting]
+            shared = {m: row["accuracy"][m] for row in rows for m in BASELINES if m in row["accuracy"]}
+            names = [f"{words} {_mean(shared[m])}" for m, words in BASELINES.items() if m in shared]
+            title = Text.assemble((setting, "bold"), ": " + ", ".join(names))
+            grid = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD)
+            for column in ("loss", "runs", "student", "PGR", "p"):
+                grid.add_column(column, justify="left" if column == "loss" else "right", no_wrap=True)
+            for row in rows:
+                p = p_value(teachers[setting, row["loss"]]["p_holm"])
+                student = _mean(row["accuracy"]["student"])
+                grid.add_row(row["loss"].replace("_", " "), str(len(row["seeds"])), student, _pgr(row["pgr"]), p)
+            grids.append(grid)
+        return Group(*grids)
 
 
-def show(collection: Collection, console: Any) -> None:
-    """Print a line per setting and loss, with the corrected p of student against teacher; then what is resolved."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    console.print(heading(collection.content), style="bold")
-    teachers = {(e["setting"], e["loss"]): e for e in collection.content["student_against_teacher"]}
-    for setting in _settings(collection.content):
-        rows = [row for row in collection.content["cells"] if row["setting"] == setting]
-        shared = {m: row["accuracy"][m] for row in rows for m in BASELINES if m in row["accuracy"]}
-        names = [f"{words} {_mean(shared[m])}" for m, words in BASELINES.items() if m in shared]
-        words = Text.assemble((setting, "bold"), ": " + ", ".join(names))
-        grid = Grid(title=words, title_justify="left", title_style="", box=SIMPLE_HEAD)
-        for column in ("loss", "runs", "student", "PGR", "p"):
-            grid.add_column(column, justify="left" if column == "loss" else "right", no_wrap=True)
-        for row in rows:
-            p = p_value(teachers[setting, row["loss"]]["p_holm"])
-            student = _mean(row["accuracy"]["student"])
-            grid.add_row(row["loss"].replace("_", " "), str(len(row["seeds"])), student, _pgr(row["pgr"]), p)
-        console.print(grid)
-    for line in findings(collection.content):
-        console.print(f"- {line}")
-    for line in collection.left_out:
-        console.say(f": {line}", "left out", "yellow")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Words
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def findings(content: dict[str, Any]) -> list[str]:
+def findings(content: Report) -> list[str]:
     """What is there and what is not, in sentences; p values are corrected for their number (Holm)."""
     lines = []
     teachers = content["student_against_teacher"]
@@ -120,11 +123,11 @@ def _tests(entries: list[dict[str, Any]]) -> str:
     return "; ".join(dict.fromkeys(e["test"] for e in entries))
 
 
-def _settings(content: dict[str, Any]) -> list[str]:
+def _settings(content: Report) -> list[str]:
     return list(dict.fromkeys(row["setting"] for row in content["cells"]))
 
 
-def _losses(content: dict[str, Any]) -> list[str]:
+def _losses(content: Report) -> list[str]:
     return list(dict.fromkeys(row["loss"] for row in content["cells"]))
 
 
@@ -140,78 +143,8 @@ def _pgr(pgr: dict[str, Any]) -> str:
     return "no gap" if pgr["gap_high"] is not None and pgr["gap_high"] < 0 else "gap not resolved"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _lines(collection: Collection) -> list[list[Any]]:
-    """The names of columns, and one line per run."""
-    lines = []
-    for cell in collection.cells:
-        for (split_seed, seed), run in cell.runs.items():
-            measured = run.content["metrics"]
-            line = {"setting": cell.setting, **cell.values, "loss": cell.loss, "split_seed": split_seed, "seed": seed}
-            for model, values in measured.items():
-                line |= {f"{model}_{k}": v for k, v in values.items() if k != "intervals"}
-            line |= {f"pgr_{k}": v for k, v in run.content["pgr"].items()} | {"folder": run.folder.name}
-            lines.append(line)
-    names = list(dict.fromkeys(k for line in lines for k in line))
-    return [names, *([line.get(name, "") for name in names] for line in lines)]
-
-
-def summary_page(content: dict[str, Any], root: str) -> str:
-    """The whole page."""
-    seconds = content["seconds"]
-    several = any(len(row["seeds"]) > 1 for row in content["cells"])
-    spread = "over splits (their seeds averaged), or over seeds where there is one split"
-    bars = f"Bars are means, whiskers one standard deviation {spread}" if several else "Bars are single runs"
-    sections = [
-        f"<h1>{html.escape(heading(content))}</h1>",
-        f"<p class=command>python evaluate.py runs={html.escape(root)}</p>",
-        "<ul class=verdict>" + "".join(f"<li>{html.escape(line)}</li>" for line in findings(content)) + "</ul>",
-        *(f"<p class=warning>left out: {html.escape(line)}</p>" for line in content["left_out"]),
-        "<h2>Accuracy by pair and loss</h2>",
-        bars_figure(content),
-        f"<p class=note>{bars}; lines are the weak supervisor (grey), the ceiling (dark) and the untrained strong "
-        "model (dotted). The axis does not begin at 0.</p>",
-        lines_figure(content),
-        "<h2>Student against teacher</h2>",
-        difference_figure(content),
-        "<p class=note>Accuracy of the student minus that of its teacher, with 95 % intervals over test prompts, and "
-        "over splits or seeds where there are several. Filled: still resolved after correction for the number of "
-        "tests.</p>",
-        _table(content),
-        "<h2>Between losses</h2>",
-        _matrices(content),
-        _ahead_table(content),
-        "<h2>How the numbers were made</h2>",
-        "<p class=note>Runs are repeats by split, their seeds averaged before; by seed where there is one split. "
-        "PGR over several repeats has Fieller's interval over repeats and test prompts: what two repeats share "
-        "because prompts were in both their test splits is added to the spread of the repeats (summary.json also "
-        "holds the interval over repeats alone). With one run it is the bootstrap over test prompts. Where the gap "
-        "between ceiling and weak model cannot be told from 0, no PGR is given. Differences are paired by run and "
-        "row: Student's t over repeats and prompts, or for one run the exact test over prompts, McNemar's where "
-        "each prompt has one row. Corrected p: Holm, over all tests of the table's kind on this page; losses with "
-        "identical predictions on the same seeds count once. Training rows: seeds of one split share them, and "
-        "those of several splits come from one pool, so no interval here says what other training data would "
-        "do.</p>",
-        f"<p>The stages of these runs took {seconds['computed']:,.0f} s once; without the store they would have taken "
-        f"{seconds['without_store']:,.0f} s.</p>",
-    ]
-    return figures.page(heading(content), sections)
-
-
-def heading(content: dict[str, Any]) -> str:
-    """How many runs, of what."""
-    common = content["common"]
-    pair = [common[k] for k in ("weak.name", "strong.name") if k in common]
-    parts = [" → ".join(pair)] if len(pair) == 2 else pair
-    parts += [common[k] for k in ("dataset.name", "method._target_") if k in common]
-    return f"{content['runs']} runs: " + (", ".join(parts) or "several models, datasets and methods")
-
-
-def _table(content: dict[str, Any]) -> str:
+def _rows(content: Report) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """Accuracies, and tests of the student against its teacher, a row for each cell."""
     teachers = {(e["setting"], e["loss"]): e for e in content["student_against_teacher"]}
     several = len(_settings(content)) > 1
     accuracies, tests = [], []
@@ -233,21 +166,11 @@ def _table(content: dict[str, Any]) -> str:
                 number(row["remainder"], 4, sign=True),
             )
         )
-    first = ["setting"] * several + ["loss"]
-    head = (*first, "runs", "weak", "student", "ceiling", "untrained", "length", "PGR")
-    other = ("student − weak", "corrected p", "exact p of each run", "NLL", "overconf.", "gain", "misfit", "remainder")
-    note = (
-        f"<p class=note>p: {_tests(content['student_against_teacher'])}. The exact test of each run is "
-        f"{html.escape(content['student_against_teacher'][0]['exact'])}. NLL, "
-        "overconfidence (mean confidence − accuracy) and the three-point identity gain = misfit + "
-        "remainder (nats, on test) are the student's, means over runs.</p>"
-    )
-    return table(head, accuracies, "left") + table((*first, *other), tests, "left") + note
+    return accuracies, tests
 
 
-def _matrices(content: dict[str, Any]) -> str:
+def _matrices(content: Report) -> Iterator[tuple[str, list[str], list[tuple[Any, ...]]]]:
     """Per setting, the accuracy of the row's loss minus that of the column's."""
-    parts = []
     for setting in _settings(content):
         entries = {(e["a"], e["b"]): e for e in content["between_losses"] if e["setting"] == setting}
         names = [row["loss"] for row in content["cells"] if row["setting"] == setting]
@@ -268,45 +191,16 @@ def _matrices(content: dict[str, Any]) -> str:
                     difference = sign * entry["difference"]
                     kind = "" if entry["p_holm"] >= LEVEL else "yes" if difference > 0 else "no"
                     shown = f"{number(difference, sign=True)} (p {p_text(entry['p_holm'])})"
-                    cells.append(Raw(f'<span class="{kind}">{html.escape(shown)}</span>'))
+                    cells.append(Cell(shown, kind=kind))
             rows.append((a.replace("_", " "), *cells))
-        parts.append(
-            f"<h3>{html.escape(setting)}</h3>" + table(("row − column", *(n.replace("_", " ") for n in names)), rows)
-        )
-    if not parts:
-        return "<p>No two losses share a setting and a seed.</p>"
-    note = (
-        "<p class=note>Differences of student accuracy with corrected p; coloured where resolved. “Identical”: every "
-        "prediction is the same, as those of cross entropy and forward KL should be.</p>"
-    )
-    return note + "".join(parts)
+        yield setting, [n.replace("_", " ") for n in names], rows
 
 
-def _ahead_table(content: dict[str, Any]) -> str:
-    if not content["ahead"]:
-        return ""
-    rows = [
-        (f"{e['a']} against {e['b']}".replace("_", " "), e["settings"], e["ahead"], e["behind"], p_value(e["p_holm"]))
-        for e in content["ahead"]
-    ]
-    note = (
-        "<p class=note>The sign test takes settings for independent, which they are not where they share data; p is "
-        "corrected for the number of pairs (Holm).</p>"
-    )
-    head = ("", "settings", "ahead", "behind", "sign test, corrected p")
-    return "<h3>Across settings</h3>" + table(head, rows) + note
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _colour(content: dict[str, Any]) -> dict[str, str]:
+def _colour(content: Report) -> dict[str, str]:
     return {loss: PALETTE[i % len(PALETTE)] for i, loss in enumerate(_losses(content))}
 
 
-def bars_figure(content: dict[str, Any]) -> str:
+def bars_figure(content: Report) -> Markup:
     """Figure 2 of arXiv 2502.11107: a group of bars per pair (and setting), a bar per loss, sd over seeds."""
     settings, losses, colour = _settings(content), _losses(content), _colour(content)
     width = 0.82 / len(losses)
@@ -338,7 +232,7 @@ def bars_figure(content: dict[str, Any]) -> str:
     return svg(figure, "student accuracy by setting and loss")
 
 
-def lines_figure(content: dict[str, Any]) -> str:
+def lines_figure(content: Report) -> Markup | str:
     """Accuracy over the one numeric setting that varies (a noise rate, say): a panel per rest of the setting."""
     numeric = [
         key
@@ -383,7 +277,7 @@ def lines_figure(content: dict[str, Any]) -> str:
     return svg(figure, f"accuracy over {key}")
 
 
-def difference_figure(content: dict[str, Any]) -> str:
+def difference_figure(content: Report) -> Markup:
     """Student minus teacher with intervals, a row per setting and loss."""
     entries, colour = content["student_against_teacher"], _colour(content)
     settings = _settings(content)

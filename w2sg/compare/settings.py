@@ -1,0 +1,153 @@
+"""Runs of every kind as one table: a row for each setting, means over its seeds, the columns that any report has."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from w2sg.compare.runs import Finished, by_split, loss_of, varying, words
+from w2sg.reports.figures import PALETTE, new_figure, reach, svg
+from w2sg.reports.section import Report, Section
+from w2sg.reports.sections.accuracy import COLUMNS as OF_LABELS
+from w2sg.reports.sections.decoded import COLUMNS as OF_DECODERS
+from w2sg.reports.words import number
+
+ON_TERMINAL = 6  # columns
+AXES = ("content", "concept")
+Row = dict[str, Any]  # method, setting, seeds, columns {heading: {mean, sd, low, high}}
+
+
+class Settings(Section):
+    """The union of what all reports say of themselves (summary.json: ``settings``)."""
+
+    key, template = "settings", "summary_settings.html"
+
+    @classmethod
+    def measure(cls, runs: Sequence[Finished]) -> Settings:
+        """From finished runs; settings are told apart among runs of one method."""
+        by_method: dict[tuple[str, bool], list[Finished]] = defaultdict(list)
+        for run in runs:
+            by_method[run.method, run.labels].append(run)
+        rows = [row for (method, _), group in sorted(by_method.items()) for row in rows_of(method, group)]
+        return cls(content={"settings": rows})
+
+    def show(self, report: Report) -> dict[str, Any]:
+        """A table for all columns that any row has."""
+        rows = report["settings"]
+        columns = columns_of(rows)
+        cells = [
+            (row["method"], row["setting"], row["seeds"], *(cell(row["columns"].get(c)) for c in columns))
+            for row in rows
+        ]
+        return {"columns": columns, "rows": cells, "figure": axes_figure(rows)}
+
+    def table(self, report: Report) -> Any:
+        """A table for each method, with the columns that say most and stand in no other table."""
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Group
+        from rich.table import Table
+
+        by_method: dict[str, list[Row]] = defaultdict(list)
+        for row in report["settings"]:
+            by_method[row["method"]].append(row)
+        tested = {cell["setting"] for cell in report["cells"]}
+        grids = []
+        for method, rows in by_method.items():
+            elsewhere = {*OF_DECODERS, *(OF_LABELS if tested else ())}
+            shown = [column for column in columns_of(rows) if column not in elsewhere][:ON_TERMINAL]
+            if not shown:
+                continue
+            grid = Table(title=method, title_justify="left", box=SIMPLE_HEAD)
+            for column in ("setting", "seeds", *shown):
+                grid.add_column(column, justify="left" if column == "setting" else "right")
+            for row in (row for row in rows if set(shown) & row["columns"].keys()):
+                grid.add_row(row["setting"], str(row["seeds"]), *(cell(row["columns"].get(c), 2) for c in shown))
+            grids.append(grid)
+        return Group(*grids) if grids else None
+
+
+def rows_of(method: str, runs: Sequence[Finished]) -> list[Row]:
+    """A row per setting: for each column its mean over splits, whose seeds are averaged before (over seeds where there
+    is one split), their standard deviation, and the number of runs.
+
+    One seed keeps the interval that its own report has. Of two runs of one setting and seed the newer counts, and the
+    older one for what the newer has not measured (a baseline, say).
+    """
+    keys, loss_options = varying(list(runs))
+    losses = len({loss_of(run, loss_options) for run in runs}) > 1
+    cells: dict[str, dict[tuple[int, int], dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
+    settings: dict[str, str] = {}
+    for run in sorted(runs, key=lambda run: run.newest):
+        values = {k: run.settings.get(k) for k in keys}
+        loss = loss_of(run, loss_options) if losses else None
+        key = json.dumps([values, loss], sort_keys=True, default=str)
+        cells[key][run.replicate] |= run.summary
+        parts = [words(values)] if values or not losses else []
+        settings[key] = ", ".join([*parts, *([loss.replace("_", " ")] if loss else [])])
+    rows = []
+    for key, replicates in cells.items():
+        by_replicate = dict(sorted(replicates.items()))
+        columns = {}
+        for heading in dict.fromkeys(heading for summary in by_replicate.values() for heading in summary):
+            known = {r: s[heading] for r, s in by_replicate.items() if s.get(heading, {}).get("value") is not None}
+            if not known:
+                continue
+            values = by_split({r: estimate["value"] for r, estimate in known.items()})
+            columns[heading] = {"mean": float(np.mean(values)), "sd": None, "low": None, "high": None}
+            if len(values) > 1:
+                columns[heading]["sd"] = float(np.std(values, ddof=1))
+            else:
+                columns[heading] |= {end: next(iter(known.values())).get(end) for end in ("low", "high")}
+        rows.append({"method": method, "setting": settings[key], "seeds": len(by_replicate), "columns": columns})
+    return sorted(rows, key=lambda row: row["setting"])
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """The headings that any row has, each where it first stands."""
+    return list(dict.fromkeys(heading for row in rows for heading in row["columns"]))
+
+
+def cell(column: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """A measure of a row as text."""
+    if column is None:
+        return "–"
+    if column["sd"] is not None:
+        return f"{number(column['mean'], digits)} ± {number(column['sd'], digits)}"
+    inside = "" if column["low"] is None else f" [{number(column['low'], digits)}, {number(column['high'], digits)}]"
+    return number(column["mean"], digits) + inside
+
+
+def axes_figure(rows: Sequence[Row]) -> Markup | str:
+    """Concept over content of refined answers: each setting's student, its weak and its untrained model hollow."""
+    known = [row for row in rows if all(f"student: {axis}" in row["columns"] for axis in AXES)]
+    if not known:
+        return ""
+    figure, axis = new_figure(6.4, 4.2)
+    for k, row in enumerate(known):
+        colour = PALETTE[k % len(PALETTE)]
+        for name, marker in (("student", "o"), ("weak", "v"), ("untrained", "s")):
+            x, y = (row["columns"].get(f"{name}: {part}") for part in AXES)
+            if x is None or y is None:
+                continue
+            main = name == "student"
+            style = {"mfc": colour if main else "white", "label": row["setting"] if main else None}
+            style |= {"fmt": marker, "color": colour, "capsize": 2, "lw": 1}
+            axis.errorbar(x["mean"], y["mean"], xerr=_reach(x), yerr=_reach(y), **style)
+    axis.set_xlabel("content")
+    axis.set_ylabel("concept")
+    axis.set_title("students (dots), weak models (triangles), untrained strong models (squares)", fontsize=8)
+    axis.legend(frameon=False, fontsize=7)
+    return svg(figure, "concept over content of each setting's student, weak model and untrained strong model")
+
+
+def _reach(column: Mapping[str, Any]) -> list[list[float]]:
+    if column["sd"] is not None:
+        return [[column["sd"]], [column["sd"]]]
+    if column["low"] is None:
+        return [[0.0], [0.0]]
+    return reach(column["mean"], column["low"], column["high"])
