@@ -68,14 +68,14 @@ class Peers:
     @classmethod
     def accept(cls, server: socket.socket, token: bytes, count: int) -> Peers:
         """Rank 0's side, once ``count`` other ranks have connected. Raises TimeoutError if one does not."""
-        peers, peers_lines = cls.__new__(cls), []
+        peers = cls.__new__(cls)
+        peers.lines, peers.left = [], False
         with server:
-            while len(peers_lines) < count:
+            while len(peers.lines) < count:
                 line, _ = server.accept()
                 line.settimeout(60)
                 if line.recv(len(token), socket.MSG_WAITALL) == token:
-                    peers_lines.append(line)
-        peers.lines, peers.left = peers_lines, False
+                    peers.lines.append(line)
         return peers
 
     def hear(self, line: socket.socket) -> list[int]:
@@ -114,7 +114,11 @@ class _Ear:
         self.holds = 0
         self.leaving = False
         self.chained: dict[int, Any] = {}
-        self.peers: Peers | None = None
+
+    def hear(self, number: int) -> None:
+        """Remember the first signal."""
+        if self.number is None:
+            self.number, self.since = number, time.monotonic()
 
 
 _ear: _Ear | None = None
@@ -307,12 +311,10 @@ def speaks() -> bool:
 
 def _handle(number: int, _frame: Any) -> None:
     ear = _ear
-    if ear is None:
-        return
-    if ear.number is None:
-        ear.number, ear.since = number, time.monotonic()
-    if not ear.holds and not ear.leaving:
-        leave()
+    if ear is not None:
+        ear.hear(number)
+        if not ear.holds and not ear.leaving:
+            leave()
 
 
 def _listen(ear: _Ear, read: int, ours: tuple[int, ...]) -> None:
@@ -340,11 +342,11 @@ def _listen(ear: _Ear, read: int, ours: tuple[int, ...]) -> None:
             if line in ready:
                 number = next(iter(peers.hear(line)), None)
                 if number is not None and ear.number is None:
-                    ear.number, ear.since = number, now
+                    ear.hear(number)
                     if ours:
                         signal.pthread_kill(main, ours[0])  # any of ours will do: `ear.number` has the real one
-        if word is not None and ear.number is None:
-            ear.number, ear.since = word, now
+        if word is not None:
+            ear.hear(word)
         if ear.number is None:
             continue
         if peers is not None and id(peers) not in told:

@@ -8,7 +8,7 @@ import pytest
 from chat_forms import EMPTY, MAKERS, MAY_THINK, OPENING, TEMPLATES
 
 from w2sg.data.dialogue import Chat, TextChat
-from w2sg.data.messages import Dialogue, Message, as_dicts
+from w2sg.data.messages import Dialogue, Message
 from w2sg.data.template import Template
 from w2sg.data.thoughts import split
 from w2sg.data.tokens import beginning, ids_after, ids_of
@@ -32,7 +32,11 @@ def chat_of(template, kind="byte_level", special=True, **options):
 
 def ids_by_template(chat, turns, **variables):
     """Without anything of w2sg's."""
-    return list(chat.tokenizer.apply_chat_template(as_dicts(turns), tokenize=True, return_dict=False, **variables))
+    return list(
+        chat.tokenizer.apply_chat_template(
+            [turn._asdict() for turn in turns], tokenize=True, return_dict=False, **variables
+        )
+    )
 
 
 def written(chat, ids):

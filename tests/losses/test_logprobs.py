@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from w2sg.errors import UserError
 from w2sg.losses import logprobs
-from w2sg.losses.logprobs import position_kl, token_entropy, token_logprobs, top_tokens
+from w2sg.losses.logprobs import position_kl, token_logprobs, top_tokens
 
 M, D, V = 11, 5, 23
 CHUNKS = [1, 4, 11, 256]  # 4 does not divide 11
@@ -203,7 +203,7 @@ def test_autocast_changes_no_measure():
 
     def measures():
         kl = position_kl(hidden, weight, other, weight, bias, bias, 4)
-        return kl, token_entropy(hidden, weight, bias, 4), top_tokens(hidden, weight, bias, 4)
+        return kl, top_tokens(hidden, weight, bias, 4)
 
     expected = measures()
     with torch.autocast("cpu", torch.bfloat16):
@@ -252,7 +252,6 @@ def test_measures_never_make_whole_logits():
     with Watch() as watch:
         found = [
             position_kl(hidden, weight, hidden, weight, chunk=CHUNK),
-            token_entropy(hidden, weight, chunk=CHUNK),
             top_tokens(hidden, weight, chunk=CHUNK),
         ]
     assert watch.largest <= BOUND
@@ -325,9 +324,9 @@ def test_no_positions(softcap, trained):
 def test_no_positions_to_measure():
     _, weight, bias, _ = case(torch.float32, ())
     nothing = torch.zeros(0, D)
-    for found in (position_kl(nothing, weight, nothing, weight, bias, bias), token_entropy(nothing, weight, bias)):
-        assert found.shape == (0,)
-        assert found.dtype == torch.float32
+    found = position_kl(nothing, weight, nothing, weight, bias, bias)
+    assert found.shape == (0,)
+    assert found.dtype == torch.float32
     assert top_tokens(nothing, weight, bias).dtype == torch.long
 
 
@@ -360,19 +359,6 @@ def test_divergence_of_two_models_of_different_width(chunk, softcap):
 def test_no_divergence_from_itself():
     hidden, weight, bias, _ = case(torch.float32)
     assert not position_kl(hidden, weight, hidden, weight, bias, bias, 4).any()
-
-
-@pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("softcap", [None, 1.5])
-def test_entropy(chunk, softcap):
-    hidden, weight, bias, _ = case(torch.float32, ())
-    expected = Categorical(logits=plain_logits(hidden, weight, bias, softcap)).entropy().float()
-    torch.testing.assert_close(token_entropy(hidden, weight, bias, chunk, softcap), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_entropy_of_nothing_known():
-    found = token_entropy(torch.zeros(3, D), torch.randn(V, D, generator=torch.Generator().manual_seed(5)))
-    torch.testing.assert_close(found, torch.full((3,), float(V)).log())
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from filelock import Timeout
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 
 from w2sg.console import Plain
 from w2sg.errors import UserError
@@ -20,7 +22,8 @@ from w2sg.store.keys import REFERENCE, flatten
 from w2sg.store.soundness import DAMAGED, KEY, MANIFEST, PART, is_stage, problem
 from w2sg.store.store import Store
 
-State = Literal["finished", "unfinished", "damaged"]
+State = Literal["damaged", "unfinished", "finished"]  # the later ones first where a stage has several folders
+STATES = get_args(State)
 NAMED = ("model.name", "data.name")  # fields that say most about a stage, where its key has them
 
 
@@ -68,35 +71,36 @@ def rows(root: str | Path) -> list[Row]:
     noticed when the stage is next used. What is not a stage is left out, and a root that is not there has none.
     """
     store = Store(root)
-    found = [row for folder in _folders(store.root) if (row := _row(store, folder))]
-    for row in found:
-        row.summary = _summary(row, [r for r in found if r.name == row.name])
-    return sorted(found, key=lambda row: (row.name, -row.age))
+    stages = [row for folder in _folders(store.root) if (row := _row(store, folder))]
+    for row in stages:
+        row.summary = _summary(row, [r for r in stages if r.name == row.name])
+    return sorted(stages, key=lambda row: (row.name, -row.age))
 
 
 def print_list(root: str | Path, console: Plain) -> None:
     """A table of every stage, with what is wrong with the damaged ones below it, and the totals."""
-    found = rows(root)
-    if not found:
+    stages = rows(root)
+    if not stages:
         console.say(f"There are no stages in {root}.")
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("stage", "hash", "state"):
-        table.add_column(title, no_wrap=True)
-    for title in ("size", "age", "took"):
-        table.add_column(title, no_wrap=True, justify="right")
-    table.add_column("key", overflow="fold")
-    for row in found:
+    table = Table(
+        *(Column(title, no_wrap=True) for title in ("stage", "hash", "state")),
+        *(Column(title, no_wrap=True, justify="right") for title in ("size", "age", "took")),
+        Column("key", overflow="fold"),
+        box=None,
+        pad_edge=False,
+    )
+    for row in stages:
         took = "" if row.seconds is None else _duration(row.seconds)
         state = "being made" if row.locked and row.state == "unfinished" else row.state
-        cells = [row.name, row.hash, state, decimal(row.size), _duration(row.age), took, row.summary]
-        table.add_row(*cells)
+        table.add_row(row.name, row.hash, state, decimal(row.size), _duration(row.age), took, row.summary)
     console.print(table)
-    for row in found:
+    for row in stages:
         if row.problem:
             console.say(f"{row.folder.name} is damaged: {row.problem}")
-    counts = {state: sum(row.state == state for row in found) for state in ("finished", "unfinished", "damaged")}
-    console.say(", ".join(f"{n} {s}" for s, n in counts.items() if n) + f"; {decimal(sum(r.size for r in found))}")
+    counts = Counter(row.state for row in stages)
+    words = ", ".join(f"{counts[state]} {state}" for state in reversed(STATES) if counts[state])
+    console.say(f"{words}; {decimal(sum(row.size for row in stages))}")
 
 
 def print_why(root: str | Path, key_prefix: str, console: Plain) -> None:
@@ -108,19 +112,16 @@ def print_why(root: str | Path, key_prefix: str, console: Plain) -> None:
     Raises:
         UserError: no stage begins like that, or more than one; the candidates are listed.
     """
-    found = rows(root)
-    row = _choose(found, Path(key_prefix).name, root)
+    stages = rows(root)
+    row = _choose(stages, Path(key_prefix).name, root)
     state = row.state + (f": {row.problem}" if row.problem else ", being made now" if row.locked else "")
     console.say(f"{row.stage} ({state})")
     if row.key is None:
         console.say(f"Its {KEY} cannot be read.")
         return
-    flat = flatten(row.key)
-    width = max(map(len, flat), default=0)
-    for field, value in flat.items():
-        console.say(f"  {field:<{width}}  {value!r}")
+    _say_fields(list(flatten(row.key).items()), console)
     console.say("Made from:" if _upstream(row.key) else "Made from no other stage.")
-    states = _best(found)
+    states = _best(stages)
     for depth, stage in _ancestors(row.stage, states, {row.stage}):
         console.say(f"{'  ' * depth}{stage} ({states[stage].state if stage in states else 'not in the store'})")
     nearest = Store(root).nearest(row.name, row.key)
@@ -128,9 +129,13 @@ def print_why(root: str | Path, key_prefix: str, console: Plain) -> None:
         console.say(f"There is no other finished stage named {row.name}.")
         return
     console.say(f"The nearest other one is {nearest[0]}; it has, and this one has:")
-    width = max(len(field) for field, *_ in nearest[1])
-    for field, theirs, ours in nearest[1]:
-        console.say(f"  {field:<{width}}  {theirs!r}  {ours!r}")
+    _say_fields(nearest[1], console)
+
+
+def _say_fields(lines: Sequence[tuple[str, *tuple[Any, ...]]], console: Plain) -> None:
+    width = max((len(field) for field, *_ in lines), default=0)
+    for field, *values in lines:
+        console.say("  ".join(["", f"{field:<{width}}", *map(repr, values)]))
 
 
 def prune(root: str | Path, used: set[str], apply: bool, console: Plain) -> int:
@@ -152,13 +157,13 @@ def prune(root: str | Path, used: set[str], apply: bool, console: Plain) -> int:
     Raises:
         UserError: the store cannot be written.
     """
-    store, found, freed = Store(root), rows(root), 0
-    best = _best(found)
-    locked = {row.stage: row.locked for row in found if row.locked is not False}
+    store, stages, freed = Store(root), rows(root), 0
+    best = _best(stages)
+    locked = {row.stage: row.locked for row in stages if row.locked is not False}
     keep = used | set(locked)
     for stage in sorted(keep):
         _ancestors(stage, best, keep)
-    for row in found:
+    for row in stages:
         if not is_stage(row.folder):
             console.say(f"kept {row.folder.name}: it has a stage's name and is none; remove it yourself if it may go")
             continue
@@ -202,18 +207,15 @@ def _row(store: Store, folder: Path) -> Row | None:
     stage = folder.name.removesuffix(PART).removesuffix(DAMAGED)
     if not REFERENCE.fullmatch(stage):
         return None
-    state: State = "finished"
     wrong, seconds, key = None, None, None
-    if folder.name.endswith(PART):
-        state = "unfinished"
-    else:
+    if not folder.name.endswith(PART):
         try:
             wrong = problem(folder, hashes=False)
         except PermissionError as error:
             wrong = f"{error.filename} cannot be read ({error.strerror})"
         if wrong is None and folder.name.endswith(DAMAGED):
             wrong = "it was found damaged and moved aside"
-        state = "damaged" if wrong else "finished"
+    state: State = "unfinished" if folder.name.endswith(PART) else "damaged" if wrong else "finished"
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         key = read_json(folder / KEY)
         if state == "finished":
@@ -227,16 +229,11 @@ def _row(store: Store, folder: Path) -> Row | None:
 
 def _measure(folder: Path) -> tuple[int, float]:
     """Bytes and the newest time of the files below, which a living process may be changing."""
-    size, newest = 0, 0.0
-    paths = [os.path.join(where, file) for where, _, files in os.walk(folder) for file in files] or [str(folder)]
-    for path in paths:
-        try:
-            status = os.lstat(path)
-        except FileNotFoundError:
-            continue
-        size += status.st_size
-        newest = max(newest, status.st_mtime)
-    return size, newest
+    states = []
+    for path in [os.path.join(where, file) for where, _, files in os.walk(folder) for file in files] or [str(folder)]:
+        with suppress(FileNotFoundError):
+            states.append(os.lstat(path))
+    return sum(state.st_size for state in states), max((state.st_mtime for state in states), default=0.0)
 
 
 def _summary(row: Row, namesakes: list[Row]) -> str:
@@ -269,29 +266,21 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def _best(found: list[Row]) -> dict[str, Row]:
+def _best(rows: list[Row]) -> dict[str, Row]:
     """One row per stage: the finished one, else the unfinished, else the damaged."""
-    order = ["damaged", "unfinished", "finished"]
-    return {row.stage: row for row in sorted(found, key=lambda row: order.index(row.state))}
+    return {row.stage: row for row in sorted(rows, key=lambda row: STATES.index(row.state))}
 
 
-def _choose(found: list[Row], prefix: str, root: str | Path) -> Row:
-    stages = _best(found)
-    exact = [row for row in found if row.folder.name == prefix != row.stage]
-    if exact:
-        return exact[0]
-    for fits in (
-        lambda stage, name, digest: stage == prefix,
-        lambda stage, name, digest: name == prefix,
-        lambda stage, name, digest: stage.startswith(prefix) or digest.startswith(prefix),
-    ):
-        candidates = [stage for stage, row in stages.items() if fits(stage, row.name, row.hash)]
-        if len(candidates) == 1:
-            return stages[candidates[0]]
-        if candidates:
-            break
+def _choose(rows: list[Row], prefix: str, root: str | Path) -> Row:
+    stages = _best(rows)
+    exact = [row for row in rows if row.folder.name == prefix != row.stage]
+    begin = [row for row in stages.values() if row.stage.startswith(prefix) or row.hash.startswith(prefix)]
+    named = [row for row in begin if row.name == prefix]
+    candidates = exact[:1] or [row for row in begin if row.stage == prefix] or named or begin
+    if len(candidates) == 1:
+        return candidates[0]
     what = f"{prefix!r} could be any of these stages" if candidates else f"No stage of {root} begins with {prefix!r}"
-    listed = sorted(candidates or stages)
+    listed = sorted([row.stage for row in candidates] or stages)
     more = [f"  … and {len(listed) - 30} more"] if len(listed) > 30 else []
     lines = [f"  {stage}  {stages[stage].summary}".rstrip() for stage in listed[:30]]
     raise UserError("\n".join([what + (":" if lines else "; it has none"), *lines, *more]))
@@ -305,9 +294,9 @@ def _upstream(key: dict) -> list[str]:
 
 def _ancestors(stage: str, best: dict[str, Row], seen: set[str], depth: int = 1) -> list[tuple[int, str]]:
     """All that a stage was made from and seen lacks, ``(depth, stage)``; each once, under the first that names it."""
-    row, found = best.get(stage), []
+    row, ancestors = best.get(stage), []
     for above in _upstream(row.key) if row and row.key else []:
         if above not in seen:
             seen.add(above)
-            found += [(depth, above), *_ancestors(above, best, seen, depth + 1)]
-    return found
+            ancestors += [(depth, above), *_ancestors(above, best, seen, depth + 1)]
+    return ancestors

@@ -39,6 +39,17 @@ class Form:
     counts: Counter[str] = field(default_factory=Counter)
     strict: dict[str, str] = field(default_factory=dict)
 
+    def watch(self, look: Callable[[Row, Example], None]) -> None:
+        """Look at every example as it is read."""
+        example = self.example
+
+        def watched(row: Row) -> Example:
+            made = example(row)
+            look(row, made)
+            return made
+
+        self.example = watched
+
 
 class Tie(ValueError):
     """A row without a preference."""

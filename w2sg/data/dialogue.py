@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -153,13 +154,15 @@ class Chat:
         text = text.strip()
         if self.thoughts == "keep":
             return self.form.before_reply(text) if self.form is not None else text
-        said = split(text)
+        return self._allowed(split(text), "a reply holds").reply
+
+    def _allowed(self, said: Said, how: str) -> Said:
         if said.thought and self.thoughts == "refuse":
             raise UserError(
-                f"{self.name}: a reply holds a thought ({said.thought[:60]!r}), and thoughts=refuse; set "
-                "thoughts=strip to leave thoughts out, or thoughts=keep to keep them as part of replies"
+                f"{self.name}: {how} a thought ({said.thought[:60]!r}), and thoughts=refuse; set thoughts=strip to "
+                "leave thoughts out, or thoughts=keep to keep them as part of replies"
             )
-        return said.reply
+        return said
 
     def goes_on(self, text: str) -> list[int]:
         """Token ids of the beginning of a reply, its whitespace as it is."""
@@ -198,33 +201,21 @@ class Chat:
 
     def heard(self, text: str) -> Said:
         """A written text as the reply and the thought before it, as `said`."""
-        if self.thoughts == "keep":
-            return Said("", text)
-        found = split(text)
-        if found.thought and self.thoughts == "refuse":
-            raise UserError(
-                f"{self.name}: it wrote a thought ({found.thought[:60]!r}), and thoughts=refuse; set thoughts=strip to "
-                "leave thoughts out, or thoughts=keep to keep them as part of replies"
-            )
-        return found
+        return Said("", text) if self.thoughts == "keep" else self._allowed(split(text), "it wrote")
 
     def thought(self, tokens: Sequence[int]) -> int:
         """How many tokens a written reply begins with that are its thought."""
-        found = self.said(tokens)
-        if not found.thought:
+        said = self.said(tokens)
+        if not said.thought:
             return 0
-        if not found.closed:
+        if not said.closed:
             return len(tokens)
-        if not found.reply:
+        if not said.reply:
             return len(tokens) - int(int(tokens[-1]) in self.stop)
-        low, high = 0, len(tokens)  # the first place from which on the reply is all there is
-        while low < high:
-            middle = (low + high) // 2
-            if len(self.said(tokens[middle + 1 :]).reply) < len(found.reply):
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        # the first place from which on the reply is all there is
+        return bisect(
+            range(len(tokens)), False, key=lambda place: len(self.said(tokens[place + 1 :]).reply) < len(said.reply)
+        )
 
     @cached_property
     def _special_ids(self) -> set[int]:
@@ -250,8 +241,8 @@ class Chat:
         """
         if not self.stop_strings:
             return tokens, False
-        whole, found = self.until_stop(self.text(tokens), len(self.text(tokens[:kept])))
-        if not found:
+        whole, ended = self.until_stop(self.text(tokens), len(self.text(tokens[:kept])))
+        if not ended:
             return tokens, False
         size = len(tokens)
         while size > kept and len(self.text(tokens[: size - 1])) >= len(whole):

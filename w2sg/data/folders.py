@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -49,6 +49,10 @@ class Reader:
             yield from everything
         else:
             yield from formed(everything, where, self.columns, self.notes, self.expects)
+
+    def numbered(self, rows: Iterable[Row], where: str) -> Rows:
+        """Rows of what `datasets` holds, in one form."""
+        return self.rows(((f"{where} row {number}", row) for number, row in enumerate(rows, 1)), where)
 
     def _own(self, sample: list[Row]) -> bool:
         missing = 0
@@ -178,8 +182,7 @@ def _saved(path: Path, read: Reader) -> dict[str, Rows]:
 
     def rows(name: str) -> Rows:
         where = path.name if name == "all" else f"{path.name}/{name}"
-        numbered = ((f"{where} row {number}", row) for number, row in enumerate(parts[name], 1))
-        return read.rows(numbered, where)
+        return read.numbered(parts[name], where)
 
     if parts.keys() >= SPLITS.keys():
         return {name: rows(name) for name in SPLITS}
@@ -211,8 +214,7 @@ def hub_pools(path: str, read: Reader, splits: dict[str, str], revision: str | N
                 f"({reason}). Without a network, download it where there is one (`hf download {path} --repo-type "
                 "dataset --local-dir FOLDER`) and set dataset.path=FOLDER"
             ) from error
-        where = f"{path}[{split}]"
-        pools[pool] = read.rows(((f"{where} row {n}", row) for n, row in enumerate(loaded, 1)), where)
+        pools[pool] = read.numbered(loaded, f"{path}[{split}]")
     return pools
 
 

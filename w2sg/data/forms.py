@@ -9,20 +9,8 @@ from itertools import chain, islice
 
 from w2sg.data.asked import SYSTEMS, Form, Sample
 from w2sg.data.examples import Example
-from w2sg.data.files import Notes, Row, Rows
-from w2sg.data.preferences import (
-    GROUPED,
-    by_sign,
-    chosen_by,
-    first_if_one,
-    grouped,
-    helpful,
-    openai,
-    pairs_of,
-    place_of,
-    ranked,
-    winner_of,
-)
+from w2sg.data.files import Notes, Rows
+from w2sg.data.preferences import CHOSEN, GROUPED, grouped, helpful, openai, pairs_of, ranked
 from w2sg.data.singles import classes, completions, dialogues, unpaired
 from w2sg.data.turns import LIST, SPECIAL, unread
 from w2sg.errors import UserError
@@ -69,7 +57,7 @@ def formed(rows: Rows, where: str, columns: dict[str, str] | None, notes: Notes,
             f"dataset.columns.{idle[0]}: {where} is read as {form.words}, which needs no {idle[0]}; leave it out, or "
             "map the columns that belong to it too"
         )
-    form.example = _watched(form, form.example)
+    form.watch(lambda _, made: _count(form, made))
     if beside := [name for name in (*SYSTEMS, "history") if name in form.reads and f" {name}" not in form.words]:
         form.words += f", with {' and '.join(beside)}"
     seen: Counter[str] = Counter()
@@ -102,19 +90,13 @@ def formed(rows: Rows, where: str, columns: dict[str, str] | None, notes: Notes,
     notes += [f"{where}: {count} of {read} {what}" for what, count in form.counts.items()]
 
 
-def _watched(form: Form, inner: Callable[[Row], Example]) -> Callable[[Row], Example]:
-    """Rows that were written by a chat template already, or as lists, are counted."""
-
-    def example(row: Row) -> Example:
-        made = inner(row)
-        question = made.prompt.messages[-1].content
-        parts = (question, *(text[len(made.prompt.text) :] for text in made.texts))
-        form.counts.update([TEMPLATED] * any(SPECIAL.search(text) for text in made.texts))
-        form.counts.update([ASKED] * bool(ASKING.search(question)))
-        form.counts.update([LISTED] * any(LIST.fullmatch(part) for part in parts))
-        return made
-
-    return example
+def _count(form: Form, made: Example) -> None:
+    """Count what was written by a chat template already, or as a list."""
+    question = made.prompt.messages[-1].content
+    parts = (question, *(text[len(made.prompt.text) :] for text in made.texts))
+    form.counts.update([TEMPLATED] * any(SPECIAL.search(text) for text in made.texts))
+    form.counts.update([ASKED] * bool(ASKING.search(question)))
+    form.counts.update([LISTED] * any(LIST.fullmatch(part) for part in parts))
 
 
 def _renamed(sample: Sample, columns: dict[str, str], where: str) -> Sample:
@@ -158,18 +140,10 @@ def _common(sample: Sample) -> set[str]:
 
 
 SCORED = {"fine-grained_score": 1, "overall_score": 1, "score": 1}
-CHOSEN = (  # two replies, the column that chooses between them, and how its values do
-    ("response_0", "response_1", "better_response_id", place_of),
-    ("response_1", "response_2", "preference_strength", by_sign),
-    ("response1", "response2", "overall_preference", by_sign),
-    ("human_ref_A", "human_ref_B", "labels", first_if_one),
-    ("conversation_a", "conversation_b", "winner", winner_of),
-    ("response_a", "response_b", "winner", winner_of),
-)
 FORMS: tuple[tuple[set[str], Callable[..., Form]], ...] = (
     ({"chosen", "rejected"}, pairs_of),
     ({"preferred_output", "non_preferred_output", "input"}, openai),
-    *(({one, other, by}, chosen_by((one, other), by, better)) for one, other, by, better in CHOSEN),
+    *CHOSEN,
     ({"completions"}, ranked("completions", ("response", "text", "content"), SCORED)),
     ({"answers"}, ranked("answers", ("answer", "text"), {"rank": -1, "score": 1})),
     ({"response", "helpfulness"}, helpful),

@@ -80,23 +80,18 @@ def parse(text: str) -> tuple[Message, ...]:
 
 def joined(messages: Iterable[Message]) -> tuple[Message, ...]:
     """The same with neighbouring messages of one role in one, and without those that say nothing."""
-    found: list[Message] = []
+    turns: list[Message] = []
     for message in messages:
-        if found and found[-1].role == message.role:
-            found[-1] = Message(message.role, f"{found[-1].content}\n\n{message.content}".strip())
+        if turns and turns[-1].role == message.role:
+            turns[-1] = Message(message.role, f"{turns[-1].content}\n\n{message.content}".strip())
         elif message.content:
-            found.append(message)
-    return tuple(found)
+            turns.append(message)
+    return tuple(turns)
 
 
 def transcript(messages: Iterable[Message | tuple[str, str]]) -> str:
     """Messages as a "Human: ... Assistant: ..." dialogue."""
     return "".join(f"\n\n{SPEAKERS[role]}: {content}" for role, content in messages)
-
-
-def as_dicts(messages: Iterable[Message]) -> list[dict[str, str]]:
-    """Messages as chat templates want them."""
-    return [message._asdict() for message in messages]
 
 
 def instruction(prompt: Dialogue) -> str:
@@ -109,7 +104,7 @@ def instruction(prompt: Dialogue) -> str:
     """
     if len(prompt.messages) == 1:
         return prompt.messages[0].content
-    return "\n\n".join(f"{SPEAKERS[role]}: {content}" for role, content in prompt.messages)
+    return transcript(prompt.messages).removeprefix("\n\n")
 
 
 def unmarked(text: str) -> str:

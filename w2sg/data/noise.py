@@ -17,16 +17,15 @@ def draw(seed: int, example: str) -> float:
 
 def problems(options: dict[str, Any], classes: int) -> list[str]:
     """What is wrong with noise options for C classes; one line each, empty where nothing is."""
-    found = []
     rates = options.get("rates")
     if options["kind"] == "class_conditional" and rates is not None and len(rates) != classes:
-        found.append(f"dataset.noise.rates: needs one rate for each of the {classes} classes (got {len(rates)})")
+        return [f"dataset.noise.rates: needs one rate for each of the {classes} classes (got {len(rates)})"]
     if options["kind"] == "shrink" and options["shrink"] < 0 and classes > 2:
-        found.append(
+        return [
             f"dataset.noise.shrink: below 0 it turns labels of {classes} classes into something that is no "
             "distribution; use 0 to 1, or kind=flip"
-        )
-    return found
+        ]
+    return []
 
 
 def apply_noise(

@@ -153,10 +153,8 @@ def _scored(form: Form, sample: Sample) -> None:
     if names is None:
         return
     form.reads |= set(names)
-    inner = form.example
 
-    def example(row: Row) -> Example:
-        made = inner(row)
+    def compare(row: Row, made: Example) -> None:
         scores = [number(row.get(name)) for name in names]
         if None in scores and any(row.get(name) not in (None, "") for name in names):
             form.counts["pairs whose scores are not two numbers, so that they are not compared"] += 1
@@ -165,9 +163,8 @@ def _scored(form: Form, sample: Sample) -> None:
             form.counts[what] += 1
             both = f"{names[0]} {scores[0]:g}, {names[1]} {scores[1]:g}"
             form.strict[made.id] = f"{what.replace('pairs', 'a pair')} ({both})"
-        return made
 
-    form.example = example
+    form.watch(compare)
 
 
 def openai(sample: Sample, there: set[str], where: str) -> Form:
@@ -243,6 +240,20 @@ def winner_of(value: Any) -> int | None:
     return {"a": 0, "b": 1}.get(text)
 
 
+# the columns, and how to read them: two replies, the column that chooses between them, and how its values do
+CHOSEN = tuple(
+    ({one, other, by}, chosen_by((one, other), by, better))
+    for one, other, by, better in (
+        ("response_0", "response_1", "better_response_id", place_of),
+        ("response_1", "response_2", "preference_strength", by_sign),
+        ("response1", "response2", "overall_preference", by_sign),
+        ("human_ref_A", "human_ref_B", "labels", first_if_one),
+        ("conversation_a", "conversation_b", "winner", winner_of),
+        ("response_a", "response_b", "winner", winner_of),
+    )
+)
+
+
 def ranked(column: str, texts: tuple[str, ...], scores: dict[str, int]) -> Callable[..., Form]:
     """A list of replies with scores: the best against the worst (1: the highest is the best, -1: the lowest)."""
 
@@ -259,7 +270,6 @@ def ranked(column: str, texts: tuple[str, ...], scores: dict[str, int]) -> Calla
                 f"dataset.path: {where}: replies in {column} have the keys {keys}, and not a text ({', '.join(texts)}) "
                 f"and a score in each ({', '.join(scores)}), or there is no prompt. Expected {EXPECTS}"
             )
-        form = Form(f"pairs of the best and the worst of {column} by {name}", None, {column} | asked.columns)
 
         def example(row: Row) -> Example:
             if not isinstance(row[column], list) or len(row[column]) < 2:
@@ -269,8 +279,7 @@ def ranked(column: str, texts: tuple[str, ...], scores: dict[str, int]) -> Calla
                 raise Tie(f"all of {column} have {name} {order[0][name]}")
             return asked.pair(row, text_of(order[-1], said), text_of(order[0], said))
 
-        form.example = example
-        return form
+        return Form(f"pairs of the best and the worst of {column} by {name}", example, {column} | asked.columns)
 
     return make
 

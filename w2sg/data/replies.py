@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ class Replies:
             for name in ("ids", "prompts", "texts", "tokens", "log_probabilities")
         }
         arrays = {name: getattr(self, name)[index] for name in ("finished", "sample", "group")}
-        return Replies(**lists, **arrays, key=self.key, fingerprint=self.fingerprint)
+        return replace(self, **lists, **arrays)
 
     def of_group(self, group: int) -> Replies:
         """The replies written with one of several settings."""
@@ -140,15 +140,11 @@ def gold_pairs(table: Table) -> ReplyPairs:
         UserError: its rows are no pairs.
     """
     table.needs_labels(pairs=True)
-    sides = []
     better = np.where(table.labels == 0, table.first, 1 - table.first)
-    key = {"gold": table.label_hash()}
-    for side in (better, 1 - better):
-        texts = [table.reply(row, which) for row, which in enumerate(side)]
-        count = len(table)
-        ids = [prompt_id(prompt) for prompt in table.prompts]
-        zeros = np.zeros(count, np.int64)
-        sides.append(Replies(ids, list(table.prompts), texts, np.ones(count, bool), zeros, zeros, key))
+    key, ids = {"gold": table.label_hash()}, [prompt_id(prompt) for prompt in table.prompts]
+    finished, zeros = np.ones(len(table), bool), np.zeros(len(table), np.int64)
+    texts = [[table.reply(row, which) for row, which in enumerate(side)] for side in (better, 1 - better)]
+    sides = (Replies(ids, list(table.prompts), side, finished, zeros, zeros, key) for side in texts)
     return ReplyPairs(list(table.ids), *sides, key)
 
 
@@ -212,8 +208,7 @@ def best_and_worst(replies: Replies, rewards: np.ndarray, key: dict[str, Any]) -
             continue
         best.append(order[-1])
         worst.append(order[0])
-    missing = len(set(replies.ids)) - len(groups)
-    if missing:
+    if missing := len(set(replies.ids)) - len(groups):
         dropped["empty samples"] += missing
     chosen, rejected = replies.take(best), replies.take(worst)
     return ReplyPairs(chosen.ids, chosen, rejected, key, dict(dropped))

@@ -62,7 +62,6 @@ def unpaired(sample: Sample, there: set[str], where: str) -> Form:
     """{prompt, completion, label}: whether a reply is a good one."""
     check_labels(sample, "label", where)
     asked = Asked.of(sample, there, where)
-    form = Form("replies one by one, good (1) or not (0)", None, {"completion", "label"} | asked.columns)
 
     def example(row: Row) -> Example:
         prompt, label = asked.dialogue(row), class_of(row["label"])
@@ -70,8 +69,7 @@ def unpaired(sample: Sample, there: set[str], where: str) -> Form:
             raise ValueError(f"label is {label}, not 0 or 1")
         return labelled(f"{prompt.text} {completion(row['completion'], 'completion').strip()}", label, prompt.text)
 
-    form.example = example
-    return form
+    return Form("replies one by one, good (1) or not (0)", example, {"completion", "label"} | asked.columns)
 
 
 def completion(value: Any, name: str) -> str:
@@ -92,9 +90,11 @@ def completions(sample: Sample, there: set[str], where: str) -> Form:
             f"dataset.path: {where}: completions without a prompt that they answer; add a column prompt, or name it by "
             "dataset.columns.prompt"
         )
-    form = Form("prompts with their right answers", None, {"completion"} | asked.columns)
-    form.example = lambda row: answered(asked.dialogue(row), completion(row["completion"], "completion"))
-    return form
+    return Form(
+        "prompts with their right answers",
+        lambda row: answered(asked.dialogue(row), completion(row["completion"], "completion")),
+        {"completion"} | asked.columns,
+    )
 
 
 def dialogues(column: str) -> Callable[..., Form]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -128,16 +128,8 @@ class Table:
     def take(self, index: Sequence[int]) -> Table:
         """The rows ``index``, in that order."""
         index = np.asarray(index, np.int64)
-        return Table(
-            self.name,
-            self.kind,
-            self.classes,
-            [self.ids[i] for i in index],
-            [self.prompts[i] for i in index],
-            [self.texts[i] for i in index],
-            self.first[index],
-            self.labels[index],
-        )
+        lists = {name: [getattr(self, name)[i] for i in index] for name in ("ids", "prompts", "texts")}
+        return replace(self, **lists, first=self.first[index], labels=self.labels[index])
 
 
 def single_texts(name: str, texts: Sequence[str], ids: Sequence[str]) -> Table:

@@ -111,13 +111,9 @@ class Template:
     def _find_form(self, asked: Turns) -> None:
         """Whether messages are to be given as text or as a list of parts, by what of the question can be seen."""
         refused: Exception | None = None
-        for form in (set(), {"user", "system"}, {"user", "system", "assistant"}):
-            self.parts = form
-            try:
-                text = self._render(asked, True)
-                seen = QUESTION in text and not _listed(text, QUESTION)
-            except Exception as error:  # templates raise whatever they like
-                refused, seen = refused or error, False
+        for parts in (set(), {"user", "system"}, {"user", "system", "assistant"}):
+            seen, error = self._seen(parts, asked, QUESTION)
+            refused = refused or error
             if seen:
                 break
         else:
@@ -129,22 +125,23 @@ class Template:
         if self.parts:
             self.notes.append("its chat template is given messages as lists of parts")
         reply = [*asked, Message("assistant", REPLY)]
-        for form in (self.parts, self.parts ^ {"assistant"}):
-            self.parts = form
-            try:
-                text = self._render(reply, False)
-                if REPLY in text and not _listed(text, REPLY):
-                    return
-            except Exception as error:
-                refused = error
-        self.parts = self.parts ^ {"assistant"}
-        try:
-            self._render(reply, False)
-        except Exception as error:
+        if any(self._seen(parts, reply, REPLY)[0] for parts in (self.parts, self.parts ^ {"assistant"})):
+            return
+        _, error = self._seen(self.parts ^ {"assistant"}, reply, REPLY)
+        if error is not None:
             raise UserError(
                 f"{self.name}: its chat template refuses a dialogue of one question and one reply "
                 f"({first_line(error)}); give another with chat_template=FILE"
             ) from error
+
+    def _seen(self, parts: set[str], turns: Turns, content: str) -> tuple[bool, Exception | None]:
+        """Whether the last message can be read where these roles are given as parts, or how the template refuses."""
+        self.parts = parts
+        try:
+            text = self._render(turns, generation=turns[-1].role == "user")
+        except Exception as error:  # templates raise whatever they like
+            return False, error
+        return content in text and not _listed(text, content), None
 
     def _find_end(self, rest: str) -> None:
         """The first special token after a reply, and what stands before it."""
@@ -166,9 +163,9 @@ class Template:
         opened = thoughts.left_open(self.generation)
         at = whole.rfind(REPLY)
         extra = whole[:at].removeprefix(self.generation) if whole[:at].startswith(self.generation) else ""
-        own = thoughts.empty(extra)
-        self._no_thought = thoughts.closing(opened) if opened else extra if own else ""
-        if not opened and not own:
+        closed = thoughts.empty(extra)
+        self._no_thought = thoughts.closing(opened) if opened else extra if closed else ""
+        if not opened and not closed:
             return
         how = "opens a thought in the prompt" if opened else "writes an empty thought before every reply"
         if self.thoughts == "refuse":
@@ -194,13 +191,13 @@ class Template:
         """
         if self.thoughts == "keep" and (thoughts.left_open(asked) or thoughts.empty(before.removeprefix(asked))):
             return asked
-        found = asked
+        prompt = asked
         if before.startswith(asked):
             extra = before[len(asked) :]
             # a space before the reply is part of its first token, so it is the reply's
-            found = asked + extra.rstrip(" ") if extra.strip() else asked
+            prompt += extra.rstrip(" ") if extra.strip() else ""
         elif asked.rstrip() == before.rstrip():
-            found = before
+            prompt = before
             if notes is not None:
                 notes.append(f"prompts end in {before[-12:]!r} as dialogues have it, not in {asked[-12:]!r}")
         elif _bare(asked) != _bare(before) and notes is not None:
@@ -208,16 +205,16 @@ class Template:
                 f"its chat template goes on otherwise than it prompts: a prompt ends in {_last(asked, before)}, the "
                 f"same place of a dialogue in {_last(before, asked)}"
             )
-        opened = thoughts.left_open(found)
-        return found + thoughts.closing(opened) if opened and self.thoughts != "keep" else found
+        opened = thoughts.left_open(prompt)
+        return prompt + thoughts.closing(opened) if opened and self.thoughts != "keep" else prompt
 
     @cached_property
     def specials(self) -> dict[str, int]:
         """Added tokens, as text, and their ids."""
         tokenizer = self.tokenizer
-        found = {token.content: place for place, token in tokenizer.added_tokens_decoder.items()}
-        found |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        return {token: place for token, place in found.items() if token.strip()}
+        tokens = {token.content: place for place, token in tokenizer.added_tokens_decoder.items()}
+        tokens |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        return {token: place for token, place in tokens.items() if token.strip()}
 
     # -- rendering ----------------------------------------------------------------------------------------------------
 

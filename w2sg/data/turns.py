@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -117,12 +118,8 @@ def _content(content: Any) -> str:
 
 def majority(values: Iterable[Any]) -> str:
     """The kind of most cells that are there."""
-    counts: dict[str, int] = {}
-    for value in values:
-        kind = kind_of(value)
-        if kind != "nothing":
-            counts[kind] = counts.get(kind, 0) + 1
-    return max(counts, key=lambda kind: counts[kind]) if counts else "nothing"
+    counts = Counter(kind for value in values if (kind := kind_of(value)) != "nothing")
+    return counts.most_common(1)[0][0] if counts else "nothing"
 
 
 def unread(value: Any) -> set[str]:

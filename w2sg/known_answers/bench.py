@@ -86,11 +86,9 @@ def whitening(features: Tensor) -> Tensor:
     return directions.mT / scale[..., None, :] * features.shape[-2] ** 0.5
 
 
-def options(lr: float, epochs: int, batch_size: int, schedule: str, weight_decay: float) -> FitOptions:
-    """Options of a plain fit, without clipping or held-out rows."""
-    plain = {"optimizer": "adam", "warmup": 0.0, "clip": None, "validation": 0.0, "patience": None}
-    given = {"lr": lr, "epochs": epochs, "batch_size": batch_size, "schedule": schedule, "weight_decay": weight_decay}
-    return FitOptions.model_validate(plain | given)
+# options of a fit: full batches at rate 1, without clipping or held-out rows
+PLAIN = {"lr": 1.0, "schedule": "constant", "weight_decay": 0.0, "optimizer": "adam", "warmup": 0.0, "clip": None}
+PLAIN |= {"validation": 0.0, "patience": None}
 
 
 class Bench:
@@ -113,30 +111,27 @@ class Bench:
         targets: Tensor,
         loss: Callable[..., Tensor] = squared_error,
         *,
-        lr: float = 1.0,
         steps: int = 1,
-        batch_size: int | None = None,
-        weight_decay: float = 0.0,
-        schedule: str = "constant",
         module: type[SoftLabelModule] = GradientDescent,
+        **options: Any,
     ) -> Path:
         """Train ``model`` on targets [N, C], in place, and return the folder of the stage.
 
         Args:
             features: [N, n, D].
-            steps: passes over the rows. With ``batch_size=None`` (all rows) these are optimizer steps.
+            steps: passes over the rows. Without ``batch_size`` (all rows) these are optimizer steps.
             module: `GradientDescent`, or `SoftLabelModule` for Adam.
+            options: those of `FitOptions` that differ from `PLAIN`.
         """
-        features = features.float()
-        setting = options(lr, steps, batch_size or len(features), schedule, weight_decay)
+        examples = _examples(features, targets)
+        given = FitOptions.model_validate({"epochs": steps, "batch_size": len(features)} | PLAIN | options)
         key = {
-            "options": setting.model_dump(),
+            "options": given.model_dump(),
             "objective": f"{module.__name__} {loss!r}".partition(" at 0x")[0],
-            "inputs": _digest(features, targets, *model.state_dict().values()),
+            "inputs": _digest(features.float(), targets, *model.state_dict().values()),
         }
-        examples = Examples(Features(features), _ids(features), torch.zeros(len(features), dtype=torch.long), targets)
         make = partial(module, loss=loss)
-        folder = self.stages.fit(name, key, lambda: FitJob(model, make, examples, None, setting, seed=0))
+        folder = self.stages.fit(name, key, lambda: FitJob(model, make, examples, None, given, seed=0))
         model.load_state_dict(load_file(next((folder / "model").glob("*.safetensors"))))
         return folder
 
@@ -147,9 +142,8 @@ class Bench:
 
     def read(self, name: str, model: nn.Module, features: Tensor) -> Tensor:
         """[N, C] outputs of a model for features [N, n, D], in fp64 (from fp32)."""
-        features = features.float()
-        key = {"inputs": _digest(features, *model.state_dict().values()), "model": type(model).__name__}
-        examples = Examples(Features(features), _ids(features), torch.zeros(len(features), dtype=torch.long))
+        examples = _examples(features)
+        key = {"inputs": _digest(features.float(), *model.state_dict().values()), "model": type(model).__name__}
         ids, values = load_values(self.stages.read(name, key, lambda: ReadJob(model, model, examples)))
         place = {i: row for row, i in enumerate(ids)}
         return values[[place[i] for i in examples.ids]].double()
@@ -172,8 +166,9 @@ def numbered(table: Table, x: np.ndarray) -> Tensor:
     return torch.tensor(x[[int(texts[0].split()[1]) for texts in table.texts]], dtype=torch.float32)[:, None]
 
 
-def _ids(features: Tensor) -> list[str]:
-    return [str(i) for i in range(len(features))]
+def _examples(features: Tensor, targets: Tensor | None = None) -> Examples:
+    ids, labels = [str(row) for row in range(len(features))], torch.zeros(len(features), dtype=torch.long)
+    return Examples(Features(features.float()), ids, labels, targets)
 
 
 def _digest(*tensors: Tensor) -> str:

@@ -173,26 +173,6 @@ def position_kl(
     return _by_chunk(hidden_p, chunk, one)
 
 
-def token_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    chunk: int = CHUNK,
-    softcap: float | None = None,
-) -> Tensor:
-    """Entropy of the next token at each position, over the whole vocabulary: [M] nats, without gradients.
-
-    Args:
-        hidden, weight, bias, chunk, softcap: as in `token_logprobs`.
-    """
-
-    def one(part: slice) -> Tensor:
-        log_p = _logits(hidden[part], weight, bias, softcap).log_softmax(-1)
-        return -torch.linalg.vecdot(log_p.exp(), log_p)
-
-    return _by_chunk(hidden, chunk, one)
-
-
 def top_tokens(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, chunk: int = CHUNK) -> Tensor:
     """[M] the likeliest token at each position; a softcap does not change it."""
     return _by_chunk(hidden, chunk, lambda part: _logits(hidden[part], weight, bias).argmax(-1))

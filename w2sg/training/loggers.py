@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,14 @@ def _brief(error: Exception) -> str:
     return " ".join(printable(str(error)).split())[:300] or type(error).__name__
 
 
+@contextlib.contextmanager
+def _unless_refused(what: str, *words: Any) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # wandb raises its own, requests' and plain errors
+        log.warning(f"Weights & Biases {what}", _brief(error), *words)
+
+
 class Loggers:
     """Gives every stage its logger, and closes the run's dashboards with what came out.
 
@@ -95,8 +105,8 @@ class Loggers:
 
     def _start_wandb(self, config: TrainConfig) -> Any:
         """The W&B run. What is typed counts, then what W&B's environment variables say, then our defaults."""
-        options, there = self.options, os.environ
-        own = {
+        options = self.options
+        defaults = {
             "project": ("WANDB_PROJECT", options.project, "w2sg"),
             "entity": ("WANDB_ENTITY", options.entity, None),
             "mode": ("WANDB_MODE", options.mode, None),
@@ -107,8 +117,10 @@ class Loggers:
             "dir": ("WANDB_DIR", None, str(self.out)),
             "resume": ("WANDB_RESUME", None, "allow" if _mode(options.mode) == "online" else None),
         }
-        given = {key: typed or (None if there.get(name) else ours) for key, (name, typed, ours) in own.items()}
-        tags = [*(name[:64] for name in _names(config)), *options.tags, *there.get("WANDB_TAGS", "").split(",")]
+        given = {
+            key: typed or (None if os.environ.get(name) else ours) for key, (name, typed, ours) in defaults.items()
+        }
+        tags = [*(name[:64] for name in _names(config)), *options.tags, *os.environ.get("WANDB_TAGS", "").split(",")]
         try:
             import wandb
 
@@ -148,50 +160,39 @@ class Loggers:
         """
         if self.wandb is None:
             return
-        try:
-            self._summarise(report, predictions, files, replies)
-        except Exception as error:  # as at its start
-            log.warning("Weights & Biases did not take the report (%s); it is in %s", _brief(error), self.out)
+        with _unless_refused("did not take the report (%s); it is in %s", self.out):
+            import wandb
 
-    def _summarise(
-        self,
-        report: dict[str, Any],
-        predictions: dict[str, list],
-        files: list[Path],
-        replies: list[dict[str, Any]] | None,
-    ) -> None:
-        import wandb
-
-        for model, values in report["metrics"].items():
-            self.wandb.summary.update({f"{model}/{k}": v for k, v in values.items() if isinstance(v, float)})
-        self.wandb.summary.update({f"pgr/{k}": v for k, v in report.get("pgr", {}).items() if v is not None})
-        for split in ("test", "transfer"):
-            for part in ("gain", "misfit", "remainder"):
-                if part in report["diagnostics"].get(split, {}):
-                    self.wandb.summary[f"{split}/{part}"] = report["diagnostics"][split][part]["value"]
-        for system, found in report.get("text", {}).get("systems", {}).items():
-            values = {name: found[name]["value"] for name in ("reward", "kl_per_token", "perplexity") if name in found}
-            values |= {f"wins_over_{k}": v["win_rate"]["value"] for k, v in found.get("against", {}).items()}
-            values["tokens"] = found["length"]["mean"]
-            self.wandb.summary.update({f"{system}/{name}": value for name, value in values.items()})
-        if replies:
-            names = list(dict.fromkeys(name for row in replies for name in row))
-            self.wandb.log(
-                {"samples": wandb.Table(columns=names, data=[[row.get(name) for name in names] for row in replies])}
-            )
-        rows = list(zip(*predictions.values(), strict=True))
-        self.wandb.log({"predictions": wandb.Table(columns=list(predictions), data=[list(row) for row in rows])})
-        kept = wandb.Artifact(f"report-{self.wandb.id}", type="report")
-        for file in files:
-            if file.suffix == ".html":
-                self.wandb.log({"report": wandb.Html(file.read_text(encoding="utf-8"), inject=False)})
-            kept.add_file(str(file))
-        self.wandb.log_artifact(kept)
+            summary = self.wandb.summary
+            for model, values in report["metrics"].items():
+                summary.update({f"{model}/{k}": v for k, v in values.items() if isinstance(v, float)})
+            summary.update({f"pgr/{k}": v for k, v in report.get("pgr", {}).items() if v is not None})
+            for split in ("test", "transfer"):
+                parts = report["diagnostics"].get(split, {})
+                summary.update(
+                    {f"{split}/{k}": parts[k]["value"] for k in ("gain", "misfit", "remainder") if k in parts}
+                )
+            for system, measured in report.get("text", {}).get("systems", {}).items():
+                names = [name for name in ("reward", "kl_per_token", "perplexity") if name in measured]
+                values = {name: measured[name]["value"] for name in names}
+                values |= {f"wins_over_{k}": v["win_rate"]["value"] for k, v in measured.get("against", {}).items()}
+                values["tokens"] = measured["length"]["mean"]
+                summary.update({f"{system}/{name}": value for name, value in values.items()})
+            if replies:
+                names = list(dict.fromkeys(name for row in replies for name in row))
+                rows = [[row.get(name) for name in names] for row in replies]
+                self.wandb.log({"samples": wandb.Table(columns=names, data=rows)})
+            rows = [list(row) for row in zip(*predictions.values(), strict=True)]
+            self.wandb.log({"predictions": wandb.Table(columns=list(predictions), data=rows)})
+            kept = wandb.Artifact(f"report-{self.wandb.id}", type="report")
+            for file in files:
+                if file.suffix == ".html":
+                    self.wandb.log({"report": wandb.Html(file.read_text(encoding="utf-8"), inject=False)})
+                kept.add_file(str(file))
+            self.wandb.log_artifact(kept)
 
     def finish(self, failed: bool) -> None:
         """Close the dashboards; a failed run is marked as failed."""
         if self.wandb is not None:
-            try:
+            with _unless_refused("could not close its run (%s)"):
                 self.wandb.finish(exit_code=1 if failed else 0)
-            except Exception as error:  # as at its start
-                log.warning("Weights & Biases could not close its run (%s)", _brief(error))
