@@ -18,7 +18,6 @@ from w2sg.data.messages import Dialogue
 from w2sg.data.replies import Replies, prompts_of
 from w2sg.errors import ConfigError, UserError
 from w2sg.experiment.run import Run
-from w2sg.experiment.text import TextRun
 from w2sg.judges import ImplicitJudge, LanguageModelJudge, judge_of
 from w2sg.judges.language_model import LabelVerdicts
 
@@ -42,7 +41,7 @@ def others(tmp_path_factory):
 def text(tmp_path_factory, arguments):
     out = tmp_path_factory.mktemp("bench")
     config = check(compose(*arguments(out, "eft"), name="decode"))
-    return TextRun(Run(config, out / "run"))
+    return Run(config, out / "run")
 
 
 def llm(model, **more):
@@ -51,7 +50,7 @@ def llm(model, **more):
 
 
 def replies(text, texts):
-    prompts = prompts_of(text.run.data.test).first(len(texts))
+    prompts = prompts_of(text.data.test).first(len(texts))
     zeros = np.zeros(len(texts), np.int64)
     return Replies(prompts.ids, prompts.texts, list(texts), np.ones(len(texts), bool), zeros, zeros, {})
 

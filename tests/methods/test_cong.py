@@ -22,8 +22,8 @@ from w2sg.data.replies import Replies, ReplyPairs, gold_pairs, prompts_of
 from w2sg.data.splits import load_tables
 from w2sg.errors import ConfigError, TrainingError, UserError
 from w2sg.experiment.run import Run, run_method
-from w2sg.experiment.text import TextRun, Writer
 from w2sg.models.source import find
+from w2sg.models.trained import Trained
 from w2sg.store.files import read_json
 from w2sg.store.shards import Shards
 from w2sg.training.label_modules import FitModule
@@ -351,19 +351,19 @@ def test_implicit_rewards_are_those_of_plain_transformers_whatever_template_the_
 
 def test_what_was_cut_off_is_never_taught_to_end_there(arguments, tmp_path, models):
     """From the sampler's flags, over samples.parquet, to the rows that the student is trained on."""
-    text = TextRun(Run(check(compose(*arguments(tmp_path))), tmp_path / "run"))
-    writer, prompts = Writer("weak", text.run.weak), prompts_of(text.run.data.test)
+    text = Run(check(compose(*arguments(tmp_path))), tmp_path / "run")
+    writer, prompts = Trained("weak", text.weak), prompts_of(text.data.test)
     # a random model seldom ends by itself: half of the vocabulary are ends here
     writer.source.chat.stop = list(range(0, 300, 2))
-    replies = text.write("some", writer, prompts, PlainSampling(
+    replies = text.generate("some", writer, prompts, PlainSampling(
         temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=2, batch_size=4, engine="transformers"
     ), samples=4)  # fmt: skip
     ends = [int(row[-1]) % 2 == 0 for row in replies.tokens]
     assert replies.finished.tolist() == ends
     assert 0 < sum(ends) < len(ends)
     taught = Replies(**{**vars(replies), "tokens": None, "texts": [t or "x" for t in replies.texts]})
-    rows = text.encode(text.run.strong, taught, "taught")
-    end = text.run.strong.chat.end
+    rows = text.encode(text.strong, taught, "taught")
+    end = text.strong.chat.end
     for row, k in enumerate(rows.kept):
         assert (int(rows.completions.replies[row][0][-1]) == end) == ends[k]
 
@@ -380,15 +380,15 @@ def test_a_pair_of_two_vocabularies_is_refused(arguments, tmp_path, models):
 
 
 def test_blank_replies_are_left_out_and_none_at_all_is_said(arguments, tmp_path):
-    text = TextRun(Run(check(compose(*arguments(tmp_path))), tmp_path / "run"))
-    pairs = gold_pairs(text.run.data.test)
+    text = Run(check(compose(*arguments(tmp_path))), tmp_path / "run")
+    pairs = gold_pairs(text.data.test)
     blank = replace(pairs.chosen, texts=[" \n", *pairs.chosen.texts[1:]])
-    rows = text.encode(text.run.strong, replace(pairs, chosen=blank), "some")
+    rows = text.encode(text.strong, replace(pairs, chosen=blank), "some")
     assert 0 not in rows.kept
     assert len(rows.kept) == len(pairs) - 1
     none = ReplyPairs([], pairs.chosen.take([]), pairs.rejected.take([]), pairs.key, {"identical replies": 7})
     with pytest.raises(UserError, match="nothing to read or train on; left out were 7 identical replies"):
-        text.encode(text.run.strong, none, "none")
+        text.encode(text.strong, none, "none")
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ from w2sg.data.replies import prompt_id, prompts_of
 from w2sg.decoding.engine import TabularEngine
 from w2sg.errors import ConfigError, UserError
 from w2sg.experiment.run import Run, run_method
-from w2sg.experiment.text import TextRun
 from w2sg.methods.refine import labels as refinement_labels
 from w2sg.methods.refine import prompts as refinement_prompts
 from w2sg.methods.refine import select as refinement_select
@@ -373,15 +372,15 @@ def test_nobody_but_the_weak_model_sees_its_instruction_and_no_student_an_exempl
         assert told[name] == untold[name]  # nothing of the strong model's own hangs on the instruction
     samples = pq.read_table(out / "run/samples.parquet").to_pylist()
     assert not any("Be calm" in row["prompt"] for row in [*samples, *refined_of(out)])
-    text = TextRun(Run(check(compose(*arguments(out))), out / "again"))
+    text = Run(check(compose(*arguments(out))), out / "again")
     rows = refined_of(out)
-    replies = gold_answers(text.run.data.transfer)
+    replies = gold_answers(text.data.transfer)
     place = {i: k for k, i in enumerate(replies.ids)}
     replies = replies.take([place[row["id"]] for row in rows])
     replies = replace(
         replies, texts=[r["refined"] for r in rows], finished=np.array([r["finished"] for r in rows], bool)
     )
-    expected = text.encode(text.run.strong, replies, "expected").completions.content
+    expected = text.encode(text.strong, replies, "expected").completions.content
     assert read_json(out / "store" / told["student"] / "key.json")["data"]["content"] == expected
 
 
@@ -866,9 +865,9 @@ def test_a_refined_label_is_the_law_of_the_next_word_averaged_over_both_orders(l
     from transformers import AutoModelForCausalLM
 
     from w2sg.data.labels import Labels
-    from w2sg.experiment.text import Writer
     from w2sg.methods.refine.labels import Asking, Relabeller
     from w2sg.methods.refine.options import LabelWords
+    from w2sg.models.trained import Trained
 
     config = check(compose(*labelled(tmp_path)))
     run_ = Run(config, tmp_path / "run")
@@ -882,7 +881,7 @@ def test_a_refined_label_is_the_law_of_the_next_word_averaged_over_both_orders(l
 
     options = TypeAdapter(Refine).validate_python(method["refine"])
     weak = Labels(table, torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 8), {"weak": 1})
-    relabeller = Relabeller(TextRun(run_), Writer("strong", run_.strong), options, asked, 4, weak)
+    relabeller = Relabeller(run_, Trained("strong", run_.strong), options, asked, 4, weak)
     found = relabeller.label("some", table).logits.double().softmax(-1)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(models["strong"]).eval(), run_.strong.tokenizer
     targets = [tokenizer(word)["input_ids"][0] for word in asked.words]
