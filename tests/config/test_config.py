@@ -318,6 +318,7 @@ def test_a_function_from_elsewhere_counts_by_its_source(tmp_path, monkeypatch):
 def fit_keys(*overrides):
     """The keys of the weak model and of the student, as a run would make them; nothing is trained."""
     from w2sg.data.labels import Labels
+    from w2sg.experiment import fit_labels
     from w2sg.experiment.run import Run
 
     config = check(compose("dataset=local", "weak=bow", "strong=hf", *overrides))
@@ -327,7 +328,7 @@ def fit_keys(*overrides):
     keys = []
     for name, source, loss, of in (("weak", run.weak, None, gold), ("student", run.strong, run.loss, labels)):
         options = fit_options(config, source.spec)
-        keys.append(json.dumps(run._fit_key(name, source, table, of, loss, options, None), sort_keys=True))
+        keys.append(json.dumps(fit_labels.fit_key(run, name, source, table, of, loss, options, None), sort_keys=True))
     return keys
 
 

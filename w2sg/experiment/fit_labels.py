@@ -57,7 +57,7 @@ def fit(
     """
     options = fit_options(run.config, source.spec)
     layer = run.inputs.layer(source) if source.spec.train == "head" else None
-    key = _fit_key(run, name, source, table, labels, loss, options, layer)
+    key = fit_key(run, name, source, table, labels, loss, options, layer)
     if rows is not None:
         key["rows"] = digest(*(table.ids[row] for row in rows))
     experts: list[Trained] = []
@@ -77,7 +77,7 @@ def ceiling(run: Context, split: str) -> Trained:
     return fit(run, "ceiling", run.strong, table, run.gold(table))
 
 
-def _fit_key(
+def fit_key(
     run: Context,
     name: str,
     source: Source,
@@ -87,6 +87,7 @@ def _fit_key(
     options: FitOptions,
     layer: int | None,
 ) -> dict[str, Any]:
+    """Everything that decides the weights of a fit on labels, which its stage in the store is found by."""
     training = run.config.training
     objective: dict[str, Any] = {"loss": "cross_entropy"}
     if loss is not None:
@@ -177,7 +178,7 @@ def _experts(
     experts = []
     for k in range(count):
         stage = f"{name}-expert{k}"
-        key = _fit_key(run, stage, linear, table, labels, None, options, layer) | {"fold": [k, count]}
+        key = fit_key(run, stage, linear, table, labels, None, options, layer) | {"fold": [k, count]}
         rows = np.flatnonzero(fold == k) if learned is None else learned[fold[learned] == k]
         if learned is not None:
             key["rows"] = digest(*(table.ids[row] for row in rows))
