@@ -155,6 +155,17 @@ def tiny_llama(tmp_path_factory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", "llama", layers=3, seed=1)
 
 
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> dict[str, Path]:
+    """Tiny language models by role; `other` is another than `weak`, of the same tokenizer."""
+    folder = tmp_path_factory.mktemp("models")
+    kinds = {"weak": {}, "strong": {"kind": "llama", "seed": 1}, "untuned": {"seed": 7}, "other": {"seed": 5}}
+    return {
+        name: save_tiny_model(folder / name, **({"width": 16} if "kind" not in kind else {}), **kind)
+        for name, kind in kinds.items()
+    }
+
+
 def compose(*overrides: str, name: str = "train"):
     """A configuration as the command line would compose it."""
     from hydra import compose as hydra_compose

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, compose, conf_node, make_pairs, write_jsonl
+from conftest import ROOT, compose, make_pairs, write_jsonl
+from data_rows import ALL, SPLITS, each, load, node, one, preferred, texts
 from omegaconf import OmegaConf
 
 from w2sg.data import audit, sources, splits
@@ -28,43 +29,12 @@ from w2sg.data.table import Table, digest, uniform
 from w2sg.errors import UserError
 
 WRITTEN = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
-SPLITS = ("ground_truth", "transfer", "test")
-ALL = dict.fromkeys(SPLITS)
 CONF = ROOT / "conf" / "dataset"
 NONE = {"kind": "none", "rate": 0.0, "shrink": -1.0, "rates": None}
 
 
-def node(name: str, **changes) -> dict:
-    """A dataset node of conf/dataset; all there is unless sizes are given."""
-    options = conf_node(f"dataset/{name}")
-    return {**options, "sizes": ALL, **changes}
-
-
-def load(path: Path, name: str = "local", seed: int = 0, **changes):
-    return load_tables(node(name, path=str(path), **changes), seed)
-
-
-def each(tables) -> list[Table]:
-    return [getattr(tables, name) for name in SPLITS]
-
-
 def ids(tables) -> dict[str, list[str]]:
     return {t.name: t.ids for t in each(tables)}
-
-
-def texts(tables) -> set[str]:
-    return {text for t in each(tables) for pair in t.texts for text in pair}
-
-
-def preferred(table: Table) -> list[str]:
-    """The texts that the labels prefer, by what `first` and `labels` are documented to mean."""
-    rows = zip(table.texts, table.first, table.labels, strict=True)
-    return [pair[first] if label == 0 else pair[1 - first] for pair, first, label in rows]
-
-
-def one(chosen: str, rejected: str, prompt: str = "a?") -> dict:
-    start = f"\n\nHuman: {prompt}\n\nAssistant: "
-    return {"chosen": start + chosen, "rejected": start + rejected}
 
 
 def classes(count: int, c: int = 2) -> list[dict]:

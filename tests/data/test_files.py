@@ -12,7 +12,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_pairs, write_jsonl
-from test_data import each, load, one, texts
+from data_rows import each, load, one, texts
 
 from w2sg.errors import UserError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, compose, write_jsonl
-from test_data import each, load, preferred, texts
+from data_rows import each, load, preferred, texts
 
 from w2sg.config.check import check
 from w2sg.data.messages import Message

@@ -4,7 +4,7 @@ import doctest
 
 import numpy as np
 import pytest
-from test_dialogue import CHATML, LLAMA, STRICT, tokenizer_of
+from dialogues import CHATML, LLAMA, STRICT, tokenizer_of
 
 from w2sg.data import messages
 from w2sg.data.dialogue import Chat, TextChat

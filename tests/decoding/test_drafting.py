@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import WORDS, compose, save_tiny_model
+from dialogues import CHATML, END, PROMPT, tokenizer_of
 from pydantic import TypeAdapter
-from test_dialogue import CHATML, END, PROMPT, tokenizer_of
-from test_search import Ids, next_logs, prompts_of, tiny, token_logs
+from tiny_engines import Ids, next_logs, prompts_of, tiny, token_logs
 
 from w2sg.config.check import check
 from w2sg.data.dialogue import EXAMPLES, Chat, TextChat

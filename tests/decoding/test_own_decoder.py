@@ -1,14 +1,13 @@
 """A decoder from outside the tree: one class in one file, named by its path, and nothing else edited."""
 
-# ruff: noqa: F811 (fixtures of another file)
-
 import json
 import sys
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import compose, run_script
-from test_decode import arguments, models, run  # noqa: F401
+from runs import decode_arguments
+from runs import run_decoder as run
 
 from w2sg.config.check import check
 from w2sg.decoding.decoders import base, decoder_in
@@ -48,6 +47,11 @@ class Shortest(Decoder):
         results = engines.search(self, prompts, Brevity(), self.samples, distinct=False)
         return [Written.of(result) for result in results]
 '''
+
+
+@pytest.fixture(scope="module")
+def arguments(pairs_folder, models):
+    return decode_arguments(pairs_folder, models)
 
 
 @pytest.fixture

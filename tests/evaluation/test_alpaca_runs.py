@@ -3,11 +3,17 @@
 import json
 
 import pyarrow.parquet as pq
-from test_cong import SMALL, arguments, models, run  # noqa: F401
+import pytest
+from runs import CONG_SMALL, cong_arguments, run_cong
 
 
-def test_trained_models_are_exported_as_decoders_are(arguments, tmp_path):  # noqa: F811
-    run(arguments, tmp_path, *SMALL, "method.judge.model=null", "method.evaluation.prompts=3")
+@pytest.fixture(scope="module")
+def arguments(pairs_folder, models):
+    return cong_arguments(pairs_folder, models)
+
+
+def test_trained_models_are_exported_as_decoders_are(arguments, tmp_path):
+    run_cong(arguments, tmp_path, *CONG_SMALL, "method.judge.model=null", "method.evaluation.prompts=3")
     folder = tmp_path / "run" / "alpaca_eval"
     assert {file.stem for file in folder.iterdir()} == {"base", "weak", "cong_s", "cong"}
     rows = json.loads((folder / "cong.json").read_text())

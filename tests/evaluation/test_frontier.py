@@ -1,14 +1,13 @@
 """Divergences of whole replies: against every reply of small tables looked at one by one, and models read by hand."""
 
-# ruff: noqa: F811 (fixtures of another file)
-
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from conftest import compose
-from test_decode import arguments, models, run, runs  # noqa: F401
+from runs import decode_arguments, run_all_decoders
+from runs import run_decoder as run
 
 from w2sg.compare.collect import collect
 from w2sg.config.check import check
@@ -18,6 +17,16 @@ from w2sg.evaluation.divergence import divergence, next_token_kl
 from w2sg.experiment.decode import Pair
 from w2sg.experiment.run import Run
 from w2sg.models.trained import Trained
+
+
+@pytest.fixture(scope="module")
+def arguments(pairs_folder, models):
+    return decode_arguments(pairs_folder, models)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, arguments):
+    return run_all_decoders(arguments, tmp_path_factory.mktemp("decode-runs"))
 
 
 def tables(seed, vocabulary=3):

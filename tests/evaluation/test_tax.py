@@ -1,14 +1,13 @@
 """The alignment tax: the likeliest letter against tilted logits worked out by hand, replies against answers."""
 
-# ruff: noqa: F811 (fixtures of another file)
-
 import json
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_jsonl
-from test_decode import arguments, models, run, said  # noqa: F401
+from runs import decode_arguments
+from runs import run_decoder as run
 
 from w2sg.data.dialogue import Chat
 from w2sg.errors import UserError
@@ -23,6 +22,11 @@ CHOICES = [
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def arguments(pairs_folder, models):
+    return decode_arguments(pairs_folder, models)
 
 
 def test_answers_are_places_letters_or_choices(tmp_path):

@@ -8,42 +8,12 @@ import time
 import commands
 import pyarrow.parquet as pq
 import pytest
-from conftest import compose, run_script
-
-from w2sg.config.check import check
+from conftest import run_script
+from runs import label_arguments as arguments
+from runs import run_labels as run
+from runs import stages_of
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-
-
-def arguments(pairs_folder, model, out, *more):
-    """A run that takes seconds: a bag of words supervises a tiny decoder."""
-    return [
-        "dataset=local",
-        f"dataset.path={pairs_folder}",
-        "weak=bow",
-        "weak.epochs=3",
-        "strong=hf",
-        f"strong.name={model}",
-        "strong.lr=0.003",
-        "strong.max_length=64",
-        "training.full.batch_size=16",
-        "trainer=cpu",
-        "logger=none",
-        f"out={out}",
-        *more,
-    ]
-
-
-def run(pairs_folder, model, out, *more):
-    """One run in this process; returns its report."""
-    from w2sg.experiment.run import run_method
-
-    config = check(compose(*arguments(pairs_folder, model, out, *more)))
-    return run_method(config, out / "run", list(more)).content
-
-
-def stages_of(content):
-    return {s["name"]: s for s in content["stages"]}
 
 
 def test_the_whole_experiment_and_its_files(pairs_folder, tiny_gpt2, tmp_path):

@@ -1,7 +1,5 @@
 """Judges that compare, and pairs as judges: their numbers against the models asked by hand, and who may not judge."""
 
-# ruff: noqa: F811 (fixtures of another file)
-
 import json
 
 import numpy as np
@@ -9,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import compose, save_tiny_model
-from test_decode import arguments, models, run, said  # noqa: F401
+from runs import decode_arguments
+from runs import run_decoder as run
 
 from w2sg.compare.collect import collect
 from w2sg.config.check import check
@@ -24,6 +23,11 @@ from w2sg.judges.language_model import LabelVerdicts
 LABELS = ["A", "B"]
 QUESTION = "{conversation}|{first}|{second}|A or B?"
 NO_SURPRISE = ["method.evaluation.surprise=false"]
+
+
+@pytest.fixture(scope="module")
+def arguments(pairs_folder, models):
+    return decode_arguments(pairs_folder, models)
 
 
 @pytest.fixture(scope="module")

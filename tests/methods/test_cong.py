@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import compose, save_tiny_model, stand_in_for_vllm, start_ranks
+from conftest import compose, stand_in_for_vllm, start_ranks
+from runs import CONG_SIZES, CONG_SMALL, cong_arguments
+from runs import run_cong as run
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -21,7 +23,7 @@ from w2sg.config.options import PlainSampling
 from w2sg.data.replies import Replies, ReplyPairs, gold_pairs, prompts_of
 from w2sg.data.splits import load_tables
 from w2sg.errors import ConfigError, TrainingError, UserError
-from w2sg.experiment.run import Run, run_method
+from w2sg.experiment.run import Run
 from w2sg.models.source import find
 from w2sg.models.trained import Trained
 from w2sg.store.files import read_json
@@ -31,50 +33,10 @@ from w2sg.training.stages import load_found
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-SIZES = {"ground_truth": 16, "transfer": 16, "test": 10}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("cong-models")
-    return {
-        "weak": save_tiny_model(folder / "weak", width=16),
-        "strong": save_tiny_model(folder / "strong", "llama", seed=1),
-        "other": save_tiny_model(folder / "other", width=16, seed=5),
-    }
-
 
 @pytest.fixture(scope="module")
 def arguments(pairs_folder, models):
-    def make(out: Path, *more: str) -> list[str]:
-        return [
-            "method=cong",
-            "dataset=local",
-            f"dataset.path={pairs_folder}",
-            *(f"dataset.sizes.{name}={size}" for name, size in SIZES.items()),
-            "weak=hf",
-            f"weak.name={models['weak']}",
-            "strong=hf",
-            f"strong.name={models['strong']}",
-            "weak.max_length=96",
-            "strong.max_length=96",
-            *(f"method.{stage}.lr.full=0.002" for stage in ("alignment", "sft", "dpo")),
-            *(f"method.{stage}.batch_size=8" for stage in ("alignment", "sft", "dpo")),
-            "method.decoding.max_new_tokens=10",
-            "method.analysis.alphas=[0.0,1.0]",
-            "method.judge.max_length=96",
-            "training.head.epochs=2",
-            "trainer=cpu",
-            "logger=none",
-            f"out={out}",
-            *more,
-        ]
-
-    return make
-
-
-def run(arguments, out: Path, *more: str, name: str = "run") -> dict:
-    return run_method(check(compose(*arguments(out, *more))), out / name, list(more)).content
+    return cong_arguments(pairs_folder, models)
 
 
 def keys(content: dict) -> dict[str, str]:
@@ -108,7 +70,7 @@ def test_one_command_walks_the_papers_stages_and_reports_them(arguments, tmp_pat
     files = {p.name for p in (tmp_path / "run").iterdir()}
     assert {"report.json", "report.html", "predictions.parquet", "samples.parquet"} <= files
     samples = pq.read_table(tmp_path / "run" / "samples.parquet").to_pylist()
-    assert Counter(row["system"] for row in samples)["cong"] == SIZES["test"]
+    assert Counter(row["system"] for row in samples)["cong"] == CONG_SIZES["test"]
     row = next(r for r in samples if r["system"] == "alpha 0.4")
     assert {"prompt_id", "prompt", "reply", "finished", "tokens", "implicit", "explicit"} <= row.keys()
     # once more: everything is there
@@ -243,8 +205,6 @@ def test_a_kill_in_the_middle_of_any_stage_costs_nothing_but_the_last_batch(
 
 # -- variants ---------------------------------------------------------------------------------------------------------
 
-SMALL = ["method.baselines=[]", "method.analysis.alphas=[]", "method.evaluation.kl=false"]
-
 
 @pytest.mark.slow
 def test_all_baselines_with_one_tokenizer(arguments, tmp_path, models):
@@ -275,7 +235,7 @@ def test_wspo_across_tokenizers_is_refused(arguments, tmp_path, models, pairs_fo
 @pytest.mark.slow
 def test_self_alignment_trains_the_model_as_it_was(arguments, tmp_path, models):
     same = f"strong.name={models['weak']}"
-    content = run(arguments, tmp_path, same, "method.self_alignment=true", *SMALL)
+    content = run(arguments, tmp_path, same, "method.self_alignment=true", *CONG_SMALL)
     start = read_json(tmp_path / "store" / keys(content)["cong-s"] / "key.json")["start"]
     weak = read_json(tmp_path / "store" / keys(content)["weak"] / "key.json")["start"]
     assert start == weak  # pi_0, not pi_r
@@ -290,7 +250,7 @@ def test_adapters_are_trained_saved_alone_and_read_with_their_base_in_one_forwar
     engines = []
     engine = generate.TransformersEngine
     monkeypatch.setattr(generate, "TransformersEngine", lambda *a, **k: engines.append(k) or engine(*a, **k))
-    more = ["weak.train=lora", "strong.train=lora", "method.alignment.lr.lora=0.01", *SMALL]
+    more = ["weak.train=lora", "strong.train=lora", "method.alignment.lr.lora=0.01", *CONG_SMALL]
     content = run(arguments, tmp_path, *more)
     assert {"base_too": True} in engines
     for name in ("weak", "cong-s", "cong"):
@@ -301,7 +261,7 @@ def test_adapters_are_trained_saved_alone_and_read_with_their_base_in_one_forwar
 
 
 def test_a_given_pair_is_not_aligned_again(arguments, tmp_path, models):
-    content = run(arguments, tmp_path, f"weak.untuned={models['other']}", *SMALL)
+    content = run(arguments, tmp_path, f"weak.untuned={models['other']}", *CONG_SMALL)
     assert "weak" not in keys(content)
     key = read_json(tmp_path / "store" / keys(content)["contrastive"] / "key.json")
     assert key["model"] != key["reference"]
@@ -323,7 +283,7 @@ def test_implicit_rewards_are_those_of_plain_transformers_whatever_template_the_
 ):
     """Both read what the aligned model writes, joined by id; the untuned one has no template and another max_length."""
     weak = templated(tmp_path / "chat", models["weak"])
-    more = [f"weak.name={weak}", f"weak.untuned={models['other']}", "strong.max_length=70", *SMALL]
+    more = [f"weak.name={weak}", f"weak.untuned={models['other']}", "strong.max_length=70", *CONG_SMALL]
     content = run(arguments, tmp_path, *more)
     found = columns(tmp_path)
     config = check(compose(*arguments(tmp_path, *more)))
@@ -376,7 +336,7 @@ def test_a_pair_of_two_vocabularies_is_refused(arguments, tmp_path, models):
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (other / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="another vocabulary"):
-        run(arguments, tmp_path, f"weak.untuned={other}", *SMALL)
+        run(arguments, tmp_path, f"weak.untuned={other}", *CONG_SMALL)
 
 
 def test_blank_replies_are_left_out_and_none_at_all_is_said(arguments, tmp_path):
@@ -393,7 +353,7 @@ def test_blank_replies_are_left_out_and_none_at_all_is_said(arguments, tmp_path)
 
 @pytest.mark.slow
 def test_on_policy_pairs_are_the_best_and_worst_of_own_samples(arguments, tmp_path):
-    content = run(arguments, tmp_path, "method.alignment.pairs=on_policy", "method.alignment.samples=3", *SMALL)
+    content = run(arguments, tmp_path, "method.alignment.pairs=on_policy", "method.alignment.samples=3", *CONG_SMALL)
     stages = {s["name"]: s for s in content["stages"]}
     assert {"untuned-samples", "ranker", "ranker-on-untuned-samples"} <= stages.keys()
     assert stages["ranker"]["key"] != stages["judge"]["key"]  # what ranks is not what measures
@@ -415,7 +375,7 @@ def test_a_reward_model_is_used_as_it_is(arguments, tmp_path, models):
     rewarder = AutoModelForSequenceClassification.from_pretrained(models["weak"], num_labels=1)
     rewarder.save_pretrained(tmp_path / "rewarder")
     AutoTokenizer.from_pretrained(models["weak"]).save_pretrained(tmp_path / "rewarder")
-    content = run(arguments, tmp_path, f"method.judge.model={tmp_path / 'rewarder'}", *SMALL)
+    content = run(arguments, tmp_path, f"method.judge.model={tmp_path / 'rewarder'}", *CONG_SMALL)
     assert "judge" not in keys(content)
     assert content["text"]["judge"]["trained"] is False
     row = next(r for r in pq.read_table(tmp_path / "run/samples.parquet").to_pylist() if r["system"] == "cong")
@@ -425,7 +385,7 @@ def test_a_reward_model_is_used_as_it_is(arguments, tmp_path, models):
         reward = rewarder.eval()(**tokenizer(turns, return_tensors="pt", return_token_type_ids=False)).logits[0, 0]
     assert row["explicit"] == pytest.approx(float(reward), abs=1e-4)
     with pytest.raises(UserError, match="is no reward model"):
-        run(arguments, tmp_path, f"method.judge.model={models['weak']}", *SMALL, name="no-head")
+        run(arguments, tmp_path, f"method.judge.model={models['weak']}", *CONG_SMALL, name="no-head")
 
 
 @pytest.mark.slow
@@ -434,7 +394,7 @@ def test_single_models_are_sampled_by_vllm_with_the_same_outputs(arguments, tmp_
     with pytest.raises(ConfigError, match="the package vllm is not installed"):
         check(compose(*arguments(tmp_path, "method.sampling.engine=vllm")))
     monkeypatch.setitem(sys.modules, "vllm", fake)
-    greedy = ["method.decoding.temperature=0.0", "method.sampling.temperature=0.0", *SMALL]
+    greedy = ["method.decoding.temperature=0.0", "method.sampling.temperature=0.0", *CONG_SMALL]
     theirs = run(arguments, tmp_path, "method.sampling.engine=vllm", *greedy, name="vllm")
     ours = run(arguments, tmp_path, *greedy, name="ours")
     assert len(made) == 5  # own samples, and four systems on test
@@ -452,12 +412,14 @@ def test_single_models_are_sampled_by_vllm_with_the_same_outputs(arguments, tmp_
 def test_reference_log_probabilities_of_other_tokens_are_refused(arguments, tmp_path, monkeypatch, caplog):
     from w2sg.experiment import score
 
-    content = run(arguments, tmp_path, *SMALL)
+    content = run(arguments, tmp_path, *CONG_SMALL)
     stage = tmp_path / "store" / keys(content)["cong-reference"]
     tensors = load_file(stage / "values.safetensors")
     tensors["values"][0] += 1.0
     save_file(tensors, stage / "values.safetensors")
-    again = run(arguments, tmp_path, *SMALL, "method.dpo.beta=0.3", name="again")  # the store sees it and makes it anew
+    again = run(
+        arguments, tmp_path, *CONG_SMALL, "method.dpo.beta=0.3", name="again"
+    )  # the store sees it and makes it anew
     assert next(s for s in again["stages"] if s["name"] == "cong-reference")["cached"] is False
 
     def other(folder):
@@ -468,14 +430,14 @@ def test_reference_log_probabilities_of_other_tokens_are_refused(arguments, tmp_
 
     monkeypatch.setattr(score, "load_found", other)
     with pytest.raises(TrainingError, match="are of other tokens than those asked for; delete that folder"):
-        run(arguments, tmp_path, *SMALL, "method.dpo.beta=0.2", name="third")
+        run(arguments, tmp_path, *CONG_SMALL, "method.dpo.beta=0.2", name="third")
 
 
 @pytest.mark.parametrize("change", ["strong.max_length=20", "strong.dtype=bfloat16", "trainer.precision=bf16-mixed"])
 @pytest.mark.slow
 def test_reference_log_probabilities_hang_on_tokens_and_precision(arguments, tmp_path, change):
-    more = ["method.prompts=8", "dataset.sizes.transfer=8", *SMALL]
-    ceiling = ["method.baselines=[ceiling]", *more[:2], *SMALL[1:]]
+    more = ["method.prompts=8", "dataset.sizes.transfer=8", *CONG_SMALL]
+    ceiling = ["method.baselines=[ceiling]", *more[:2], *CONG_SMALL[1:]]
     one = run(arguments, tmp_path, *ceiling, name="one")
     two = run(arguments, tmp_path, *ceiling, change, name="two")
     assert keys(one)["ceiling-reference"] != keys(two)["ceiling-reference"]
@@ -484,8 +446,8 @@ def test_reference_log_probabilities_hang_on_tokens_and_precision(arguments, tmp
 @pytest.mark.slow
 def test_alpha_and_gamma_name_the_same_law(arguments, tmp_path):
     """gamma 1.5 at temperature 0.8 is alpha 0.4 at temperature 0.32."""
-    one = run(arguments, tmp_path, "method.decoding.alpha=null", "method.decoding.gamma=1.5", *SMALL, name="gamma")
-    two = run(arguments, tmp_path, "method.decoding.temperature=0.32", "method.sampling.temperature=0.8", *SMALL)
+    one = run(arguments, tmp_path, "method.decoding.alpha=null", "method.decoding.gamma=1.5", *CONG_SMALL, name="gamma")
+    two = run(arguments, tmp_path, "method.decoding.temperature=0.32", "method.sampling.temperature=0.8", *CONG_SMALL)
     read = [read_json(tmp_path / "store" / keys(c)["contrastive"] / "key.json")["settings"] for c in (one, two)]
     assert np.allclose(read[0], read[1])
 
@@ -530,11 +492,11 @@ def test_finetune_says_that_it_reads_no_untuned_model(tmp_path):
 
 @pytest.mark.slow
 def test_prompts_that_do_not_fit_are_counted_and_nothing_is_joined_by_position(arguments, tmp_path):
-    content = run(arguments, tmp_path, "weak.max_length=17", "dataset.sizes.transfer=96", *SMALL)
+    content = run(arguments, tmp_path, "weak.max_length=17", "dataset.sizes.transfer=96", *CONG_SMALL)
     dropped = content["text"]["dropped"]
     assert dropped["contrastive"]["prompt longer than max_length"] > 0
     with pytest.raises(UserError, match=r"none of 8 examples can be used .8 prompt longer than max_length"):
-        run(arguments, tmp_path, "strong.max_length=4", "method.prompts=8", *SMALL, name="none")
+        run(arguments, tmp_path, "strong.max_length=4", "method.prompts=8", *CONG_SMALL, name="none")
 
 
 # -- many processes ---------------------------------------------------------------------------------------------------

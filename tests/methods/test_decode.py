@@ -12,6 +12,9 @@ import pytest
 import torch
 from conftest import compose, run_script, save_tiny_model, stand_in_for_vllm, start_ranks
 from pydantic import TypeAdapter
+from runs import KINDS, decode_arguments, run_all_decoders
+from runs import replies_of as said
+from runs import run_decoder as run
 
 from w2sg.compare.collect import collect
 from w2sg.config.check import check
@@ -23,7 +26,7 @@ from w2sg.decoding.decoders.written import Written, pack, pack_text, unpack, unp
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import ConfigError, UserError
 from w2sg.evaluation import alpaca_eval as alpaca
-from w2sg.experiment.run import Run, run_method
+from w2sg.experiment.run import Run
 from w2sg.experiment.steered import steered
 from w2sg.judges.reward import RewardJudge, RewardModel
 from w2sg.metrics import replies as comparisons
@@ -31,71 +34,17 @@ from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.models.export import export
 from w2sg.models.finished import find_finished
 
-KINDS = ("sampling", "contrastive", "eft", "search", "best_of_n", "wsd")
-SMALL = {
-    "search": ["decoder.beams=2", "decoder.children=2", "decoder.chunk=4"],
-    "best_of_n": ["decoder.samples=3"],
-    "wsd": ["decoder.draft=6", "decoder.check=2", "decoder.window=2", "decoder.threshold=0.02"],
-}
-
-
 BARE = ["method.judge.model=null", "method.evaluation.surprise=false"]  # what is written, and no more
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("decode-models")
-    return {
-        "weak": save_tiny_model(folder / "weak", width=16),
-        "strong": save_tiny_model(folder / "strong", "llama", seed=1),
-        "untuned": save_tiny_model(folder / "untuned", width=16, seed=7),
-    }
-
-
-@pytest.fixture(scope="module")
 def arguments(pairs_folder, models):
-    def make(out: Path, kind: str, *more: str) -> list[str]:
-        return [
-            f"decoder={kind}",
-            "decoder.max_new_tokens=10",
-            *SMALL.get(kind, ()),
-            "dataset=local",
-            f"dataset.path={pairs_folder}",
-            "dataset.sizes.ground_truth=16",
-            "dataset.sizes.transfer=16",
-            "dataset.sizes.test=8",
-            "weak=hf",
-            f"weak.name={models['weak']}",
-            f"weak.untuned={models['untuned']}",
-            "strong=hf",
-            f"strong.name={models['strong']}",
-            *(f"{role}.{key}" for role in ("weak", "strong") for key in ("train=full", "max_length=96")),
-            "method.judge.max_length=96",
-            "training.head.epochs=2",
-            "trainer=cpu",
-            "logger=none",
-            f"out={out}",
-            *more,
-        ]
-
-    return make
-
-
-def run(arguments, out: Path, kind: str, *more: str, name: str = "") -> dict:
-    config = check(compose(*arguments(out, kind, *more), name="decode"))
-    return run_method(config, out / (name or kind), list(more)).content
-
-
-def said(out: Path, name: str, system: str) -> dict[str, str]:
-    rows = pq.read_table(out / name / "samples.parquet").to_pylist()
-    return {row["prompt_id"]: row["reply"] for row in rows if row["system"] == system}
+    return decode_arguments(pairs_folder, models)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, arguments):
-    """Each decoder once, on one store."""
-    out = tmp_path_factory.mktemp("decode-runs")
-    return out, {kind: run(arguments, out, kind) for kind in KINDS}
+    return run_all_decoders(arguments, tmp_path_factory.mktemp("decode-runs"))
 
 
 @pytest.fixture(scope="module")

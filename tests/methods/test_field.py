@@ -1,17 +1,18 @@
 """Chains, ensembles and filters: their rules worked out by hand, and each method on tiny models."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import compose, save_tiny_model
+from runs import QUICK, label_arguments, run_typed
 
 from w2sg.config.check import check
 from w2sg.data.labels import Labels
 from w2sg.data.table import Table
 from w2sg.errors import ConfigError
-from w2sg.experiment.run import run_method
 from w2sg.methods.filtered import best, relabelled
 from w2sg.methods.votes import boosted, combine, member_rows, weighted_rows
 from w2sg.models.policy import load_policy
@@ -101,28 +102,11 @@ def test_dropped_rows_get_the_labels_of_the_student():
 # -- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def arguments(pairs_folder, model, out, *more):
-    return [
-        "dataset=local",
-        f"dataset.path={pairs_folder}",
-        "weak=bow",
-        "weak.epochs=2",
-        "strong=hf",
-        f"strong.name={model}",
-        "strong.lr=0.001",
-        "strong.max_length=64",
-        "training.full.batch_size=16",
-        "trainer=cpu",
-        "logger=none",
-        f"out={out}",
-        *more,
-    ]
+arguments = partial(label_arguments, **QUICK)
 
 
 def run(pairs_folder, model, out, *more):
-    return run_method(
-        check(compose(*arguments(pairs_folder, model, out, *more))), out / "-".join(more)[:60], []
-    ).content
+    return run_typed(arguments(pairs_folder, model, out, *more), out / "-".join(more)[:60], [])
 
 
 METHODS = {

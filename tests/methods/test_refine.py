@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import WORDS, compose, save_tiny_model, write_jsonl
+from conftest import WORDS, compose, write_jsonl
 from safetensors.torch import load_file
 
 from w2sg.compare.collect import collect
@@ -195,15 +195,6 @@ def test_the_product_of_contexts_is_the_law_of_one_long_context():
 
 
 # -- the method -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("refine-models")
-    return {
-        "weak": save_tiny_model(folder / "weak", width=16),
-        "strong": save_tiny_model(folder / "strong", "llama", seed=1),
-    }
 
 
 @pytest.fixture(scope="module")

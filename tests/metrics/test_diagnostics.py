@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_metrics import reference
+from measures import reference
 
 from w2sg.metrics import theory as diagnostics
 from w2sg.metrics.bootstrap import Bootstrap

@@ -4,27 +4,14 @@ import numpy as np
 import pytest
 import torch
 import transformers as T
+from batches import BASE, MOST, V, greedy
 
 from w2sg.decoding.contrastive import decode
-from w2sg.decoding.sampling import Settings
 from w2sg.decoding.sight import window_of
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import UserError
 from w2sg.models.policy import Policy
 
-V, MOST = 61, 14
-BASE = {
-    "vocab_size": V,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 128,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-}
 LONGROPE = {
     "rope_type": "longrope",
     "short_factor": [1.0] * 4,
@@ -118,10 +105,6 @@ def written(policy: Policy, prompt: np.ndarray, most: int = MOST) -> list[int]:
     for _ in range(most):
         ids.append(int(policy.plain(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     return ids[len(prompt) :]
-
-
-def greedy(rows: int) -> Settings:
-    return Settings.from_columns(torch.tensor([[1.0, 0, 0, 0, 1, 1]] * rows))
 
 
 def prompts(seed: int = 0) -> list[np.ndarray]:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as T
+from model_folders import BASE, V, llama, load, refused, save, spec
 from safetensors.torch import load_file, save_file
-from test_loading import BASE, V, llama, load, refused, save
-from test_models import spec
 
 from w2sg.errors import UserError
 from w2sg.models.loading import load_transformer

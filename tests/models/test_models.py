@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import save_tiny_model
+from model_folders import spec
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from w2sg.config.schema import OWN_CHAT, ModelConfig
 from w2sg.data.rows import pack
 from w2sg.errors import UserError
 from w2sg.models.heads import BagOfWords, HashedWords, LinearHead, MixtureHead, load_head
@@ -16,37 +16,6 @@ from w2sg.models.loading import load_transformer
 from w2sg.models.packing import separates_texts
 from w2sg.models.scorer import load_language_model, load_scorer
 from w2sg.models.source import find
-
-
-def spec(**changes) -> ModelConfig:
-    base = {
-        "name": "x",
-        "revision": None,
-        "untuned": None,
-        "arch": "hf",
-        "train": "full",
-        "head": "linear",
-        "head_weights": "kept",
-        "experts": 4,
-        "layer": None,
-        "candidates": None,
-        "layers": None,
-        "quantise": None,
-        "max_length": 64,
-        "dtype": "float32",
-        "attention": "sdpa",
-        "dropout": 0.0,
-        "gradient_checkpointing": False,
-        "share_prompt": True,
-        "micro_batch": None,
-        "lr": None,
-        "epochs": None,
-        "random_init": False,
-        "trust_remote_code": False,
-        "lora": {"r": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"},
-        "bow": {"buckets": 512},
-    }
-    return ModelConfig.model_validate(OWN_CHAT | base | changes)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "neox", "llama", "opt"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as T
-from test_batches import BASE, greedy
+from batches import BASE, greedy
 
 from w2sg.decoding.contrastive import decode
 from w2sg.decoding.drafting import Drafting, Rule

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from chat_forms import OPENING, TEMPLATES, tokenizer_of
 from conftest import save_tiny_model
-from test_models import spec
+from model_folders import spec
 
 from w2sg.data.dialogue import Chat
 from w2sg.data.messages import Dialogue

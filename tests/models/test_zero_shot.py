@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import compose
-from test_run import run, stages_of
+from runs import run_labels as run
+from runs import stages_of
 
 from w2sg.config.check import check
 from w2sg.config.schema import ZeroShotConfig

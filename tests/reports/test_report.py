@@ -5,7 +5,7 @@ import re
 import types
 
 import pytest
-from test_run import run
+from runs import run_labels as run
 
 from w2sg.errors import TrainingError
 from w2sg.reports.label_runs import verdict

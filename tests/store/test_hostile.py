@@ -252,7 +252,7 @@ def test_prune_leaves_what_only_looks_like_a_stage(tmp_path):
 
 def test_a_report_names_the_stages_that_a_cached_one_was_made_from(tmp_path):
     """So that prune knows them to be in use, whoever made the one that stands between."""
-    from test_stops import stages
+    from fits import stages
 
     def ask(work, *, anew):
         def make(part):
@@ -328,7 +328,7 @@ def test_sbatch_without_srun_runs_on_what_was_asked_for(monkeypatch):
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     for name, value in {**JOB, "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost"}.items():
         monkeypatch.setenv(name, value)
-    from test_stops import devices
+    from fits import devices
 
     assert devices().world == 1
     with pytest.raises(UserError, match="begin the command with srun"):
@@ -374,7 +374,7 @@ def dying_at(count: int, error: BaseException):
 
 def work(folder) -> tuple:
     """A fit that chooses its best epoch and a reading; a checkpoint after every step."""
-    from test_stops import examples, found, job, stages
+    from fits import examples, found, job, stages
 
     from w2sg.models.heads import BagOfWords
     from w2sg.training.stages import ReadJob, load_values
@@ -387,7 +387,7 @@ def work(folder) -> tuple:
 
 
 def equal(one, two) -> bool:
-    from test_stops import same
+    from fits import same
 
     return same(one[0], two[0]) and torch.equal(one[1], two[1])
 
@@ -444,9 +444,9 @@ def test_a_damaged_checkpoint_costs_what_was_done_since_the_one_before(damaged, 
 
 
 def command(out: Path, data: Path, model: Path, *more: str) -> list[str]:
-    from test_devices import arguments
+    from runs import QUICK, label_arguments
 
-    words = arguments(data, model, out, "trainer=cpu", "training.full.validation=0.2", "strong.epochs=4", *more)
+    words = label_arguments(data, model, out, "training.full.validation=0.2", "strong.epochs=4", *more, **QUICK)
     return [sys.executable, str(ROOT / "train.py"), *words]
 
 

@@ -10,70 +10,21 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, start_ranks
-from test_devices import DDP, FSDP, arguments
-from test_training import examples, options
+from fits import devices, examples, found, job, same, stages
+from runs import DDP, FSDP, QUICK, label_arguments
 
-from w2sg import losses, stops
+from w2sg import stops
 from w2sg.cli.launch import readable_errors
-from w2sg.config.schema import TrainerConfig
 from w2sg.models.heads import BagOfWords
 from w2sg.store import store as stores
-from w2sg.store.files import read_json
-from w2sg.store.store import Store
-from w2sg.training.devices import Devices
-from w2sg.training.label_modules import SoftLabelModule
-from w2sg.training.stages import FitJob, ReadJob, Stages, load_values
+from w2sg.training.stages import ReadJob, load_values
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 138}
-
-
-def devices(**changes) -> Devices:
-    node = {"accelerator": "cpu", "progress_bar": False, "eval_tokens": 256}
-    return Devices(TrainerConfig.model_validate(node | changes))
-
-
-def stages(folder, on=None, **changes) -> Stages:
-    settings = {"checkpoint_minutes": 10.0, "curve_every": 1} | changes
-    return Stages(Store(Path(folder) / "store"), on or devices(), lambda name: None, **settings)
-
-
-def job(at=None, validated=None, selecting=True) -> FitJob:
-    """Three epochs of four steps; ``at(step)`` comes before each, ``validated`` before each batch of held-out rows."""
-
-    class Module(SoftLabelModule):
-        def training_step(self, batch, index):
-            if at is not None:
-                at(self.global_step)
-            super().training_step(batch, index)
-
-        def validation_step(self, batch, index):
-            if validated is not None:
-                validated(self.current_epoch, index)
-            super().validation_step(batch, index)
-
-    torch.manual_seed(3)
-    held_out = examples(60, seed=9) if selecting else None
-    module = partial(Module, loss=losses.cross_entropy)
-    return FitJob(BagOfWords(64, True, 2), module, examples(), held_out, options(epochs=3, lr=0.5), seed=5)
-
-
-def found(folder):
-    from safetensors.torch import load_file
-
-    info = read_json(folder / "manifest.json")["info"]
-    weights = load_file(next((folder / "model").glob("*.safetensors")))["words.weight"]
-    return weights, read_json(folder / "curve.json"), {k: v for k, v in info.items() if k != "seconds"}
-
-
-def same(one, two):
-    return torch.equal(one[0], two[0]) and one[1:] == two[1:]
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +310,8 @@ def test_each_signal_to_each_rank_and_to_both(strategy, tmp_path):
 def test_a_run_of_two_ends_in_one_line(how, rank, number, pairs_folder, tiny_llama, tmp_path):
     """A signal during the student to one process of two, as torchrun starts them."""
     on = {"ddp": DDP, "fsdp": FSDP}[how]
-    typed = arguments(pairs_folder, tiny_llama, tmp_path, "strong.epochs=60", "trainer.checkpoint_minutes=0.001", *on)
+    more = ["strong.epochs=60", "trainer.checkpoint_minutes=0.001", *on]
+    typed = label_arguments(pairs_folder, tiny_llama, tmp_path, *more, **QUICK, trainer=None)
     finish, store = start_ranks("train.py", *typed, folder=tmp_path), tmp_path / "store"
     while not list(store.glob("student-*.part/scratch/fit-*.ckpt")) and all(p.is_alive() for p in finish.processes):
         time.sleep(0.05)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from runs import DDP, FSDP, QUICK, label_arguments, stages_of
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
@@ -38,27 +40,8 @@ from w2sg.training import processes, sharding
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 ONE = ["trainer=cpu"]
-DDP = ["trainer=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
-FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
+arguments = partial(label_arguments, **QUICK, trainer=None)  # which each test gives
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-
-def arguments(pairs_folder, model, out, *more):
-    """A run that takes a second: a bag of words supervises a tiny decoder."""
-    return [
-        "dataset=local",
-        f"dataset.path={pairs_folder}",
-        "weak=bow",
-        "weak.epochs=2",
-        "strong=hf",
-        f"strong.name={model}",
-        "strong.lr=0.001",
-        "strong.max_length=64",
-        "training.full.batch_size=16",
-        "logger=none",
-        f"out={out}",
-        *more,
-    ]
 
 
 def run(out, overrides):
@@ -67,10 +50,6 @@ def run(out, overrides):
 
 def report(out):
     return json.loads(next(Path(out).glob("*/report.json")).read_text())
-
-
-def stages_of(content):
-    return {s["name"]: s for s in content["stages"]}
 
 
 def differences(one, two):

@@ -8,14 +8,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from fits import examples, options
 
 from w2sg import losses
 from w2sg.cli.launch import readable_errors
-from w2sg.config.schema import FitOptions, TrainerConfig
+from w2sg.config.schema import TrainerConfig
 from w2sg.data.loading import Examples, Features, StageData
-from w2sg.data.rows import pack
 from w2sg.errors import TrainingError, UserError
-from w2sg.models.heads import BagOfWords, HashedWords, LinearHead
+from w2sg.models.heads import BagOfWords, LinearHead
 from w2sg.stops import Stopped
 from w2sg.store.files import read_json
 from w2sg.store.shards import Shards
@@ -33,22 +33,6 @@ LOSSES = {
 }
 
 
-def options(**changes) -> FitOptions:
-    base = {
-        "lr": 0.05,
-        "epochs": 2,
-        "batch_size": 8,
-        "optimizer": "adamw",
-        "schedule": "cosine",
-        "warmup": 0.1,
-        "weight_decay": 0.01,
-        "clip": 1.0,
-        "validation": 0.0,
-        "patience": None,
-    }
-    return FitOptions.model_validate(base | changes)
-
-
 def soft(loss):
     return partial(SoftLabelModule, loss=loss)
 
@@ -56,20 +40,6 @@ def soft(loss):
 def devices(**changes) -> Devices:
     node = {"accelerator": "cpu", "progress_bar": False}
     return Devices(TrainerConfig.model_validate(node | changes))
-
-
-def texts(n: int, seed: int = 0) -> list[tuple[str, str]]:
-    random = np.random.default_rng(seed)
-    vocabulary = np.array([f"w{i}" for i in range(40)])
-    return [tuple(" ".join(random.choice(vocabulary, random.integers(2, 12))) for _ in range(2)) for _ in range(n)]
-
-
-def examples(n: int = 30, seed: int = 0) -> Examples:
-    rows = pack(texts(n, seed), HashedWords(64), 32)
-    random = torch.Generator().manual_seed(seed)
-    targets = torch.randn(n, 2, generator=random)
-    first = torch.randint(0, 2, (n,), generator=random)
-    return Examples(rows, [f"id{i}" for i in range(n)], first, targets, targets.argmax(1))
 
 
 def stages(tmp_path, **changes) -> Stages:

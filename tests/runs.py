@@ -1,0 +1,134 @@
+"""Small runs of every kind in this process: what is typed, and what they report."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from conftest import compose
+
+from w2sg.config.check import check
+
+DDP = ["trainer=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
+FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
+CONG_SIZES = {"ground_truth": 16, "transfer": 16, "test": 10}
+CONG_SMALL = ["method.baselines=[]", "method.analysis.alphas=[]", "method.evaluation.kl=false"]
+KINDS = ("sampling", "contrastive", "eft", "search", "best_of_n", "wsd")
+DECODE_SMALL = {
+    "search": ["decoder.beams=2", "decoder.children=2", "decoder.chunk=4"],
+    "best_of_n": ["decoder.samples=3"],
+    "wsd": ["decoder.draft=6", "decoder.check=2", "decoder.window=2", "decoder.threshold=0.02"],
+}
+QUICK = {"epochs": 2, "lr": 0.001}  # of `label_arguments`, where nothing has to be learned
+
+
+def label_arguments(pairs_folder, model, out, *more, epochs=3, lr=0.003, trainer="cpu"):
+    """A run that takes a second or two: a bag of words supervises a tiny decoder."""
+    return [
+        "dataset=local",
+        f"dataset.path={pairs_folder}",
+        "weak=bow",
+        f"weak.epochs={epochs}",
+        "strong=hf",
+        f"strong.name={model}",
+        f"strong.lr={lr}",
+        "strong.max_length=64",
+        "training.full.batch_size=16",
+        *([] if trainer is None else [f"trainer={trainer}"]),
+        "logger=none",
+        f"out={out}",
+        *more,
+    ]
+
+
+def run_labels(pairs_folder, model, out, *more):
+    """The report of a run on labels."""
+    return run_typed(label_arguments(pairs_folder, model, out, *more), out / "run", list(more))
+
+
+def run_typed(typed: list[str], folder: Path, more: list[str], name: str = "train") -> dict:
+    """The report of a run of these overrides."""
+    from w2sg.experiment.run import run_method
+
+    return run_method(check(compose(*typed, name=name)), folder, more).content
+
+
+def run_cong(arguments, out: Path, *more: str, name: str = "run") -> dict:
+    return run_typed(arguments(out, *more), out / name, list(more))
+
+
+def run_decoder(arguments, out: Path, kind: str, *more: str, name: str = "") -> dict:
+    return run_typed(arguments(out, kind, *more), out / (name or kind), list(more), name="decode")
+
+
+def stages_of(content: dict) -> dict[str, dict]:
+    return {stage["name"]: stage for stage in content["stages"]}
+
+
+def replies_of(out: Path, name: str, system: str) -> dict[str, str]:
+    """What a system wrote, by prompt."""
+    rows = pq.read_table(out / name / "samples.parquet").to_pylist()
+    return {row["prompt_id"]: row["reply"] for row in rows if row["system"] == system}
+
+
+def cong_arguments(pairs_folder, models):
+    """What is typed for ConG on tiny models, given the folder of runs and more."""
+
+    def make(out: Path, *more: str) -> list[str]:
+        return [
+            "method=cong",
+            "dataset=local",
+            f"dataset.path={pairs_folder}",
+            *(f"dataset.sizes.{name}={size}" for name, size in CONG_SIZES.items()),
+            "weak=hf",
+            f"weak.name={models['weak']}",
+            "strong=hf",
+            f"strong.name={models['strong']}",
+            "weak.max_length=96",
+            "strong.max_length=96",
+            *(f"method.{stage}.lr.full=0.002" for stage in ("alignment", "sft", "dpo")),
+            *(f"method.{stage}.batch_size=8" for stage in ("alignment", "sft", "dpo")),
+            "method.decoding.max_new_tokens=10",
+            "method.analysis.alphas=[0.0,1.0]",
+            "method.judge.max_length=96",
+            "training.head.epochs=2",
+            "trainer=cpu",
+            "logger=none",
+            f"out={out}",
+            *more,
+        ]
+
+    return make
+
+
+def decode_arguments(pairs_folder, models):
+    """What is typed for a decoder on tiny models, given the folder of runs, its kind and more."""
+
+    def make(out: Path, kind: str, *more: str) -> list[str]:
+        return [
+            f"decoder={kind}",
+            "decoder.max_new_tokens=10",
+            *DECODE_SMALL.get(kind, ()),
+            "dataset=local",
+            f"dataset.path={pairs_folder}",
+            "dataset.sizes.ground_truth=16",
+            "dataset.sizes.transfer=16",
+            "dataset.sizes.test=8",
+            "weak=hf",
+            f"weak.name={models['weak']}",
+            f"weak.untuned={models['untuned']}",
+            "strong=hf",
+            f"strong.name={models['strong']}",
+            *(f"{role}.{key}" for role in ("weak", "strong") for key in ("train=full", "max_length=96")),
+            "method.judge.max_length=96",
+            "training.head.epochs=2",
+            "trainer=cpu",
+            "logger=none",
+            f"out={out}",
+            *more,
+        ]
+
+    return make
+
+
+def run_all_decoders(arguments, out: Path) -> tuple[Path, dict[str, dict]]:
+    """Each decoder once, on one store."""
+    return out, {kind: run_decoder(arguments, out, kind) for kind in KINDS}
