@@ -101,7 +101,7 @@ def test_it_is_run_measured_and_shown_beside_the_others(own, arguments, tmp_path
     assert decoding["without_kl"] == {"shortest": "nothing is known of its law"}
     run(arguments, out, "eft")
     run_script("evaluate.py", f"runs={out}")  # its class is not there any more
-    (group,) = json.loads((out / "summary_decoders.json").read_text())
+    (group,) = json.loads((out / "summary.json").read_text())["decoders"]
     assert {"the shortest sample", "emulated fine-tuning"} <= {row["name"] for row in group["rows"]}
 
 

@@ -257,12 +257,12 @@ def _check(sections: Sequence[Section]) -> None:
 def _merge(content: dict[str, Any], more: Mapping[str, Any], key: str, path: str = "") -> None:
     """Add what a section gives; dictionaries are merged, anything else must be said once."""
     for name, value in more.items():
-        if isinstance(content.get(name), dict) and isinstance(value, Mapping):
+        if isinstance(value, Mapping) and isinstance(content.setdefault(name, {}), dict):
             _merge(content[name], value, key, f"{path}{name}.")
         elif name in content:
             raise UserError(f"section {key!r}: {path}{name} is in the report already; give it another name")
         else:
-            content[name] = dict(value) if isinstance(value, Mapping) else value
+            content[name] = value
 
 
 def heading(run: Any, story: Story) -> dict[str, Any]:
