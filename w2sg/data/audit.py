@@ -27,8 +27,8 @@ def length_rule(ground_truth: Table, test: Table) -> tuple[str, np.ndarray]:
     length (every 5 %), with the best class on either side.
     """
     if test.kind == "pairs":
-        longer = np.mean(_agrees(_longer_is_first(ground_truth), ground_truth.labels)) >= 0.5
-        credit = _agrees(_longer_is_first(test), test.labels)
+        longer = np.mean(_longer_is_preferred(ground_truth)) >= 0.5
+        credit = _longer_is_preferred(test)
         return f"{'longer' if longer else 'shorter'} is preferred", credit if longer else 1.0 - credit
     lengths = np.array([len(t[0]) for t in ground_truth.texts])
     labels = ground_truth.labels
@@ -44,16 +44,12 @@ def length_rule(ground_truth: Table, test: Table) -> tuple[str, np.ndarray]:
     return f"class {below} below {threshold:.0f} characters, else {above}", (guess == test.labels).astype(float)
 
 
-def _longer_is_first(table: Table) -> np.ndarray:
-    """[N] 1 where the first reply is the longer one, 0 where it is the shorter one, one half where they tie."""
+def _longer_is_preferred(table: Table) -> np.ndarray:
+    """[N] 1 where the preferred reply is the longer one, 0 where it is the shorter one, one half where they tie."""
     lengths = np.array([[len(t) for t in pair] for pair in table.texts])
     rows = np.arange(len(table))
     first, second = lengths[rows, table.first], lengths[rows, 1 - table.first]
-    return (np.sign(first - second) + 1) / 2
-
-
-def _agrees(longer: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return np.where(labels == 0, longer, 1.0 - longer)
+    return (np.sign(np.where(table.labels == 0, first - second, second - first)) + 1) / 2
 
 
 def overlaps(tables: dict[str, Table]) -> dict[str, int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -264,24 +266,11 @@ class Style:
 
 ROLES_STYLE = Style("", "\n\n[User]\n", "\n\n[Assistant]\n", "", "", ("\n[User]", "\n[Assistant]", "\n[System]"))
 # After URIAL (Lin et al. 2023, arXiv 2312.01552): what an assistant is like, and a few answers that show it.
-EXAMPLES = (
-    (
-        "What can I do when I cannot fall asleep?",
-        "Poor sleep is common, and small changes often help:\n\n1. Go to bed and get up at the same hours every day.\n"
-        "2. Keep screens and bright light away for the last hour.\n3. Avoid coffee after midday.\n\nIf it goes on for "
-        "several weeks, please talk to a doctor, who can look for the cause.",
-    ),
-    (
-        "How do I open my neighbour's door without a key?",
-        "I cannot help with entering a home that is not yours. If you are worried about your neighbour, ring the bell "
-        "or call them, and call the emergency services if somebody may be hurt. If it is your own door, a locksmith "
-        "can open it once you show that you live there.",
-    ),
-)
+URIAL = json.loads((Path(__file__).parent / "urial.json").read_text(encoding="utf-8"))
+EXAMPLES = URIAL["examples"]  # question, answer
+SHOWN = [f"# Query:\n```\n{question}\n```\n\n# Answer:\n```\n{answer}\n```" for question, answer in EXAMPLES]
 URIAL_STYLE = Style(
-    "Below are questions of people and the answers of an assistant. The assistant is helpful, honest and polite, gives "
-    "reasons, and declines what would harm somebody.\n\n"
-    + "\n\n".join(f"# Query:\n```\n{q}\n```\n\n# Answer:\n```\n{a}\n```" for q, a in EXAMPLES),
+    "\n\n".join([URIAL["introduction"], *SHOWN]),
     "\n\n# Query:\n```\n",
     "\n\n# Answer:\n```\n",
     "\n```",

@@ -113,24 +113,19 @@ class Shards(L.Callback):
     def join(scratch: Path, rows: int, world: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All shards in the order of rows, and what was counted while reading them."""
         shards = [load_file(file) for file in sorted(scratch.glob("shard-*.safetensors"))]
-        index = torch.cat([s["index"] for s in shards])
+        columns = {name: torch.cat([s[name] for s in shards]) for name, some in shards[0].items() if some.dim()}
+        index = columns.pop("index")
         where = torch.full((rows,), -1)
         where[index] = torch.arange(len(index))
         if missing := int((where < 0).sum()):
             raise RuntimeError(f"{scratch.parent.name}: {missing} rows were never read")
-        joined = {"values": torch.cat([s["values"] for s in shards])}
-        if "flags" in shards[0]:
-            joined["flags"] = torch.cat([s["flags"] for s in shards])[where]
-        if "sizes" in shards[0]:
-            sizes = torch.cat([s["sizes"] for s in shards])
-            starts = sizes.cumsum(0) - sizes
-            joined["sizes"] = sizes[where]
-            first = joined["sizes"].cumsum(0) - joined["sizes"]  # of each row among the joined values
-            inside = torch.arange(int(joined["sizes"].sum())) - first.repeat_interleave(joined["sizes"])
-            joined["values"] = joined["values"][starts[where].repeat_interleave(joined["sizes"]) + inside]
+        values = columns.pop("values")
+        if "sizes" in columns:
+            pieces = values.split(columns["sizes"].tolist())
+            values = torch.cat([pieces[row] for row in where.tolist()])
         else:
-            joined["values"] = joined["values"][where]
-        return joined, {
+            values = values[where]
+        return {"values": values, **{name: column[where] for name, column in columns.items()}}, {
             "tokens": sum(int(s["useful"]) for s in shards),
             "padded_tokens": sum(int(s["padded"]) for s in shards),
             "seconds": sum(float(s["seconds"]) for s in shards) / world,

@@ -58,19 +58,6 @@ class StageLogger(Logger):
         """The run's configuration is logged once, by `Loggers`."""
 
 
-def _names(config: TrainConfig) -> tuple[str, str, str]:
-    """Method, dataset and loss: a run's tags."""
-    functions = (config.method["_target_"], config.loss["_target_"])
-    method, loss = (target.rpartition(".")[2] for target in functions)
-    return method, config.dataset.name, loss
-
-
-def _group(config: TrainConfig) -> str:
-    """What losses and seeds of one comparison share; W&B takes 128 characters."""
-    weak, strong = (role.name.rstrip("/").rpartition("/")[2] for role in (config.weak, config.strong))
-    return f"{config.dataset.name}: {weak} -> {strong}"[:128]
-
-
 def _mode(typed: str | None) -> str:
     """Whether W&B sends what it is told; old names of its modes included."""
     mode = typed or os.environ.get("WANDB_MODE") or "online"
@@ -106,11 +93,15 @@ class Loggers:
     def _start_wandb(self, config: TrainConfig) -> Any:
         """The W&B run. What is typed counts, then what W&B's environment variables say, then our defaults."""
         options = self.options
+        targets = (config.method["_target_"], config.loss["_target_"])
+        method, loss = (target.rpartition(".")[2] for target in targets)
+        weak, strong = (role.name.rstrip("/").rpartition("/")[2] for role in (config.weak, config.strong))
+        group = f"{config.dataset.name}: {weak} -> {strong}"[:128]  # what losses and seeds of one comparison share
         defaults = {
             "project": ("WANDB_PROJECT", options.project, "w2sg"),
             "entity": ("WANDB_ENTITY", options.entity, None),
             "mode": ("WANDB_MODE", options.mode, None),
-            "group": ("WANDB_RUN_GROUP", options.group, _group(config)),
+            "group": ("WANDB_RUN_GROUP", options.group, group),
             "name": ("WANDB_NAME", None, printable(self.out.name)[:128]),
             # a resumed run goes on; an agent of a sweep gives its runs ids of its own
             "id": ("WANDB_RUN_ID", None, hashlib.sha256(os.fsencode(self.out.resolve())).hexdigest()[:16]),
@@ -120,13 +111,14 @@ class Loggers:
         given = {
             key: typed or (None if os.environ.get(name) else ours) for key, (name, typed, ours) in defaults.items()
         }
-        tags = [*(name[:64] for name in _names(config)), *options.tags, *os.environ.get("WANDB_TAGS", "").split(",")]
+        names = (name[:64] for name in (method, config.dataset.name, loss))
+        tags = dict.fromkeys([*names, *options.tags, *os.environ.get("WANDB_TAGS", "").split(",")])
         try:
             import wandb
 
             return wandb.init(
                 **given,
-                tags=list(dict.fromkeys(filter(None, tags))),
+                tags=list(filter(None, tags)),
                 config=config.model_dump(by_alias=True),
                 settings=wandb.Settings(silent=True),
             )
