@@ -8,10 +8,9 @@ import pytest
 
 from w2sg.config import options as text_options
 from w2sg.config import schema
-from w2sg.decoding import options as decode_options
 from w2sg.decoding.decoders import best_of_n, contrastive, eft, guided, nudging, plain, served, wsd
 from w2sg.decoding.decoders import search as searching
-from w2sg.methods import cong
+from w2sg.methods import cong, decode
 from w2sg.methods.refine import options as refinement_options
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +41,7 @@ def names() -> set[str]:
 
 
 DECODERS = [best_of_n, contrastive, eft, guided, nudging, plain, searching, served, wsd]
-MODULES = [schema, text_options, decode_options, refinement_options, cong, *DECODERS]
+MODULES = [schema, text_options, decode, refinement_options, cong, *DECODERS]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)

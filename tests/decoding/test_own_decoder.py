@@ -60,18 +60,12 @@ def own(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "KINDS", dict(base.KINDS))
     monkeypatch.syspath_prepend(tmp_path)
 
-    def write(code: str = CODE) -> list[str]:
+    def write(code: str = CODE) -> None:
         (tmp_path / "my_decoders.py").write_text(code)
         sys.modules.pop("my_decoders", None)
-        return ["decoder._target_=my_decoders.Shortest", "+decoder.samples=3"]
 
     yield write
     sys.modules.pop("my_decoders", None)
-
-
-def typed_for(arguments, out, *more: str) -> list[str]:
-    """A command of a decoder whose options the file does not list."""
-    return [word.replace("decoder.max", "+decoder.max") for word in arguments(out, "own", *more)]
 
 
 def test_it_is_run_measured_and_shown_beside_the_others(own, arguments, tmp_path):
@@ -107,7 +101,8 @@ def test_it_is_run_measured_and_shown_beside_the_others(own, arguments, tmp_path
 
 def test_its_source_text_is_part_of_the_key(own, arguments, tmp_path):
     def stage(code: str) -> str:
-        typed = typed_for(arguments, tmp_path, *own(code))
+        own(code)
+        typed = arguments(tmp_path, "my_decoders.Shortest", "decoder.samples=3")
         typed += ["method.judge.model=null", "method.evaluation.surprise=false", "method.evaluation.prompts=2"]
         config = check(compose(*typed, name="decode"))
         stages = run_method(config, tmp_path / "run", typed).content["stages"]
@@ -121,7 +116,7 @@ def test_its_source_text_is_part_of_the_key(own, arguments, tmp_path):
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["+decoder.samples=0"], "decoder.samples: input should be greater than 0"),
+        (["decoder.samples=0"], "decoder.samples: input should be greater than 0"),
         (["+decoder.sampels=3"], "decoder.sampels: no such key here"),
         (["decoder._target_=my_decoders.Longest"], "decoder._target_: there is no my_decoders.Longest"),
         (["decoder._target_=my_decoders.Brevity"], "decoder._target_: my_decoders.Brevity is no decoder"),
@@ -130,9 +125,9 @@ def test_its_source_text_is_part_of_the_key(own, arguments, tmp_path):
     ],
 )
 def test_what_is_wrong_is_said_before_any_work(own, arguments, tmp_path, typed, said):
-    base = typed_for(arguments, tmp_path, *own()[:1])
+    own()
     with pytest.raises(ConfigError, match=said):
-        check(compose(*base, *typed, name="decode"))
+        check(compose(*arguments(tmp_path, "my_decoders.Shortest", *typed), name="decode"))
 
 
 def test_a_kind_has_one_class(own):
@@ -143,6 +138,7 @@ def test_a_kind_has_one_class(own):
 
 
 def test_a_decoder_that_forgets_a_prompt_is_told(own, arguments, tmp_path):
-    typed = typed_for(arguments, tmp_path, *own(CODE.replace("for result in results]", "for result in results[1:]]")))
-    with pytest.raises(UserError, match="decoder=shortest: it wrote 7 replies to 8 prompts"):
-        run_method(check(compose(*typed, name="decode")), tmp_path / "run", typed)
+    own(CODE.replace("for result in results]", "for result in results[1:]]"))
+    typed = arguments(tmp_path, "my_decoders.Shortest")
+    with pytest.raises(UserError, match="decoder=shortest: it wrote 3 replies to 4 prompts"):
+        run_method(check(compose(*typed, "decoder.batch_size=4", name="decode")), tmp_path / "run", typed)

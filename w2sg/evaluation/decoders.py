@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from w2sg.decoding.decoders import Decoder
-from w2sg.decoding.options import DecodeEvaluation
 from w2sg.evaluation import alpaca_eval as alpaca
 from w2sg.evaluation.comparisons import Comparisons
 from w2sg.evaluation.rows import sample_rows
@@ -69,7 +68,7 @@ class Comparison:
     def report(
         self,
         traces: list[dict[str, Any]],
-        evaluation: DecodeEvaluation,
+        surprise: bool,
         tax: dict[str, Any] | None = None,
         kl: tuple[dict[str, dict[str, Any]], dict[str, str]] | None = None,
     ) -> Report:
@@ -77,14 +76,14 @@ class Comparison:
 
         Args:
             traces: of a few searches.
-            evaluation: what is measured.
+            surprise: whether the strong model's surprise at the replies is measured.
             tax: what `w2sg.evaluation.alignment_tax.alignment_tax` found.
             kl: what `w2sg.evaluation.divergence.frontier` did.
         """
         run, decoder = self.run, self.decoder
         compared = self._compared()
         rewards = {} if compared is None else compared.rewards
-        measured = self._systems(evaluation, compared)
+        measured = self._systems(surprise, compared)
         preferred = (
             {}
             if rewards or compared is None
@@ -148,7 +147,7 @@ class Comparison:
         stages = {self.decoder.kind: self.decoder.stage}
         return Comparisons(self.judge, "decoded", self.replies, stages=stages)
 
-    def _systems(self, evaluation: DecodeEvaluation, compared: Comparisons | None) -> dict[str, dict[str, Any]]:
+    def _systems(self, surprise: bool, compared: Comparisons | None) -> dict[str, dict[str, Any]]:
         """What was measured of each system."""
         seconds = {record.key: record.seconds for record in self.run.stages.records}
         measured: dict[str, dict[str, Any]] = {}
@@ -166,9 +165,9 @@ class Comparison:
                 **comparisons.distinctness(replies.texts),
                 "cost": reads | {"seconds": seconds.get(steered.stage, 0.0) / written},
             }
-            if evaluation.surprise:
-                surprise = self._surprise(name, replies)
-                known = surprise[~np.isnan(surprise)]
+            if surprise:
+                values = self._surprise(name, replies)
+                known = values[~np.isnan(values)]
                 measured[name]["surprise"] = Bootstrap(len(known)).mean(known).as_dict()
             if compared is None:
                 continue

@@ -23,7 +23,7 @@ from w2sg.decoding.decoders.written import Written
 from w2sg.errors import UserError
 from w2sg.experiment.answers import ANSWERS, ask
 from w2sg.experiment.run import Run
-from w2sg.experiment.steered import Pair, Steered, steered, write_batch
+from w2sg.experiment.steered import Pair, Steered, steered, trace_of, write_batch
 from w2sg.models.policy import padding
 from w2sg.models.trained import Trained
 from w2sg.store.files import read_json, write_json
@@ -82,13 +82,13 @@ class Decoders:
         In fp32 they come out the same.
         """
         if self.server is not None:
-            return [_trace(prompt, self._answered[i]) for i, prompt in zip(prompts.ids, prompts.texts, strict=True)]
+            return [trace_of(prompt, self._answered[i]) for i, prompt in zip(prompts.ids, prompts.texts, strict=True)]
 
         def work(part: Path) -> dict[str, Any]:
             modules, engines = self._models(decoder)
             with self._on_device(modules):
                 replies = decoder.write(engines(trace=True), prompts)
-            rounds = [_trace(*row) for row in zip(prompts.texts, replies, strict=True)]
+            rounds = [trace_of(*row) for row in zip(prompts.texts, replies, strict=True)]
             write_json(part / "traces.json", rounds)
             return {"examples": len(rounds)}
 
@@ -131,9 +131,10 @@ class Decoders:
     def _key(self, decoder: Decoder, prompts: Prompts) -> dict[str, Any]:
         # where the server is does not change what it says, nor do the weights of the model that lends its tokenizer
         models = {STRONG: {"server": self.server.model} if self.server else self.run.key_of(self.strong)}
-        models |= {
-            role: self.run.key_of(getattr(self.pair, role)) for role in (TUNED, UNTUNED) if role in decoder.needs
-        }
+        if decoder.needs_pair:
+            models[TUNED] = self.run.key_of(self.pair.tuned)
+        if UNTUNED in decoder.needs:
+            models[UNTUNED] = self.run.key_of(self.pair.untuned)
         sources = self._sources(decoder)
         chats = [source.chat for source in sources]
         unwritable = [padding(source).get("unwritable") for source in sources[self.server is not None :]]
@@ -165,7 +166,7 @@ class Decoders:
         """Everything that a decoder reads with, and what makes engines of it, anew for each batch."""
         strong = None if self.server else self.run.load(self.strong)
         small, reward, modules = [], None, [strong] if strong is not None else []
-        if TUNED in decoder.needs:
+        if decoder.needs_pair:
             small.append(self.run.load(self.pair.tuned))
         if UNTUNED in decoder.needs and not self._is_its_own_base(small[0]):
             small.append(self.run.load(self.pair.untuned))
@@ -219,9 +220,3 @@ class Decoders:
         device = self.run.devices.fabric.device
         modules.to(device)
         return torch.autocast(device.type, torch.bfloat16, enabled=self.run.precision == "bf16-mixed")
-
-
-def _trace(prompt: Any, reply: Written) -> dict[str, Any]:
-    """The rounds of one reply, as the page shows them."""
-    about = {"rule": reply.rule, "best": reply.text, "value": reply.value, "rounds": reply.trace}
-    return {"prompt": prompt.text, **about}

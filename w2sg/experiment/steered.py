@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from w2sg.data.messages import Dialogue
 from w2sg.data.replies import Prompts, Replies
 from w2sg.decoding.decoders import Decoder, Written
 from w2sg.decoding.decoders.engines import Engines
@@ -96,3 +97,9 @@ def steered(
         [replies[row].beginning for row in chosen],
         stage,
     )
+
+
+def trace_of(prompt: Dialogue, reply: Written) -> dict[str, Any]:
+    """The rounds of one reply, as the page shows them."""
+    about = {"rule": reply.rule, "best": reply.text, "value": reply.value, "rounds": reply.trace}
+    return {"prompt": prompt.text, **about}

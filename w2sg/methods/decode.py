@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import PositiveInt
+
+from w2sg.config.option import Options, option
 from w2sg.config.options import Alignment
 from w2sg.decoding.decoders import REWARD, STRONG, AnyDecoder, Decoder, Plain
-from w2sg.decoding.options import DecodeEvaluation
 from w2sg.errors import UserError
 from w2sg.judges import AnyJudge, RewardJudge, judge_of, options_of
 from w2sg.models.steps import lost_steps
@@ -18,6 +20,26 @@ if TYPE_CHECKING:
     from w2sg.experiment.run import Run
     from w2sg.models.source import Source
     from w2sg.reports.assemble import Report
+
+
+class DecodeEvaluation(Options):
+    """What is measured, on the test split."""
+
+    prompts: PositiveInt = option(200, "test prompts that are answered")
+    traces: int = option(4, "prompts whose search is shown step by step on the page", ge=0)
+    surprise: bool = option(
+        True, "distance from the strong model: minus its own log-probability of the replies, per token"
+    )
+    tax: str | None = option(
+        None,
+        "alignment tax: a JSONL file of {question, choices, answer} or of {question, answer}, on which the decoder and "
+        "plain samples are compared; null asks nothing",
+    )
+    frontier: bool = option(
+        True,
+        "rewards over the KL divergence of replies from the strong model, in nats, where there is one (sampling, eft, "
+        "the guide; a bound for best_of_n); needs a judge that gives rewards",
+    )
 
 
 def decode(
@@ -90,7 +112,7 @@ def decode(
     kl = None
     if evaluation.frontier and measure is not None and measure.gives_rewards:
         kl = frontier(run, strong, pair, decoder, comparison.replies, server is not None)
-    return comparison.report(traces, evaluation, tax, kl)
+    return comparison.report(traces, evaluation.surprise, tax, kl)
 
 
 def guide_and_writers(run: Run, decoder: Decoder) -> tuple[dict[str, Source], dict[str, Source]]:

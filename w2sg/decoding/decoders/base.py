@@ -133,7 +133,7 @@ class Decoder(Sampling):
     @property
     def needs_pair(self) -> bool:
         """Whether the weak model takes part, aligned."""
-        return TUNED in self.needs
+        return bool({TUNED, UNTUNED} & self.needs)
 
     # -- in the store -------------------------------------------------------------------------------------------------
 
