@@ -51,8 +51,8 @@ class Completions:
     @cached_property
     def useful(self) -> np.ndarray:
         """[N] tokens that a forward has to read for each example."""
-        own = (self.sizes - 1).sum(1)
-        return own + self._prompt_sizes * (1 if self.packed else self.sizes.shape[1])
+        read = (self.sizes - 1).sum(1)
+        return read + self._prompt_sizes * (1 if self.packed else self.sizes.shape[1])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -114,7 +114,7 @@ class Completions:
 
     def _stretches(self, index: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """Runs of tokens that stay together: ids, positions, parts (0 the prompt, j + 1 reply j), predicting places."""
-        found = []
+        stretches = []
         for i in index:
             prompt = self.prompts[i]
             before = len(prompt)
@@ -124,14 +124,14 @@ class Completions:
                 parts, predicting = [np.zeros(before, np.int64)], []
                 start = before
                 for j, reply in enumerate(replies):
-                    own = len(reply) - 1
+                    size = len(reply) - 1
                     ids.append(reply[:-1])
-                    places.append(np.arange(before, before + own))
-                    parts.append(np.full(own, j + 1))
-                    predicting.append(np.concatenate([[before - 1], np.arange(start, start + own)]))
-                    start += own
-                found.append(tuple(map(np.concatenate, (ids, places, parts, predicting))))
-        return found
+                    places.append(np.arange(before, before + size))
+                    parts.append(np.full(size, j + 1))
+                    predicting.append(np.concatenate([[before - 1], np.arange(start, start + size)]))
+                    start += size
+                stretches.append(tuple(map(np.concatenate, (ids, places, parts, predicting))))
+        return stretches
 
     def take(self, index: np.ndarray) -> Completions:
         """The examples ``index``, in that order."""

@@ -125,8 +125,8 @@ class Rows:
         n = self.sizes.shape[1]
         texts = []
         for i in index:
-            own = np.split(self.tokens[i][self.shared[i] :], np.cumsum(self.sizes[i])[:-1])
-            texts += [np.concatenate([self.tokens[i][: self.shared[i]], part]) for part in own]
+            parts = np.split(self.tokens[i][self.shared[i] :], np.cumsum(self.sizes[i])[:-1])
+            texts += [np.concatenate([self.tokens[i][: self.shared[i]], part]) for part in parts]
         lengths = np.array([len(text) for text in texts])
         ids = np.zeros((len(texts), lengths.max()), np.int64)
         for row, text in enumerate(texts):

@@ -102,9 +102,9 @@ class Several:
     @property
     def writable(self) -> Tensor | None:
         """[V] what every model may write."""
-        found = [mask for engine in self.engines if (mask := getattr(engine, "writable", None)) is not None]
+        masks = [mask for engine in self.engines if (mask := getattr(engine, "writable", None)) is not None]
         least = self._rows
-        return torch.stack([_fitted(mask, least) for mask in found]).all(0) if found else None
+        return torch.stack([_fitted(mask, least) for mask in masks]).all(0) if masks else None
 
     @property
     def name(self) -> str:
@@ -118,8 +118,8 @@ class Several:
         return self._together([engine.extend(tokens) for engine in self.engines])
 
     def read(self, chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
-        found = [engine.read(chunks) for engine in self.engines]
-        return [np.concatenate(parts, 1) for parts in zip(*found, strict=True)]
+        values = [engine.read(chunks) for engine in self.engines]
+        return [np.concatenate(parts, 1) for parts in zip(*values, strict=True)]
 
     def rollback(self, counts: np.ndarray) -> None:
         for engine in self.engines:
@@ -220,15 +220,15 @@ class TabularEngine:
         return self.logits
 
     def read(self, chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
-        found = []
+        logs = []
         for row, chunk in zip(self.rows, chunks, strict=True):
             values = []
             for token in map(int, chunk):
                 values.append(self.tables[:, row[-1] + 1 if row else 0, token].numpy())
                 row.append(token)
-            found.append(np.array(values).reshape(-1, len(self.tables)))
+            logs.append(np.array(values).reshape(-1, len(self.tables)))
         self.count.given += sum(map(len, chunks))
-        return found
+        return logs
 
     def rollback(self, counts: np.ndarray) -> None:
         for row, count in zip(self.rows, counts, strict=True):

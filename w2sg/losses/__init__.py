@@ -12,27 +12,8 @@ the reverse ones (see `clamp_hard`). ``progress`` is the part of training that i
 Losses of preferences are in `w2sg.losses.preferences`, log-probabilities of replies in `w2sg.losses.logprobs`.
 """
 
+# ruff: noqa: F401 (the names are for others)
 from w2sg.losses.adaptive import cace, confidence, product, reverse_confidence
 from w2sg.losses.divergences import cross_entropy, forward_kl, jeffreys, reverse_cross_entropy, reverse_kl, symmetric
 from w2sg.losses.labels import clamp_hard, hard_logits, smooth
 from w2sg.losses.marks import needs_soft_labels, needs_whole_batch, takes_hard_labels, whole_batch
-
-__all__ = [
-    "cace",
-    "clamp_hard",
-    "confidence",
-    "cross_entropy",
-    "forward_kl",
-    "hard_logits",
-    "jeffreys",
-    "needs_soft_labels",
-    "needs_whole_batch",
-    "product",
-    "reverse_confidence",
-    "reverse_cross_entropy",
-    "reverse_kl",
-    "smooth",
-    "symmetric",
-    "takes_hard_labels",
-    "whole_batch",
-]
