@@ -406,7 +406,7 @@ class Found:
 def _role() -> ModelConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         register()
-        role = compose("train", overrides=["strong=hf", "strong.name=MODEL", "strong.train=full"]).strong
+        role = compose("train", overrides=["strong=hf", "strong.name=MODEL", "strong.tune=full"]).strong
     return ModelConfig.model_validate(OmegaConf.to_container(role, resolve=True))
 
 

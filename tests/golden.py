@@ -20,6 +20,8 @@ from typing import Any
 
 from conftest import WORDS, make_pairs, run_script, save_tiny_model, write_jsonl
 
+from w2sg.config import renamed
+
 # What a report says of the machine, of the code's own version, and of options that may have come since.
 NOT_COMPARED = {"seconds", "versions", "config", "stages", "wait", "waited", "logs", "written", "machine"}
 SIZES = {"ground_truth": 16, "transfer": 16, "test": 10}
@@ -143,6 +145,9 @@ def compare(folder: Path) -> bool:
                     (again.parent, folder, (again / name / "report.json").read_text("utf-8")),
                 )
             )
+            for report in (old, new):  # the names that options have today
+                report["command"] = " ".join(map(renamed.override, report["command"].split(" ")))
+                report["training"] = renamed.tree(report.get("training"), "method", quiet=True)
             anew = sorted({s["name"] for s in new["stages"] if not s["cached"]})
             gone = sorted({s["name"] for s in old["stages"]} - {s["name"] for s in new["stages"]})
             lines = list(differences(old, new))

@@ -293,7 +293,7 @@ def tiny(name, typed, pairs_folder, tiny_models, out) -> list[str]:
         f"dataset.path={pairs_folder}",
         f"weak.name={weak}",
         f"strong.name={strong}",
-        "training.head.epochs=2",
+        "optim.head.epochs=2",
         "weak.max_length=128",
         "strong.max_length=128",
         "trainer=cpu",

@@ -71,9 +71,9 @@ def stand_ins(typed: list[str], model: Path, pairs: Path, labels: bool) -> list[
         more += ["method.decoding.max_new_tokens=8", "method.sampling.max_new_tokens=8", "method.analysis.alphas=[]"]
         more += ["method.baselines=[]"]
     if labels:
-        more += ["weak.train=head", "strong.train=head", "training.head.epochs=1"]
+        more += ["weak.tune=head", "strong.tune=head", "optim.head.epochs=1"]
     if "dataset" not in chosen:
-        more += ["dataset=local", f"dataset.path={pairs}", "dataset.sizes={ground_truth: 24, transfer: 24, test: 16}"]
+        more += ["dataset=local", f"dataset.path={pairs}", "dataset.sizes={weak_train: 24, transfer: 24, test: 16}"]
     return more
 
 

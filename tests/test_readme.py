@@ -69,10 +69,10 @@ def test_every_training_command_of_the_readme_runs(command, pairs_folder, tiny_g
         f"dataset.path={pairs_folder}",
         f"out={tmp_path}",
         "trainer=cpu",
-        *(["strong.train=full"] if "method=refine" in overrides else []),
+        *(["strong.tune=full"] if "method=refine" in overrides else []),
     ]
     kept = [o for o in overrides if not o.startswith(("weak=", "strong=", "dataset=", "dataset.path="))]
-    kept = ["method.links=[{layers: 1}]" if o.startswith("method.links=") else o for o in kept]  # of two layers
+    kept = ["method.links=[{keep_layers: 1}]" if o.startswith("method.links=") else o for o in kept]  # of two layers
     content = run_method(check(compose(*kept, *stand_ins)), tmp_path / "run", kept).content
     assert (tmp_path / "run" / "report.html").exists()
     more = {"direct"} if any(o.startswith("method=") and o != "method=refine" for o in overrides) else set()
@@ -88,11 +88,11 @@ def contrastive(overrides, pairs_folder, tiny_gpt2, out) -> dict:
         *(f"{role}.{setting}" for role in ("weak", "strong") for setting in (f"name={tiny_gpt2}", "max_length=64")),
         "dataset=local",
         f"dataset.path={pairs_folder}",
-        "dataset.sizes={ground_truth: 16, transfer: 16, test: 8}",
+        "dataset.sizes={weak_train: 16, transfer: 16, test: 8}",
         "method.decoding.max_new_tokens=4",
-        "method.judge.layer=2",
+        "method.judge.feature_layer=2",
         "method.judge.max_length=64",
-        "training.head.epochs=1",
+        "optim.head.epochs=1",
         f"out={out}",
         "trainer=cpu",
     ]
@@ -109,11 +109,11 @@ def refined(overrides, pairs_folder, tiny_gpt2, out) -> dict:
         *(f"{role}.{setting}" for role in ("weak", "strong") for setting in (f"name={tiny_gpt2}", "max_length=128")),
         "dataset=local",
         f"dataset.path={pairs_folder}",
-        "dataset.sizes={ground_truth: 8, transfer: 8, test: 4}",
+        "dataset.sizes={weak_train: 8, transfer: 8, test: 4}",
         "method.sampling.max_new_tokens=4",
         "refine.max_new_tokens=4",
         *(["refine.concept_tokens=4"] if "refine=iar" in overrides else []),
-        "method.sft.batch_size=4",
+        "method.sft.global_batch_size=4",
         f"out={out}",
         "trainer=cpu",
     ]
@@ -160,17 +160,17 @@ def test_every_decoding_command_of_the_readme_runs(command, pairs_folder, tiny_g
     stand_ins = [
         *(f"{role}={value}" for role in ("weak", "strong") for value in ["hf"]),
         *(f"{role}.{setting}" for role in ("weak", "strong") for setting in (f"name={tiny_gpt2}", "max_length=64")),
-        *(["weak.untuned=null"] if "weak.untuned" in command else []),
+        *(["weak.before_alignment=null"] if "weak.before_alignment" in command else []),
         "dataset=local",
         f"dataset.path={pairs_folder}",
-        "dataset.sizes={ground_truth: 16, transfer: 16, test: 8}",
+        "dataset.sizes={weak_train: 16, transfer: 16, test: 8}",
         "decoder.max_new_tokens=6",
         "method.judge.max_length=64",
-        "training.head.epochs=1",
+        "optim.head.epochs=1",
         f"out={tmp_path}",
         "trainer=cpu",
     ]
-    kept = [o for o in overrides if not o.startswith(("weak=", "strong=", "dataset=", "weak.untuned="))]
+    kept = [o for o in overrides if not o.startswith(("weak=", "strong=", "dataset=", "weak.before_alignment="))]
     content = run_method(check(compose(*kept, *stand_ins, name="decode")), tmp_path / "run", kept).content
     assert content["decoding"]["prompts"] == 8
 

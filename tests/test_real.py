@@ -35,8 +35,8 @@ def run(tmp_path, *more):
 @needs_smollm2
 @needs_reviews
 def test_a_pretrained_model_learns_from_a_bag_of_words_on_reviews(tmp_path):
-    sizes = "dataset.sizes={ground_truth: 80, transfer: 100, test: 100}"
-    content = run(tmp_path, sizes, "strong.layer=16", "loss=rkl", "dataset.zero_shot=null")
+    sizes = "dataset.sizes={weak_train: 80, transfer: 100, test: 100}"
+    content = run(tmp_path, sizes, "strong.feature_layer=16", "loss=rkl", "dataset.zero_shot=null")
     metrics = {name: values["accuracy"] for name, values in content["metrics"].items()}
     assert metrics["ceiling"] > 0.7  # the features are real: 100 pairs are enough for this
     assert metrics["student"] > 0.55
@@ -53,8 +53,8 @@ def test_a_small_sweep_on_real_preference_pairs(tmp_path, undrawn):
     from w2sg.compare.collect import collect
     from w2sg.experiment.run import run_method
 
-    sizes = "dataset.sizes={ground_truth: 40, transfer: 40, test: 32}"
-    fixed = ["dataset=hh_rlhf", f"dataset.path={HH}", sizes, "strong.layer=4", "strong.max_length=128"]
+    sizes = "dataset.sizes={weak_train: 40, transfer: 40, test: 32}"
+    fixed = ["dataset=hh_rlhf", f"dataset.path={HH}", sizes, "strong.feature_layer=4", "strong.max_length=128"]
     fixed.append("dataset.max_chars=300")
     noise = "dataset.noise.kind=flip"
     for loss, seed, rate in product(("ce", "rkl"), (0, 1), (0.0, 0.4)):
@@ -78,17 +78,17 @@ def test_the_offline_contrastive_experiment_runs_on_its_own_model_and_data(tmp_p
     """The first blocks of SmolLM2 and a handful of real reviews."""
     train(
         "experiment=cong_offline",
-        "weak.layers=3",
-        "strong.layers=3",
-        "method.judge.layer=3",
-        "dataset.sizes={ground_truth: 8, transfer: 16, test: 6}",
+        "weak.keep_layers=3",
+        "strong.keep_layers=3",
+        "method.judge.feature_layer=3",
+        "dataset.sizes={weak_train: 8, transfer: 16, test: 6}",
         "method.prompts=6",
         "method.decoding.max_new_tokens=6",
         "method.analysis.alphas=[0.0]",
         "method.baselines=[]",
         "method.evaluation.kl=false",
         "method.sft.epochs=1",
-        "training.head.epochs=2",
+        "optim.head.epochs=2",
         "trainer=cpu",
         "logger=none",
         f"out={tmp_path}",
@@ -116,7 +116,7 @@ def test_a_gguf_base_with_adapters_becomes_an_ordinary_model(tmp_path):
     def says(model) -> torch.Tensor:
         return model(input_ids=torch.arange(3, 40)[None]).logits[0]
 
-    overrides = ["strong=smollm2-135m-gguf", "strong.train=lora", "strong.layer=null", "strong.layers=2"]
+    overrides = ["strong=smollm2-135m-gguf", "strong.tune=lora", "strong.feature_layer=null", "strong.keep_layers=2"]
     spec = check(compose("dataset=reviews", "weak=bow", *overrides)).strong
     source = find(spec, "strong")
     policy = load_policy(source)

@@ -62,7 +62,11 @@ def test_every_dataset_composes(name):
 @pytest.mark.parametrize("name", names("method"))
 def test_every_method_composes(name):
     writers = ["weak=gpt2", "strong=gpt2-medium"] if name in ("cong", "refine") else []  # a bag of words cannot write
-    writers += ["method.links=[{layers: 6}]"] if name == "chain" else []
+    writers += ["method.links=[{keep_layers: 6}]"] if name == "chain" else []
+    if name == "decode":
+        with pytest.raises(ConfigError, match=r"method: a decoder is measured by `python evaluate\.py decoder=\.\.\.`"):
+            check(compose("method=decode"))
+        return
     assert callable(build(check(compose(f"method={name}", *writers)).method))
 
 
@@ -116,7 +120,7 @@ def test_every_section_refuses_keys_that_it_does_not_know():
         TrainConfig.model_validate({**plain, "more": 1})
 
 
-GROUPS = ("model", "dataset", "training", "trainer", "logger", "method", "refine", "measure", "alignment", "judge")
+GROUPS = ("model", "dataset", "optim", "trainer", "logger", "method", "refine", "alignment", "judge")
 FILES = [f"{group}/{file.stem}" for group in (*GROUPS, "decoder", "loss") for file in (CONF / group).glob("*.yaml")]
 IDENTITY = {"_target_", "_partial_", "kind", "name", "path"}  # said in each file, also where it is the default
 
@@ -199,7 +203,7 @@ def test_every_file_says_what_it_is_and_lists_its_keys_once():
 def test_the_same_command_has_the_same_folder():
     assert run_name(["loss=rkl", "seed=1"]) == run_name(["seed=1", "loss=rkl"]) == "loss=rkl,seed=1"
     assert run_name(["strong.lr=5e-6"]) == run_name(["strong.lr=0.000005"]) == run_name(["strong.lr=5.0e-06"])
-    assert run_name(["strong.candidates=[8, 12]"]) == run_name(["strong.candidates=[8,12]"])
+    assert run_name(["strong.feature_layer_candidates=[8, 12]"]) == run_name(["strong.feature_layer_candidates=[8,12]"])
     assert run_name([]) == "default"
 
 
@@ -229,7 +233,7 @@ def test_what_changes_no_result_is_not_in_the_name(override):
 
 @pytest.mark.parametrize(
     "override",
-    ["trainer.precision=bf16-mixed", "weak=gpt2", "+loss.k=1", "~logger_like", "output=3", "training.full.epochs=2"],
+    ["trainer.precision=bf16-mixed", "weak=gpt2", "+loss.k=1", "~logger_like", "output=3", "optim.full.epochs=2"],
 )
 def test_what_changes_the_result_is_in_the_name(override):
     assert run_name([override]).startswith(override.replace("~", "-"))
@@ -258,7 +262,13 @@ def test_a_long_name_is_cut_and_told_apart_by_its_hash():
 
 
 def test_a_job_of_a_sweep_has_the_folder_of_the_single_run():
-    typed = ["loss=rce,rkl", "strong.lr=5e-6,1e-4", "strong.candidates=[8, 12]", "+loss.note='a b'", "trainer=cpu"]
+    typed = [
+        "loss=rce,rkl",
+        "strong.lr=5e-6,1e-4",
+        "strong.feature_layer_candidates=[8, 12]",
+        "+loss.note='a b'",
+        "trainer=cpu",
+    ]
     parser = OverridesParser.create()
     (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(typed), None)
     assert len(jobs) == 4
@@ -290,12 +300,12 @@ def test_hydra_asks_for_these_names(monkeypatch):
 
 
 def test_a_models_own_learning_rate_overrules_its_modes():
-    config = check(compose("weak=gpt2", "training.full.lr=0.5", "training.full.epochs=7", "weak.lr=0.25"))
+    config = check(compose("weak=gpt2", "optim.full.lr=0.5", "optim.full.epochs=7", "weak.lr=0.25"))
     options = fit_options(config, config.weak)
     assert (options.lr, options.epochs) == (0.25, 7)
     assert config.training.full.lr == 0.5
     assert fit_options(config, config.strong) == config.training.head  # the default strong model trains its head
-    config = check(compose("weak=gpt2", "weak.train=lora", "weak.epochs=3"))
+    config = check(compose("weak=gpt2", "weak.tune=lora", "weak.epochs=3"))
     assert fit_options(config, config.weak) == config.training.lora.model_copy(update={"epochs": 3})
 
 
@@ -341,22 +351,22 @@ def test_a_stages_key_holds_what_changes_its_result(pairs_folder, tiny_gpt2, tmp
         "logger=csv",
         "trainer=auto",
         f"store={tmp_path / 'other'}",
-        "strong.micro_batch=8",
+        "strong.micro_batch_size=8",
         "strong.gradient_checkpointing=true",
-        "training.head.lr=0.5",  # of a mode that neither uses
+        "optim.head.lr=0.5",  # of a mode that neither uses
         "dataset.noise.shrink=0.5",  # read by one kind of noise only
         "trainer.checkpoint_minutes=1",
-        "trainer.eval_tokens=512",
+        "trainer.tokens_per_eval_batch=512",
     ]
     assert fit_keys(*base, *same) == [weak, student]
-    for change in ("loss=rkl", "strong.lr=0.5", "training.label_smoothing=0.1", "strong.max_length=64"):
+    for change in ("loss=rkl", "strong.lr=0.5", "optim.label_smoothing=0.1", "strong.max_length=64"):
         other_weak, other_student = fit_keys(*base, change)
         assert other_weak == weak
         assert other_student != student
     noisy = fit_keys(*base, "dataset.noise.kind=flip", "dataset.noise.rate=0.2")
     assert noisy[0] == weak
     assert noisy[1] != student
-    for change in ("seed=1", "trainer.precision=bf16-mixed", "training.full.batch_size=16"):
+    for change in ("seed=1", "trainer.precision=bf16-mixed", "optim.full.global_batch_size=16"):
         other_weak, other_student = fit_keys(*base, change)
         assert other_weak != weak
         assert other_student != student
@@ -372,19 +382,19 @@ BF16 = ["weak.dtype=bfloat16", "strong.dtype=bfloat16"]
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["method=finetune", "strong=gpt2", *BF16[1:]], {"strong": ["training.full.lr=1e-05"]}),
+        (["method=finetune", "strong=gpt2", *BF16[1:]], {"strong": ["optim.full.lr=1e-05"]}),
         (["method=finetune", "strong=gpt2", *BF16[1:], "strong.lr=7e-5"], {"strong": ["strong.lr=7e-05"]}),
         (["method=finetune", "strong=gpt2", *BF16[1:], "strong.lr=1e-4"], {}),
-        (["method=finetune", "strong=gpt2", *BF16[1:], "strong.train=lora"], {}),
-        (["method=finetune", "strong=gpt2", *BF16[1:], "strong.train=head"], {}),
+        (["method=finetune", "strong=gpt2", *BF16[1:], "strong.tune=lora"], {}),
+        (["method=finetune", "strong=gpt2", *BF16[1:], "strong.tune=head"], {}),
         (["method=finetune", "strong=gpt2", "trainer.precision=bf16-mixed"], {}),
-        (["method=ensemble", "strong=gpt2", "weak=gpt2", BF16[0]], {"weak": ["training.full.lr=1e-05"]}),
+        (["method=ensemble", "strong=gpt2", "weak=gpt2", BF16[0]], {"weak": ["optim.full.lr=1e-05"]}),
         (
             ["method=cong", "weak=gpt2", "strong=gpt2", *BF16],
             {"weak": ["method.alignment.lr.full=8e-07"], "strong": ["sft.lr.full=1e-05", "dpo.lr.full=6e-07"]},
         ),
-        (["method=cong", "weak=gpt2", "weak.untuned=gpt2", "strong=gpt2", BF16[0]], {}),
-        (["method=cong", "weak=gpt2", "strong=gpt2", *BF16, "weak.train=lora", "strong.train=lora"], {}),
+        (["method=cong", "weak=gpt2", "weak.before_alignment=gpt2", "strong=gpt2", BF16[0]], {}),
+        (["method=cong", "weak=gpt2", "strong=gpt2", *BF16, "weak.tune=lora", "strong.tune=lora"], {}),
         (
             [
                 "method=cong",

@@ -16,20 +16,20 @@ from w2sg.errors import ConfigError, UserError
 
 BAD = [  # what was typed, the key that is named, words of the remedy
     # numbers out of range
-    (["training.full.lr=-1"], "training.full.lr", "greater than 0"),
-    (["training.head.lr=0"], "training.head.lr", "greater than 0"),
-    (["training.full.lr=nan"], "training.full.lr", "finite"),
-    (["training.full.lr=inf"], "training.full.lr", "finite"),
+    (["optim.full.lr=-1"], "optim.full.lr", "greater than 0"),
+    (["optim.head.lr=0"], "optim.head.lr", "greater than 0"),
+    (["optim.full.lr=nan"], "optim.full.lr", "finite"),
+    (["optim.full.lr=inf"], "optim.full.lr", "finite"),
     (["weak.lr=-0.1"], "weak.lr", "greater than 0"),
-    (["training.lora.epochs=0"], "training.lora.epochs", "greater than 0"),
+    (["optim.lora.epochs=0"], "optim.lora.epochs", "greater than 0"),
     (["strong.epochs=0"], "strong.epochs", "greater than 0"),
-    (["training.full.batch_size=0"], "training.full.batch_size", "greater than 0"),
-    (["training.full.warmup=1.5"], "training.full.warmup", "less than or equal to 1"),
-    (["training.full.weight_decay=-1"], "training.full.weight_decay", "greater than or equal to 0"),
-    (["training.full.validation=1"], "training.full.validation", "less than 1"),
-    (["training.full.clip=0"], "training.full.clip", "greater than 0"),
-    (["training.label_smoothing=1"], "training.label_smoothing", "less than 1"),
-    (["training.hard_label_clamp=0.5"], "training.hard_label_clamp", "less than 0.5"),
+    (["optim.full.global_batch_size=0"], "optim.full.global_batch_size", "greater than 0"),
+    (["optim.full.warmup_fraction=1.5"], "optim.full.warmup_fraction", "less than or equal to 1"),
+    (["optim.full.weight_decay=-1"], "optim.full.weight_decay", "greater than or equal to 0"),
+    (["optim.full.validation_fraction=1"], "optim.full.validation_fraction", "less than 1"),
+    (["optim.full.max_grad_norm=0"], "optim.full.max_grad_norm", "greater than 0"),
+    (["optim.label_smoothing=1"], "optim.label_smoothing", "less than 1"),
+    (["optim.hard_label_clamp=0.5"], "optim.hard_label_clamp", "less than 0.5"),
     (["dataset.noise.kind=flip", "dataset.noise.rate=1.5"], "dataset.noise.rate", "less than or equal to 1"),
     (["dataset.noise.kind=shrink", "dataset.noise.shrink=2"], "dataset.noise.shrink", "less than or equal to 1"),
     (["dataset.sizes.test=0"], "dataset.sizes.test", "greater than 0"),
@@ -38,42 +38,46 @@ BAD = [  # what was typed, the key that is named, words of the remedy
     (["logger.every=0"], "logger.every", "greater than 0"),
     (["trainer.num_nodes=0"], "trainer.num_nodes", "greater than 0"),
     # wrong types
-    (["training.full.lr=fast"], "training.full.lr", "valid number"),
-    (["training.full.epochs=1.5"], "training.full.epochs", "valid integer"),
-    (["training.full.epochs=true"], "training.full.epochs", "valid integer"),
-    (["training.full.lr='0.1'"], "training.full.lr", "valid number"),
+    (["optim.full.lr=fast"], "optim.full.lr", "valid number"),
+    (["optim.full.epochs=1.5"], "optim.full.epochs", "valid integer"),
+    (["optim.full.epochs=true"], "optim.full.epochs", "valid integer"),
+    (["optim.full.lr='0.1'"], "optim.full.lr", "valid number"),
     (["seed=null"], "seed", "valid integer"),
     (["strong.random_init=perhaps"], "strong.random_init", "valid boolean"),
     (["strong.name=7"], "strong.name", "quote it twice"),
     (["weak=hf", "weak.name=[a,b]"], "weak.name", "valid string"),
-    (["strong.layer=top"], "strong.layer", "valid integer or input should be 'auto'"),
-    (["strong.candidates=8"], "strong.candidates", "valid list"),
-    (["strong.candidates=[8,0]"], "strong.candidates.1", "greater than 0"),
+    (["strong.feature_layer=top"], "strong.feature_layer", "valid integer or input should be 'auto'"),
+    (["strong.feature_layer_candidates=8"], "strong.feature_layer_candidates", "valid list"),
+    (["strong.feature_layer_candidates=[8,0]"], "strong.feature_layer_candidates.1", "greater than 0"),
     (["logger.tags=a"], "logger.tags", "valid list"),
-    (["training=3"], "training", "a section with the keys full, lora, head"),
+    (["optim=3"], "optim", "a section with the keys full, lora, head"),
     # names that are none of the choices
-    (["training.full.optimizer=sgd"], "training.full.optimizer", "'adamw', 'adam' or 'adafactor'"),
-    (["training.full.schedule=step"], "training.full.schedule", "'cosine', 'linear' or 'constant'"),
-    (["training.select_on=test"], "training.select_on", "'weak' or 'gold'"),
+    (["optim.full.optimizer=sgd"], "optim.full.optimizer", "'adamw', 'adam' or 'adafactor'"),
+    (["optim.full.schedule=step"], "optim.full.schedule", "'cosine', 'linear' or 'constant'"),
+    (["optim.select_on=test"], "optim.select_on", "'weak' or 'gold'"),
     (["trainer.precision=16"], "trainer.precision", "'32-true' or 'bf16-mixed'"),
     (["trainer.strategy=deepspeed"], "trainer.strategy", "'auto', 'ddp' or 'fsdp'"),
     (["trainer.accelerator=abacus"], "trainer.accelerator", "'auto', 'cpu'"),
     (["strong.dtype=float16"], "strong.dtype", "'float32' or 'bfloat16'"),
-    (["strong.train=some"], "strong.train", "'full', 'lora' or 'head'"),
+    (["strong.tune=some"], "strong.tune", "'full', 'lora' or 'head'"),
     (["strong.head=quadratic"], "strong.head", "'linear' or 'mixture'"),
     (["strong.attention=none"], "strong.attention", "'sdpa', 'eager'"),
     (["dataset.noise.kind=salt"], "dataset.noise.kind", "'class_conditional'"),
     (["logger.kind=paper"], "logger.kind", "'tensorboard'"),
     # keys that do not go together
-    (["weak=bow", "weak.train=head"], "weak.train", "use train=full"),
-    (["weak=gpt2", "weak.head=mixture"], "weak.head", "use train=head"),
-    (["weak=gpt2", "weak.layer=3"], "weak.layer", "use train=head"),
-    (["weak=gpt2", "weak.train=head", "weak.layer=9", "weak.layers=6"], "weak.layer", "lower it"),
-    (["weak=gpt2", "weak.train=head", "weak.layer=auto"], "weak.candidates", "name at least one layer"),
-    (["strong.candidates=[]"], "strong.candidates", "name at least one layer"),
-    (["weak.micro_batch=64"], "weak.micro_batch", "raise training.full.batch_size"),
-    (["strong.micro_batch=64"], "strong.micro_batch", "raise training.head.batch_size"),
-    (["training.full.patience=2"], "training.full.patience", "set validation above 0"),
+    (["weak=bow", "weak.tune=head"], "weak.tune", "use tune=full"),
+    (["weak=gpt2", "weak.head=mixture"], "weak.head", "use tune=head"),
+    (["weak=gpt2", "weak.feature_layer=3"], "weak.feature_layer", "use tune=head"),
+    (["weak=gpt2", "weak.tune=head", "weak.feature_layer=9", "weak.keep_layers=6"], "weak.feature_layer", "lower it"),
+    (
+        ["weak=gpt2", "weak.tune=head", "weak.feature_layer=auto"],
+        "weak.feature_layer_candidates",
+        "name at least one layer",
+    ),
+    (["strong.feature_layer_candidates=[]"], "strong.feature_layer_candidates", "name at least one layer"),
+    (["weak.micro_batch_size=64"], "weak.micro_batch_size", "raise optim.full.global_batch_size"),
+    (["strong.micro_batch_size=64"], "strong.micro_batch_size", "raise optim.head.global_batch_size"),
+    (["optim.full.patience=2"], "optim.full.patience", "set validation_fraction above 0"),
     (["dataset.noise.rate=0.2"], "dataset.noise.rate", "set dataset.noise.kind=flip"),
     (["dataset.noise.kind=class_conditional"], "dataset.noise.rates", "one rate per class"),
     (["dataset.noise.kind=class_conditional", "dataset.noise.rates=[0.1,2]"], "dataset.noise.rates", "between 0 and 1"),
@@ -89,9 +93,9 @@ BAD = [  # what was typed, the key that is named, words of the remedy
                 f"loss={loss}",
                 "dataset.noise.kind=hard_flip",
                 "dataset.noise.rate=0.1",
-                "training.hard_label_clamp=null",
+                "optim.hard_label_clamp=null",
             ],
-            "training.hard_label_clamp",
+            "optim.hard_label_clamp",
             "set it",
         )
         for loss in ("rkl", "rce", "conf_rce", "symmetric", "jeffreys")
@@ -113,7 +117,7 @@ BAD = [  # what was typed, the key that is named, words of the remedy
     (["+loss._args_=[1]"], "loss._args_", "remove it"),
     (["loss=conf_ce", "loss.alpha=much"], "loss.alpha", "valid number"),
     (["loss=conf_ce", "loss.threshold=1"], "loss.threshold", "'prior' or 'half'"),
-    (["training.select_on=gold"], "training.select_on", "training.head.validation above 0"),
+    (["optim.select_on=gold"], "optim.select_on", "optim.head.validation_fraction above 0"),
     (["method._target_=w2sg.methods.nothing"], "method._target_", "there is no w2sg.methods.nothing"),
     (["+method.rounds=3"], "method.rounds", "takes ceiling_split; remove it"),
     (["method.ceiling_split=3"], "method.ceiling_split", "'transfer'"),
@@ -170,11 +174,11 @@ def test_all_problems_come_at_once_one_line_each():
     found = problems(
         "weak=gpt2",
         "weak.head=mixture",
-        "weak.layer=3",  # a second rule of the same model
+        "weak.feature_layer=3",  # a second rule of the same model
         "strong=hf",
-        "strong.micro_batch=64",
-        "training.full.batch_size=0",
-        "training.head.patience=1",
+        "strong.micro_batch_size=64",
+        "optim.full.global_batch_size=0",
+        "optim.head.patience=1",
         "+loss.alpha=1",
         "+method.rounds=2",
         "dataset.noise.rate=2",
@@ -185,24 +189,24 @@ def test_all_problems_come_at_once_one_line_each():
         "dataset.noise.rate",
         "loss.alpha",
         "method.rounds",
+        "optim.full.global_batch_size",
+        "optim.head.patience",
         "seed",
         "strong.name",
         "trainer.devices",
-        "training.full.batch_size",
-        "training.head.patience",
+        "weak.feature_layer",
         "weak.head",
-        "weak.layer",
     ]
 
 
 def test_rules_across_sections_are_reported_with_the_others(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    gold = ["training.select_on=gold", "training.head.validation=0"]
+    gold = ["optim.select_on=gold", "optim.head.validation_fraction=0"]
     found = problems("seed=x", *gold, "trainer=gpu", "dataset.max_chars=0")
     assert [line.split(":")[0] for line in found] == [
         "dataset.max_chars",
         "seed",
-        "training.select_on",
+        "optim.select_on",
         "trainer.accelerator",
     ]
 
@@ -222,10 +226,10 @@ def test_devices_that_are_not_there(monkeypatch):
 
 
 def test_smoothed_labels_are_not_hard():
-    check(compose("loss=rkl", *HARD, "training.label_smoothing=0.1"))
+    check(compose("loss=rkl", *HARD, "optim.label_smoothing=0.1"))
 
 
-HARD = ["dataset.noise.kind=hard_flip", "dataset.noise.rate=0.1", "training.hard_label_clamp=null"]
+HARD = ["dataset.noise.kind=hard_flip", "dataset.noise.rate=0.1", "optim.hard_label_clamp=null"]
 
 
 @pytest.mark.parametrize("loss", ["ce", "kl", "conf_ce", "product", "cace"])
@@ -242,7 +246,7 @@ def test_a_loss_from_elsewhere_that_is_marked_is_refused_hard_labels(tmp_path, m
     )
     monkeypatch.syspath_prepend(tmp_path)
     (line,) = problems("loss._target_=marked_for_errors.student_first", *HARD)
-    assert line.startswith("training.hard_label_clamp: marked_for_errors.student_first is infinite on hard labels")
+    assert line.startswith("optim.hard_label_clamp: marked_for_errors.student_first is infinite on hard labels")
     check(compose("loss._target_=marked_for_errors.student_first"))
     check(compose("loss._target_=marked_for_errors.reverse_in_name_alone", *HARD))
 
@@ -366,7 +370,7 @@ def folder_without_config(tmp_path):
             ["{role}.name=package:no_such_package/model.gguf"],
             ["{role}.name: the package no-such-package", "pip install"],
         ),
-        (["{role}.name=TINY", "{role}.layers=9"], ["{role}.layers: ", "has 2 layers, 9 were asked for"]),
+        (["{role}.name=TINY", "{role}.keep_layers=9"], ["{role}.keep_layers: ", "has 2 layers, 9 were asked for"]),
     ],
 )
 def test_a_model_that_is_not_there(role, options, words, folder_without_config, tiny_gpt2):
@@ -417,8 +421,8 @@ def test_a_run_refuses_before_it_works(options, words, pairs_folder, tiny_gpt2, 
     [
         (
             "train.py",
-            ["training.full.lr=-1", "dataset.noise.rate=2"],
-            ["error: Invalid configuration (", "\n  training.full.lr: ", "\n  dataset.noise.rate: "],
+            ["optim.full.lr=-1", "dataset.noise.rate=2"],
+            ["error: Invalid configuration (", "\n  optim.full.lr: ", "\n  dataset.noise.rate: "],
         ),
         (
             "train.py",

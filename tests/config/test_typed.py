@@ -21,7 +21,17 @@ ODD = """a[b]|[a]|[a,b]|a,b|a=b|loss=rkl,seed=1|x(1)|100%|a b|数据/ф|é|it's|
 |a'b"c\\'|a\\|C:\\x y\\|7|1e5|12e4|true|[/x]|~|range(1,3)|a\u00a0b|\udcff|<script>|a!b^c`|@x|a:b|(a)|%s %d|a\tb
 |1_000|-x|+x""".replace("\n", "")
 ODD = [*ODD.split("|"), "a|b"]
-KEYS = ["out", "runs", "dataset.path", "strong.name", "weak.name", "weak.untuned", "method.judge.model", "export", "to"]
+KEYS = [
+    "out",
+    "runs",
+    "dataset.path",
+    "strong.name",
+    "weak.name",
+    "weak.before_alignment",
+    "method.judge.model",
+    "export",
+    "to",
+]
 
 
 def value_of(override: str):
@@ -51,9 +61,9 @@ def test_a_text_is_itself_whatever_it_holds(text):
         "strong.name=org/model",
         "strong=a,b",
         "seed=1,2",
-        "strong.candidates=[8,12]",
+        "strong.feature_layer_candidates=[8,12]",
         "dataset.sizes={test: 4}",
-        "strong.layer=auto",
+        "strong.feature_layer=auto",
         "dataset.zero_shot.answers=[a,b]",
         "+out=x",
         "~seed",
@@ -96,7 +106,7 @@ def test_an_experiment_that_is_a_sweep_has_commas_of_sweeps():
     [
         (["--seed=1", "--loss=rkl"], ["seed=1", "loss=rkl"]),  # ${args} of a W&B sweep
         (["seed=1", "loss=rkl"], ["seed=1", "loss=rkl"]),  # ${args_no_hyphens}
-        (["--training.full.lr=1e-05", "--weak.random_init=True"], ["training.full.lr=1e-05", "weak.random_init=True"]),
+        (["--optim.full.lr=1e-05", "--weak.random_init=True"], ["optim.full.lr=1e-05", "weak.random_init=True"]),
         (["--seed", "1", "--strong.lr", "-1"], ["seed=1", "strong.lr=-1"]),
         (["-seed=1"], ["seed=1"]),
         (["seed=1", "-m", "loss=kl,rkl"], ["-m", "seed=1", "loss=kl,rkl"]),
@@ -148,7 +158,7 @@ def problems(*arguments, name="train"):
 
 
 UNKNOWN = [  # what is typed, what is offered
-    ("method.judge.train=x", "strong.train or weak.train"),
+    ("method.judge.train=x", "strong.tune or weak.tune"),
     ("loss=reverse_kl", "loss=rkl?"),
     ("loss=cross_entropy", "loss=ce?"),
     ("strong=gpt2xl", "strong=gpt2-xl?"),
@@ -161,41 +171,41 @@ UNKNOWN = [  # what is typed, what is offered
     ("logger=tensorbord", "logger=tensorboard?"),
     ("experiment=rkl_gpt", "experiment=rkl_gpt2"),
     ("experiment=search_instruct", "evaluate.py decoder=..."),
-    ("training=lora", "strong.train=lora or weak.train=lora?"),
+    ("optim=lora", "strong.tune=lora or weak.tune=lora?"),
     ("model=gpt2", "weak=gpt2 or strong=gpt2?"),
     ("judge=llm", "judges nothing; leave it out, or use method=cong or refine"),
     ("decoder=search", "evaluate.py decoder=..."),
     ("runs=outputs", "evaluate.py"),
     ("loss=null", "needs a choice"),
-    ("lr=1e-5", "strong.lr, weak.lr, training.full.lr"),
-    ("batch_size=16", "training.full.batch_size"),
+    ("lr=1e-5", "strong.lr, weak.lr, optim.full.lr"),
+    ("batch_size=16", "optim.full.global_batch_size"),
     ("epochs=3", "strong.epochs, weak.epochs"),
     ("dataset.nois.rate=.3", "dataset.noise.rate?"),
     ("noise.rate=.3", "dataset.noise.rate?"),
     ("weak.learning_rate=1", "weak.lr?"),
-    ("training.head.learning_rate=1", "training.head.lr?"),
-    ("training.lr=1", "training.full.lr, training.lora.lr or training.head.lr?"),
+    ("optim.head.learning_rate=1", "optim.head.lr?"),
+    ("optim.lr=1", "optim.full.lr, optim.lora.lr or optim.head.lr?"),
     ("trainer.gpus=2", "trainer.devices?"),
     ("sede=1", "seed?"),
     ("strong.dtypes=float32", "strong.dtype?"),
     ("strong.lora_r=8", "strong.lora.r?"),
-    ("strong.batch_size=8", "training.full.batch_size"),
+    ("strong.batch_size=8", "optim.full.global_batch_size"),
     ("strong.model=gpt2", "strong=gpt2?"),
     ("loss.name=rkl", "loss=rkl?"),
-    ("training.loss=rkl", "loss=rkl?"),
+    ("optim.loss=rkl", "loss=rkl?"),
     ("trainer/strategy=ddp", "trainer.strategy=ddp?"),
     ("method.dpo.beta=.2", "it is of method=cong"),
     ("beta=.2", "method.dpo.beta (of method=cong)"),
     ("seed.x=1", "seed is one value"),
     ("~x", "nothing of that name"),
     ("~strong.lrr", "strong.lr?"),
-    ("per_device_train_batch_size=4", "training.full.batch_size"),
+    ("per_device_train_batch_size=4", "optim.full.global_batch_size"),
     ("num_train_epochs=3", "strong.epochs"),
     ("max_seq_length=64", "strong.max_length or weak.max_length?"),
     ("max_steps=10", "strong.epochs"),
     ("fp16=true", "trainer.precision=bf16-mixed?"),
     ("bf16=true", "trainer.precision=bf16-mixed?"),
-    ("gradient_accumulation_steps=4", "strong.micro_batch or weak.micro_batch?"),
+    ("gradient_accumulation_steps=4", "strong.micro_batch_size or weak.micro_batch_size?"),
     ("output_dir=x", "did you mean out?"),
     ("hydra.vrbose=1", "--cfg hydra"),
 ]
@@ -218,14 +228,14 @@ def test_one_line_names_what_was_meant(argument, words, refused):
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("--lr=0.1", "lr: no such key; did you mean strong.lr, weak.lr, training.full.lr"),
-        ("+lr=1", "lr: no such key here; did you mean strong.lr, weak.lr, training.full.lr"),
+        ("--lr=0.1", "lr: no such key; did you mean strong.lr, weak.lr, optim.full.lr"),
+        ("+lr=1", "lr: no such key here; did you mean strong.lr, weak.lr, optim.full.lr"),
         ("+strong.rank=8", "did you mean strong.lora.r?"),
         ("dataset.noise=flip", "a section with the keys kind, rate, shrink, rates"),
-        ("training.full.lr=[1,2]", "to run each of several values: -m training.full.lr=1,2"),
-        ("training.full.lr=1e-5,1e-4", "training.full.lr: 1e-5,1e-4 are several values; add -m"),
-        ("training.full.lr=[1", "training.full.lr: [1 cannot be read"),
-        ("strong.layer=None", "nothing is written null"),
+        ("optim.full.lr=[1,2]", "to run each of several values: -m optim.full.lr=1,2"),
+        ("optim.full.lr=1e-5,1e-4", "optim.full.lr: 1e-5,1e-4 are several values; add -m"),
+        ("optim.full.lr=[1", "optim.full.lr: [1 cannot be read"),
+        ("strong.feature_layer=None", "nothing is written null"),
         ("dataset.name=hh_rlhf", "choose dataset=hh_rlhf"),
         ("rkl", "rkl: a setting is typed key=value"),
         ("strong.lora={rank: 8}", "strong.lora.rank: no such key; did you mean strong.lora.r?"),
@@ -333,12 +343,12 @@ def test_names_that_differ_in_signs_alone_are_first():
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        (["training.full.lr=1e-4"], "training.full.lr: not read, since no model is trained so (weak.train=head"),
-        (["training.head.lr=1", "weak.lr=1", "strong.lr=2"], "training.head.lr: not read, since weak.lr and strong.lr"),
-        (["training.head.lr=1", "strong.lr=2"], None),
-        (["strong.lora.r=4"], "strong.lora.r: not read, since strong.train=head"),
+        (["optim.full.lr=1e-4"], "optim.full.lr: not read, since no model is trained so (weak.tune=head"),
+        (["optim.head.lr=1", "weak.lr=1", "strong.lr=2"], "optim.head.lr: not read, since weak.lr and strong.lr"),
+        (["optim.head.lr=1", "strong.lr=2"], None),
+        (["strong.lora.r=4"], "strong.lora.r: not read, since strong.tune=head"),
         (["strong.experts=4"], "strong.experts: not read, since strong.head=linear"),
-        (["training.label_smoothing=0.1", "seed=1", "training.head.epochs=2"], None),
+        (["optim.label_smoothing=0.1", "seed=1", "optim.head.epochs=2"], None),
     ],
 )
 def test_a_setting_that_nothing_reads_is_said(typed, words):
@@ -361,8 +371,7 @@ def test_one_problem_is_one_line_on_the_terminal(monkeypatch, capsys):
     said = capsys.readouterr()
     assert (ended.value.code, said.out) == (1, "")
     assert said.err == (
-        "error: lr: no such key; did you mean strong.lr, weak.lr, training.full.lr, training.lora.lr or "
-        "training.head.lr?\n"
+        "error: lr: no such key; did you mean strong.lr, weak.lr, optim.full.lr, optim.lora.lr or optim.head.lr?\n"
     )
 
 

@@ -121,7 +121,7 @@ def test_its_source_text_is_part_of_the_key(own, arguments, tmp_path):
         (["decoder._target_=my_decoders.Longest"], "decoder._target_: there is no my_decoders.Longest"),
         (["decoder._target_=my_decoders.Brevity"], "decoder._target_: my_decoders.Brevity is no decoder"),
         (["+decoder.server.url=http://localhost/v1"], "decoder.server: this decoder is not written for one"),
-        (["strong.train=head"], "strong.train: a head cannot write"),
+        (["strong.tune=head"], "strong.tune: a head cannot write"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_work(own, arguments, tmp_path, typed, said):

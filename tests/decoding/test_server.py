@@ -525,10 +525,10 @@ def arguments(pairs_folder, models):
             *SMALL.get(kind, ()),
             "dataset=local",
             f"dataset.path={pairs_folder}",
-            "dataset.sizes={ground_truth: 8, transfer: 8, test: 4}",
+            "dataset.sizes={weak_train: 8, transfer: 8, test: 4}",
             *(f"{role}=hf" for role in ("weak", "strong")),
             *(f"{role}.name={models[role]}" for role in ("weak", "strong")),
-            f"weak.untuned={models['untuned']}",
+            f"weak.before_alignment={models['untuned']}",
             *(f"{role}.{key}" for role in ("weak", "strong") for key in ("train=full", "max_length=96")),
             "method.judge.model=null",
             "method.evaluation.surprise=false",
@@ -686,7 +686,7 @@ def test_a_server_that_is_not_there_fails_before_anything_is_trained(arguments, 
     url = f"http://127.0.0.1:{free_port()}/v1"
     server = [f"decoder.server.url={url}", "decoder.server.model=any"]
     with pytest.raises(UserError, match=f"there is no server at {url}"):
-        run(arguments(tmp_path, "search", *server, "weak.untuned=null"), tmp_path)
+        run(arguments(tmp_path, "search", *server, "weak.before_alignment=null"), tmp_path)
     assert [folder.name.partition("-")[0] for folder in (tmp_path / "store").glob("[a-z]*")] == ["plain"]
 
 

@@ -73,13 +73,13 @@ def test_what_changes_a_result_changes_its_key_and_nothing_else_does(pairs_folde
     base = stages_of(run(pairs_folder, tiny_gpt2, tmp_path))
     for change, makes in {
         "dataset.noise.kind=flip dataset.noise.rate=0.3": {"student"},
-        "training.hard_label_clamp=0.01": {"student"},
+        "optim.hard_label_clamp=0.01": {"student"},
         "seed=1": {"weak", "student", "ceiling"},
         "strong.lr=0.001": {"student", "ceiling"},
         "weak.lr=0.02": {"weak", "student"},
-        "training.full.clip=0.5": {"weak", "student", "ceiling"},
-        "strong.micro_batch=4": set(),
-        "trainer.eval_tokens=512": set(),
+        "optim.full.max_grad_norm=0.5": {"weak", "student", "ceiling"},
+        "strong.micro_batch_size=4": set(),
+        "trainer.tokens_per_eval_batch=512": set(),
         "strong.share_prompt=false": set(),
     }.items():
         now = stages_of(run(pairs_folder, tiny_gpt2, tmp_path, *change.split()))
@@ -102,10 +102,10 @@ def test_every_loss_runs_on_frozen_features(loss, pairs_folder, tiny_gpt2, tmp_p
         tiny_gpt2,
         out,
         f"loss={loss}",
-        "strong.train=head",
-        "strong.layer=auto",
-        "strong.candidates=[1,2]",
-        "training.head.epochs=3",
+        "strong.tune=head",
+        "strong.feature_layer=auto",
+        "strong.feature_layer_candidates=[1,2]",
+        "optim.head.epochs=3",
     )
     names = stages_of(content)
     assert names["student"]["tokens"] == 0
@@ -116,16 +116,16 @@ def test_every_loss_runs_on_frozen_features(loss, pairs_folder, tiny_gpt2, tmp_p
 @pytest.mark.parametrize(
     "change",
     [
-        ("strong.train=lora", "training.lora.epochs=1"),
-        ("strong.train=head", "strong.head=mixture", "strong.experts=3", "training.head.epochs=2"),
+        ("strong.tune=lora", "optim.lora.epochs=1"),
+        ("strong.tune=head", "strong.head=mixture", "strong.experts=3", "optim.head.epochs=2"),
         ("strong.gradient_checkpointing=true",),
-        ("training.full.optimizer=adafactor", "training.full.schedule=linear"),
-        ("strong.random_init=true", "strong.layers=1"),
-        ("training.full.validation=0.2", "training.full.patience=1", "strong.epochs=3"),
-        ("training.select_on=gold", "training.full.validation=0.2"),
+        ("optim.full.optimizer=adafactor", "optim.full.schedule=linear"),
+        ("strong.random_init=true", "strong.keep_layers=1"),
+        ("optim.full.validation_fraction=0.2", "optim.full.patience=1", "strong.epochs=3"),
+        ("optim.select_on=gold", "optim.full.validation_fraction=0.2"),
         ("dataset.noise.kind=hard_flip", "dataset.noise.rate=0.5", "loss=rce"),
-        ("method.ceiling_split=ground_truth",),
-        ("training.label_smoothing=0.1",),
+        ("method.ceiling_split=weak_train",),
+        ("optim.label_smoothing=0.1",),
         ("trainer.precision=bf16-mixed",),
         ("strong.dtype=bfloat16",),
     ],
@@ -134,11 +134,11 @@ def test_every_loss_runs_on_frozen_features(loss, pairs_folder, tiny_gpt2, tmp_p
 @pytest.mark.slow
 def test_options_run_and_tell_the_report(change, pairs_folder, tiny_llama, tmp_path):
     content = run(pairs_folder, tiny_llama, tmp_path, *change)
-    if "training.select_on=gold" in change:
+    if "optim.select_on=gold" in change:
         assert any("GOLD" in line for line in content["warnings"])
     if "loss=rce" in change:
         assert content["training"]["student"]["hard_labels_clamped"] == content["data"]["label_noise"]["rows_hit"] > 20
-    if "method.ceiling_split=ground_truth" in change:
+    if "method.ceiling_split=weak_train" in change:
         assert content["training"]["ceiling_split"] == "ground_truth"
 
 

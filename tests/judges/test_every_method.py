@@ -97,12 +97,12 @@ def typed(pairs_folder, models, own_judges):
         common += [f"dataset.sizes.{name}={size}" for name, size in SIZES.items()]
         for role in ("weak", "strong"):
             common += [f"{role}=hf", f"{role}.name={models[role]}", f"{role}.max_length=96"]
-        common += ["weak.train=full", "strong.train=full", "training.head.epochs=1"]
+        common += ["weak.tune=full", "strong.tune=full", "optim.head.epochs=1"]
         own = {
             "cong": [
                 "method=cong",
-                f"weak.untuned={models['untuned']}",
-                *(f"method.{stage}.batch_size=8" for stage in ("sft", "dpo")),
+                f"weak.before_alignment={models['untuned']}",
+                *(f"method.{stage}.global_batch_size=8" for stage in ("sft", "dpo")),
                 "method.sft.lr.full=0.002",
                 "method.sft.epochs=1",
                 "method.dpo.lr.full=0.002",
@@ -115,7 +115,7 @@ def typed(pairs_folder, models, own_judges):
             "decode": [
                 "decoder=eft",
                 "decoder.max_new_tokens=8",
-                f"weak.untuned={models['untuned']}",
+                f"weak.before_alignment={models['untuned']}",
                 "strong.name=" + str(models["before"]),
                 "method.evaluation.surprise=false",
                 "method.evaluation.frontier=false",
@@ -123,12 +123,12 @@ def typed(pairs_folder, models, own_judges):
             "refine": [
                 "method=refine",
                 "refine.max_new_tokens=4",
-                "refine.batch_size=2",
+                "refine.context_size=2",
                 "refine.exemplar='{question} {answer}; '",
                 "refine.query='{question} so'",
                 "method.sampling.max_new_tokens=4",
                 "method.sft.lr.full=0.002",
-                "method.sft.batch_size=4",
+                "method.sft.global_batch_size=4",
                 "method.sft.epochs=1",
                 "method.baselines=[naive]",
             ],
@@ -219,13 +219,13 @@ def test_every_judge_judges_what_every_method_wrote(typed, judged, tmp_path, met
         (
             "cong",
             "llm",
-            ["weak.untuned=null", "method.alignment.pairs=on_policy"],
+            ["weak.before_alignment=null", "method.alignment.pairs=on_policy"],
             "method.judge: on-policy samples are ranked by rewards; name a judge that gives them, as judge=reward",
         ),
         (
             "cong",
             "comparisons of one's own",
-            ["weak.untuned=null", "method.alignment.pairs=on_policy"],
+            ["weak.before_alignment=null", "method.alignment.pairs=on_policy"],
             "method.judge: on-policy samples are ranked by rewards; name a judge that gives them, as judge=reward",
         ),
         (
@@ -283,8 +283,8 @@ def test_a_judge_that_wrote_the_replies_is_said_to(typed, judged, tmp_path):
 
 
 def test_rewards_of_ones_own_rank_on_policy_samples(typed, judged, tmp_path):
-    more = ["weak.untuned=null", "method.alignment.pairs=on_policy", "method.alignment.samples=4"]
-    more += ["method.alignment.lr.full=0.002", "method.alignment.batch_size=8"]
+    more = ["weak.before_alignment=null", "method.alignment.pairs=on_policy", "method.alignment.samples=4"]
+    more += ["method.alignment.lr.full=0.002", "method.alignment.global_batch_size=8"]
     content = run(typed, "cong", tmp_path, *judged["rewards of one's own"], *more)
     (weak,) = [stage["key"] for stage in content["stages"] if stage["name"] == "weak"]
     key = json.loads((tmp_path / "store" / weak / "key.json").read_text())

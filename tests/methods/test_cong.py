@@ -85,7 +85,7 @@ def test_a_sweep_shares_what_its_runs_have_in_common(arguments, tmp_path):
     first = keys(run(arguments, tmp_path, name="a"))
     alpha = keys(run(arguments, tmp_path, "method.decoding.alpha=0.7", name="b"))
     beta = keys(run(arguments, tmp_path, "method.dpo.beta=0.1", name="c"))
-    batch = keys(run(arguments, tmp_path, "method.decoding.batch_size=3", "strong.micro_batch=3", name="d"))
+    batch = keys(run(arguments, tmp_path, "method.decoding.batch_size=3", "strong.micro_batch_size=3", name="d"))
     same = {"weak", "weak-reference", "weak-samples", "weak-sft", "ceiling", "judge", "strong-on-test"}
     changed = {"contrastive", "cong-s", "cong-s-samples", "cong-reference", "cong"}
     assert {n for n in first if alpha.get(n) == first[n]} >= same
@@ -121,7 +121,7 @@ def test_dpo_starts_at_log_2_and_its_checkpoint_holds_no_reference(arguments, tm
 
     monkeypatch.setattr(SealedFiles, "save_checkpoint", watch)
     settings = ["method.baselines=[]", "method.analysis.alphas=[]", "trainer.checkpoint_minutes=0", "logger.every=1"]
-    content = run(arguments, tmp_path, *settings, "method.dpo.epochs=2", "method.alignment.validation=0.0")
+    content = run(arguments, tmp_path, *settings, "method.dpo.epochs=2", "method.alignment.validation_fraction=0.0")
     for name in ("weak", "cong"):
         curve = read_json(tmp_path / "store" / keys(content)[name] / "curve.json")
         first = next(p for p in curve if "loss" in p)
@@ -250,7 +250,7 @@ def test_adapters_are_trained_saved_alone_and_read_with_their_base_in_one_forwar
     engines = []
     engine = generate.TransformersEngine
     monkeypatch.setattr(generate, "TransformersEngine", lambda *a, **k: engines.append(k) or engine(*a, **k))
-    more = ["weak.train=lora", "strong.train=lora", "method.alignment.lr.lora=0.01", *CONG_SMALL]
+    more = ["weak.tune=lora", "strong.tune=lora", "method.alignment.lr.lora=0.01", *CONG_SMALL]
     content = run(arguments, tmp_path, *more)
     assert {"base_too": True} in engines
     for name in ("weak", "cong-s", "cong"):
@@ -261,7 +261,7 @@ def test_adapters_are_trained_saved_alone_and_read_with_their_base_in_one_forwar
 
 
 def test_a_given_pair_is_not_aligned_again(arguments, tmp_path, models):
-    content = run(arguments, tmp_path, f"weak.untuned={models['other']}", *CONG_SMALL)
+    content = run(arguments, tmp_path, f"weak.before_alignment={models['other']}", *CONG_SMALL)
     assert "weak" not in keys(content)
     key = read_json(tmp_path / "store" / keys(content)["contrastive"] / "key.json")
     assert key["model"] != key["reference"]
@@ -283,7 +283,7 @@ def test_implicit_rewards_are_those_of_plain_transformers_whatever_template_the_
 ):
     """Both read what the aligned model writes, joined by id; the untuned one has no template and another max_length."""
     weak = templated(tmp_path / "chat", models["weak"])
-    more = [f"weak.name={weak}", f"weak.untuned={models['other']}", "strong.max_length=70", *CONG_SMALL]
+    more = [f"weak.name={weak}", f"weak.before_alignment={models['other']}", "strong.max_length=70", *CONG_SMALL]
     content = run(arguments, tmp_path, *more)
     found = columns(tmp_path)
     config = check(compose(*arguments(tmp_path, *more)))
@@ -336,7 +336,7 @@ def test_a_pair_of_two_vocabularies_is_refused(arguments, tmp_path, models):
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (other / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="another vocabulary"):
-        run(arguments, tmp_path, f"weak.untuned={other}", *CONG_SMALL)
+        run(arguments, tmp_path, f"weak.before_alignment={other}", *CONG_SMALL)
 
 
 def test_blank_replies_are_left_out_and_none_at_all_is_said(arguments, tmp_path):
@@ -457,8 +457,8 @@ def test_alpha_and_gamma_name_the_same_law(arguments, tmp_path):
     [
         (["weak=bow"], "weak.arch: a bag of words cannot write"),
         (["loss=rkl"], "loss: not read by method=cong"),
-        (["strong.micro_batch=9"], "strong.micro_batch: 9 is more than the batch of 8 it is a part of"),
-        (["strong.train=head"], "strong.train: a language model is trained whole or by adapters"),
+        (["strong.micro_batch_size=9"], "strong.micro_batch_size: 9 is more than the batch of 8 it is a part of"),
+        (["strong.tune=head"], "strong.tune: a language model is trained whole or by adapters"),
         (["method.dpo.loss=dpo"], "method.dpo.loss: there is no 'dpo'; choose"),
         (
             ["method.dpo.loss=hinge", "method.dpo.label_smoothing=0.1"],
@@ -469,14 +469,14 @@ def test_alpha_and_gamma_name_the_same_law(arguments, tmp_path):
         (["method.analysis.alphas=[0.1,2.0]"], "method.analysis.alphas: different numbers between 0 and 1"),
         (["+method.dpo.betta=1"], "method.dpo.betta: no such key here"),
         (["method.baselines=[burns]"], "method.baselines"),
-        (["method.judge.layer=auto"], "method.judge.candidates: layer=auto chooses among these"),
+        (["method.judge.feature_layer=auto"], "method.judge.feature_layer_candidates: layer=auto chooses among these"),
         (
             ["method.judge.model=null", "method.alignment.pairs=on_policy"],
             "method.judge: on-policy samples are ranked",
         ),
         (["dataset.noise.kind=flip", "dataset.noise.rate=0.1"], "dataset.noise.kind: method=cong trains on no labels"),
         (["strong.lr=1e-4"], "strong.lr: not read by method=cong"),
-        (["strong.untuned=gpt2"], "strong.untuned: only the weak model has an alignment to undo"),
+        (["strong.before_alignment=gpt2"], "strong.before_alignment: only the weak model has an alignment to undo"),
     ],
 )
 def test_what_does_not_hold_together_is_named_before_any_work(arguments, tmp_path, more, expected):
@@ -487,7 +487,7 @@ def test_what_does_not_hold_together_is_named_before_any_work(arguments, tmp_pat
 
 def test_finetune_says_that_it_reads_no_untuned_model(tmp_path):
     with pytest.raises(ConfigError, match=r"weak\.untuned: not read by method=finetune"):
-        check(compose("weak=gpt2", "weak.untuned=gpt2"))
+        check(compose("weak=gpt2", "weak.before_alignment=gpt2"))
 
 
 @pytest.mark.slow
@@ -507,7 +507,7 @@ def test_prompts_that_do_not_fit_are_counted_and_nothing_is_joined_by_position(a
 def test_two_processes_do_what_one_does(arguments, tmp_path, strategy):
     # the likeliest tokens: weights differ by rounding, on which a draw may fall
     greedy = ["method.decoding.temperature=0.0", "method.sampling.temperature=0.0"]
-    more = ["method.analysis.alphas=[]", "method.baselines=[]", "strong.micro_batch=3", *greedy]
+    more = ["method.analysis.alphas=[]", "method.baselines=[]", "strong.micro_batch_size=3", *greedy]
     devices = ["trainer.devices=2", "trainer.strategy=ddp"]
     if strategy == "fsdp":
         devices = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]

@@ -75,7 +75,7 @@ def padded(models, tmp_path_factory) -> dict[str, Path]:
 )
 def test_ids_past_the_tokenizer_are_never_written(arguments, padded, tmp_path, kind, roles):
     """The model that reads them has no row for them, and no text stands behind them."""
-    names = {"weak": "weak.name", "untuned": "weak.untuned", "strong": "strong.name"}
+    names = {"weak": "weak.name", "untuned": "weak.before_alignment", "strong": "strong.name"}
     swapped = [f"{names[role]}={padded[role]}" for role in roles]
     run(arguments, tmp_path, kind, *swapped, "decoder.temperature=1.0", *BARE)
     assert sum(len(reply) > 0 for reply in said(tmp_path, kind, kind).values()) >= 6
@@ -231,7 +231,7 @@ def test_a_tilted_search_and_a_reward_guide_run(runs, arguments, tmp_path):
 
 
 def test_a_guide_is_aligned_where_none_is_given(arguments, tmp_path):
-    content = run(arguments, tmp_path, "eft", "weak.untuned=null", "method.alignment.lr.full=0.002", *BARE)
+    content = run(arguments, tmp_path, "eft", "weak.before_alignment=null", "method.alignment.lr.full=0.002", *BARE)
     assert "weak" in {stage["name"] for stage in content["stages"]}
     assert content["decoding"]["training"]["weak"]["steps"] > 0
     trained = find_finished(tmp_path / "eft", "weak", tmp_path, tmp_path / "store")  # experiment=wsd_pilot's drafter
@@ -252,7 +252,7 @@ def test_a_guide_is_aligned_where_none_is_given(arguments, tmp_path):
         ("search", "decoder.temperature=0.0", "all candidates are the same"),
         ("search", "decoder.guide.implicit=0.0", "nothing is left to choose by"),
         ("search", "decoder.guide.model=weak", "go together"),
-        ("best_of_n", "decoder.guide.layer=3", "read only where model=weak is trained"),
+        ("best_of_n", "decoder.guide.feature_layer=3", "read only where model=weak is trained"),
         ("search", "decoder.guide.length_alpha=0.5", "read only by normalise=length_alpha"),
         ("best_of_n", "decoder.samples=0", "decoder.samples"),
         ("wsd", "decoder.draft=99", "cannot be longer than a reply"),
@@ -260,7 +260,7 @@ def test_a_guide_is_aligned_where_none_is_given(arguments, tmp_path):
         ("search", "weak=bow", "cannot write"),
         ("search", "weak.lr=0.1", "weak.lr: not read where a decoder is measured; set method.alignment.lr"),
         ("search", "strong.epochs=2", "strong.epochs: not read where a decoder is measured"),
-        ("search", "strong.untuned=x", "strong.untuned: only the weak model"),
+        ("search", "strong.before_alignment=x", "strong.before_alignment: only the weak model"),
         ("search", "dataset.noise={kind: flip, rate: 0.1, shrink: -1.0, rates: null}", "dataset.noise.kind"),
     ],
 )

@@ -110,7 +110,7 @@ def run(pairs_folder, model, out, *more):
 
 
 METHODS = {
-    "chain": (["method=chain", "method.links=[{layers: 1}]"], {"link1", "direct"}, {"chained", "link1"}),
+    "chain": (["method=chain", "method.links=[{keep_layers: 1}]"], {"link1", "direct"}, {"chained", "link1"}),
     "bagging": (["method=ensemble", "method.members=3"], {"ensemble", "direct"}, {"taught-by-all", "member2"}),
     "boosting": (
         ["method=ensemble", "method.members=3", "method.combine=boost", "method.resample=none"],
@@ -159,11 +159,11 @@ def test_a_method_trains_what_it_says_and_shares_the_rest(name, store, pairs_fol
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["weak.quantise=4"], "weak.quantise: there are no pretrained weights"),
-        (["strong.quantise=1"], "strong.quantise"),
-        (["method=filter", "strong.micro_batch=9999"], "strong.micro_batch: 9999 is more than the batch"),
+        (["weak.round_weights=4"], "weak.round_weights: there are no pretrained weights"),
+        (["strong.round_weights=1"], "strong.round_weights"),
+        (["method=filter", "strong.micro_batch_size=9999"], "strong.micro_batch_size: 9999 is more than the batch"),
         (["method=chain"], "method.links: a chain needs"),
-        (["method=chain", "method.links=[{layers: 0}]"], r"method.links\[0\].layers"),
+        (["method=chain", "method.links=[{keep_layers: 0}]"], r"method.links\[0\].layers"),
         (["method=chain", "method.links=[{depth: 3}]"], r"method.links\[0\].depth"),
         (["method=ensemble", "method.members=1"], "method.members"),
         (["method=ensemble", "method.combine=boost"], "method.resample: boosting"),
@@ -194,7 +194,7 @@ def test_a_subset_is_another_stage_and_its_order_none(store, pairs_folder, tiny_
 def test_a_mixture_that_is_paired_has_the_same_experts(store, pairs_folder, tiny_gpt2, tmp_path):
     from w2sg.experiment.run import Run
 
-    heads = ["strong.train=head", "strong.head=mixture", "strong.experts=2"]
+    heads = ["strong.tune=head", "strong.head=mixture", "strong.experts=2"]
     typed = arguments(pairs_folder, tiny_gpt2, tmp_path, *heads)
     run_ = Run(check(compose(*typed)), tmp_path / "run")
     table = run_.data.transfer
@@ -225,7 +225,7 @@ def test_rounded_weights_are_multiples_of_a_step_of_their_output():
 def test_a_rounded_model_is_another_and_its_output_layer_is_not_rounded(kind, tmp_path):
     folder = save_tiny_model(tmp_path / "model", kind)
     specs = [
-        check(compose("strong=hf", f"strong.name={folder}", f"strong.quantise={bits}")).strong for bits in ("null", 4)
+        check(compose("strong=hf", f"strong.name={folder}", f"strong.round_weights={b}")).strong for b in ("null", 4)
     ]
     plain, rounded = (find(spec, "strong") for spec in specs)
     assert plain.identity != rounded.identity

@@ -210,7 +210,7 @@ SHORT = {
     "refine.exemplar": "'{question} {answer}; '",
     "refine.query": "'{question} so'",
     "refine.max_new_tokens": "4",
-    "refine.batch_size": "3",
+    "refine.context_size": "3",
 }
 
 
@@ -235,7 +235,7 @@ def arguments(questions, models):
             "method.sampling.max_new_tokens": 4,
             "method.sampling.batch_size": 8,
             "method.sft.lr.full": 0.002,
-            "method.sft.batch_size": 4,
+            "method.sft.global_batch_size": 4,
             "method.sft.epochs": 1,
             "method.concept.kind": "regex",
             "method.concept.pattern": "'[aeiou]'",
@@ -527,7 +527,7 @@ def test_files_of_answers_that_cannot_be_meant_are_refused(arguments, tmp_path):
 
 # -- candidates, tests and what falls back ----------------------------------------------------------------------------
 
-SEVERAL = ["refine.contexts=2", "refine.samples=2", "refine.temperature=1.5", "refine.batch_size=2"]
+SEVERAL = ["refine.contexts=2", "refine.samples=2", "refine.temperature=1.5", "refine.context_size=2"]
 
 
 def test_the_product_of_contexts_chooses_what_teacher_forcing_says(arguments, tmp_path, models):
@@ -693,7 +693,7 @@ def test_self_consistency_asks_for_agreement(arguments, tmp_path):
 
 
 def test_contexts_that_are_too_long_lose_exemplars_and_the_report_says_so(arguments, tmp_path):
-    content = run(arguments, tmp_path, "refine.batch_size=6", "strong.max_length=48")
+    content = run(arguments, tmp_path, "refine.context_size=6", "strong.max_length=48")
     lost = content["refinement"]["dropped"]["refined-contexts"]
     rows = refined_of(tmp_path)
     kept = [len(row["exemplar_ids"]) for row in rows]
@@ -748,8 +748,8 @@ def test_preference_pairs_and_a_reward_axis_work_too(arguments, pairs_folder, tm
     more += [
         "method.content.kind=reward",
         "method.judge.max_length=96",
-        "training.head.epochs=1",
-        "refine.batch_size=2",
+        "optim.head.epochs=1",
+        "refine.context_size=2",
     ]
     content = run(arguments, tmp_path, *more, "method.baselines=[ceiling]")
     assert "judge" in keys(content)
@@ -802,12 +802,12 @@ LABELS = [
     "method=refine",
     "method.target=labels",
     "dataset=local",
-    "refine.batch_size=3",
+    "refine.context_size=3",
     "method.labels.exemplar_tokens=8",
     "method.labels.question=' better:'",
     "trainer=cpu",
     "logger=none",
-    "training.head.epochs=2",
+    "optim.head.epochs=2",
     *(f"dataset.sizes.{name}={size}" for name, size in {"ground_truth": 24, "transfer": 16, "test": 12}.items()),
 ]
 
@@ -820,7 +820,7 @@ def labelled(pairs_folder, models):
             "strong=hf",
             f"strong.name={models['strong']}",
             "strong.max_length=128",
-            "strong.train=head",
+            "strong.tune=head",
         ]
         return [*LABELS, *model, f"dataset.path={pairs_folder}", f"out={out}", *more]
 
@@ -941,7 +941,7 @@ def test_classes_are_refined_by_the_words_that_the_dataset_asks_for(labelled, mo
             ["refine.accept.concept=0.5", "method.concept.kind=number", "method.concept.pattern=null"],
             "refine.accept.concept: method.concept is held against the right answers",
         ),
-        (["refine.batch_size=1"], "refine.batch_size: input should be"),
+        (["refine.context_size=1"], "refine.context_size: input should be"),
         (["refine.exemplar='{question}'"], "refine.exemplar: it must have {answer} and {question}"),
         (["refine.query='{question} {x}'"], "refine.query: it must have {question}"),
         (["refine.accept.fallback=weak"], "refine.accept.fallback: no answer is tested"),
@@ -966,18 +966,18 @@ def test_classes_are_refined_by_the_words_that_the_dataset_asks_for(labelled, mo
             ["method.content.kind=reward", "method.judge.model=null"],
             "method.content.kind: a reward, and this judge gives none",
         ),
-        (["refine.batch_size=2", "method.baselines=[shuffled]"], "one exemplar cannot be shuffled"),
+        (["refine.context_size=2", "method.baselines=[shuffled]"], "one exemplar cannot be shuffled"),
         (
             ["refine.exemplars=high_confidence", "method.baselines=[gold_exemplars]"],
             "method.baselines: right answers have no confidence",
         ),
         (["strong.lr=0.1"], "strong.lr: not read by method=refine"),
-        (["weak.untuned=x"], "weak.untuned: not read by method=refine"),
+        (["weak.before_alignment=x"], "weak.before_alignment: not read by method=refine"),
         (["method.target=labels", "refine=iar"], "refine: labels are refined in context"),
         (["method.target=labels", "refine.accept.concept=0.5"], "refine.accept: of answers alone"),
         (["method.target=labels", "method.train_weak=true"], "method.train_weak: of answers alone"),
         (["method.target=labels", "method.baselines=[self_cot]"], "method.baselines: self_cot is of answers alone"),
-        (["strong.micro_batch=9"], "strong.micro_batch: 9 is more than the batch of 4"),
+        (["strong.micro_batch_size=9"], "strong.micro_batch_size: 9 is more than the batch of 4"),
         (["dataset.noise.kind=flip", "dataset.noise.rate=0.1"], "dataset.noise.kind: answers have no labels to flip"),
     ],
 )

@@ -59,7 +59,7 @@ def test_who_has_no_score_says_why(tiny_gpt2):
     assert why() is None
     assert "asks nothing" in why(asked=None)
     assert "drawn at random" in why("strong.random_init=true")
-    assert "1 of its blocks" in why("strong.layers=1")
+    assert "1 of its blocks" in why("strong.keep_layers=1")
     assert "2 answers for 3 classes" in why(on=table("classes", 3))
     bow = find(check(compose("strong=bow")).strong, "strong")
     assert "never pretrained" in zero_shot.why_not(bow, table(), ASKED)
@@ -101,7 +101,7 @@ def test_a_run_has_the_row_once_per_model_and_question(pairs_folder, tiny_gpt2, 
     first = run(pairs_folder, tiny_gpt2, tmp_path, ASK)
     assert set(first["metrics"]) == {"weak", "student", "ceiling", "zero_shot"}
     assert "student - zero_shot" in first["tests"]
-    again = run(pairs_folder, tiny_gpt2, tmp_path, ASK, "loss=rkl", "seed=1", "strong.train=head")
+    again = run(pairs_folder, tiny_gpt2, tmp_path, ASK, "loss=rkl", "seed=1", "strong.tune=head")
     assert stages_of(again)["zero-shot-on-test"]["cached"]
     # other coin flips, the same choices
     assert again["metrics"]["zero_shot"]["accuracy"] == first["metrics"]["zero_shot"]["accuracy"]

@@ -124,7 +124,7 @@ def odd_run(tmp_path_factory):
     from w2sg.experiment.run import run_method
 
     out = tmp_path_factory.mktemp("runs") / "x[/x] é 数 [red]"
-    sizes = "dataset.sizes={ground_truth: 16, transfer: 16, test: 10}"
+    sizes = "dataset.sizes={weak_train: 16, transfer: 16, test: 10}"
     cfg = compose("weak=bow", "strong=bow", sizes, "trainer=cpu", "logger=none", "weak.epochs=1", "strong.epochs=1")
     cfg.out, cfg.store, cfg.dataset.name = str(out), str(out / "store"), "[/x]$_$<script>\x1b[31m"
     run_method(check(cfg), out / "run", ["seed=0"])

@@ -76,7 +76,7 @@ def outside(tmp_path, monkeypatch):
 
 
 def run(out, name, method, **options):
-    sizes = "dataset.sizes={ground_truth: 16, transfer: 16, test: 10}"
+    sizes = "dataset.sizes={weak_train: 16, transfer: 16, test: 10}"
     cfg = compose("weak=bow", "strong=bow", sizes, "trainer=cpu", "logger=none", "weak.epochs=1", "strong.epochs=1")
     cfg.out, cfg.store = str(out), str(out / "store")
     cfg.method = {"_target_": f"outside_section.{method}", "_partial_": True, **options}

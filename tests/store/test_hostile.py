@@ -446,7 +446,7 @@ def test_a_damaged_checkpoint_costs_what_was_done_since_the_one_before(damaged, 
 def command(out: Path, data: Path, model: Path, *more: str) -> list[str]:
     from runs import QUICK, label_arguments
 
-    words = label_arguments(data, model, out, "training.full.validation=0.2", "strong.epochs=4", *more, **QUICK)
+    words = label_arguments(data, model, out, "optim.full.validation_fraction=0.2", "strong.epochs=4", *more, **QUICK)
     return [sys.executable, str(ROOT / "train.py"), *words]
 
 

@@ -103,7 +103,7 @@ def trained(out):
 RUNS = {
     "clipped": [
         "loss=rkl",
-        "training.full.clip=0.2",
+        "optim.full.max_grad_norm=0.2",
         "weak=hf",
         "weak.lr=0.001",
         "weak.epochs=1",
@@ -111,16 +111,26 @@ RUNS = {
     ],
     "whole-batch": [
         "loss=conf_ce",
-        "strong.micro_batch=3",
-        "training.full.clip=0.5",
-        "training.full.validation=0.2",
-        "training.full.patience=2",
+        "strong.micro_batch_size=3",
+        "optim.full.max_grad_norm=0.5",
+        "optim.full.validation_fraction=0.2",
+        "optim.full.patience=2",
         "strong.epochs=3",
     ],
     "checkpointed": ["strong.gradient_checkpointing=true", "loss=jeffreys"],
-    "text-a-row": ["strong.share_prompt=false", "strong.micro_batch=3"],
-    "lora": ["strong.train=lora", "training.lora.epochs=2", "training.lora.validation=0.2", "strong.micro_batch=5"],
-    "head": ["strong.train=head", "strong.layer=auto", "strong.candidates=[1,2]", "training.head.epochs=2"],
+    "text-a-row": ["strong.share_prompt=false", "strong.micro_batch_size=3"],
+    "lora": [
+        "strong.tune=lora",
+        "optim.lora.epochs=2",
+        "optim.lora.validation_fraction=0.2",
+        "strong.micro_batch_size=5",
+    ],
+    "head": [
+        "strong.tune=head",
+        "strong.feature_layer=auto",
+        "strong.feature_layer_candidates=[1,2]",
+        "optim.head.epochs=2",
+    ],
 }
 
 
@@ -153,7 +163,7 @@ def test_two_processes_learn_the_weights_of_one(how, name, both):
 
 @pytest.mark.slow
 def test_a_sharded_fit_that_is_killed_goes_on_on_any_devices(pairs_folder, tiny_llama, tmp_path):
-    more = ["strong.epochs=6", "loss=conf_ce", "trainer.checkpoint_minutes=0", "training.full.validation=0.1"]
+    more = ["strong.epochs=6", "loss=conf_ce", "trainer.checkpoint_minutes=0", "optim.full.validation_fraction=0.1"]
     run(tmp_path / "whole", arguments(pairs_folder, tiny_llama, tmp_path / "whole", *more, *ONE))
     broken = arguments(pairs_folder, tiny_llama, tmp_path / "broken", *more)
     store, said = tmp_path / "broken" / "store", ""
@@ -216,10 +226,10 @@ def test_each_block_is_cut_by_itself_and_the_saved_model_is_whole(kind, alone, t
 
 
 def test_an_optimizer_that_cannot_be_cut_is_refused():
-    adafactor = [*FSDP, "strong=gpt2", "training.full.optimizer=adafactor"]
+    adafactor = [*FSDP, "strong=gpt2", "optim.full.optimizer=adafactor"]
     with pytest.raises(ConfigError, match=r"training\.full\.optimizer: .*adamw, or trainer=ddp"):
         check(compose(*adafactor))
-    check(compose(*adafactor, "strong.train=head"))  # the bag of words and the head are not cut
+    check(compose(*adafactor, "strong.tune=head"))  # the bag of words and the head are not cut
     check(compose(*adafactor, "trainer.strategy=ddp"))
 
 
@@ -228,7 +238,7 @@ def test_an_optimizer_that_cannot_be_cut_is_refused():
 
 def test_the_other_processes_of_a_job_run_that_job_alone(monkeypatch, tmp_path):
     """Whatever was typed to start a sweep, and however odd the folder's name."""
-    typed = ["loss=rkl", "seed=1", "strong.candidates=[1,2]"]
+    typed = ["loss=rkl", "seed=1", "strong.feature_layer_candidates=[1,2]"]
     odd = tmp_path / "a 'b', c=d\\"
     sources = {"main": str(CONF), "command-line": "/mine", "schema": ""}
     hydra = OmegaConf.create(

@@ -23,7 +23,6 @@ PAGE = CONF.parent / "docs" / "options.md"
 # group -> its heading and the key that its options stand below
 GROUPS = {
     "method": ("Methods", "method"),
-    "measure": ("What is measured of a decoder", "method"),
     "refine": ("Refinement of weak answers, `refine=`", "refine"),
     "decoder": ("Decoders, `python evaluate.py decoder=`", "decoder"),
     "alignment": ("Alignment of the weak model", "method.alignment"),
@@ -33,7 +32,7 @@ SECTIONS = {  # heading -> the key and the class of what stands below it
     "The run": ("", "w2sg.config.schema.TrainConfig"),
     "`weak` and `strong`": ("strong", "w2sg.config.schema.ModelConfig"),
     "`dataset`": ("dataset", "w2sg.config.schema.DatasetConfig"),
-    "`training`": ("training", "w2sg.config.schema.TrainingConfig"),
+    "`optim`": ("optim", "w2sg.config.schema.TrainingConfig"),
     "`trainer`": ("trainer", "w2sg.config.schema.TrainerConfig"),
     "`logger`": ("logger", "w2sg.config.schema.LoggerConfig"),
     "`python evaluate.py`": ("", "w2sg.config.schema.EvaluateConfig"),

@@ -40,7 +40,7 @@ class DecoderGroups(Section):
             config = run.content["config"]
             method = config["method"]
             # prompts, judge and strong model; what an older report does not know is as if it were not set
-            same = {key: config[key] for key in ("strong", "dataset", "training", "seed")}
+            same = {key: config[key] for key in ("strong", "dataset", "optim", "seed")}
             same |= {"style": method["style"], "judge": method["judge"], "precision": config["trainer"]["precision"]}
             flat = {k: v for k, v in flatten(same).items() if v is not None}
             groups[json.dumps(flat, sort_keys=True)].append(run)
@@ -179,7 +179,8 @@ def _flat(run: Finished) -> dict[str, Any]:
     decoder = run.content["decoding"]["decoder"]
     blocks = {f"{block} {k}": v for block in ("guide", "server") for k, v in (decoder.get(block) or {}).items()}
     own = {k: v for k, v in decoder.items() if k not in ("guide", "server", "kind", "batch_size")}
-    return own | blocks | {"aligned as": _guide(run).rstrip(", "), "untuned": run.content["config"]["weak"]["untuned"]}
+    before = run.content["config"]["weak"]["before_alignment"]
+    return own | blocks | {"aligned as": _guide(run).rstrip(", "), "untuned": before}
 
 
 def _shown(group: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from w2sg.config import renamed
 from w2sg.reports.section import Section
 from w2sg.reports.sections.accuracy import Accuracy
 from w2sg.reports.sections.alignment_tax import AlignmentTax
@@ -151,6 +152,8 @@ def read(root: Path) -> tuple[list[Finished], list[str]]:
         where = file.parent.relative_to(root)
         try:
             content = read_json(file)
+            if "config" in content:
+                content["config"] = renamed.tree(content["config"], quiet=True)
             run = Finished(file.parent, content)
             if not content.keys() >= NEEDED:
                 left_out.append(f"{where}: its report is of an earlier version; run its command again")
@@ -224,7 +227,7 @@ def words(values: dict[str, Any]) -> str:
         elif key == "method._target_":
             parts.append(str(value).rpartition(".")[2])
         elif key not in ("weak.name", "strong.name") and value is not None:
-            name = key.removeprefix("dataset.").removeprefix("training.").removeprefix("refine.")
+            name = key.removeprefix("dataset.").removeprefix("optim.").removeprefix("refine.")
             parts.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
     return ", ".join(parts) or "all runs"
 

@@ -130,6 +130,9 @@ def check(cfg: Any, choices: Mapping[str, str] | None = None) -> TrainConfig:
             f"{name} choose dataset={name}"
         )
     problems += plugins.clashes(choices or {})
+    method = container.get("method")
+    if isinstance(method, dict) and "decoder" in method and container.get("decoder") is None:
+        raise ConfigError(["method: a decoder is measured by `python evaluate.py decoder=...`; choose another method"])
     for key in ("method", "loss", "dataset"):
         if isinstance(node := container.get(key), dict):
             problems += target_problems(key, node, container)
@@ -206,7 +209,7 @@ def _section(annotation: Any, key: str) -> list[str]:
 def _fields(annotation: Any) -> dict[str, Any]:
     """The fields of a section; of several kinds of one, those of all."""
     if inspect.isclass(annotation) and issubclass(annotation, Options):
-        return dict(annotation.model_fields)
+        return {field.alias or name: field for name, field in annotation.model_fields.items()}
     found: dict[str, Any] = {}
     for part in getattr(annotation, "__args__", ()):
         found |= _fields(part)
@@ -341,10 +344,11 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
     problems = _path_problems(container)
     sections: dict[str, Any] = {}
     for name, field in TrainConfig.model_fields.items():
+        name = field.alias or name
         if name in container and inspect.isclass(field.annotation) and issubclass(field.annotation, Options):
             with contextlib.suppress(ValidationError):
                 sections[name] = field.annotation.model_validate(container[name])
-    training, dataset = sections.get("training"), sections.get("dataset")
+    training, dataset = sections.get("optim"), sections.get("dataset")
     method = container.get("method")
     if container.get("decoder") is not None and not (isinstance(method, dict) and "decoder" in method):
         problems.append("decoder: read by `python evaluate.py decoder=...` alone; leave it out")
@@ -356,8 +360,8 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
     strong = sections.get("strong")
     if training and strong and training.select_on == "gold" and getattr(training, strong.train).validation == 0:
         problems.append(
-            "training.select_on: there is nothing to select by while no rows are held out; set "
-            f"training.{strong.train}.validation above 0, or select_on=weak"
+            "optim.select_on: there is nothing to select by while no rows are held out; set "
+            f"optim.{strong.train}.validation_fraction above 0, or select_on=weak"
         )
     if "trainer" in sections:
         problems += _device_problems(sections["trainer"])
@@ -366,7 +370,7 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
         for mode in sorted(sharded) if training and sections["trainer"].strategy == "fsdp" else ():
             if getattr(training, mode).optimizer == "adafactor":
                 problems.append(
-                    f"training.{mode}.optimizer: torch's adafactor cannot train weights that are cut over devices; use "
+                    f"optim.{mode}.optimizer: torch's adafactor cannot train weights that are cut over devices; use "
                     "adamw, or trainer=ddp"
                 )
     return problems
@@ -384,7 +388,7 @@ def _hard_label_problems(loss: Any) -> list[str]:
     if taken:
         return []
     return [
-        f"training.hard_label_clamp: {target} is infinite on hard labels (dataset.noise.kind=hard_flip); set it (0.001 "
+        f"optim.hard_label_clamp: {target} is infinite on hard labels (dataset.noise.kind=hard_flip); set it (0.001 "
         "is the paper's gamma)"
     ]
 

@@ -237,7 +237,8 @@ def _problem(name: str, override: str, kept: Sequence[str]) -> str:
         wrong = [v for v in wrong if v not in options(group)]
         if wrong and group not in ("model", "measure", "alignment"):
             return f"{group}: {unknown_choice(group, wrong[0])}"
-    ours = group is None and (exists(key, tree) or any(k.rpartition(".")[2] == key for k in leaves(tree)))
+    known = exists(key, tree) or any(k.rpartition(".")[2] == key for k in leaves(tree))
+    ours = group is None and (known or (key in ELSEWHERE and bool(nearest(key, tree))))
     readers = (
         [] if ours else [f"`python {p}`" for other, p in PROGRAMS.items() if other != name and _reads(other, override)]
     )
@@ -354,8 +355,8 @@ def unknown_choice(group: str, value: str) -> str:
     words = f"there is no {value}"
     if near:
         words += f"; did you mean {listed([f'{group}={c}' for c in near])}?"
-    elif group == "training" and value in ("full", "lora", "head"):
-        return words + f"; did you mean strong.train={value} or weak.train={value}?"
+    elif group == "optim" and value in ("full", "lora", "head"):
+        return words + f"; did you mean strong.tune={value} or weak.tune={value}?"
     elif group in ("weak", "strong"):
         words += f" here; one of the hub, a folder or a file is typed {group}=hf {group}.name={value}"
     elif group == "dataset" and ("/" in value or "." in value):

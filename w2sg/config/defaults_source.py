@@ -17,6 +17,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from hydra._internal.core_plugins import file_config_source
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
@@ -24,6 +26,7 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from w2sg.config import renamed
 from w2sg.config.option import defaults_of
 from w2sg.config.plugins import resolve
 from w2sg.errors import UserError
@@ -96,7 +99,19 @@ class AddDefaults(SearchPathPlugin):
         search_path.append("w2sg-options", f"{GROUP}://")
 
 
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Files in which an option may stand under the name that it had; Hydra knows a source by the name of its class."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        result = super().load_config(config_path)
+        content = OmegaConf.to_container(result.config)
+        if isinstance(content, dict):
+            result.config = OmegaConf.create(renamed.file(content, config_path.removesuffix(".yaml")))
+        return result
+
+
 def register_defaults() -> None:
     """Offer ``/options/<dotted path>`` to whatever Hydra composes from now on; more than once does nothing."""
     for plugin in (Defaults, AddDefaults):
         Plugins.instance().register(plugin)
+    SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource

@@ -25,9 +25,15 @@ MISSING = "???"  # what stands where a value must be given
 
 
 class Options(BaseModel):
-    """A section of a configuration. Unknown keys are errors; no value is converted, which could hide a mistake."""
+    """A section of a configuration. Unknown keys are errors; no value is converted, which could hide a mistake.
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    A field's name is what code and store keys call it. What is typed is its alias, where it has one: an option that is
+    renamed gets an alias and a line in `w2sg.config.renamed`, and no key changes.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), populate_by_name=True
+    )
 
     def rules(self) -> list[str]:
         """What is wrong between keys that are each in order; one ``"key: what and what to do"`` each."""

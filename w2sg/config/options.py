@@ -22,7 +22,7 @@ class LearningRates(Options):
 class SFT(Optimization):
     """Supervised fine-tuning of one language model, on replies alone."""
 
-    lr: LearningRates = option(LearningRates(), "learning rate, by weak.train or strong.train")
+    lr: LearningRates = option(LearningRates(), "learning rate, by weak.tune or strong.tune")
 
     def fit_options(self, mode: str) -> FitOptions:
         """For a model that is trained in this mode."""
@@ -40,17 +40,21 @@ class DPO(SFT):
     )
     target_margin: float = option(0.0, "SimPO's margin in units of 1 / beta", ge=0.0)
     supervised: float = option(
-        0.0, "weight of the chosen replies' negative log-likelihood beside the loss (RPO)", ge=0.0
+        0.0, "weight of the chosen replies' negative log-likelihood beside the loss (RPO)", ge=0.0, alias="sft_weight"
     )
     supervised_mean: Literal["sequence", "token"] = option(
-        "sequence", "sequence divides it by each reply's length (RPO), token by all chosen tokens of the batch"
+        "sequence",
+        "sequence divides it by each reply's length (RPO), token by all chosen tokens of the batch",
+        alias="sft_mean",
     )
     lr: LearningRates = option(
         LearningRates(full=8e-7, lora=5e-5),
-        "learning rate, by weak.train or strong.train; ConG's authors train all weights, the one for adapters is ours",
+        "learning rate, by weak.tune or strong.tune; ConG's authors train all weights, the one for adapters is ours",
     )
     epochs: PositiveInt = option(1, "passes over the pairs")
-    validation: float = option(0.01, "part of the pairs held out to choose the best epoch", ge=0.0, lt=1.0)
+    validation: float = option(
+        0.01, "part of the pairs held out to choose the best epoch", ge=0.0, lt=1.0, alias="validation_fraction"
+    )
 
     def rules(self) -> list[str]:
         if self.loss not in LOSSES:
@@ -146,7 +150,7 @@ class PlainSampling(Sampling):
 
 
 class Alignment(DPO):
-    """How the weak model is aligned: DPO on the split that trains it. Not done where weak.untuned is given."""
+    """How the weak model is aligned: DPO on the split that trains it. Not done where weak.before_alignment is given."""
 
     pairs: Literal["given", "on_policy"] = option(
         "given",

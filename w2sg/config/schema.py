@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, PositiveInt
+from pydantic import BeforeValidator, ConfigDict, PositiveInt
 
 from w2sg.config.option import Options, option
 
@@ -35,33 +35,45 @@ class BowOptions(Options):
 
 
 class ModelConfig(Options):
-    """One model in one role: strong.lr=5e-6, weak.train=head, ..."""
+    """One model in one role: strong.lr=5e-6, weak.tune=head, ..."""
 
     name: str = option(..., "hub id, folder, .gguf file, or package:<module>/<file>")
-    untuned: str | None = option(None, "weak, method=cong: this model before its alignment; null aligns it in the run")
+    untuned: str | None = option(
+        None, "weak, method=cong: this model before its alignment; null aligns it in the run", alias="before_alignment"
+    )
     revision: str | None = option(
         None, "hub branch, tag or commit; null is main (the commit that it was counts in cache keys)"
     )
     arch: Literal["hf", "bow"] = option("hf", "hf: a transformers decoder | bow: a bag of hashed words, no download")
     train: Literal["full", "lora", "head"] = option(
-        "full", "full: every weight | lora: adapters | head: last layer only, on cached features"
+        "full", "full: every weight | lora: adapters | head: last layer only, on cached features", alias="tune"
     )
     head: Literal["linear", "mixture"] = option(
-        "linear", "linear | mixture (train=head): a convex mixture of fixed linear experts"
+        "linear", "linear | mixture (tune=head): a convex mixture of fixed linear experts"
     )
     head_weights: Literal["kept", "fresh"] = option(
         "kept", "a reward model's own head, where its weights have one: kept | fresh draws another"
     )
     experts: PositiveInt = option(8, "experts of the mixture head")
     layer: PositiveInt | Literal["auto"] | None = option(
-        None, "train=head: the layer whose states are read; null the last, auto by cross-validation"
+        None,
+        "tune=head: the layer whose states are read; null the last, auto by cross-validation",
+        alias="feature_layer",
     )
     candidates: list[PositiveInt] | None = option(
-        None, "layers among which layer=auto chooses, on the ground-truth split"
+        None,
+        "layers among which feature_layer=auto chooses, on the split that trains the weak model",
+        alias="feature_layer_candidates",
     )
-    layers: PositiveInt | None = option(None, "keep only this many blocks of the backbone; null keeps all")
+    layers: PositiveInt | None = option(
+        None, "keep only this many blocks of the backbone; null keeps all", alias="keep_layers"
+    )
     quantise: int | None = option(
-        None, "round the pretrained weights to so many bits, 2 to 8: the same model, but weaker", ge=2, le=8
+        None,
+        "round the pretrained weights to so many bits, 2 to 8: the same model, but weaker",
+        ge=2,
+        le=8,
+        alias="round_weights",
     )
     max_length: PositiveInt = option(512, "tokens of a text; longer ones lose their start")
     dtype: Literal["float32", "bfloat16"] = option(
@@ -76,10 +88,13 @@ class ModelConfig(Options):
         True, "one row per pair where the backbone allows it; false gives each text a row of its own"
     )
     micro_batch: PositiveInt | None = option(
-        None, "examples per forward and device; null the whole batch. Does not change the result"
+        None,
+        "examples per forward and device (= per_device_train_batch_size); null the whole batch. Accumulation is "
+        "derived, so it does not change the result",
+        alias="micro_batch_size",
     )
-    lr: float | None = option(None, "learning rate; null: training.<train>.lr", gt=0)
-    epochs: PositiveInt | None = option(None, "passes over the rows; null: training.<train>.epochs")
+    lr: float | None = option(None, "learning rate; null: optim.<tune>.lr", gt=0)
+    epochs: PositiveInt | None = option(None, "passes over the rows; null: optim.<tune>.epochs")
     random_init: bool = option(False, "architecture and tokenizer only, with new random weights")
     trust_remote_code: bool = option(False, "run code from the model's repository")
     chat_template: str | None = option(None, "file with a jinja chat template, in place of the model's own")
@@ -89,13 +104,13 @@ class ModelConfig(Options):
     thoughts: Literal["strip", "keep", "refuse"] = option(
         "strip", "of reasoning models: strip (replies are what follows a thought) | keep | refuse"
     )
-    lora: LoraOptions = option(LoraOptions(), "train=lora")
+    lora: LoraOptions = option(LoraOptions(), "tune=lora")
     bow: BowOptions = option(BowOptions(), "arch=bow")
 
     def rules(self) -> list[str]:
         found = []
         if self.arch == "bow" and self.train != "full":
-            found.append("train: a bag of words is trained whole; use train=full")
+            found.append("tune: a bag of words is trained whole; use tune=full")
         if self.arch == "bow" and (self.chat_template or self.chat_template_kwargs or self.thoughts != "strip"):
             found.append(
                 "chat_template: a bag of words writes no dialogues; leave chat_template and thoughts as they are"
@@ -104,20 +119,22 @@ class ModelConfig(Options):
         if taken := sorted(own & set(self.chat_template_kwargs or {})):
             found.append(f"chat_template_kwargs: {', '.join(taken)} cannot be given, w2sg sets it; leave it out")
         if self.quantise is not None and (self.arch == "bow" or self.random_init):
-            found.append("quantise: there are no pretrained weights to round; set it to null")
+            found.append("round_weights: there are no pretrained weights to round; set it to null")
         if self.head == "mixture" and self.train != "head":
-            found.append("head: the mixture head stands on frozen features; use train=head with it")
+            found.append("head: the mixture head stands on frozen features; use tune=head with it")
         if self.head_weights == "fresh" and (self.arch == "bow" or self.train == "head" or self.random_init):
-            found.append("head_weights: this head is always drawn anew; set it to kept, or use train=full or lora")
+            found.append("head_weights: this head is always drawn anew; set it to kept, or use tune=full or lora")
         if self.layer is not None and self.train != "head":
             found.append(
-                "layer: only a head on frozen features chooses its layer; use train=head, or set "
-                "layer=null (layers= keeps the first blocks of any model)"
+                "feature_layer: only a head on frozen features chooses its layer; use tune=head, or set "
+                "feature_layer=null (keep_layers= keeps the first blocks of any model)"
             )
         if isinstance(self.layer, int) and self.layers is not None and self.layer > self.layers:
-            found.append(f"layer: {self.layer} lies above the {self.layers} layers that are kept; lower it")
+            found.append(f"feature_layer: {self.layer} lies above the {self.layers} layers that are kept; lower it")
         if self.layer == "auto" and not self.candidates:
-            found.append("candidates: layer=auto chooses among these; name at least one layer, as [8,12]")
+            found.append(
+                "feature_layer_candidates: feature_layer=auto chooses among these; name at least one layer, as [8,12]"
+            )
         if self.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
             found.append("attention: flash_attention_2 needs the package flash-attn; install it, or use attention=sdpa")
         return found
@@ -127,16 +144,24 @@ class Optimization(Options):
     """What every kind of training has; the defaults are those of language-model stages."""
 
     epochs: PositiveInt = option(2, "passes over the examples")
-    batch_size: PositiveInt = option(64, "examples per optimizer step, over all devices and micro-batches")
+    batch_size: PositiveInt = option(
+        64, "examples per optimizer step, over all devices and micro-batches", alias="global_batch_size"
+    )
     optimizer: Literal["adamw", "adam", "adafactor"] = option(
         "adamw", "adamw | adam | adafactor; with adam, weight_decay is an L2 penalty on the loss, adamw decouples it"
     )
     schedule: Literal["cosine", "linear", "constant"] = option("cosine", "cosine | linear (both to 0) | constant")
-    warmup: float = option(0.1, "part of all steps over which the learning rate rises linearly", ge=0.0, le=1.0)
+    warmup: float = option(
+        0.1, "part of all steps over which the learning rate rises linearly", ge=0.0, le=1.0, alias="warmup_fraction"
+    )
     weight_decay: float = option(0.0, "decoupled from the gradient with adamw", ge=0)
-    clip: float | None = option(1.0, "largest gradient norm; null does not clip", gt=0)
+    clip: float | None = option(1.0, "largest gradient norm; null does not clip", gt=0, alias="max_grad_norm")
     validation: float = option(
-        0.0, "part of the examples held out to stop early and to choose the best epoch", ge=0.0, lt=1.0
+        0.0,
+        "part of the examples held out to stop early and to choose the best epoch",
+        ge=0.0,
+        lt=1.0,
+        alias="validation_fraction",
     )
 
 
@@ -145,19 +170,23 @@ class FitOptions(Optimization):
 
     lr: float = option(1e-5, "learning rate; overruled by weak.lr and strong.lr", gt=0)
     epochs: PositiveInt = option(1, "passes over the rows; overruled by weak.epochs and strong.epochs")
-    batch_size: PositiveInt = option(32, "rows per optimizer step, over all devices and micro-batches")
-    warmup: float = option(0.0, "part of all steps over which the learning rate rises linearly", ge=0.0, le=1.0)
-    clip: float | None = option(None, "largest gradient norm; null does not clip", gt=0)
+    batch_size: PositiveInt = option(
+        32, "rows per optimizer step, over all devices and micro-batches", alias="global_batch_size"
+    )
+    warmup: float = option(
+        0.0, "part of all steps over which the learning rate rises linearly", ge=0.0, le=1.0, alias="warmup_fraction"
+    )
+    clip: float | None = option(None, "largest gradient norm; null does not clip", gt=0, alias="max_grad_norm")
     patience: PositiveInt | None = option(None, "epochs without improvement before stopping; null always runs them all")
 
     def rules(self) -> list[str]:
         if self.patience is not None and self.validation == 0.0:
-            return ["patience: stopping early needs held-out rows; set validation above 0"]
+            return ["patience: stopping early needs held-out rows; set validation_fraction above 0"]
         return []
 
 
 class TrainingConfig(Options):
-    """How models are trained: what holds for all, then by mode (weak.train, strong.train)."""
+    """How models are trained: what holds for all, then by mode (weak.tune, strong.tune)."""
 
     full: FitOptions = option(FitOptions(), "every weight")
     lora: FitOptions = option(FitOptions(lr=2e-4, epochs=2, warmup=0.03, clip=1.0), "low-rank adapters")
@@ -213,7 +242,7 @@ class NoiseConfig(Options):
 class Sizes(Options):
     """Examples per split; null takes all there are."""
 
-    ground_truth: PositiveInt | None = option(None, "trains the weak model")
+    ground_truth: PositiveInt | None = option(None, "trains the weak model", alias="weak_train")
     transfer: PositiveInt | None = option(None, "is labelled by the weak model, and trains the student")
     test: PositiveInt | None = option(None, "measures")
 
@@ -225,18 +254,23 @@ class ZeroShotConfig(Options):
     answers: list[str] = option(..., "pairs: the worse, the better; classes: one for each", min_length=2)
 
 
+# what it is called in code and in keys; typed weak_train
+Split = Annotated[
+    Literal["ground_truth", "transfer", "test"],
+    BeforeValidator(lambda name: "ground_truth" if name == "weak_train" else name),
+]
+
+
 class Difficulty(Options):
     """Easy to hard: some splits get the easy rows, the others the hard ones."""
 
     column: str = option(..., "the column with each row's difficulty, a number")
     most: float = option(..., "rows of at most this are easy", allow_inf_nan=False)
-    easy: list[Literal["ground_truth", "transfer", "test"]] = option(
-        ..., "splits that get the easy rows, as [ground_truth, transfer]", min_length=1
-    )
+    easy: list[Split] = option(..., "splits that get the easy rows, as [weak_train, transfer]", min_length=1)
 
     def rules(self) -> list[str]:
         if len(set(self.easy)) != len(self.easy) or len(self.easy) == 3:
-            return ["easy: splits with easy rows, each once, and one must be left for the hard ones; as [ground_truth]"]
+            return ["easy: splits with easy rows, each once, and one must be left for the hard ones; as [weak_train]"]
         return []
 
 
@@ -258,7 +292,7 @@ FIELDS = (
 
 class DatasetConfig(Options):
     model_config = ConfigDict(
-        extra="allow"
+        extra="allow", populate_by_name=False
     )  # added to that of Strict: a loader may have options of its own; `check` binds them to it
 
     name: str = option(..., "names the rows in reports")
@@ -269,7 +303,7 @@ class DatasetConfig(Options):
     )
     path: str | None = option(
         ...,
-        "a hub id, a folder or a file (.jsonl .jsonl.gz .json .csv .parquet); a folder with ground_truth, transfer and "
+        "a hub id, a folder or a file (.jsonl .jsonl.gz .json .csv .parquet); a folder with weak_train, transfer and "
         "test files gives the three splits as they are; null reads an installed package",
     )
     subset: str | None = option(None, "one of the hub's configurations of the dataset, where it has several")
@@ -283,7 +317,7 @@ class DatasetConfig(Options):
         40000, "longer texts are dropped and counted, whatever the tokenizer; null keeps them all"
     )
     difficulty: Difficulty | None = option(
-        None, "{column: level, most: 3, easy: [ground_truth, transfer]} gives these splits the easy rows; null does not"
+        None, "{column: level, most: 3, easy: [weak_train, transfer]} gives these splits the easy rows; null does not"
     )
     zero_shot: ZeroShotConfig | None = option(
         None, "what the untrained strong model is asked after each text, for its zero-shot score; null asks nothing"
@@ -317,7 +351,9 @@ class TrainerConfig(Options):
         10, "between checkpoints inside a stage; a killed run continues from the last one", ge=0
     )
     eval_tokens: PositiveInt | None = option(
-        None, "padded tokens per forward when nothing is trained; null: 2048 on a CPU, 65536 on a GPU"
+        None,
+        "padded tokens per forward when nothing is trained; null: 2048 on a CPU, 65536 on a GPU",
+        alias="tokens_per_eval_batch",
     )
     progress_bar: bool = option(True, "shown on a terminal only")
     deterministic: bool = option(False, "true asks torch for deterministic kernels (slower on a GPU)")
@@ -364,7 +400,7 @@ class TrainConfig(Options):
     weak: ModelConfig = option(..., "the model that labels, or is aligned")
     strong: ModelConfig = option(..., "the model that learns")
     dataset: DatasetConfig = option(..., "the rows, and how they are split")
-    training: TrainingConfig = option(TrainingConfig(), "how models are trained on labels")
+    training: TrainingConfig = option(TrainingConfig(), "how models are trained on labels", alias="optim")
     trainer: TrainerConfig = option(..., "devices, precision and progress")
     logger: LoggerConfig = option(..., "where the curves of training go")
     seed: int = option(

@@ -12,17 +12,30 @@ from typing import Any
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     "learning_rate": ("lr",),
     "rate": ("lr",),
-    "bs": ("batch_size",),
-    "batch": ("batch_size",),
-    "train_batch_size": ("batch_size",),
-    "per_device_train_batch_size": ("batch_size", "micro_batch"),
-    "per_gpu_train_batch_size": ("batch_size", "micro_batch"),
-    "per_device_eval_batch_size": ("trainer.eval_tokens",),
-    "eval_batch_size": ("trainer.eval_tokens",),
-    "micro_batch_size": ("micro_batch",),
-    "gradient_accumulation_steps": ("micro_batch",),
-    "accumulate_grad_batches": ("micro_batch",),
-    "grad_accum": ("micro_batch",),
+    "batch_size": ("global_batch_size",),
+    "micro_batch": ("micro_batch_size",),
+    "train": ("tune",),
+    "untuned": ("before_alignment",),
+    "clip": ("max_grad_norm",),
+    "warmup": ("warmup_fraction",),
+    "validation": ("validation_fraction",),
+    "layer": ("feature_layer",),
+    "layers": ("keep_layers",),
+    "candidates": ("feature_layer_candidates",),
+    "quantise": ("round_weights",),
+    "eval_tokens": ("trainer.tokens_per_eval_batch",),
+    "supervised": ("sft_weight",),
+    "ground_truth": ("dataset.sizes.weak_train",),
+    "bs": ("global_batch_size",),
+    "batch": ("global_batch_size",),
+    "train_batch_size": ("global_batch_size",),
+    "per_device_train_batch_size": ("global_batch_size", "micro_batch_size"),
+    "per_gpu_train_batch_size": ("global_batch_size", "micro_batch_size"),
+    "per_device_eval_batch_size": ("trainer.tokens_per_eval_batch",),
+    "eval_batch_size": ("trainer.tokens_per_eval_batch",),
+    "gradient_accumulation_steps": ("micro_batch_size",),
+    "accumulate_grad_batches": ("micro_batch_size",),
+    "grad_accum": ("micro_batch_size",),
     "num_train_epochs": ("epochs",),
     "num_epochs": ("epochs",),
     "n_epochs": ("epochs",),
@@ -71,7 +84,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "strong_model_size": ("strong=",),
     "strong_model_name": ("strong=",),
     "student": ("strong=",),
-    "ref_model": ("untuned",),
+    "ref_model": ("before_alignment",),
     "reward_model": ("method.judge.model",),
     "model_revision": ("revision",),
     "attn_implementation": ("attention",),
@@ -81,16 +94,15 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "lr_scheduler": ("schedule",),
     "scheduler": ("schedule",),
     "lr_schedule": ("schedule",),
-    "warmup_ratio": ("warmup",),
-    "warmup_steps": ("warmup",),
-    "max_grad_norm": ("clip",),
-    "gradient_clip_val": ("clip",),
-    "grad_clip": ("clip",),
+    "warmup_ratio": ("warmup_fraction",),
+    "warmup_steps": ("warmup_fraction",),
+    "gradient_clip_val": ("max_grad_norm",),
+    "grad_clip": ("max_grad_norm",),
     "wd": ("weight_decay",),
     "early_stopping": ("patience",),
     "early_stopping_patience": ("patience",),
-    "val_frac": ("validation",),
-    "val_split": ("validation",),
+    "val_frac": ("validation_fraction",),
+    "val_split": ("validation_fraction",),
     "label_smoothing_factor": ("label_smoothing",),
     "output_dir": ("out",),
     "outdir": ("out",),
@@ -117,11 +129,11 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "data_path": ("dataset.path",),
     "data_dir": ("dataset.path",),
     "train_file": ("dataset.path",),
-    "n_docs": ("dataset.sizes.ground_truth", "dataset.sizes.transfer"),
+    "n_docs": ("dataset.sizes.weak_train", "dataset.sizes.transfer"),
     "n_test_docs": ("dataset.sizes.test",),
-    "max_train_samples": ("dataset.sizes.ground_truth", "dataset.sizes.transfer"),
+    "max_train_samples": ("dataset.sizes.weak_train", "dataset.sizes.transfer"),
     "max_eval_samples": ("dataset.sizes.test",),
-    "train_size": ("dataset.sizes.ground_truth", "dataset.sizes.transfer"),
+    "train_size": ("dataset.sizes.weak_train", "dataset.sizes.transfer"),
     "test_size": ("dataset.sizes.test",),
     "noise_rate": ("dataset.noise.rate",),
     "data_seed": ("dataset.split_seed",),
@@ -143,15 +155,15 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "lora_dropout": ("lora.dropout",),
     "target_modules": ("lora.targets",),
     "lora_target_modules": ("lora.targets",),
-    "use_peft": ("train=lora",),
-    "peft": ("train=lora",),
-    "use_lora": ("train=lora",),
-    "lora": ("train=lora",),
-    "linear_probe": ("train=head",),
-    "load_in_4bit": ("quantise",),
-    "load_in_8bit": ("quantise",),
-    "quantize": ("quantise",),
-    "bits": ("quantise",),
+    "use_peft": ("tune=lora",),
+    "peft": ("tune=lora",),
+    "use_lora": ("tune=lora",),
+    "lora": ("tune=lora",),
+    "linear_probe": ("tune=head",),
+    "load_in_4bit": ("round_weights",),
+    "load_in_8bit": ("round_weights",),
+    "quantize": ("round_weights",),
+    "bits": ("round_weights",),
     "resume": ("out",),
     "resume_from_checkpoint": ("out",),
     "config": ("experiment=",),
@@ -221,10 +233,10 @@ def nearest(key: str, tree: Mapping[str, Any]) -> list[str]:
         return own
     if same := [k for k in inside if k.endswith(f".{last}")]:
         return _ordered(same)
-    if near := _spelled(key.split("."), tree):
-        return [near]
     if alias:
         return alias
+    if near := _spelled(key.split("."), tree):
+        return [near]
     if same := [k for k in known if k == last or k.endswith(f".{last}")]:
         return _ordered(same)
     if isinstance(node, Mapping) and (alike := similar(last, (k.rpartition(".")[2] for k in inside))):
@@ -236,7 +248,7 @@ def nearest(key: str, tree: Mapping[str, Any]) -> list[str]:
 def _own(name: str, inside: Sequence[str], known: Sequence[str]) -> list[str]:
     """What a word of `ELSEWHERE` stands for in this configuration; a group's choice, as ``logger=``, is itself."""
     stem, equals, _ = name.partition("=")
-    if not equals or stem == "train":
+    if not equals or stem == "tune":
         for there in (inside, known):
             found = _ordered(k for k in there if k == stem or k.endswith(f".{stem}"))
             if found:
@@ -261,7 +273,7 @@ def _spelled(parts: Sequence[str], tree: Any) -> str | None:
 
 def _ordered(keys: Iterable[str]) -> list[str]:
     """A method's own first: its stages read nothing else."""
-    order = ("method", "refine", "decoder", "strong", "weak", "training")
+    order = ("method", "refine", "decoder", "strong", "weak", "optim")
     first = {name: place for place, name in enumerate(order)}
     return sorted(dict.fromkeys(keys), key=lambda key: first.get(key.partition(".")[0], len(first)))
 

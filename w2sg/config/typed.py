@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from w2sg.config import renamed
 from w2sg.config.suggest import similar
 from w2sg.errors import ConfigError
 
@@ -39,7 +40,7 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  
 # Keys whose value is text whatever it looks like: names, paths and questions.
 TOP_TEXTS = {"out", "root", "runs", "export", "harness", "annotations", "of", "to", "include", "key", "system"}
 TEXTS = re.compile(
-    r"(weak|strong)\.(name|untuned|revision|chat_template)|dataset\.(path|subset|revision|difficulty\.column)"
+    r"(weak|strong)\.(name|before_alignment|revision|chat_template)|dataset\.(path|subset|revision|difficulty\.column)"
     r"|dataset\.zero_shot\.question|logger\.(project|entity|group)|method\.(\w*instruction|answers|evaluation\.tax)"
     r"|refine\.\w*instruction|(method\.)?judge\.(model|tuned|untuned|question)|method\.alignment\.judge\.model"
     r"|(decoder|method\.decoder)\.(guide\.model|server\.(url|model|tokenizer))"
@@ -129,12 +130,13 @@ def typed(arguments: Sequence[str], sweeps: bool = True) -> Typed:
             problems.append(f"{word}: {_no_flag(word)}")
     if problems:
         raise ConfigError(problems)
+    found.overrides = [renamed.override(override) for override in of_judges(found.overrides)]
     found.multirun = sweeps and (
         found.has("--multirun", "-m")
         or any(o.lstrip("+").replace(" ", "").lower() == "hydra.mode=multirun" for o in found.overrides)
         or any(_sweeps(o, found.folder) for o in found.overrides)
     )
-    found.overrides = [quoted(override, found.multirun) for override in of_judges(found.overrides)]
+    found.overrides = [quoted(override, found.multirun) for override in found.overrides]
     return found
 
 

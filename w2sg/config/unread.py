@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from w2sg.config.schema import ModelConfig, TrainConfig
 
-ON_LABELS = ("finetune", "chain", "ensemble", "filtered", "two_stage")  # methods whose every fit reads training.<train>
+ON_LABELS = ("finetune", "chain", "ensemble", "filtered", "two_stage")  # methods whose every fit reads optim.<tune>
 
 
 def unread(config: TrainConfig, typed: Sequence[str]) -> list[str]:
     """One line per setting that was typed in vain, each with the setting that decides.
 
     Args:
-        typed: overrides, as ``training.full.lr=1e-4``.
+        typed: overrides, as ``optim.full.lr=1e-4``.
     """
     roles = {role: getattr(config, role) for role in ("weak", "strong")}
     method = config.method["_target_"].rpartition(".")[2]
@@ -22,7 +22,7 @@ def unread(config: TrainConfig, typed: Sequence[str]) -> list[str]:
         key = override.lstrip("+~").partition("=")[0]
         section, _, rest = key.partition(".")
         line = None
-        if section == "training":
+        if section == "optim":
             line = _of_training(key, rest.partition(".")[0], method, roles)
         elif section in roles:
             line = _of_model(key, rest, roles[section], section)
@@ -36,7 +36,7 @@ def _of_training(key: str, mode: str, method: str, roles: dict[str, ModelConfig]
         return None
     if method in ON_LABELS:
         if all(model.train != mode for model in roles.values()):
-            how = ", ".join(f"{role}.train={model.train}" for role, model in roles.items())
+            how = ", ".join(f"{role}.tune={model.train}" for role, model in roles.items())
             return f"{key}: not read, since no model is trained so ({how})"
         if key.endswith((".lr", ".epochs")):
             name = key.rpartition(".")[2]
@@ -50,11 +50,11 @@ def _of_training(key: str, mode: str, method: str, roles: dict[str, ModelConfig]
 
 def _of_model(key: str, rest: str, model: ModelConfig, role: str) -> str | None:
     if rest.startswith("lora.") and model.train != "lora":
-        return f"{key}: not read, since {role}.train={model.train}"
+        return f"{key}: not read, since {role}.tune={model.train}"
     if rest.startswith("bow.") and model.arch != "bow":
         return f"{key}: not read, since {role} is no bag of words"
     if rest == "experts" and model.head != "mixture":
         return f"{key}: not read, since {role}.head={model.head}"
-    if rest == "candidates" and model.layer != "auto":
-        return f"{key}: not read, since {role}.layer is not auto"
+    if rest == "feature_layer_candidates" and model.layer != "auto":
+        return f"{key}: not read, since {role}.feature_layer is not auto"
     return None

@@ -107,7 +107,7 @@ def local_pools(
 ) -> dict[str, Rows]:
     """Pools of a local file or folder.
 
-    A folder with ground_truth, transfer and test files gives the splits as they are; one with sub-folders named as the
+    A folder with weak_train, transfer and test files gives the splits as they are; one with sub-folders named as the
     subsets, with the files of ``splits`` (pool -> split on the hub; also below it, as in a downloaded repository), or
     with train and test files, gives a train and a test pool; other files are pooled.
     """
@@ -118,7 +118,7 @@ def local_pools(
         raise UserError(f"dataset.path: {special if path.exists() else f'there is no file or folder {path}'}")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _saved(path, read)
-    files = _files(path)
+    files = _split_names(_files(path))
     if files.keys() >= SPLITS.keys():
         pools = {name: _rows(read, files[name]) for name in SPLITS}
         _left(path, read)
@@ -154,6 +154,13 @@ def local_pools(
     return pools if len(files) > len(tests) else {"all": pools["test"]}
 
 
+def _split_names(parts: dict[str, Any]) -> dict[str, Any]:
+    """What is named weak_train, or ground_truth as in earlier versions, under the split's name in code."""
+    if "ground_truth" in parts:
+        return dict(parts)
+    return {("ground_truth" if name == "weak_train" else name): part for name, part in parts.items()}
+
+
 def _listed(files: list[Path], folder: Path) -> str:
     """The first four of some files."""
     return ", ".join(str(file.relative_to(folder)) for file in files[:4]) + ", ..." * (len(files) > 4)
@@ -173,7 +180,7 @@ def _saved(path: Path, read: Reader) -> dict[str, Rows]:
 
     try:
         loaded = datasets.load_from_disk(str(path))
-        parts = loaded if isinstance(loaded, dict) else {"all": loaded}
+        parts = _split_names(loaded) if isinstance(loaded, dict) else {"all": loaded}
     except Exception as error:  # datasets raises its own, Arrow's and plain errors for damaged folders
         raise UserError(
             f"dataset.path: the folder {path} was written by save_to_disk and cannot be read ({first_line(error)}); "

@@ -20,6 +20,11 @@ SPLITS = ("ground_truth", "transfer", "test")
 CHANCE = 20  # rows of which all may be of one class by chance
 
 
+def typed_name(split: str) -> str:
+    """What a split is called in options and files: ground_truth, as keys call it, is typed weak_train."""
+    return "weak_train" if split == "ground_truth" else split
+
+
 @dataclass(frozen=True)
 class Tables:
     """The three splits, and what was dropped on the way (``report``)."""
@@ -83,7 +88,8 @@ def load_tables(options: dict[str, Any], seed: int) -> Tables:
     reading = {k: v for k, v in options.items() if k not in {"name", "sizes", "split_seed", "zero_shot", "noise"}}
     pools, kind, classes, notes = read_rows(json.dumps(reading, sort_keys=True))
     report = dict(notes)
-    split_seed, sizes = options["split_seed"], options["sizes"]
+    split_seed = options["split_seed"]
+    sizes = {("ground_truth" if name == "weak_train" else name): size for name, size in options["sizes"].items()}
     levels = Levels.of(options.get("difficulty"))
     if set(pools) == set(SPLITS):
         chosen = {name: _hashed(levels.of_split(name, pools[name]), sizes[name], split_seed) for name in SPLITS}
@@ -117,7 +123,8 @@ def _several_classes(tables: dict[str, Table], report: dict[str, Any]) -> None:
         said = f"all {len(table)} rows of {name} are of class {present.pop()}, so that accuracies on them say nothing"
         if len(table) >= CHANCE:
             raise UserError(
-                f"dataset.sizes.{name}: {said}; give rows of at least two classes for it ({report['source']})"
+                f"dataset.sizes.{typed_name(name)}: {said}; give rows of at least two classes for it "
+                f"({report['source']})"
             )
         report["notes"] = [*report["notes"], said]
 
@@ -134,11 +141,13 @@ def _hashed(rows: list[Example], size: int | None, split_seed: int) -> list[Exam
 def _enough(name: str, count: int, wanted: int | None, why: str = "") -> None:
     if wanted is not None and count < wanted:
         raise UserError(
-            f"dataset.sizes.{name}: {wanted} rows were asked for, {count} are there{why}; lower it, or the sizes of "
-            "the other splits (null takes all there are)"
+            f"dataset.sizes.{typed_name(name)}: {wanted} rows were asked for, {count} are there{why}; lower it, or the "
+            "sizes of the other splits (null takes all there are)"
         )
     if count == 0:
-        raise UserError(f"dataset.sizes.{name}: no row is left for it{why}; lower the sizes of the other splits")
+        raise UserError(
+            f"dataset.sizes.{typed_name(name)}: no row is left for it{why}; lower the sizes of the other splits"
+        )
 
 
 def _split(

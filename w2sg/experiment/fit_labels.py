@@ -72,8 +72,8 @@ def fit(
 
 
 def ceiling(run: Context, split: str) -> Trained:
-    """The strong model trained on the ground truth of a split, ``transfer`` or ``ground_truth``."""
-    table = {"transfer": run.data.transfer, "ground_truth": run.data.ground_truth}[split]
+    """The strong model trained on the ground truth of a split, ``transfer`` or ``weak_train``."""
+    table = {"transfer": run.data.transfer, "weak_train": run.data.ground_truth}[split]
     return fit(run, "ceiling", run.strong, table, run.gold(table))
 
 
@@ -203,7 +203,7 @@ def targets_of(run: Context, labels: Labels, loss: partial | None) -> tuple[Tens
         if clamped.any():
             low = training.hard_label_clamp
             log.info(
-                "%d hard labels are clamped to [%g, %g] (training.hard_label_clamp)",
+                "%d hard labels are clamped to [%g, %g] (optim.hard_label_clamp)",
                 int(clamped.sum()),
                 low,
                 1 - low,

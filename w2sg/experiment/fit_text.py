@@ -181,6 +181,6 @@ def one_vocabulary(tuned: Source, untuned: Source) -> None:
     """
     if tuned.chat.vocabulary != untuned.chat.vocabulary:
         raise UserError(
-            f"weak.untuned: {untuned.spec.name} has another vocabulary than {tuned.spec.name}, so it is not that model "
-            "before its alignment; name the one that it was tuned from"
+            f"weak.before_alignment: {untuned.spec.name} has another vocabulary than {tuned.spec.name}, so it is not "
+            "that model before its alignment; name the one that it was tuned from"
         )

@@ -38,14 +38,18 @@ class RewardJudge(JudgeOptions):
         "weak model's alignment has not seen | a hub id or folder of a reward model | null measures no reward",
     )
     layer: PositiveInt | Literal["auto"] | None = option(
-        None, "layer whose states a trained judge reads: null the last, auto by cross-validation"
+        None, "layer whose states a trained judge reads: null the last, auto by cross-validation", alias="feature_layer"
     )
-    candidates: list[PositiveInt] | None = option(None, "layers among which layer=auto chooses")
+    candidates: list[PositiveInt] | None = option(
+        None, "layers among which feature_layer=auto chooses", alias="feature_layer_candidates"
+    )
     max_length: PositiveInt = option(2048, "tokens of prompt and reply; longer texts lose their start")
 
     def rules(self) -> list[str]:
         if self.layer == "auto" and not self.candidates:
-            return ["candidates: layer=auto chooses among these; name at least one layer, as [8,12]"]
+            return [
+                "feature_layer_candidates: feature_layer=auto chooses among these; name at least one layer, as [8,12]"
+            ]
         return []
 
     @property

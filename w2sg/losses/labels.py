@@ -40,7 +40,7 @@ def clamp_hard(weak_logits: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
             [ 3.0000e+00,  0.0000e+00]]), tensor([ True, False]))
     """
     if not 0 < gamma < 0.5:
-        raise UserError(f"training.hard_label_clamp: must lie between 0 and 0.5 (got {gamma})")
+        raise UserError(f"optim.hard_label_clamp: must lie between 0 and 0.5 (got {gamma})")
     weak_logits = full_precision(weak_logits)
     hard = weak_logits.isinf().any(-1)
     least, most = math.log(gamma / (weak_logits.shape[-1] - 1)), math.log1p(-gamma)
@@ -62,7 +62,7 @@ def smooth(weak_logits: Tensor, epsilon: float) -> Tensor:
             [0.5000, 0.5000]])
     """
     if not 0 <= epsilon < 1:
-        raise UserError(f"training.label_smoothing: must be at least 0 and below 1 (got {epsilon})")
+        raise UserError(f"optim.label_smoothing: must be at least 0 and below 1 (got {epsilon})")
     if epsilon == 0:
         return weak_logits
     log_w = log_softmax(full_precision(weak_logits))

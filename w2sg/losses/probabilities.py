@@ -43,6 +43,6 @@ def expected_cost(p: Tensor, log_q: Tensor) -> Tensor:
 def refuse_hard(log_w: Tensor) -> None:
     if log_w.isinf().any():
         raise UserError(
-            "training.hard_label_clamp: this loss is infinite on hard labels (0 or 1); set it, for instance to 0.001, "
-            "or soften them with training.label_smoothing"
+            "optim.hard_label_clamp: this loss is infinite on hard labels (0 or 1); set it, for instance to 0.001, "
+            "or soften them with optim.label_smoothing"
         )

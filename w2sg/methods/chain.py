@@ -19,12 +19,14 @@ def problems(config: TrainConfig) -> list[str]:
     links = config.method["links"]
     found = checks.label_problems(config) + variants.problems(config.strong, links, "method.links")
     if not links:
-        found.append("method.links: a chain needs a model between weak and strong, as [{layers: 6}] or [{name: gpt2}]")
+        found.append(
+            "method.links: a chain needs a model between weak and strong, as [{name: gpt2}] or [{keep_layers: 6}]"
+        )
     return found
 
 
 def chain(
-    run: Run, links: Sequence[dict[str, Any]] = (), ceiling_split: Literal["transfer", "ground_truth"] = "transfer"
+    run: Run, links: Sequence[dict[str, Any]] = (), ceiling_split: Literal["transfer", "weak_train"] = "transfer"
 ) -> Report:
     """Train each model of a chain on the labels of the one before it, the strong model last.
 
@@ -32,9 +34,9 @@ def chain(
 
     Args:
         links: the models between weak and strong, each by what it changes of the strong model: [{name: gpt2}, {name:
-            gpt2-medium}], [{revision: step1000}], [{layers: 6}, {layers: 12}] of a model that is trained whole,
-            [{layer: 8}] of a head on states.
-        ceiling_split: split whose ground truth trains the ceiling: transfer or ground_truth, as in method=finetune.
+            gpt2-medium}], [{revision: step1000}], [{keep_layers: 6}, {keep_layers: 12}] of a model that is trained
+            whole, [{feature_layer: 8}] of a head on states.
+        ceiling_split: split whose ground truth trains the ceiling: transfer or weak_train, as in method=finetune.
     """
     data = run.data
     sources = [variants.variant(run.config.strong, link, f"method.links[{k}]") for k, link in enumerate(links)]

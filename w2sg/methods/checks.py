@@ -20,10 +20,10 @@ def label_problems(config: TrainConfig) -> list[str]:
     for role in ("weak", "strong"):
         model = getattr(config, role)
         if model.untuned is not None:
-            problems.append(f"{role}.untuned: not read by method={name}; set it to null")
+            problems.append(f"{role}.before_alignment: not read by method={name}; set it to null")
         options = fit_options(config, model)
-        problems += _part_of_batch(config, role, options.batch_size, f"training.{model.train}.batch_size")
-        key = f"training.{model.train}.lr" if model.lr is None else f"{role}.lr"
+        problems += _part_of_batch(config, role, options.batch_size, f"optim.{model.train}.global_batch_size")
+        key = f"optim.{model.train}.lr" if model.lr is None else f"{role}.lr"
         problems += lost_steps(model, role, {key: options.lr})
     return problems
 
@@ -47,7 +47,7 @@ def text_problems(
         model = getattr(config, role)
         for stage in names:
             options = config.method[stage]
-            problems += _part_of_batch(config, role, options["batch_size"], f"method.{stage}.batch_size")
+            problems += _part_of_batch(config, role, options["global_batch_size"], f"method.{stage}.global_batch_size")
             if config.trainer.strategy == "fsdp" and options["optimizer"] == "adafactor":
                 problems.append(
                     f"method.{stage}.optimizer: torch's adafactor cannot train weights cut over devices; use adamw"
@@ -64,7 +64,7 @@ def writer_problems(config: TrainConfig, role: str) -> list[str]:
     if model.arch != "hf":
         return [f"{role}.arch: a bag of words cannot write; choose a language model"]
     if model.train == "head":
-        return [f"{role}.train: a language model is trained whole or by adapters; use {role}.train=lora, or full"]
+        return [f"{role}.tune: a language model is trained whole or by adapters; use {role}.tune=lora, or full"]
     return []
 
 
@@ -95,4 +95,6 @@ def _part_of_batch(config: TrainConfig, role: str, whole: int, key: str) -> list
     part = getattr(config, role).micro_batch
     if part is None or part <= whole:
         return []
-    return [f"{role}.micro_batch: {part} is more than the batch of {whole} it is a part of; lower it, or raise {key}"]
+    return [
+        f"{role}.micro_batch_size: {part} is more than the batch of {whole} it is a part of; lower it, or raise {key}"
+    ]

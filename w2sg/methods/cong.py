@@ -63,7 +63,7 @@ class ConG(Options):
     )
     sft: SFT = option(
         SFT(),
-        "(c) ConG-S: supervised fine-tuning of the strong model on the contrastive samples (3B models: batch_size 128)",
+        "(c) ConG-S: supervised fine-tuning of the strong model on the contrastive samples (3B models: batches of 128)",
     )
     # With one's own samples as rejected, beta is how far to go: 1 imitates the contrastive samples, less goes further.
     dpo: DPO = option(
@@ -193,7 +193,7 @@ def problems(config: TrainConfig) -> list[str]:
     if weak.untuned is not None:
         lines += judge.guides(config, weak.name)
     if strong.untuned is not None:
-        lines.append("strong.untuned: only the weak model has an alignment to undo; set weak.untuned")
+        lines.append("strong.before_alignment: only the weak model has an alignment to undo; set weak.before_alignment")
     if config.loss["_target_"] != "w2sg.losses.cross_entropy":
         lines.append("loss: not read by method=cong; its losses are method.alignment.loss and method.dpo.loss")
     if config.dataset.noise.kind != "none":

@@ -153,7 +153,7 @@ def problems(config: TrainConfig) -> list[str]:
         if getattr(config, role).arch != "hf":
             broken.append(f"{role}.arch: a bag of words cannot write; choose a language model")
         elif getattr(config, role).train == "head":
-            broken.append(f"{role}.train: a head cannot write; use {role}.train=lora (or full)")
+            broken.append(f"{role}.tune: a head cannot write; use {role}.tune=lora (or full)")
     broken += decoder.problems(config)
     broken += _unread(config)
     if decoder.needs_pair and config.weak.untuned is None:
@@ -180,7 +180,9 @@ def _unread(config: TrainConfig) -> list[str]:
                 where = f"set method.alignment.{key}" if role == "weak" else "the strong model stays as it is"
                 broken.append(f"{role}.{key}: not read where a decoder is measured; {where}")
     if config.strong.untuned is not None:
-        broken.append("strong.untuned: only the weak model has an alignment to undo; set weak.untuned")
+        broken.append(
+            "strong.before_alignment: only the weak model has an alignment to undo; set weak.before_alignment"
+        )
     if config.dataset.noise.kind != "none":
         broken.append("dataset.noise.kind: nothing is trained on labels that a weak model gave; use none")
     return broken

@@ -46,7 +46,7 @@ def ensemble(
     resample: Literal["none", "bootstrap", "subset"] = "bootstrap",
     part: Annotated[float, Field(gt=0, le=1)] = 1.0,
     variants: Sequence[dict[str, Any]] = (),
-    ceiling_split: Literal["transfer", "ground_truth"] = "transfer",
+    ceiling_split: Literal["transfer", "weak_train"] = "transfer",
 ) -> Report:
     """Train weak models on ground truth, combine their labels, train the strong model on those.
 
@@ -62,7 +62,7 @@ def ensemble(
         part: share of the rows that resample=subset draws.
         variants: what members change of the weak model, in turn: [{name: gpt2}, {name: facebook/opt-125m}]; [] changes
             nothing.
-        ceiling_split: split whose ground truth trains the ceiling: transfer or ground_truth, as in method=finetune.
+        ceiling_split: split whose ground truth trains the ceiling: transfer or weak_train, as in method=finetune.
     """
     data = run.data
     weak = run.fit("weak", run.weak, data.ground_truth, run.gold(data.ground_truth))

@@ -37,7 +37,7 @@ def filtered(
     balanced: bool = True,
     recycle: Literal["none", "student"] = "none",
     recycled: Annotated[float, Field(gt=0, le=1)] = 1.0,
-    ceiling_split: Literal["transfer", "ground_truth"] = "transfer",
+    ceiling_split: Literal["transfer", "weak_train"] = "transfer",
 ) -> Report:
     """Train the strong model on the weak labels with the highest score, and perhaps again on all rows.
 
@@ -53,7 +53,7 @@ def filtered(
         recycle: none drops the other rows | student relabels them by the student of the kept ones, and they are learned
             too.
         recycled: recycle=student: share of the dropped rows to learn, those on which the student is most confident.
-        ceiling_split: split whose ground truth trains the ceiling: transfer or ground_truth, as in method=finetune.
+        ceiling_split: split whose ground truth trains the ceiling: transfer or weak_train, as in method=finetune.
     """
     data, transfer = run.data, run.data.transfer
     weak = run.fit("weak", run.weak, data.ground_truth, run.gold(data.ground_truth))

@@ -17,14 +17,14 @@ def problems(config: TrainConfig) -> list[str]:
     return checks.label_problems(config)
 
 
-def finetune(run: Run, ceiling_split: Literal["transfer", "ground_truth"] = "transfer") -> Report:
+def finetune(run: Run, ceiling_split: Literal["transfer", "weak_train"] = "transfer") -> Report:
     """Train the weak model on ground truth, label with it, train the strong model on these labels.
 
     Burns et al. 2023 (arXiv 2312.09390); with reverse losses, arXiv 2502.11107.
 
     Args:
         ceiling_split: split whose ground truth trains the ceiling: transfer (as in openai's first script and
-            EleutherAI/w2s: the student's own rows) or ground_truth (as in openai's sweep and the deception code). PGR
+            EleutherAI/w2s: the student's own rows) or weak_train (as in openai's sweep and the deception code). PGR
             depends on it; the report says which.
     """
     data = run.data

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from w2sg.config import renamed
 from w2sg.config.schema import OWN_CHAT, ModelConfig
 from w2sg.errors import UserError
 from w2sg.models.source import Source, find
@@ -143,6 +144,7 @@ def _plain(system: str) -> str:
 def _report(run: Path) -> dict[str, Any]:
     try:
         content = read_json(run / "report.json")
+        content["config"] = renamed.tree(content["config"], quiet=True)
         content["config"]["store"], content["stages"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{run / 'report.json'} is no report of a run ({error!r})") from error

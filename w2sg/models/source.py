@@ -201,11 +201,11 @@ def find(spec: ModelConfig, role: str, weights: bool = True) -> Source:
         source.notes.append(f"{role}: the weights of {name} are drawn at random (random_init=true), not pretrained")
     for line in source.notes:
         _say(line)
-    wishes = {"layers": spec.layers, "layer": spec.layer if isinstance(spec.layer, int) else None}
+    wishes = {"keep_layers": spec.layers, "feature_layer": spec.layer if isinstance(spec.layer, int) else None}
     if spec.layer == "auto":
-        wishes["candidates"] = max(spec.candidates)
+        wishes["feature_layer_candidates"] = max(spec.candidates)
     for key, layer in wishes.items():
-        limit = source.full_depth if key == "layers" else source.depth
+        limit = source.full_depth if key == "keep_layers" else source.depth
         if layer is not None and layer > limit:
             raise UserError(f"{role}.{key}: {spec.name} has {limit} layers, {layer} were asked for")
     if spec.quantise is not None:  # another model to whoever asks what it is

@@ -26,7 +26,7 @@ def lost_steps(spec: ModelConfig, role: str, rates: Mapping[str, float]) -> list
 
     >>> from types import SimpleNamespace
     >>> spec = SimpleNamespace(arch="hf", train="full", dtype="bfloat16")
-    >>> [line.partition(":")[0] for line in lost_steps(spec, "strong", {"strong.lr": 1e-5, "training.full.lr": 1e-4})]
+    >>> [line.partition(":")[0] for line in lost_steps(spec, "strong", {"strong.lr": 1e-5, "optim.full.lr": 1e-4})]
     ['strong.dtype']
     """
     if spec.arch != "hf" or spec.train != "full" or spec.dtype != "bfloat16":
@@ -37,5 +37,5 @@ def lost_steps(spec: ModelConfig, role: str, rates: Mapping[str, float]) -> list
     named = ", ".join(f"{key}={rate:g}" for key, rate in small.items())
     return [
         f"{role}.dtype: steps of {named} are lost in weights of bfloat16, which round by up to {LEAST:.2g} at "
-        f"{USUAL_WEIGHT:g}; use {role}.dtype=float32 with trainer.precision=bf16-mixed, or {role}.train=lora"
+        f"{USUAL_WEIGHT:g}; use {role}.dtype=float32 with trainer.precision=bf16-mixed, or {role}.tune=lora"
     ]

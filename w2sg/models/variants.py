@@ -1,4 +1,4 @@
-"""Further models of a method, each said as what it changes of ``weak`` or ``strong``: ``{layers: 6}``.
+"""Further models of a method, each said as what it changes of ``weak`` or ``strong``: ``{keep_layers: 6}``.
 
 A checkpoint (``revision``), a depth (``layers``), rounded weights (``quantise``) or another model altogether.
 """

@@ -170,7 +170,7 @@ class FitModule(L.LightningModule):
         """What to do about a loss that is not finite."""
         return (
             "Lower the learning rate (strong.lr=, weak.lr=, or method.<stage>.lr.<mode>=), clip gradients "
-            "(training.<mode>.clip=1.0) or train in float32."
+            "(optim.<mode>.max_grad_norm=1.0) or train in float32."
         )
 
     def _record(self, batch: Batch, loss: Tensor, norm: Tensor, rate: float, watched: Watched) -> None:
@@ -300,7 +300,7 @@ class SoftLabelModule(FitModule):
             return super().remedy()
         return (
             "This loss is infinite on hard labels (0 or 1), whatever the learning rate: mark it "
-            "@w2sg.losses.needs_soft_labels, and set training.hard_label_clamp=0.001 or training.label_smoothing=0.01."
+            "@w2sg.losses.needs_soft_labels, and set optim.hard_label_clamp=0.001 or optim.label_smoothing=0.01."
         )
 
     def _loss_over_all_devices(self, logits: Tensor, targets: Tensor, weight: Tensor, progress: float) -> Tensor:

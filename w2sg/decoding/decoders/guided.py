@@ -37,7 +37,9 @@ class Guide(Options):
         "that reward model: weak (a head on the weak model's frozen states, trained on the ground-truth split), or a "
         "hub id or folder; it must not be the judge",
     )
-    layer: PositiveInt | None = option(None, "layer whose states the trained reward model reads; null is the last")
+    layer: PositiveInt | None = option(
+        None, "layer whose states the trained reward model reads; null is the last", alias="feature_layer"
+    )
 
     def rules(self) -> list[str]:
         if not self.implicit and not self.reward:
@@ -49,7 +51,7 @@ class Guide(Options):
                 "beta: it and normalise are of the implicit value alone, which has no weight; leave them as they are"
             ]
         if self.layer is not None and self.model != "weak":
-            return ["layer: read only where model=weak is trained; set it to null"]
+            return ["feature_layer: read only where model=weak is trained; set it to null"]
         if self.normalise != "length_alpha" and self.length_alpha != 1.0:
             return ["length_alpha: read only by normalise=length_alpha; set it to 1.0"]
         return []

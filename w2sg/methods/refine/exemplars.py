@@ -205,6 +205,6 @@ def enough(found: Contexts, count: int) -> None:
     least = min((len(rows) for each in found for rows in each), default=0)
     if least < count:
         raise UserError(
-            f"refine.batch_size: a context of {count} exemplars was asked for, and the answered questions suffice for "
-            f"{least}; lower refine.batch_size or refine.contexts, or answer more prompts"
+            f"refine.context_size: a context of {count} exemplars was asked for, and the answered questions suffice "
+            f"for {least}; lower refine.context_size or refine.contexts, or answer more prompts"
         )

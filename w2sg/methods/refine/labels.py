@@ -212,7 +212,7 @@ class Relabeller:
         if lost or cut:
             log.warning(
                 "%s: %d exemplars were left out and %d contexts lost the start of what is asked, for want of room in "
-                "strong.max_length=%d; raise it, or lower refine.batch_size or method.labels.exemplar_tokens",
+                "strong.max_length=%d; raise it, or lower refine.context_size or method.labels.exemplar_tokens",
                 name,
                 lost,
                 cut,

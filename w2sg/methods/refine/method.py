@@ -168,7 +168,7 @@ def problems(config: TrainConfig) -> list[str]:
         lines.append("dataset.noise.kind: answers have no labels to flip; use none, or method.target=labels")
     for role in stages:
         if getattr(config, role).untuned is not None:
-            lines.append(f"{role}.untuned: not read by method=refine; set it to null")
+            lines.append(f"{role}.before_alignment: not read by method=refine; set it to null")
     trained = {"strong": ["sft"], "weak": ["sft"] if method["train_weak"] else []}
     return lines + checks.lost_stage_steps(config, trained)
 

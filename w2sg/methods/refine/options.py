@@ -109,7 +109,10 @@ class InContext(Rewriting):
     """A context of exemplars."""
 
     batch_size: int = option(
-        5, "questions of a batch, as in the paper; each is answered after the n = batch_size - 1 others", ge=2
+        5,
+        "exemplars + 1: questions of a batch, as in the paper; each is answered after the n = context_size - 1 others",
+        ge=2,
+        alias="context_size",
     )
     exemplars: Rule = option(
         "batch_loo",
@@ -142,7 +145,7 @@ class InContext(Rewriting):
         chosen = self.fixed or []
         if len(set(chosen)) < len(chosen) or len(chosen) > self.batch_size:
             found.append(
-                f"fixed: {len(chosen)} ids for contexts of {self.count}; name each once, and no more than batch_size"
+                f"fixed: {len(chosen)} ids for contexts of {self.count}; name each once, and no more than context_size"
             )
         if self.exemplars == "fixed" and self.contexts > 1:
             found.append("contexts: fixed exemplars make one context; use contexts=1, or another choice of exemplars")

@@ -74,9 +74,9 @@ class LabelTraining(Section):
 
     def warnings(self, report: Report) -> list[str]:
         """Epochs that were selected on gold labels."""
-        if report["config"]["training"]["select_on"] != "gold":
+        if report["config"]["optim"]["select_on"] != "gold":
             return []
-        return ["the student was selected on GOLD labels (training.select_on=gold): its accuracy is optimistic"]
+        return ["the student was selected on GOLD labels (optim.select_on=gold): its accuracy is optimistic"]
 
 
 class FitTraining(Section):
