@@ -244,6 +244,8 @@ def _frontier(rows: list[dict[str, Any]]) -> Markup | str:
             points(axes[1], [row["surprise"]["value"]], [row["reward"]], **style)
     axes[0].set_xlabel("tokens read by the strong and a small model, per token", fontsize=8)
     axes[0].set_xscale("log")
+    axes[0].xaxis.set_major_formatter("{x:g}")  # by default it is TeX, which names of models may look like
+    axes[0].xaxis.set_minor_formatter("{x:g}")
     axes[0].set_ylabel("judge's reward", fontsize=8)
     axes[0].legend(frameon=False, fontsize=6)
     if far:

@@ -58,10 +58,14 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]
     return figure, axes
 
 
-def points(axis: Any, x: Sequence[float], found: Sequence[dict[str, Any]], across: bool = False, **style: Any) -> None:
+def points(
+    axis: Any, x: Sequence[float], estimates: Sequence[dict[str, Any]], across: bool = False, **style: Any
+) -> None:
     """Estimates with their intervals, over x or (``across``) beside it; what has no value is left out."""
-    values = np.array([np.nan if f["value"] is None else f["value"] for f in found])
-    ends = [[v if f[end] is None else f[end] for v, f in zip(values, found, strict=True)] for end in ("low", "high")]
+    values = np.array([np.nan if f["value"] is None else f["value"] for f in estimates])
+    ends = [
+        [v if f[end] is None else f[end] for v, f in zip(values, estimates, strict=True)] for end in ("low", "high")
+    ]
     errors = np.abs(np.array(ends) - values)
     x, y, errors = (values, x, {"xerr": errors}) if across else (x, values, {"yerr": errors})
     axis.errorbar(x, y, **errors, **{"lw": 1.3, "ms": 4.5, "elinewidth": 1, "capsize": 2, **style})
@@ -75,12 +79,12 @@ def reach(value: float, low: float, high: float) -> list[list[float]]:
     return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
-def band(axis: Any, found: dict[str, Any], colour: str) -> None:
+def band(axis: Any, estimate: dict[str, Any], colour: str) -> None:
     """An estimate that holds for all x, with its interval."""
-    if found["value"] is not None:
-        axis.axhline(found["value"], color=colour, ls="--", lw=1)
-    if found["low"] is not None:
-        axis.axhspan(found["low"], found["high"], color=colour, alpha=0.12, lw=0)
+    if estimate["value"] is not None:
+        axis.axhline(estimate["value"], color=colour, ls="--", lw=1)
+    if estimate["low"] is not None:
+        axis.axhspan(estimate["low"], estimate["high"], color=colour, alpha=0.12, lw=0)
 
 
 def training_figures(curves: dict[str, list[dict[str, float]]]) -> Iterable[Markup]:

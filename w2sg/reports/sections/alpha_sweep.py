@@ -183,9 +183,9 @@ def reward_figure(sweep: Mapping[str, Any]) -> Markup:
     kinds, plain = _kinds(sweep), sweep["names"][0]
     figure, axes = new_figure(3.7 * (1 + len(kinds)), 3.1, 1 + len(kinds))
     for kind in kinds:
-        found = sweep[kind]["scaled"]
-        _over_alpha(axes[0], sweep, found, INK[kind], KINDS[kind])
-        band(axes[0], found[plain], INK[kind])
+        scaled = sweep[kind]["scaled"]
+        _over_alpha(axes[0], sweep, scaled, INK[kind], KINDS[kind])
+        band(axes[0], scaled[plain], INK[kind])
     axes[0].set_title("scaled per prompt", fontsize=9)
     for axis, kind in zip(axes[1:], kinds, strict=True):
         _over_alpha(axis, sweep, {n: over["gap"] for n, over in sweep[kind]["over_plain"].items()}, INK[kind])
@@ -242,14 +242,14 @@ def matrix_figure(sweep: Mapping[str, Any]) -> Markup:
 
 
 def _over_alpha(
-    axis: Any, sweep: Mapping[str, Any], found: dict[str, dict[str, Any]], colour: str, label: str | None = None
+    axis: Any, sweep: Mapping[str, Any], estimates: dict[str, dict[str, Any]], colour: str, label: str | None = None
 ) -> None:
     """Estimates over alpha with intervals; a setting of another temperature (gamma) stands beside the line."""
     alphas = dict(zip(sweep["names"], sweep["alphas"], strict=True))
     for style, size, tilted in (("-o", 4, False), ("D", 6, True)):
         names = [n for n in _order(sweep) if alphas[n] is not None and ("gamma" in n) == tilted]
         if names:
-            x, y = [alphas[n] for n in names], [found[n] for n in names]
+            x, y = [alphas[n] for n in names], [estimates[n] for n in names]
             points(axis, x, y, fmt=style, ms=size, color=colour, label=None if tilted else label)
 
 

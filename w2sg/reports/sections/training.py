@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from markupsafe import Markup
-
 from w2sg.config.check import fit_options
 from w2sg.losses.preferences import displacement
-from w2sg.reports.figures import new_figure, svg, training_figures
+from w2sg.reports.figures import training_figures
 from w2sg.reports.section import Report, Section
 from w2sg.reports.words import left_out_warning, number
 from w2sg.store.files import read_json
@@ -69,8 +66,9 @@ class LabelTraining(Section):
         return section
 
     def show(self, report: Report) -> dict[str, Any]:
-        """The curves."""
-        return {"figure": loss_figure(self.curves)}
+        """The curves; experts of a mixture are left out."""
+        curves = {name: points for name, points in self.curves.items() if "expert" not in name}
+        return {"figures": list(training_figures(curves))}
 
     def warnings(self, report: Report) -> list[str]:
         """Epochs that were selected on gold labels."""
@@ -146,20 +144,3 @@ def last_numbers(stages: Any) -> dict[str, dict[str, Any]]:
             ends = {"first": points[0], "last": points[-1]} if points else {"first": {}, "last": {}}
             fits[record.name] = facts | ends
     return fits
-
-
-def loss_figure(curves: Curves) -> Markup | str:
-    """Training loss (and held-out loss) of every fit over its steps."""
-    curves = {name: points for name, points in curves.items() if points and "expert" not in name}
-    if not curves:
-        return ""
-    figure, axes = new_figure(3.0 * len(curves), 2.2, len(curves))
-    for axis, (name, points) in zip(np.atleast_1d(axes), curves.items(), strict=True):
-        for key, style in (("loss", {"color": "#2563eb"}), ("held_out_loss", {"color": "#dc2626", "marker": "."})):
-            xy = [(p["step"], p[key]) for p in points if key in p]
-            if xy:
-                axis.plot(*zip(*xy, strict=True), lw=1, label=key.replace("_", "-", 1).replace("_", " "), **style)
-        axis.set_title(name, fontsize=9)
-        axis.set_xlabel("optimizer step", fontsize=8)
-        axis.legend(frameon=False, fontsize=7)
-    return svg(figure, "loss over optimizer steps")
