@@ -79,8 +79,8 @@ class Asked:
     history: str | None = None
 
     @staticmethod
-    def of(sample: Sample, there: set[str], where: str, names: tuple[str, ...] = PROMPTS) -> Asked:
-        column = _first(names, there)
+    def of(sample: Sample, common: set[str], where: str, names: tuple[str, ...] = PROMPTS) -> Asked:
+        column = _first(names, common)
         if column is None:
             return Asked(None)
         kind = majority(row.get(column) for row in sample)

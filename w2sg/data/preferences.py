@@ -21,11 +21,11 @@ SCORES = (
 EQUAL, LOWER = "pairs with equal scores", "pairs whose chosen reply has the lower score"
 
 
-def pairs_of(sample: Sample, there: set[str], where: str, names: tuple[str, str] = ("chosen", "rejected")) -> Form:
+def pairs_of(sample: Sample, common: set[str], where: str, names: tuple[str, str] = ("chosen", "rejected")) -> Form:
     """{chosen, rejected}, with a prompt or with dialogues that hold it."""
     kind = majority(row.get(name) for row in sample for name in names)
     refuse_python(kind, names[0], where)
-    asked = Asked.of(sample, there, where)
+    asked = Asked.of(sample, common, where)
     if kind == "text" and asked.column is None:
         refuse_loose((row.get(names[0]) for row in sample), names[0], where)
     if kind in ("messages", "json") and asked.column is None:
@@ -167,7 +167,7 @@ def _scored(form: Form, sample: Sample) -> None:
     form.watch(compare)
 
 
-def openai(sample: Sample, there: set[str], where: str) -> Form:
+def openai(sample: Sample, common: set[str], where: str) -> Form:
     """{input: {messages}, preferred_output, non_preferred_output}."""
     asked, names = Asked("input", "messages"), ("preferred_output", "non_preferred_output")
     form = Form("preference pairs of messages (preferred_output, non_preferred_output)", None, {"input", *names})
@@ -189,7 +189,7 @@ def openai(sample: Sample, there: set[str], where: str) -> Form:
 def chosen_by(names: tuple[str, str], by: str, better: Callable[[Any], int | None]) -> Callable[..., Form]:
     """Two replies and a column that says which is the better one: 0 or 1; None for a tie."""
 
-    def make(sample: Sample, there: set[str], where: str) -> Form:
+    def make(sample: Sample, common: set[str], where: str) -> Form:
         values = [better(row.get(by)) for row in sample]
         if all(value is None for value in values):
             raise UserError(
@@ -197,8 +197,8 @@ def chosen_by(names: tuple[str, str], by: str, better: Callable[[Any], int | Non
                 f"{', '.join(map(repr, dict.fromkeys(row.get(by) for row in sample[:50])))[:80]}); mend it, or name "
                 "columns by dataset.columns"
             )
-        prompts = PROMPTS if "context" not in there else ("prompt", "context", *PROMPTS)
-        asked = Asked.of(sample, there, where, prompts)
+        prompts = PROMPTS if "context" not in common else ("prompt", "context", *PROMPTS)
+        asked = Asked.of(sample, common, where, prompts)
         kind = majority(row.get(name) for row in sample for name in names)
         refuse_python(kind, names[0], where)
         form = Form(
@@ -257,8 +257,8 @@ CHOSEN = tuple(
 def ranked(column: str, texts: tuple[str, ...], scores: dict[str, int]) -> Callable[..., Form]:
     """A list of replies with scores: the best against the worst (1: the highest is the best, -1: the lowest)."""
 
-    def make(sample: Sample, there: set[str], where: str) -> Form:
-        asked = Asked.of(sample, there, where)
+    def make(sample: Sample, common: set[str], where: str) -> Form:
+        asked = Asked.of(sample, common, where)
         cells = [reply for row in sample if isinstance(row.get(column), list) for reply in row[column]]
         if not cells or not all(isinstance(reply, dict) for reply in cells):
             raise UserError(f"dataset.path: {where}: {column} is no list of replies with scores. Expected {EXPECTS}")
@@ -287,9 +287,9 @@ def ranked(column: str, texts: tuple[str, ...], scores: dict[str, int]) -> Calla
 GROUPED = "pairs of the best and the worst reply to each prompt by helpfulness"
 
 
-def helpful(sample: Sample, there: set[str], where: str) -> Form:
+def helpful(sample: Sample, common: set[str], where: str) -> Form:
     """One reply a row with scores (HelpSteer)."""
-    asked = Asked.of(sample, there, where)
+    asked = Asked.of(sample, common, where)
     reads = {"response", "helpfulness", "chosen", "rejected"} | asked.columns
     return Form(GROUPED, lambda row: asked.pair(row, text_of(row, "chosen"), text_of(row, "rejected")), reads)
 

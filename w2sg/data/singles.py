@@ -14,7 +14,7 @@ from w2sg.data.turns import kind_of, majority, messages_of, refuse_python
 from w2sg.errors import UserError
 
 
-def classes(sample: Sample, there: set[str], where: str) -> Form:
+def classes(sample: Sample, common: set[str], where: str) -> Form:
     """{text, label}: label a class number from 0."""
     check_labels(sample, "label", where)
     return Form("texts with classes", parse_labelled, {"text", "label"})
@@ -58,10 +58,10 @@ def parse_labelled(row: Row) -> Example:
     return labelled(text_of(row, "text"), class_of(row["label"]))
 
 
-def unpaired(sample: Sample, there: set[str], where: str) -> Form:
+def unpaired(sample: Sample, common: set[str], where: str) -> Form:
     """{prompt, completion, label}: whether a reply is a good one."""
     check_labels(sample, "label", where)
-    asked = Asked.of(sample, there, where)
+    asked = Asked.of(sample, common, where)
 
     def example(row: Row) -> Example:
         prompt, label = asked.dialogue(row), class_of(row["label"])
@@ -82,9 +82,9 @@ def completion(value: Any, name: str) -> str:
     return turns[0].content
 
 
-def completions(sample: Sample, there: set[str], where: str) -> Form:
+def completions(sample: Sample, common: set[str], where: str) -> Form:
     """{prompt, completion}: the completion is the right answer."""
-    asked = Asked.of(sample, there, where)
+    asked = Asked.of(sample, common, where)
     if asked.column is None:
         raise UserError(
             f"dataset.path: {where}: completions without a prompt that they answer; add a column prompt, or name it by "
@@ -100,7 +100,7 @@ def completions(sample: Sample, there: set[str], where: str) -> Form:
 def dialogues(column: str) -> Callable[..., Form]:
     """{messages}: the assistant's last message is the right answer to what stands before it."""
 
-    def make(sample: Sample, there: set[str], where: str) -> Form:
+    def make(sample: Sample, common: set[str], where: str) -> Form:
         refuse_python(majority(row.get(column) for row in sample), column, where)
         system = system_of(sample)
         form = Form("dialogues, the last reply as the right answer", None, {column} | ({system} if system else set()))

@@ -66,7 +66,7 @@ def biased(size: float) -> np.ndarray:
 @known(source=f"Somerstep et al. 2024, arXiv 2405.16236, Theorem 4.3; the rate: {OWN}")
 def refinement(bench: Bench) -> Findings:
     """Labels refined in context lose the weak model's bias exponentially in the examples of a context."""
-    found, draw = Findings(), np.random.default_rng(8)
+    facts, draw = Findings(), np.random.default_rng(8)
     lines, model = [], InContext()
     for colour, bias in enumerate((0.0, 1.0)):
         points, bound = [], rate(bias)
@@ -77,25 +77,25 @@ def refinement(bench: Bench) -> Findings:
             ceiling = min(1.0, (K - 1) * bound**n)
             words = f"off-target mass, bias {bias}, n = {n}"
             if n >= 16:
-                found.mean(f"{words}, bound", ceiling, off, relation="<=")
+                facts.mean(f"{words}, bound", ceiling, off, relation="<=")
             if bias == 1.0 and n in SIMULATED:
                 value, error = SIMULATED[n]
                 error = 4 * np.hypot(standard_error(off), error)
-                found.add(words, value, off.mean(), error, "4 s.e. of both simulations; no closed form")
+                facts.add(words, value, off.mean(), error, "4 s.e. of both simulations; no closed form")
         sizes, masses, errors = map(np.array, zip(*points[2:], strict=True))
         slope = np.polyfit(sizes, np.log(masses), 1, w=masses / errors)[0]
-        found.add(f"slope of log mass, bias {bias}", np.log(bound), slope, 0.015, "tight: no slower, no faster")
+        facts.add(f"slope of log mass, bias {bias}", np.log(bound), slope, 0.015, "tight: no slower, no faster")
         x = np.arange(1, 41)
         lines += [
             Line(f"(K − 1) ρⁿ, bias {bias:g}", x, np.minimum(1, (K - 1) * bound**x), "theory", colour=colour),
             Line.runs(points, f"in context, bias {bias:g}", colour),
         ]
-    found.draw("Refinement rate", "examples in a context", "mass off the target", lines, logy=True)
-    _fine_tuned(bench, found, draw)
-    return found
+    facts.draw("Refinement rate", "examples in a context", "mass off the target", lines, logy=True)
+    _fine_tuned(bench, facts, draw)
+    return facts
 
 
-def _fine_tuned(bench: Bench, found: Findings, draw: np.random.Generator) -> None:
+def _fine_tuned(bench: Bench, facts: Findings, draw: np.random.Generator) -> None:
     """Refine batches of prompts by the others' weak answers (leave one out), then fit least squares on the labels."""
     n, replicates = 990, 24
     published = {5: (0.41965, 0.00841), 33: (0.00173, 0.00042)}
@@ -106,7 +106,7 @@ def _fine_tuned(bench: Bench, found: Findings, draw: np.random.Generator) -> Non
     naive = least_squares(bench, "naive", x, prompts[..., -1].T)
     risk = (naive - truth).square().sum(1).numpy()
     expected = 1.0 + D / (n - D - 1)  # bias plus variance of least squares
-    found.mean("naive excess risk, 990 prompts", expected, risk)
+    facts.mean("naive excess risk, 990 prompts", expected, risk)
     for size, (value, error) in published.items():
         grouped = prompts.reshape(-1, size, D + 1)
         others = torch.tensor([[j for j in range(size) if j != i] for i in range(size)])
@@ -116,13 +116,13 @@ def _fine_tuned(bench: Bench, found: Findings, draw: np.random.Generator) -> Non
         risk = (student - truth).square().sum(1).numpy()
         tolerance = 4 * np.hypot(error, standard_error(risk))
         words = f"refined excess risk, batches of {size}"
-        found.add(words, value, risk.mean(), tolerance, "4 s.e. of both simulations; no closed form")
+        facts.add(words, value, risk.mean(), tolerance, "4 s.e. of both simulations; no closed form")
 
 
 @known(source=f"arXiv 2405.16236, Proposition 3.2; our statement of it, {OWN}")
 def naive_floor(bench: Bench) -> Findings:
     """Naive fine-tuning on biased labels has an error floor, however strong its anchor to the source."""
-    found = Findings()
+    facts = Findings()
     lines = []
     anchors = (0.25, 1 / 0.875, 4.0)
     for colour, bias in enumerate((0.25, 1.0)):
@@ -142,11 +142,11 @@ def naive_floor(bench: Bench) -> Findings:
             risk = float((learnt - truth).square().sum())
             words = f"bias {bias}, anchor {anchor:.3g}"
             expected = share**2 * ep + (1 - share) ** 2 * eq
-            found.add(f"excess risk, {words}", expected, risk, 1e-5, "fp32")
-            found.add(f"at least the floor, {words}", floor, risk, 1e-5, "fp32", ">=")
+            facts.add(f"excess risk, {words}", expected, risk, 1e-5, "fp32")
+            facts.add(f"at least the floor, {words}", floor, risk, 1e-5, "fp32", ">=")
             points.append((anchor, risk))
         best = min(risk for _, risk in points)
-        found.add(f"best anchor, bias {bias}", floor, best, 1e-5, "fp32")
+        facts.add(f"best anchor, bias {bias}", floor, best, 1e-5, "fp32")
         grid = np.geomspace(0.05, 20, 80)
         share = grid / (1 + grid)
         lines += [
@@ -154,8 +154,8 @@ def naive_floor(bench: Bench) -> Findings:
             Line("", grid, np.full_like(grid, floor), "theory", colour=8),
             Line.runs(points, colour=colour),
         ]
-    found.draw("The floor of naive fine-tuning (grey)", "anchor to the source", "excess risk", lines, logx=True)
-    return found
+    facts.draw("The floor of naive fine-tuning (grey)", "anchor to the source", "excess risk", lines, logx=True)
+    return facts
 
 
 def wrong_mass(c: float, n: int) -> float:
@@ -172,7 +172,7 @@ def wrong_mass(c: float, n: int) -> float:
 @known(source=OWN)
 def refinement_fails(bench: Bench) -> Findings:
     """If the bias leans towards another concept by more than one half, refinement is worse than naive training."""
-    found, draw = Findings(), np.random.default_rng(88)
+    facts, draw = Findings(), np.random.default_rng(88)
     n, points = 64, []
     rows = torch.eye(D)[:, None] * D**0.5
     concepts, truth = torch.eye(D)[:K], torch.eye(D)[0]
@@ -182,7 +182,7 @@ def refinement_fails(bench: Bench) -> Findings:
         posterior = bench.read(f"posterior-{c}", InContext(), contexts(draw, 2000, n, weak)).exp().numpy()
         wrong = posterior[:, 1] / posterior[:, :2].sum(1)
         expected = wrong_mass(c, n)
-        found.mean(f"mass on the wrong concept, c = {c}", expected, wrong)
+        facts.mean(f"mass on the wrong concept, c = {c}", expected, wrong)
         risks = {}
         taught = {
             "naive": torch.tensor(weak, dtype=torch.float32),
@@ -192,15 +192,15 @@ def refinement_fails(bench: Bench) -> Findings:
             given = (linear(D, 1), rows, rows[:, 0] @ weights[:, None])
             learnt = bench.learn(f"{name}-{c}", *given, steps=2, on=torch.eye(D)[:, None])[:, 0]
             risks[name] = float((learnt - truth).square().sum())
-        found.add(f"naive excess risk, c = {c}", 2 * c * c, risks["naive"], 1e-5, "fp32")
+        facts.add(f"naive excess risk, c = {c}", 2 * c * c, risks["naive"], 1e-5, "fp32")
         # the other six concepts keep a little mass, which moves the excess by at most that
         others = 1 - posterior[:, :2].sum(1).mean()
         tolerance = 4 * expected * 4 * standard_error(wrong) + 4 * others + 1e-5
         words = f"refined excess risk, c = {c}"
-        found.add(words, 2 * expected**2, risks["refined"], tolerance, "4 s.e., other concepts")
+        facts.add(words, 2 * expected**2, risks["refined"], tolerance, "4 s.e., other concepts")
         if c != 0.5:
             relation, words = "<=" if c < 0.5 else ">=", f"refined - naive excess, c = {c}"
-            found.add(words, 0.0, risks["refined"] - risks["naive"], 0.0, "refinement turns at 1/2", relation)
+            facts.add(words, 0.0, risks["refined"] - risks["naive"], 0.0, "refinement turns at 1/2", relation)
         points.append((c, risks["naive"], risks["refined"], 4 * expected * standard_error(wrong)))
     grid = np.linspace(0, 1, 61)
     lines = [
@@ -209,14 +209,14 @@ def refinement_fails(bench: Bench) -> Findings:
         Line(f"refined, n = {n}", grid, [2 * wrong_mass(c, n) ** 2 for c in grid], "theory", colour=1),
         Line.runs([(c, *refined) for c, _, *refined in points], colour=1),
     ]
-    found.draw("Where refinement fails", "share c of the bias towards another concept", "excess risk", lines)
-    return found
+    facts.draw("Where refinement fails", "share c of the bias towards another concept", "excess risk", lines)
+    return facts
 
 
 @known(source=OWN)
 def product_of_contexts(bench: Bench) -> Findings:
     """The product of m contexts is one context m times as long; their average is no better than one."""
-    found, draw = Findings(), np.random.default_rng(17)
+    facts, draw = Findings(), np.random.default_rng(17)
     count, n, most = 3000, 4, 8
     rows = contexts(draw, count, n * most, biased(1.0))
     each = bench.read("contexts", InContext(), rows.unflatten(1, (most, n)).flatten(0, 1)).reshape(count, most, K)
@@ -227,7 +227,7 @@ def product_of_contexts(bench: Bench) -> Findings:
         product = torch.softmax(torch.as_tensor(pooled(asked.numpy())), -1)
         one = bench.read(f"one-{m}", InContext(), rows[:, : n * m]).exp()
         worst = float((product - one).abs().max())
-        found.add(f"largest |product - one context|, m = {m}", 0.0, worst, 2e-5, "fp32 logarithms")
+        facts.add(f"largest |product - one context|, m = {m}", 0.0, worst, 2e-5, "fp32 logarithms")
         off["product"] = 1 - product[:, 0].numpy()
         off["average"] = 1 - combine(each[:, :m].unbind(1), "mean").exp()[:, 0].numpy()
         drawn = each[:, :m].exp().numpy().cumsum(-1) > draw.random((count, m, 1))
@@ -238,15 +238,15 @@ def product_of_contexts(bench: Bench) -> Findings:
             curves[name].append((m, values.mean(), standard_error(values)))
     (_, single, error), *_, (_, average, deviation) = curves["average"]
     error = 4 * np.hypot(deviation, error)
-    found.add("off-target mass, average of 8", single, average, error, "averaging buys nothing")
+    facts.add("off-target mass, average of 8", single, average, error, "averaging buys nothing")
     # numbers of an independent simulation
     for name, expected in (("vote", 0.28115), ("product", 0.025827)):
         _, value, deviation = curves[name][-1]
         words, why = f"off-target mass, {name} of 8", "4 s.e. and its tolerance, 0.01"
-        found.add(words, expected, value, 4 * deviation + 0.01, why)
+        facts.add(words, expected, value, 4 * deviation + 0.01, why)
     labels = {"average": "average", "vote": "vote of samples", "product": "product"}
     lines = [Line.runs(curves[k], words, i) for i, (k, words) in enumerate(labels.items())]
     sizes, single, _ = zip(*curves["single"], strict=True)
     lines.append(Line("one context of 4 m", sizes, single, "theory", colour=2))
-    found.draw("Pooling contexts of 4", "contexts m", "mass off the target", lines, logy=True)
-    return found
+    facts.draw("Pooling contexts of 4", "contexts m", "mass off the target", lines, logy=True)
+    return facts

@@ -29,14 +29,14 @@ def student_accuracy(rho: float, theta: float, n: float = np.inf) -> float:
 def halfspaces(bench: Bench) -> Findings:
     """PGR of classification is 1 − atan(ρ tan θ)/θ, if the student can express the share ρ² of its teacher's error."""
     # theta = pi (1 - weak accuracy) is the angle of teacher and truth
-    found, draw = Findings(), np.random.default_rng(7)
+    facts, draw = Findings(), np.random.default_rng(7)
     n_transfer, n_test = 12000, 16000
     x = draw.normal(size=(100 + n_transfer + n_test, D))
     rows = ({"text": f"point {i}", "label": int(p[0] < 0)} for i, p in enumerate(x))
     file = write_rows(bench.folder / "halfspaces.jsonl", rows)
     data = bench.tables(file, {"ground_truth": 100, "transfer": n_transfer, "test": n_test})
     shared = set(data.transfer.texts) & set(data.test.texts)
-    found.add("rows that transfer and test share", 0, len(shared), 0, "splits are disjoint")
+    facts.add("rows that transfer and test share", 0, len(shared), 0, "splits are disjoint")
 
     transfer, test = (numbered(table, x) for table in (data.transfer, data.test))
 
@@ -51,7 +51,7 @@ def halfspaces(bench: Bench) -> Findings:
     bootstrap = statistics.Bootstrap(n_test, resamples=400)
     hits = {"ceiling": metrics.correct(ceiling, gold).numpy()}
     bound = student_accuracy(0.0, 0.0, n_transfer)
-    found.add("ceiling accuracy", bound, metrics.measure(ceiling, gold)["accuracy"], 0.003, "at least that", ">=")
+    facts.add("ceiling accuracy", bound, metrics.measure(ceiling, gold)["accuracy"], 0.003, "at least that", ">=")
     measured = []
     for rho in SHARES:
         weights = torch.zeros(D)
@@ -65,21 +65,21 @@ def halfspaces(bench: Bench) -> Findings:
         accuracy = student_accuracy(rho, theta, n_transfer)
         error = _error(accuracy, rho, theta, n_transfer, n_test)
         got = metrics.measure(student, gold)["accuracy"]
-        found.add(f"student accuracy, rho {rho}", accuracy, got, 4 * error, "4 s.e.: test rows and transfer rows")
+        facts.add(f"student accuracy, rho {rho}", accuracy, got, 4 * error, "4 s.e.: test rows and transfer rows")
         # the ceiling is fitted to n rows too, so its distance from 1 is part of the gap
         expected = (accuracy - WEAK) / (1 - WEAK)
         limit = 1 - atan(rho * tan(theta)) / theta
         slack = abs(expected - limit) + (1 - bound)
         both = sqrt(error**2 + WEAK * (1 - WEAK) / n_test)
         why = "4 s.e. and what n rows cost student and ceiling"
-        found.add(f"PGR, rho {rho}", limit, pgr["value"], 4 * both / (1 - WEAK) + slack, why)
+        facts.add(f"PGR, rho {rho}", limit, pgr["value"], 4 * both / (1 - WEAK) + slack, why)
         measured.append((rho, pgr["value"], (pgr["high"] - pgr["low"]) / 4))
     grid = np.linspace(0, 1, 60)
     theory = [1 - atan(rho * tan(theta)) / theta for rho in grid]
     lines = [Line("1 − atan(ρ tan θ)/θ", grid, theory, "theory"), Line.runs(measured, "runs")]
     axes = ("ρ (ρ²: share of the error the student can express)", "PGR")
-    found.draw(f"Halfspaces, weak accuracy {WEAK}", *axes, lines)
-    return found
+    facts.draw(f"Halfspaces, weak accuracy {WEAK}", *axes, lines)
+    return facts
 
 
 def _error(accuracy: float, rho: float, theta: float, n: int, n_test: int) -> float:

@@ -20,7 +20,7 @@ LEVEL = 0.95
 @known(source="Fieller 1954; the noncentral t distribution")
 def pgr_intervals(bench: Bench) -> Findings:
     """Fieller's interval covers the true PGR in 95 % of experiments, and small gaps are reported as not resolved."""
-    found, draw = Findings(), np.random.default_rng(13)
+    facts, draw = Findings(), np.random.default_rng(13)
     seeds, rows, draws = 5, 1000, 1000
     points = []
     for gap in (0.10, 0.04, 0.01):
@@ -36,12 +36,12 @@ def pgr_intervals(bench: Bench) -> Findings:
         error = np.sqrt(expected * (1 - expected) / draws)
         words = f"gap {gap:.2f}, {seeds} seeds"
         why = "4 s.e. of draws; near-normal means"
-        found.add(f"not resolved, {words}", expected, unresolved / draws, 4 * error + 0.005, why)
-        found.add(f"report says so, {words}", unresolved / draws, said / draws, 0.0, "the same draws")
+        facts.add(f"not resolved, {words}", expected, unresolved / draws, 4 * error + 0.005, why)
+        facts.add(f"report says so, {words}", unresolved / draws, said / draws, 0.0, "the same draws")
         error = np.sqrt(LEVEL * (1 - LEVEL) / draws)
         # an unresolved interval is unbounded and covers; with a gap of 10 points every interval is resolved
         relation = "=" if gap == 0.10 else ">="
-        found.add(f"coverage, {words}", LEVEL, covers / draws, 4 * error, "4 s.e. of draws", relation)
+        facts.add(f"coverage, {words}", LEVEL, covers / draws, 4 * error, "4 s.e. of draws", relation)
         points.append((gap, unresolved / draws, np.sqrt(max(expected * (1 - expected), 1e-9) / draws)))
     bootstrap = statistics.Bootstrap(rows, resamples=400)
     gold = torch.zeros(rows, dtype=torch.long)
@@ -53,14 +53,14 @@ def pgr_intervals(bench: Bench) -> Findings:
         pgr = statistics.performance_gap_recovered(*hits, bootstrap)
         covers += not pgr["resolved"] or pgr["low"] <= 0.6 <= pgr["high"]
     why = "4 s.e. of draws, and 0.01: a percentile bootstrap"
-    found.add("coverage, one run, gap 0.10", LEVEL, covers / runs, 4 * np.sqrt(LEVEL * (1 - LEVEL) / runs) + 0.01, why)
+    facts.add("coverage, one run, gap 0.10", LEVEL, covers / runs, 4 * np.sqrt(LEVEL * (1 - LEVEL) / runs) + 0.01, why)
     none = statistics.performance_gap_recovered(
         *(np.array([True] * 70 + [False] * 30),) * 3, statistics.Bootstrap(100, resamples=50)
     )
-    found.add("PGR is claimed, weak = ceiling", 0, none["resolved"], 0, "there is no gap")
+    facts.add("PGR is claimed, weak = ceiling", 0, none["resolved"], 0, "there is no gap")
     gaps = np.linspace(0.005, 0.1, 60)
     power = partial(nct.cdf, t.ppf((1 + LEVEL) / 2, seeds - 1), seeds - 1)
     theory = [power(g / np.sqrt((0.21 + (0.7 + g) * (0.3 - g)) / rows / seeds)) for g in gaps]
     lines = [Line("noncentral t", gaps, theory, "theory"), Line.runs(points, "runs")]
-    found.draw("“Gap not resolved”", "true gap", "share of experiments", lines)
-    return found
+    facts.draw("“Gap not resolved”", "true gap", "share of experiments", lines)
+    return facts

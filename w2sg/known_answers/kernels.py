@@ -48,7 +48,7 @@ class Ridge:
 @known(source="Moniri & Hassani 2025, arXiv 2505.18346")
 def ridge(bench: Bench) -> Findings:
     """A ridge student beats its ridge teacher exactly if the teacher is under-regularised."""
-    found, draw = Findings(), np.random.default_rng(6)
+    facts, draw = Findings(), np.random.default_rng(6)
     gamma, p, replicates = 0.5, 80, 40
     n = int(p / gamma)
     truth = torch.full((p,), p**-0.5)
@@ -72,20 +72,20 @@ def ridge(bench: Bench) -> Findings:
         student = learn(f"student-{penalty}", fresh, torch.einsum("nrp,rp->nr", fresh, teacher), own)
         risks = [(w - truth).square().sum(1).double().numpy() for w in (teacher, student)]
         words, why = f"teacher's penalty {penalty}", f"4 s.e. and 2/p, p = {p}: the theory is a limit"
-        found.mean(f"teacher's risk, {words}", theory.risk, risks[0], why, slack=2 / p * theory.risk)
+        facts.mean(f"teacher's risk, {words}", theory.risk, risks[0], why, slack=2 / p * theory.risk)
         ratio, mean = theory.student(own) / theory.risk, risks[1].mean() / risks[0].mean()
         error = standard_error(risks[1] - mean * risks[0]) / risks[0].mean()
-        found.add(f"student / teacher, {words}, own {own:.3f}", ratio, mean, 4 * error + 2 / p * ratio, why)
+        facts.add(f"student / teacher, {words}, own {own:.3f}", ratio, mean, 4 * error + 2 / p * ratio, why)
         gain = risks[0] - risks[1]
         # above gamma every student loses; below, the best one gains
         relation = ">=" if helps else "<="
-        found.add(f"teacher - student, penalty {penalty}", 0.0, gain.mean(), 0.0, "paired by replicate", relation)
+        facts.add(f"teacher - student, penalty {penalty}", 0.0, gain.mean(), 0.0, "paired by replicate", relation)
         grid = np.geomspace(0.005, 3, 60)
         curve = [theory.student(g) / theory.risk for g in grid]
         lines.append(Line(f"teacher's penalty {penalty}", grid, curve, "theory", colour=k))
         lines.append(Line.runs([(own, mean, error)], colour=k))
-    found.draw("Ridge", "student's penalty", "student's risk / teacher's", lines, logx=True)
-    return found
+    facts.draw("Ridge", "student's penalty", "student's risk / teacher's", lines, logx=True)
+    return facts
 
 
 def contraction_floor(teacher: float) -> float:
@@ -96,7 +96,7 @@ def contraction_floor(teacher: float) -> float:
 @known(source=f"Medvedev et al. 2025, arXiv 2503.02877; the exact floor: {OWN}")
 def random_features(bench: Bench) -> Findings:
     """Early stopping makes a student beat teachers on few random features, but no student contracts below a floor."""
-    found, draw = Findings(), np.random.default_rng(4)
+    facts, draw = Findings(), np.random.default_rng(4)
     published = {4: 0.708, 8: 0.515, 16: 0.320, 32: 0.223}
     rate, replicates = 0.25, 60
     more = {4: (150,), 16: (2, 8, 24, 120)}  # steps of further students
@@ -128,16 +128,16 @@ def random_features(bench: Bench) -> Findings:
             got = bench.learn(name, linear(d, replicates), rows[:, None], labels, **settings).numpy()
             ratio = (scale[:, None] * (got - truth[:, None]) ** 2).sum(0) / risk
             words = f"student / teacher, M = {width}, {count} steps"
-            found.add(words, ratios[:, count].mean(), ratio.mean(), 1e-4, "fp32; the path is exact")
-            found.add(f"nearest to the floor, {words}", 0.0, (ratio - floor).min(), 0.0, "no contraction", ">=")
+            facts.add(words, ratios[:, count].mean(), ratio.mean(), 1e-4, "fp32; the path is exact")
+            facts.add(f"nearest to the floor, {words}", 0.0, (ratio - floor).min(), 0.0, "no contraction", ">=")
             points.append((rate * count, ratio.mean(), standard_error(ratio)))
             late = ratio.mean() if count == 150 else late
         why = "an independent calculation, and its tolerance"
-        found.add(f"best ratio, M = {width}, on the path", published[width], best.mean(), 0.05, why)
+        facts.add(f"best ratio, M = {width}, on the path", published[width], best.mean(), 0.05, why)
         lowest.append(best.mean())
         lines.append(Line(f"M = {width}", rate * steps[1:], ratios[:, 1:].mean(0), "theory", colour=k))
         lines.append(Line.runs(points, colour=k))
-    found.add("without stopping, M = 4, 150 steps", 1.0, late, 1e-3, "the student becomes the teacher")
-    found.add("best ratios fall with M", 0.0, max(np.diff(lowest)), 0.0, "the order alone", "<=")
-    found.draw("Early stopping on random features", "time of training", "student's risk / teacher's", lines)
-    return found
+    facts.add("without stopping, M = 4, 150 steps", 1.0, late, 1e-3, "the student becomes the teacher")
+    facts.add("best ratios fall with M", 0.0, max(np.diff(lowest)), 0.0, "the order alone", "<=")
+    facts.draw("Early stopping on random features", "time of training", "student's risk / teacher's", lines)
+    return facts

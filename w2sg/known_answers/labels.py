@@ -34,7 +34,7 @@ class Constant(Kept):
 @known(source="pseudolabel correction: Lang et al. 2024, arXiv 2405.16043; P(Bin(m, α) > m/2)")
 def clusters(bench: Bench) -> Findings:
     """Independent label noise is corrected by the majority of a cluster; noise on whole clusters is not."""
-    found, count = Findings(), 1500
+    facts, count = Findings(), 1500
     options = {"kind": "flip", "shrink": -1.0, "rates": None}
     lines = []
 
@@ -59,20 +59,20 @@ def clusters(bench: Bench) -> Findings:
             error = float(binom.sf(size // 2, size, rate))
             deviation = np.sqrt(error * (1 - error) / count)
             words = f"flips {rate}, clusters of {size}"
-            found.add(f"student error, {words}", error, 1 - hits[1].mean(), 4 * deviation, "4 s.e.")
+            facts.add(f"student error, {words}", error, 1 - hits[1].mean(), 4 * deviation, "4 s.e.")
             theory = 1 - error / rate
             # the student's and the teacher's errors both move the ratio
             both = np.sqrt(deviation**2 + (error / rate) ** 2 * rate * (1 - rate) / len(gold)) / rate
-            found.add(f"PGR, {words}", theory, pgr, 4 * both, "4 s.e.")
+            facts.add(f"PGR, {words}", theory, pgr, 4 * both, "4 s.e.")
             points.append((size, pgr, both))
         sizes = np.arange(1, 46, 2)
         theory = 1 - binom.sf(sizes // 2, sizes, rate) / rate
         lines += [Line(f"flips {rate}", sizes, theory, "theory", colour=k), Line.runs(points, colour=k)]
     whole, _ = noise.apply_noise(clean, [f"c{c}" for c in cluster.tolist()], gold, options | {"rate": 0.3}, seed=10)
     _, pgr = taught("whole", whole)
-    found.add("PGR, whole clusters flipped", 0.0, pgr, 1e-12, "exact: nothing contradicts the teacher")
-    found.draw("Majority in clusters", "rows of a cluster", "PGR", lines)
-    return found
+    facts.add("PGR, whole clusters flipped", 0.0, pgr, 1e-12, "exact: nothing contradicts the teacher")
+    facts.draw("Majority in clusters", "rows of a cluster", "PGR", lines)
+    return facts
 
 
 class Nearest(nn.Module):
@@ -91,7 +91,7 @@ class Nearest(nn.Module):
 def leakage(bench: Bench) -> Findings:
     """A teacher that trained on rows it labels is detected by its accuracy on them; splits by prompt share no rows."""
     # alarm = share (1 - test accuracy): on the rows that it has seen the teacher is right
-    found, draw = Findings(), np.random.default_rng(16)
+    facts, draw = Findings(), np.random.default_rng(16)
     d, n, n_test = 6, 1200, 2400
     x = draw.normal(size=(2 * n + n_test, d))
     # noisy labels, so that no model is right everywhere except on rows it has seen
@@ -113,7 +113,7 @@ def leakage(bench: Bench) -> Findings:
         splits = {name: getattr(data, name) for name in sizes}
         inputs = {name: numbered(table, x) for name, table in splits.items()}
         seen = audit.overlaps(splits)["ground_truth and transfer"]
-        found.add(f"prompts that the splits share, {words}", both, seen, 0, "counted")
+        facts.add(f"prompts that the splits share, {words}", both, seen, 0, "counted")
         teacher = Nearest(inputs["ground_truth"][:, 0], torch.as_tensor(data.ground_truth.labels))
         name = f"weak-{share}"
         on = {k: bench.read(f"{name}-on-{k}", teacher, inputs[k]) for k in ("transfer", "test")}
@@ -123,10 +123,10 @@ def leakage(bench: Bench) -> Findings:
         accuracy = hits["test"].mean()
         expected = (share or 0.0) * (1 - accuracy)
         deviation = np.sqrt(accuracy * (1 - accuracy) * ((1 - (share or 0.0)) / n + 1 / n_test))
-        found.add(f"alarm, {words}", expected, alarm["value"], 4 * deviation, "4 s.e.")
+        facts.add(f"alarm, {words}", expected, alarm["value"], 4 * deviation, "4 s.e.")
         points.append((share or 0.0, alarm["value"], deviation))
         if share is None or share >= 0.25:
-            found.add(f"alarm raised, {words}", share is not None, alarm["low"] > 0, 0, "its interval lies above 0")
+            facts.add(f"alarm raised, {words}", share is not None, alarm["low"] > 0, 0, "its interval lies above 0")
         if share not in STUDENTS:
             continue
         nll = {}
@@ -136,15 +136,15 @@ def leakage(bench: Bench) -> Findings:
             logits = bench.learn(f"{role}-{share}", *given, **settings)
             nll[role] = metrics.measure(logits, gold["transfer"])["nll"]
         recovered.append((share, nll["student"] - nll["ceiling"]))
-    found.add(
+    facts.add(
         "student - ceiling (NLL) at overlap 1", 0.0, recovered[-1][1], 1e-9, "the teacher's labels are the gold ones"
     )
     gain = min(-np.diff([nll for _, nll in recovered]), default=0.0)
-    found.add("smallest gain from more overlap (NLL)", 0.0, gain, 0.0, "the order alone", ">=")
+    facts.add("smallest gain from more overlap (NLL)", 0.0, gain, 0.0, "the order alone", ">=")
     lines = [
         Line("share (1 − accuracy)", [0, 1], [0, points[-1][1]], "theory"),
         Line.runs(points, "teacher on transfer − on test"),
         Line.runs(recovered, "student − ceiling, NLL", colour=1),
     ]
-    found.draw("Leakage", "share of transfer rows that trained the teacher", "difference", lines)
-    return found
+    facts.draw("Leakage", "share of transfer rows that trained the teacher", "difference", lines)
+    return facts

@@ -29,7 +29,7 @@ def least_squares(bench: Bench, name: str, x: Tensor, y: Tensor) -> Tensor:
 def misfit_gain(bench: Bench) -> Findings:
     """With a convex student and squared loss, the gain over the teacher equals the distance from it."""
     # err(weak) - err(student) = ||student - weak||^2, where the class is convex and holds the truth
-    found, draw = Findings(), np.random.default_rng(1)
+    facts, draw = Findings(), np.random.default_rng(1)
     d, width, teachers, n, n_test = 8, 16, 50, 2000, 8000
     x = torch.tensor(draw.normal(size=(n + n_test, d)))
     features = torch.tanh(x @ torch.tensor(draw.normal(size=(d, width))) / d**0.5 * 1.5)
@@ -47,29 +47,29 @@ def misfit_gain(bench: Bench) -> Findings:
         for part in (slice(n), slice(n, None))
     )
     worst = np.abs(seen["gain"] - seen["misfit"]).max()
-    found.add("largest |gain - misfit| of 50 students, fitted rows", 0.0, worst, 1e-5, "fp32")
-    found.add("mean gain over mean misfit", 1.0, seen["gain"].mean() / seen["misfit"].mean(), 1e-5, "fp32")
-    found.add("smallest gain", 0.0, seen["gain"].min(), 0.0, "a projection cannot lose", ">=")
+    facts.add("largest |gain - misfit| of 50 students, fitted rows", 0.0, worst, 1e-5, "fp32")
+    facts.add("mean gain over mean misfit", 1.0, seen["gain"].mean() / seen["misfit"].mean(), 1e-5, "fp32")
+    facts.add("smallest gain", 0.0, seen["gain"].min(), 0.0, "a projection cannot lose", ">=")
     # with p features, a student's misfit on its training rows is smaller than on fresh rows by p/n
     slope, _ = np.polyfit(fresh["misfit"], fresh["gain"], 1)
     share = np.corrcoef(fresh["misfit"], fresh["gain"])[0, 1] ** 2
-    found.add("slope of gain on misfit, fresh rows", 1.0, slope, 0.1, "sampling of 2,000 and 8,000 rows")
-    found.add("R² of that", 0.9, share, 0.0, "sampling of 2,000 and 8,000 rows", ">=")
+    facts.add("slope of gain on misfit, fresh rows", 1.0, slope, 0.1, "sampling of 2,000 and 8,000 rows")
+    facts.add("R² of that", 0.9, share, 0.0, "sampling of 2,000 and 8,000 rows", ">=")
     ends = [0.0, float(fresh["misfit"].max())]
     lines = [
         Line("gain = misfit", ends, ends, "theory"),
         Line("fitted rows", seen["misfit"], seen["gain"], "measured"),
         Line("fresh rows", fresh["misfit"], fresh["gain"], "measured", colour=1),
     ]
-    found.draw("Misfit is gain", "‖student − weak‖²", "err(weak) − err(student)", lines)
-    return found
+    facts.draw("Misfit is gain", "‖student − weak‖²", "err(weak) − err(student)", lines)
+    return facts
 
 
 @known(source=f"Dong et al. 2025, arXiv 2502.05075; exact for Gaussian inputs, {OWN}")
 def intrinsic_dimension(bench: Bench) -> Findings:
     """The less the features of teacher and student overlap, the better the student; at small N its PGR is above 1."""
     # the weak model sees d_w features, the strong one d_s; they share some, which hold the truth
-    found, draw = Findings(), np.random.default_rng(3)
+    facts, draw = Findings(), np.random.default_rng(3)
     d_w, d_s, n = 30, 40, 100
     measured = []
     for overlap, n_transfer, replicates in ((10, 80, 200), (10, 200, 300), (10, 1000, 60), (20, 1000, 60)):
@@ -93,32 +93,32 @@ def intrinsic_dimension(bench: Bench) -> Findings:
         spare = n_transfer - d_s - 1
         expected = [d_w / (n - d_w - 1), (overlap + only_weak * d_s / spare) / (n - d_w - 1), d_s / spare]
         for role, risk, theory in zip(("weak", "student", "ceiling"), risks, expected, strict=True):
-            found.mean(f"{role} risk, {setting}", theory, risk)
+            facts.mean(f"{role} risk, {setting}", theory, risk)
         pgr = gap_recovered_over_seeds(*(-risk for risk in risks))
         theory = (expected[0] - expected[1]) / (expected[0] - expected[2])
         recovered = (risks[0] - risks[1]) - theory * (risks[0] - risks[2])
         error = standard_error(recovered) / abs(expected[0] - expected[2])
         if expected[2] > expected[0]:  # too few rows for the ceiling: there is no gap, so no PGR may be reported
-            found.add(f"PGR is claimed, {setting}", 0, pgr["resolved"], 0, "the ceiling is worse than the weak model")
+            facts.add(f"PGR is claimed, {setting}", 0, pgr["resolved"], 0, "the ceiling is worse than the weak model")
         else:
-            found.add(f"PGR of risks, {setting}", theory, pgr["value"], 4 * error, "4 s.e.")
+            facts.add(f"PGR of risks, {setting}", theory, pgr["value"], 4 * error, "4 s.e.")
         if overlap == 10 and pgr["resolved"]:
             measured.append((n_transfer, pgr["value"], error))
         if n_transfer == 200:
-            found.add(f"PGR above 1, {setting}", 1.0, pgr["low"], 0.0, "the whole interval", ">=")
+            facts.add(f"PGR above 1, {setting}", 1.0, pgr["low"], 0.0, "the whole interval", ">=")
     grid = np.geomspace(150, 10000, 60)
     risk = (10 + 20 * d_s / (grid - d_s - 1)) / (n - d_w - 1)
     weak_risk = d_w / (n - d_w - 1)
     theory = (weak_risk - risk) / (weak_risk - d_s / (grid - d_s - 1))
     lines = [Line("theory", grid, theory, "theory"), Line.runs(measured, "runs")]
-    found.draw("PGR above 1 at small N (overlap 10)", "weak labels N", "PGR of risks", lines, logx=True)
-    return found
+    facts.draw("PGR above 1 at small N (overlap 10)", "weak labels N", "PGR of risks", lines, logx=True)
+    return facts
 
 
 @known(source=OWN)
 def ensembles(bench: Bench) -> Findings:
     """A committee's error is bias + variance/M, and a student of its labels has the same error."""
-    found, draw = Findings(), np.random.default_rng(11)
+    facts, draw = Findings(), np.random.default_rng(11)
     d, n, missed, replicates, most = 20, 60, 0.5, 60, 16
     variance = (1.0 + missed) * d / (n - d - 1)
     models = replicates * most
@@ -132,18 +132,18 @@ def ensembles(bench: Bench) -> Findings:
         labels = torch.einsum("nrd,rd->nr", transfer, members[:, :size].mean(1))
         student = least_squares(bench, f"student-{size}", transfer, labels)
         risk = missed + (student - truth).square().sum(1).numpy()
-        found.mean(f"risk, {size} members", missed + variance / size, risk)
+        facts.mean(f"risk, {size} members", missed + variance / size, risk)
         measured.append((size, risk.mean(), standard_error(risk)))
     grid = np.geomspace(1, 16, 40)
     lines = [Line("bias + variance/M", grid, missed + variance / grid, "theory"), Line.runs(measured, "runs")]
-    found.draw("Ensembles of teachers", "members M", "risk", lines, logx=True)
-    return found
+    facts.draw("Ensembles of teachers", "members M", "risk", lines, logx=True)
+    return facts
 
 
 @known(source="Ildiz et al. 2024, arXiv 2410.18837, Figure 1")
 def surrogate(bench: Bench) -> Findings:
     """Some labels teach better than gold ones: they amplify large features and leave out small ones."""
-    found, draw = Findings(), np.random.default_rng(14)
+    facts, draw = Findings(), np.random.default_rng(14)
     p, n, replicates = 500, 200, 16
     i = np.arange(1, p + 1.0)
     scale, truth = i**-2.0, np.sqrt(i**-1.5 / i**-2.0)
@@ -158,7 +158,7 @@ def surrogate(bench: Bench) -> Findings:
 
     best = truth * (1 - zeta) / ((1 - zeta) ** 2 + spread * zeta**2)
     teachers = {"gold labels": truth, "best mask": truth * (zeta**2 < 1 - omega), "optimal surrogate": best}
-    found.add("features to amplify", (zeta < 1 - omega).sum(), (best > truth).sum(), 0, "zeta < 1 - Omega")
+    facts.add("features to amplify", (zeta < 1 - omega).sum(), (best > truth).sum(), 0, "zeta < 1 - Omega")
     x = torch.tensor(draw.normal(size=(n, replicates, p)) * scale**0.5)
     risks = {}
     for name, taught in teachers.items():
@@ -166,9 +166,9 @@ def surrogate(bench: Bench) -> Findings:
         learnt = least_squares(bench, name.replace(" ", "-"), x, labels).numpy()
         risks[name] = (scale * (learnt - truth) ** 2).sum(1)
         why = "4 s.e. and 2 %: the theory is a limit"
-        found.mean(f"risk of a student of {name}", risk(taught), risks[name], why, slack=0.02 * risk(taught))
+        facts.mean(f"risk of a student of {name}", risk(taught), risks[name], why, slack=0.02 * risk(taught))
     ahead = risks["gold labels"] - risks["optimal surrogate"]
-    found.add("gold labels - optimal surrogate, s.e.", 4, ahead.mean() / standard_error(ahead), 0, "resolved", ">=")
+    facts.add("gold labels - optimal surrogate, s.e.", 4, ahead.mean() / standard_error(ahead), 0, "resolved", ">=")
     blend = np.linspace(0, 1.6, 60)
     theory = [risk(truth + t * (best - truth)) for t in blend]
     ends = enumerate(risks[name] for name in ("gold labels", "optimal surrogate"))
@@ -178,5 +178,5 @@ def surrogate(bench: Bench) -> Findings:
         Line.runs([(place, end.mean(), standard_error(end)) for place, end in ends], "runs"),
     ]
     axes = ("from gold labels (0) to the optimal surrogate (1)", "student's risk")
-    found.draw("Labels that teach better than gold", *axes, lines)
-    return found
+    facts.draw("Labels that teach better than gold", *axes, lines)
+    return facts

@@ -35,7 +35,7 @@ class Fixed(Kept):
 @known(source="definitions; openai/weak-to-strong pull request 33 for the warm-up")
 def loss_values(bench: Bench) -> Findings:
     """Every loss equals its definition on fixed logits, and the confidence loss warms up linearly inside a fit."""
-    found = Findings()
+    facts = Findings()
     s = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
     w = np.stack([1 - WEAK, WEAK], 1)
     forward, reverse = -(w * np.log(s)).sum(1), -(s * np.log(w)).sum(1)
@@ -59,7 +59,7 @@ def loss_values(bench: Bench) -> Findings:
     logits, weak = torch.tensor(LOGITS), torch.tensor(np.log(w))
     for name, values in expected.items():
         got = getattr(losses, name)(logits, weak)
-        found.add(name.replace("_", " "), values.mean(), got.mean(), 1e-9, "arithmetic in fp64")
+        facts.add(name.replace("_", " "), values.mean(), got.mean(), 1e-9, "arithmetic in fp64")
     steps, warmup = 10, 0.4
     loss = partial(losses.confidence, alpha=0.5, warmup=warmup)
     rows = torch.arange(4.0)[:, None, None]
@@ -70,17 +70,17 @@ def loss_values(bench: Bench) -> Findings:
     got = [point["loss"] for point in curve]
     for step in (0, 2, 4, 9):
         words = f"confidence at {step / steps:.0%} of a fit, warm-up {warmup:.0%}"
-        found.add(words, values[step], got[step], 1e-6, "fp32")
+        facts.add(words, values[step], got[step], 1e-6, "fp32")
     x = np.arange(steps) / steps
     lines = [Line("by definition", x, values, "theory"), Line("in the fit", x, got, "measured")]
-    found.draw("Confidence loss over its warm-up", "part of training", "loss", lines)
-    return found
+    facts.draw("Confidence loss over its warm-up", "part of training", "loss", lines)
+    return facts
 
 
 @known(source="Mulgund & Pabbaraju 2025, arXiv 2501.19105; Yao et al. 2025, arXiv 2502.11107, Theorem 2")
 def misfit_kl(bench: Bench) -> Findings:
     """The same in nats: KL(student‖truth) for cross entropy, the Pythagorean identity for reverse KL on mixtures."""
-    found, draw = Findings(), np.random.default_rng(2)
+    facts, draw = Findings(), np.random.default_rng(2)
     n, width = 600, 12
     x = torch.tensor(draw.normal(size=(n, 6)) @ draw.normal(size=(6, width)) / 6**0.5).tanh()
     x = x @ whitening(x)
@@ -95,7 +95,7 @@ def misfit_kl(bench: Bench) -> Findings:
         gain = (_log_p(labels).exp() * (student - truth)).sum(1).mean()
         misfit = (student.exp() * (student - truth)).sum(1).mean()  # KL(student || truth)
         words = f"CE(weak, truth) - CE(weak, student), {kind} labels"
-        found.add(words, misfit, gain, 2e-6, "residual gradient and fp32")
+        facts.add(words, misfit, gain, 2e-6, "residual gradient and fp32")
         points[f"cross entropy, {kind} labels"] = (float(misfit), float(gain))
     experts = MixtureHead(width, False, 2, 5)
     heads = [LinearHead(width, False, 2) for _ in range(5)]
@@ -111,20 +111,20 @@ def misfit_kl(bench: Bench) -> Findings:
     student = _log_p(bench.learn("reverse", experts, features, weak.float(), losses.reverse_kl, **settings))
     parts = {k: float(v.mean()) for k, v in three_point(student, weak, truth.exp()).items()}
     share = float(experts.weights.detach().softmax(0).min())
-    found.add("smallest weight of the mixture", 0.01, share, 0.0, "the projection must be interior", ">=")
+    facts.add("smallest weight of the mixture", 0.01, share, 0.0, "the projection must be interior", ">=")
     before = (truth.exp() * (truth - weak)).sum(1).mean()
     after = (truth.exp() * (truth - student)).sum(1).mean()
     misfit = (student.exp() * (student - weak)).sum(1).mean()
-    found.add("KL(truth‖student) + KL(student‖weak), reverse KL", before, after + misfit, 1e-5, "residual gradient")
-    found.add("remainder of the three-point identity", 0.0, parts["remainder"], 1e-5, "residual gradient")
-    found.add("gain, as diagnostics measure it", before - after, parts["gain"], 1e-6, "fp32")
-    found.add("misfit, as diagnostics measure it", misfit, parts["misfit"], 1e-6, "fp32")
+    facts.add("KL(truth‖student) + KL(student‖weak), reverse KL", before, after + misfit, 1e-5, "residual gradient")
+    facts.add("remainder of the three-point identity", 0.0, parts["remainder"], 1e-5, "residual gradient")
+    facts.add("gain, as diagnostics measure it", before - after, parts["gain"], 1e-6, "fp32")
+    facts.add("misfit, as diagnostics measure it", misfit, parts["misfit"], 1e-6, "fp32")
     points["reverse KL, mixture"] = (float(misfit), parts["gain"])
     ends = [0.0, 1.1 * max(x for x, _ in points.values())]
     lines = [Line("gain = misfit", ends, ends, "theory", colour=8)]
     lines += [Line.runs([point], name, colour=k) for k, (name, point) in enumerate(points.items())]
-    found.draw("Misfit is gain, in nats", "misfit", "gain", lines)
-    return found
+    facts.draw("Misfit is gain, in nats", "misfit", "gain", lines)
+    return facts
 
 
 def _log_p(logits: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Personas(nn.Module):
 @known(source=f"the text twin of arXiv 2405.16236; {OWN}")
 def personas(bench: Bench) -> Findings:
     """Refinement of text by a mixture of hidden Markov personas agrees with the exact sum over all texts."""
-    found, draw = Findings(), np.random.default_rng(9)
+    facts, draw = Findings(), np.random.default_rng(9)
     start = draw.dirichlet(np.ones(H), size=K)
     moves, emits = draw.dirichlet(np.ones(H) * 0.7, size=(K, H)), draw.dirichlet(np.ones(V) * 0.5, size=(K, H)) + 0.02
     emits /= emits.sum(-1, keepdims=True)
@@ -55,7 +55,7 @@ def personas(bench: Bench) -> Findings:
     clean = enumerated(start, moves, emits, texts)  # [K, texts]
     read = bench.read("all-texts", model, torch.tensor(texts)[:, None])
     worst = np.abs(read.exp().numpy().T - clean).max()
-    found.add("largest |forward - sum over hidden paths|", 0.0, worst, 1e-6, "fp32")
+    facts.add("largest |forward - sum over hidden paths|", 0.0, worst, 1e-6, "fp32")
     posterior = clean / clean.sum(0)
     lines = []
     for colour, corrupted in enumerate((0.0, 0.2, 0.4)):
@@ -71,24 +71,24 @@ def personas(bench: Bench) -> Findings:
             words = f"off-target mass, {corrupted:.0%} corrupted, n = {n}"
             if n <= 2:
                 exact = weak @ (1 - posterior[0]) if n == 1 else _two(clean, weak)
-                found.mean(words, exact, off, "4 s.e.; the sum over all texts is exact")
+                facts.mean(words, exact, off, "4 s.e.; the sum over all texts is exact")
             if n == 16 and affinity.max() < 1:
                 bound = min(1.0, float((affinity**n).sum()))
-                found.mean(f"{words}, bound", bound, off, relation="<=")
+                facts.mean(f"{words}, bound", bound, off, relation="<=")
             if n == 16:
-                _student(bench, found, corrupted, clean, weak, texts, p[:500])
+                _student(bench, facts, corrupted, clean, weak, texts, p[:500])
         x = np.arange(1, 17)
         bound = np.minimum(1, (affinity[:, None] ** x).sum(0))
         lines.append(Line(f"bound, {corrupted:.0%} corrupted", x, bound, "theory", colour=colour))
         lines.append(Line.runs(points, colour=colour))
-    found.draw("Personas", "texts in a context", "mass off the persona", lines, logy=True)
+    facts.draw("Personas", "texts in a context", "mass off the persona", lines, logy=True)
     # a Bayesian is calibrated: its mean mass on the truth equals the mean sum of its squares
     truth = draw.integers(0, K, 4000)
     rows = np.stack([texts[draw.choice(len(texts), p=clean[k] / clean[k].sum(), size=3)] for k in truth])
     p = torch.softmax(bench.read("calibration", model, torch.tensor(rows)), -1).numpy()
     above = p[np.arange(len(truth)), truth] - (p**2).sum(1)
-    found.mean("mass on the truth - sum of squares", 0.0, above)
-    return found
+    facts.mean("mass on the truth - sum of squares", 0.0, above)
+    return facts
 
 
 def enumerated(start: np.ndarray, moves: np.ndarray, emits: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def _two(clean: np.ndarray, weak: np.ndarray) -> float:
 
 def _student(
     bench: Bench,
-    found: Findings,
+    facts: Findings,
     corrupted: float,
     clean: np.ndarray,
     weak: np.ndarray,
@@ -143,7 +143,7 @@ def _student(
         left[name] = float(losses.forward_kl(student, torch.tensor(np.log(strong[0]))).mean())
         theory = (strong[0] * np.log(strong[0] / expected[name])).sum(-1).mean()
         words = f"KL(persona‖student), {name}, {corrupted:.0%} corrupted"
-        found.add(words, theory, left[name], 1e-5, "residual gradient")
+        facts.add(words, theory, left[name], 1e-5, "residual gradient")
     if corrupted:
         words = f"refined - naive KL, {corrupted:.0%} corrupted"
-        found.add(words, 0.0, left["refined"] - left["naive"], 0.0, "refinement helps", "<=")
+        facts.add(words, 0.0, left["refined"] - left["naive"], 0.0, "refinement helps", "<=")

@@ -125,7 +125,7 @@ def cells(quantity: Quantity) -> tuple[str, str, str, str]:
 def show(done: Done, console: Plain) -> None:
     """Print one check's numbers as a table."""
     from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     def word(passed: bool) -> tuple[str, str]:
@@ -133,10 +133,8 @@ def show(done: Done, console: Plain) -> None:
 
     words = f" ({done.seconds:.1f} s): {done.check.says}"
     console.print(Text.assemble(word(done.findings.passed), " ", (done.check.name, "bold"), words), soft_wrap=True)
-    grid = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("quantity", "expected", "got", "tolerance", ""):
-        left = column in ("quantity", "")
-        grid.add_column(column, justify="left" if left else "right", no_wrap=column != "quantity")
+    numbers = (Column(name, justify="right", no_wrap=True) for name in ("expected", "got", "tolerance"))
+    grid = Table("quantity", *numbers, Column("", no_wrap=True), box=SIMPLE_HEAD, pad_edge=False)
     for quantity in done.findings.quantities:
         grid.add_row(*cells(quantity), Text.assemble(word(quantity.passed)))
     console.print(grid)

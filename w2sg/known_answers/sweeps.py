@@ -124,11 +124,11 @@ def measured(design: Design, right: list[np.ndarray], prompts: list[np.ndarray])
     """The p of student against weak, their difference and the PGR, computed as in reports."""
     if design.repeats == 1:
         weak, student, ceiling = right[0].T > 0
-        found = statistics.paired_difference(student[None], weak[None], prompts[0])
+        difference = statistics.paired_difference(student[None], weak[None], prompts[0])
         bootstrap = Bootstrap(len(weak), resamples=400, clusters=prompts[0])
-        return found["p"], found, statistics.performance_gap_recovered(weak, student, ceiling, bootstrap)
-    found = statistics.difference_over_repeats([r[:, 1] - r[:, 0] for r in right], prompts)
-    return found["p"], found, statistics.gap_recovered([r[:, 1:] - r[:, :1] for r in right], prompts)
+        return difference["p"], difference, statistics.performance_gap_recovered(weak, student, ceiling, bootstrap)
+    difference = statistics.difference_over_repeats([r[:, 1] - r[:, 0] for r in right], prompts)
+    return difference["p"], difference, statistics.gap_recovered([r[:, 1:] - r[:, :1] for r in right], prompts)
 
 
 def figures(design: Design, simulations: int, seed: int) -> dict[str, float]:
@@ -161,7 +161,7 @@ def sweeps(bench: Bench) -> Findings:
 
 def table(chosen: list[Design], simulations: int, seed: int) -> Findings:
     """Check some designs. The tolerance is the promise plus two standard errors of the simulation."""
-    found = Findings()
+    facts = Findings()
     error = (NOMINAL * (1 - NOMINAL) / simulations) ** 0.5
     why = f"promised: within 2 points; s.e. {error:.4f} of {simulations:,} simulations"
     for design in chosen:
@@ -169,9 +169,9 @@ def table(chosen: list[Design], simulations: int, seed: int) -> Findings:
         # two repeats cannot reach that level, so the test is conservative
         sides = ("<=", ">=") if design.repeats == 2 else ("=", "=")
         tolerance = PROMISE + 2 * error
-        found.add(f"level, {design.words}", NOMINAL, got["level"], tolerance, why, sides[0])
+        facts.add(f"level, {design.words}", NOMINAL, got["level"], tolerance, why, sides[0])
         for name in ("coverage", "PGR coverage"):
             far = name == "PGR coverage" and got["unresolved"] > 0.02
             side = ">=" if far else sides[1]
-            found.add(f"{name}, {design.words}", 1 - NOMINAL, got[name], tolerance, why, side)
-    return found
+            facts.add(f"{name}, {design.words}", 1 - NOMINAL, got[name], tolerance, why, side)
+    return facts

@@ -102,7 +102,7 @@ def whole_path(bench: Bench) -> Findings:
     from w2sg.compare.collect import collect
     from w2sg.experiment import run
 
-    found, out = Findings(), bench.folder / "runs"
+    facts, out = Findings(), bench.folder / "runs"
     kinds = write(bench.folder / "pairs")
     for epochs in EPOCHS:
         config = configured(
@@ -122,11 +122,11 @@ def whole_path(bench: Bench) -> Findings:
         )
         with contextlib.redirect_stdout(io.StringIO()):
             run.run_method(config, out / str(epochs), [])
-        _of_run(found, out / str(epochs), config, kinds, f"{epochs} epochs")
+        _of_run(facts, out / str(epochs), config, kinds, f"{epochs} epochs")
     collect(out).write(out)
-    _of_summary(found, json.loads((out / "summary.json").read_text(encoding="utf-8")))
-    _prior(found)
-    return found
+    _of_summary(facts, json.loads((out / "summary.json").read_text(encoding="utf-8")))
+    _prior(facts)
+    return facts
 
 
 def sign_flips(differences: list[int]) -> float:
@@ -142,21 +142,21 @@ def expected_p() -> float:
     return sign_flips([sum(worth[kind] for kind in two) for two, count in PROMPTS.items() for _ in range(count)])
 
 
-def _of_run(found: Findings, folder: Path, config: Any, kinds: dict[str, str], words: str) -> None:
+def _of_run(facts: Findings, folder: Path, config: Any, kinds: dict[str, str], words: str) -> None:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     rows = [kind for two, count in PROMPTS.items() for kind in two * count]
     accuracy = {m: float(np.mean([kind in right for kind in rows])) for m, right in RIGHT.items()}
     why = "planted: the words that a model saw decide where it is right"
     for model, value in accuracy.items():
-        found.add(f"accuracy of {model}, {words}", value, report["metrics"][model]["accuracy"], 1e-9, why)
+        facts.add(f"accuracy of {model}, {words}", value, report["metrics"][model]["accuracy"], 1e-9, why)
     pgr = (accuracy["student"] - accuracy["weak"]) / (accuracy["ceiling"] - accuracy["weak"])
-    found.add(f"PGR in report.json, {words}", pgr, report["pgr"]["value"], 1e-9, why)
+    facts.add(f"PGR in report.json, {words}", pgr, report["pgr"]["value"], 1e-9, why)
     test = report["tests"]["student - weak"]
-    found.add(f"p over prompts, {words}", expected_p(), test["p"], 1e-9, "all sign flips of 16 prompts, one by one")
+    facts.add(f"p over prompts, {words}", expected_p(), test["p"], 1e-9, "all sign flips of 16 prompts, one by one")
     for who, kind in (("student", "C"), ("other", "F")):
-        found.add(f"rows that {who} alone has right, {words}", rows.count(kind), test[f"only_{who}"], 0, why)
+        facts.add(f"rows that {who} alone has right, {words}", rows.count(kind), test[f"only_{who}"], 0, why)
     within = report["data"]["prompts_within_test"]
-    found.add(f"prompts of the test split, {words}", sum(PROMPTS.values()), within["prompts"], 0, "counted")
+    facts.add(f"prompts of the test split, {words}", sum(PROMPTS.values()), within["prompts"], 0, "counted")
     # predictions, joined by id with the texts, kind by kind
     test_table = load_tables(config.dataset.model_dump(by_alias=True), config.seed).test
     better = np.where(test_table.labels == 0, test_table.first, 1 - test_table.first)
@@ -164,43 +164,43 @@ def _of_run(found: Findings, folder: Path, config: Any, kinds: dict[str, str], w
     gold = dict(zip(test_table.ids, test_table.labels.tolist(), strict=True))
     table = pq.read_table(folder / "predictions.parquet").to_pydict()
     own = np.array([gold[i] for i in table["id"]])
-    found.add(f"orientations, {words}", 2, len(set(own.tolist())), 0, "either reply comes first")
+    facts.add(f"orientations, {words}", 2, len(set(own.tolist())), 0, "either reply comes first")
     for model, right in RIGHT.items():
         logits = np.array(table[model])
         hits = (logits < 0) == (own == 1)
         wrong = sum((kind_of[i] in right) != hit for i, hit in zip(table["id"], hits, strict=True))
-        found.add(f"rows on which {model} is not as planted, {words}", 0, wrong, 0, why)
+        facts.add(f"rows on which {model} is not as planted, {words}", 0, wrong, 0, why)
         signed = np.where(own == 0, logits, -logits)
         nll = np.logaddexp(0, -signed).mean()
-        found.add(f"NLL of {model}, {words}", nll, report["metrics"][model]["nll"], 1e-5, "from predictions.parquet")
+        facts.add(f"NLL of {model}, {words}", nll, report["metrics"][model]["nll"], 1e-5, "from predictions.parquet")
         sure = 1 / (1 + np.exp(-np.abs(logits)))
         place = np.minimum(np.ceil(sure * 15).astype(int), 15)
         ece = sum(abs((sure - hits)[place == k].sum()) for k in np.unique(place)) / len(own)
-        found.add(f"ECE of {model}, {words}", ece, report["metrics"][model]["ece"], 1e-5, "15 bins, from the same")
+        facts.add(f"ECE of {model}, {words}", ece, report["metrics"][model]["ece"], 1e-5, "15 bins, from the same")
 
 
-def _of_summary(found: Findings, summary: dict[str, Any]) -> None:
+def _of_summary(facts: Findings, summary: dict[str, Any]) -> None:
     entries = summary["student_against_teacher"]
-    found.add("cells of the summary", len(EPOCHS), len(entries), 0, "two settings")
+    facts.add("cells of the summary", len(EPOCHS), len(entries), 0, "two settings")
     for entry, row in zip(entries, summary["cells"], strict=True):
         p = expected_p()
         words, why = entry["setting"], f"Holm: {len(EPOCHS)} tests of equal p"
-        found.add(f"p in summary.json, {words}", p, entry["p"], 1e-9, "as in the report")
-        found.add(f"corrected p, {words}", min(1.0, len(EPOCHS) * p), entry["p_holm"], 1e-9, why)
-        found.add(f"PGR in summary.json, {words}", 14 / 24, row["pgr"]["value"], 1e-9, "14 of 24 rows")
+        facts.add(f"p in summary.json, {words}", p, entry["p"], 1e-9, "as in the report")
+        facts.add(f"corrected p, {words}", min(1.0, len(EPOCHS) * p), entry["p_holm"], 1e-9, why)
+        facts.add(f"PGR in summary.json, {words}", 14 / 24, row["pgr"]["value"], 1e-9, "14 of 24 rows")
 
 
-def _prior(found: Findings) -> None:
+def _prior(facts: Findings) -> None:
     """A model that predicts the prior, .9, for 1,000 rows. Its NLL is the entropy, and it is calibrated."""
     labels = torch.arange(1000) % 10 // 9  # every tenth is of the second class
     logits = torch.tensor([[np.log(0.9), np.log(0.1)]]).expand(1000, 2)
     got = metrics.measure(logits, labels)
     entropy = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1))
     for name, value in (("accuracy", 0.9), ("nll", entropy), ("ece", 0.0), ("brier", 0.09), ("overconfidence", 0.0)):
-        found.add(f"{name} of a model that says a prior of .9", value, got[name], 2e-5, "closed form; bins in fp32")
+        facts.add(f"{name} of a model that says a prior of .9", value, got[name], 2e-5, "closed form; bins in fp32")
     # normal scores one standard deviation apart
     draw = np.random.default_rng(5)
     truth = torch.tensor(draw.random(20000) < 0.1).long()
     score = torch.tensor(draw.normal(size=20000)) + truth
     area = metrics.measure(torch.stack([-score, torch.zeros(20000)], 1), truth)["auroc"]
-    found.add("AUROC of two normals, prior .9", norm.cdf(0.5**0.5), area, 0.025, "4 s.e. of 2,000 rows of one class")
+    facts.add("AUROC of two normals, prior .9", norm.cdf(0.5**0.5), area, 0.025, "4 s.e. of 2,000 rows of one class")

@@ -158,7 +158,7 @@ class Checkpoints(Checkpoint):
     def resumable(self, name: str) -> tuple[Path, int] | None:
         """The newest sound checkpoint of an unfinished fit, and its step; what is damaged is named and removed."""
         sweep(self.folder)
-        damaged, found = False, None
+        newest, refused = None, {}
         for file in sorted(
             self.folder.glob("fit-*.ckpt"), key=lambda file: (file.name[:13], _time(file)), reverse=True
         ):
@@ -171,26 +171,22 @@ class Checkpoints(Checkpoint):
                     wrong = f"it cannot be read: {error}"
             if wrong is None and best is not None and (why := unsound(self.folder / best)):
                 wrong = f"{best}, the weights of its best epoch: {why}"
-            if wrong is None and found is None:
-                found = (file, step)
             if wrong is None:
+                newest = newest or (file, step)
                 self.kept = [(file, best), *self.kept][-2:]
-                continue
-            damaged = True
-            log.warning("%s: the checkpoint %s is damaged and removed: %s", name, file.name, wrong)
+            else:
+                refused[file] = f"the checkpoint {file.name} is damaged and removed: {wrong}"
+        if (unhashed := self.folder / "resume.ckpt").exists():
+            refused[unhashed] = "resume.ckpt is a checkpoint without a hash, which is not gone on from"
+        for file, why in refused.items():
+            log.warning("%s: %s", name, why)
             with suppress(OSError):
                 remove(file)
-        if (self.folder / "resume.ckpt").exists():
-            damaged = True
-            log.warning("%s: resume.ckpt is a checkpoint without a hash, which is not gone on from", name)
-            with suppress(OSError):
-                remove(self.folder / "resume.ckpt")
-        if found is not None:
-            place = self.folder.parent.name
-            log.info("%s: goes on at step %d, from %s", name, found[1], place)
-        elif damaged:
+        if newest is not None:
+            log.info("%s: goes on at step %d, from %s", name, newest[1], self.folder.parent.name)
+        elif refused:
             log.warning("%s: there is no other checkpoint; the stage starts afresh", name)
-        return found
+        return newest
 
 
 def _time(file: Path) -> int:
