@@ -207,9 +207,7 @@ def _as_it_was(spec: ModelConfig, folder: Path, role: str) -> ModelConfig:
     keys = list(_starts(folder))
     begun = keys[-1].get("start", {})
     if spec.train == "lora" and spec.random_init:
-        raise UserError(
-            f"{role}.random_init: adapters on a base drawn at random say nothing without it; use train=full"
-        )
+        raise UserError(f"{role}.random_init: adapters on a base drawn at random say nothing without it; use tune=full")
     if begun.get("hub"):
         return spec.model_copy(update={"revision": begun["revision"]})
     known = {k: begun[k] for k in ("files", "gguf") if k in begun}

@@ -90,7 +90,7 @@ class LanguageScorer(nn.Module):
             if state.shape != final.shape:
                 raise UserError(
                     f"{type(self._plain).__name__}: block {layer} hands on more than one stream, which no head can "
-                    "read; train its last layer with layer=null, which reads the final hidden state"
+                    "read; train its last layer with feature_layer=null, which reads the final hidden state"
                 )
         states = [self._gather(caught[k] if k < full else final, batch["ends"]).float() for k in layers]
         return torch.stack(states, 2)
@@ -102,7 +102,7 @@ class LanguageScorer(nn.Module):
                 return module
         raise UserError(
             f"cannot find the {depth} blocks of {type(self._plain).__name__}; train its last layer with "
-            "layer=null, which reads the final hidden state"
+            "feature_layer=null, which reads the final hidden state"
         )
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

@@ -37,7 +37,7 @@ class InputMaker:
 
     Args:
         stages: runs the reading of frozen features.
-        ground_truth: the split on which ``layer=auto`` chooses.
+        ground_truth: the split on which ``feature_layer=auto`` chooses.
         precision: of the trainer; part of the keys.
         seed: of the weights when a model is randomly initialised.
         reading: looks at what is read.
