@@ -404,8 +404,8 @@ class Found:
 
 @functools.cache
 def _role() -> ModelConfig:
+    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        register()
         role = compose("train", overrides=["strong=hf", "strong.name=MODEL", "strong.tune=full"]).strong
     return ModelConfig.model_validate(OmegaConf.to_container(role, resolve=True))
 
