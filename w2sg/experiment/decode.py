@@ -29,7 +29,7 @@ from w2sg.models.trained import Trained
 from w2sg.store.files import read_json, write_json
 from w2sg.store.shards import Found
 from w2sg.training.inputs import VERSION
-from w2sg.training.stages import ReadJob, load_found
+from w2sg.training.stages import ReadJob, load_parts
 
 
 class Decoders:
@@ -67,9 +67,7 @@ class Decoders:
         key = self._key(decoder, prompts)
         if self.server is None:
             folder = self.run.stages.read(name, key, lambda: self._job(decoder, prompts))
-            ids, tensors = load_found(folder)
-            tables = np.split(tensors["values"].double().numpy(), np.cumsum(tensors["sizes"].numpy())[:-1])
-            replies = dict(zip(ids, map(stored.unpack, tables), strict=True))
+            replies = {i: stored.unpack(table) for i, table in load_parts(folder).items()}
         else:
             folder = self.run.stages.compute(name, key, partial(self._ask, decoder, prompts))
             replies = {i: stored.unpack_text(answer) for i, answer in stored.from_file(folder / ANSWERS).items()}

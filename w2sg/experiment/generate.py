@@ -109,9 +109,9 @@ def generate(
         folder = run.stages.compute(name, key, partial(_by_vllm, run, writer, rows, row_ids))
     else:
         folder = run.stages.read(name, key, partial(_writing, run, writer, reference, rows, row_ids, sampling))
-    _, found = load_found(folder)
-    table = found["values"].numpy()
-    parts = np.split(table, np.cumsum(found["sizes"].numpy())[:-1])
+    _, tensors = load_found(folder)
+    table = tensors["values"].numpy()
+    parts = np.split(table, np.cumsum(tensors["sizes"].numpy())[:-1])
     cut = [source.chat.cut(part[:, 0].astype(np.int64)) for part in parts]
     tokens = [row for row, _ in cut]
     parts = [part[: len(row)] for part, row in zip(parts, tokens, strict=True)]
@@ -124,7 +124,7 @@ def generate(
         ids=[rows.prompt_ids[p] for p in rows.prompt_of],
         prompts=[prompts.texts[fits[p]] for p in rows.prompt_of],
         texts=[source.chat.text(row) for row in tokens],
-        finished=closed & (found["flags"].numpy().astype(bool) | np.array([ended for _, ended in cut], bool)),
+        finished=closed & (tensors["flags"].numpy().astype(bool) | np.array([ended for _, ended in cut], bool)),
         sample=rows.sample,
         group=group,
         key={"stage": folder.name},
@@ -141,9 +141,9 @@ def _writing(
     stop = writer.source.chat.stop
 
     def read(batch: dict[str, Tensor]) -> Found:
-        found = rows.write(engine(), batch, stop)
-        values, sizes, flags = (x.to(batch["row"].device) for x in _tensors(found))
-        return Found(values, sizes, flags, found.useful, found.forwards)
+        written = rows.write(engine(), batch, stop)
+        values, sizes, flags = (x.to(batch["row"].device) for x in _tensors(written))
+        return Found(values, sizes, flags, written.useful, written.forwards)
 
     examples = Examples(rows, ids, torch.zeros(len(ids), dtype=torch.long))
     return ReadJob(policies, read, examples, rows=sampling.batch_size, whole=True)
@@ -156,11 +156,11 @@ def _by_vllm(run: Context, writer: Trained, rows: ReplyRows, row_ids: list[str],
     model = str(writer.saved or source.folder)
     revision = None if writer.saved else source.identity.get("revision")
     spec, ids = source.spec, source.chat.ids.tolist() if padding(source) else None
-    found = by_vllm.sample(model, revision, spec.dtype, spec.max_length, rows, source.chat.stop, ids)
-    values, sizes, flags = _tensors(found)
+    written = by_vllm.sample(model, revision, spec.dtype, spec.max_length, rows, source.chat.stop, ids)
+    values, sizes, flags = _tensors(written)
     save_file({"values": values, "sizes": sizes, "flags": flags}, part / "values.safetensors")
     write_json(part / "ids.json", row_ids)
-    return {"examples": len(row_ids), "tokens": found.useful, "padded_tokens": found.forwards}
+    return {"examples": len(row_ids), "tokens": written.useful, "padded_tokens": written.forwards}
 
 
 def _engine(run: Context, writer: Trained, reference: Trained | None) -> tuple[nn.ModuleList, Any]:
@@ -178,12 +178,12 @@ def _engine(run: Context, writer: Trained, reference: Trained | None) -> tuple[n
     return policies, engine
 
 
-def _tensors(found: Decoded) -> tuple[Tensor, Tensor, Tensor]:
+def _tensors(written: Decoded) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids and log-probabilities as one [T, 1 + m] table, tokens of each reply, and whether it was finished."""
     values = [
         np.concatenate([tokens[:, None].astype(np.float64), logs], 1)
-        for tokens, logs in zip(found.tokens, found.log_probabilities, strict=True)
+        for tokens, logs in zip(written.tokens, written.log_probabilities, strict=True)
     ]
     # token ids are whole numbers far below 2^24, which fp32 holds exactly
     flat = torch.from_numpy(np.concatenate(values)).float()
-    return flat, torch.tensor([len(v) for v in values]), torch.from_numpy(found.stopped.astype(np.int64))
+    return flat, torch.tensor([len(v) for v in values]), torch.from_numpy(written.stopped.astype(np.int64))

@@ -18,7 +18,7 @@ from w2sg.experiment.run import Run
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training.inputs import VERSION
-from w2sg.training.stages import ReadJob, load_values
+from w2sg.training.stages import ReadJob, values_of
 
 
 def split_words(source: Source, words: Sequence[str], option: str) -> tuple[list[int], list[int]]:
@@ -74,6 +74,4 @@ def next_words(
         )
         return ReadJob(nn.ModuleList([policy]), torch.inference_mode()(read), examples, rows=rows, whole=True)
 
-    there, found = load_values(run.stages.read(name, key, make))
-    place = {i: row for row, i in enumerate(there)}
-    return found[[place[i] for i in keys]].float()
+    return values_of(run.stages.read(name, key, make), keys).float()

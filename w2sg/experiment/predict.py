@@ -20,7 +20,7 @@ from w2sg.models.trained import Trained
 from w2sg.models.zero_shot import answers_key, load_zero_shot, questioned, why_not
 from w2sg.training.inputs import VERSION, content_key
 from w2sg.training.label_modules import oriented
-from w2sg.training.stages import ReadJob, load_values
+from w2sg.training.stages import ReadJob, values_of
 
 
 def predict(run: Context, model: Trained, table: Table) -> Labels:
@@ -38,9 +38,7 @@ def predict(run: Context, model: Trained, table: Table) -> Labels:
 
 def _labels(folder: Path, name: str, table: Table) -> Labels:
     """The scores of a finished reading, joined by id, the first reply in front."""
-    ids, values = load_values(folder)
-    place = {i: row for row, i in enumerate(ids)}
-    scores = values[[place[i] for i in table.ids]]
+    scores = values_of(folder, table.ids)
     bad = [i for i, ok in zip(table.ids, torch.isfinite(scores).all(-1).tolist(), strict=True) if not ok]
     if bad:
         raise TrainingError(
@@ -52,25 +50,25 @@ def _labels(folder: Path, name: str, table: Table) -> Labels:
 
 def zero_shot(run: Context, source: Source, table: Table) -> Labels | None:
     """What the untrained model answers to ``dataset.zero_shot``; None where it has none (the notes say why)."""
-    asked = run.config.dataset.zero_shot
-    if reason := why_not(source, table, asked):
+    task = run.config.dataset.zero_shot
+    if reason := why_not(source, table, task):
         run.notes["zero_shot"] = f"none: {reason}"
         return None
-    run.notes["zero_shot"] = f"{asked.question!r}, {' or '.join(map(repr, asked.answers))}"
-    asking = questioned(table, asked.question)
+    run.notes["zero_shot"] = f"{task.question!r}, {' or '.join(map(repr, task.answers))}"
+    asking = questioned(table, task.question)
     key = {
         "version": VERSION,
         "model": found_key(source, asking),
-        "answers": asked.answers,
-        "question": asked.question,
+        "answers": task.answers,
+        "question": task.question,
         "data": content_key(asking),
         "precision": run.precision,
-        **answers_key(source, asked.answers),
+        **answers_key(source, task.answers),
         **run.inputs.read(source, asking),
     }
 
     def make() -> ReadJob:
-        scorer = load_zero_shot(source, run.pairs, asked.answers)
+        scorer = load_zero_shot(source, run.pairs, task.answers)
         inputs = run.inputs.tokens(source, asking, scorer)
         examples = Examples(inputs, table.ids, torch.zeros(len(table), dtype=torch.long))
         return ReadJob(scorer, scorer, examples, inputs.notes(source.spec.share_prompt))

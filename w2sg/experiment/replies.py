@@ -48,21 +48,21 @@ def encode(run: Context, source: Source, data: Replies | ReplyPairs, name: str) 
         replies = list(zip(*(_unless_blank(side, source.chat) for side in sides), strict=True))
         finished = list(zip(*(side.finished.tolist() for side in sides), strict=True))
         _look(run, name, source.chat, sides, prompts, replies)
-        found = encode_rows(data.ids, prompts, replies, finished, source.chat.end, source.spec.max_length)
-        if not len(found.kept):
+        encoded = encode_rows(data.ids, prompts, replies, finished, source.chat.end, source.spec.max_length)
+        if not len(encoded.kept):
             raise UserError(
                 f"{name}: none of {len(data)} examples can be used "
-                f"({', '.join(f'{len(v)} {k}' for k, v in found.dropped.items())}); raise max_length, or look at "
+                f"({', '.join(f'{len(v)} {k}' for k, v in encoded.dropped.items())}); raise max_length, or look at "
                 "the data"
             )
-        counts = {reason: len(rows) for reason, rows in found.dropped.items()}
+        counts = {reason: len(rows) for reason, rows in encoded.dropped.items()}
         counts = {**earlier, **counts}
-        if found.truncated:
-            counts["cut to max_length (kept)"] = found.truncated
+        if encoded.truncated:
+            counts["cut to max_length (kept)"] = encoded.truncated
         run.dropped[name] = counts
         if counts:
             log.info("%s: %s", name, ", ".join(f"{n} {reason}" for reason, n in counts.items()))
-        run.encoded[memory] = found
+        run.encoded[memory] = encoded
     return run.encoded[memory]
 
 
@@ -72,8 +72,8 @@ def _look(
     """Whether a few rows are what was given; and how many replies come with a thought that is left out."""
     reading = run.reading
     for place, side in enumerate(sides):
-        own = [row[place] for row in replies]
-        reading.chats(chat, side.prompts, prompts, side.texts, own, side.finished)
+        texts = [row[place] for row in replies]
+        reading.chats(chat, side.prompts, prompts, side.texts, texts, side.finished)
     if chat.thoughts == "strip":
         said = [split(text) for side in sides for text in side.texts]
         reading.thoughts(name, sum(bool(s.thought) for s in said), sum(not s.closed for s in said))

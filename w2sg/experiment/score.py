@@ -47,16 +47,16 @@ def token_values(
         return ReadJob(policy, read, Examples(completions, ids, torch.zeros(len(ids), dtype=torch.long)))
 
     folder = run.stages.read(stage, key, make)
-    there, found = load_found(folder)
+    stored_ids, tensors = load_found(folder)
     expected = torch.from_numpy(rows.completions.sizes.sum(1))
-    if there != ids or not torch.equal(found["sizes"], expected):
+    if stored_ids != ids or not torch.equal(tensors["sizes"], expected):
         raise TrainingError(
             f"{stage}: the log-probabilities in {folder.name} are of other tokens than those asked for; delete "
             "that folder, and it is computed anew"
         )
-    if not torch.isfinite(found["values"]).all():
+    if not torch.isfinite(tensors["values"]).all():
         raise TrainingError(f"{stage}: a log-probability in {folder.name} is not finite; use dtype=float32")
-    return found["values"], found["sizes"], folder.name
+    return tensors["values"], tensors["sizes"], folder.name
 
 
 def score(
@@ -104,12 +104,12 @@ def divergence(run: Context, name: str, writer: Trained, base: Trained, replies:
 
         def read(batch: dict[str, Tensor]) -> Tensor:
             (p, q), heads = (policy.states(batch) for policy in policies), [policy.head() for policy in policies]
-            found = position_kl(p, heads[0][0], q, heads[1][0], heads[0][1], heads[1][1], softcap=policies[0].softcap)
-            sums = torch.zeros(batch["sizes"].numel(), device=found.device).index_add(0, batch["owner"], found)
+            tokens = position_kl(p, heads[0][0], q, heads[1][0], heads[0][1], heads[1][1], softcap=policies[0].softcap)
+            sums = torch.zeros(batch["sizes"].numel(), device=tokens.device).index_add(0, batch["owner"], tokens)
             return sums / batch["sizes"].flatten()
 
         examples = Examples(completions, ids, torch.zeros(len(ids), dtype=torch.long))
         return ReadJob(policies, read, examples, whole=True)
 
-    _, found = load_found(run.stages.read(name, key, make))
-    return found["values"].double().numpy()
+    _, tensors = load_found(run.stages.read(name, key, make))
+    return tensors["values"].double().numpy()

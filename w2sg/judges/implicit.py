@@ -77,16 +77,16 @@ class ImplicitReward(Judge):
     def rewards_and_key(self, name: str, replies: Replies) -> tuple[np.ndarray, dict[str, Any]]:
         ids = [f"{i}:{s}:{g}" for i, s, g in zip(replies.ids, replies.sample, replies.group, strict=True)]
         # a judge reads texts: tokens as they were written, where its tokenizer wrote them, would be read otherwise
-        own, rows = replace(replies, ids=ids, tokens=None, log_probabilities=None), f"{name}-for-judge"
+        texts, rows = replace(replies, ids=ids, tokens=None, log_probabilities=None), f"{name}-for-judge"
         tuned = Trained("judge-tuned", self.source)
         sums, stages = [], []
         for model in (tuned, reading_as(Trained("judge-untuned", self.untuned), tuned)):
-            values, stage = self.run.score(f"{name}-by-{model.name}", model, own, rows)
+            values, stage = self.run.score(f"{name}-by-{model.name}", model, texts, rows)
             sums.append(values[:, 0].double().numpy())
             stages.append(stage)
-        encoded = self.run.encode(self.source, own, rows)
-        found = np.full(len(replies), np.nan)
+        encoded = self.run.encode(self.source, texts, rows)
+        rewards = np.full(len(replies), np.nan)
         empty = set(encoded.dropped.get("empty reply", ()))
-        found[[i in empty for i in ids]] = 0.0
-        found[encoded.kept] = sums[0] - sums[1]
-        return found, {"stages": stages}
+        rewards[[i in empty for i in ids]] = 0.0
+        rewards[encoded.kept] = sums[0] - sums[1]
+        return rewards, {"stages": stages}

@@ -68,12 +68,12 @@ class LanguageModelJudge(JudgeOptions):
     max_length: PositiveInt = option(4096, "tokens of the question; a longer comparison is left out, which is said")
 
     def rules(self) -> list[str]:
-        found = []
+        problems = []
         if lost := [part for part in PLACES if self.question.count(part) != 1]:
-            found.append(f"question: {' and '.join(lost)} must stand in it, once each")
+            problems.append(f"question: {' and '.join(lost)} must stand in it, once each")
         if len({label.strip() for label in self.labels}) < 2 or not all(label.strip() for label in self.labels):
-            found.append(f"labels: two different words, as [A,B] (got {self.labels})")
-        return found
+            problems.append(f"labels: two different words, as [A,B] (got {self.labels})")
+        return problems
 
     def names(self, config: TrainConfig) -> dict[str, str]:
         return {"model": model_name(self.model, config)}
@@ -122,14 +122,13 @@ class LabelVerdicts(Verdicts):
 def find_judge(run: Run, model: str, max_length: int, asked_for: str) -> Source:
     """A judge's language model, used as it is; read like the strong one in all else."""
     config = run.config
-    own = {"name": model_name(model, config), "revision": None, "untuned": None, "layers": None, "random_init": False}
-    own |= {"quantise": None}  # a weakened strong model has no weakened judge
-    own |= OWN_CHAT
-    own |= {"train": "full", "head": "linear", "layer": None, "lr": None, "epochs": None, "max_length": max_length}
+    options = {"name": model_name(model, config), "revision": None, "untuned": None, "layers": None, "layer": None}
+    options |= {"random_init": False, "train": "full", "head": "linear", "lr": None, "epochs": None}
+    options |= {"max_length": max_length, "quantise": None, **OWN_CHAT}  # a weakened strong model has no weakened judge
     if model in ("strong", "weak"):
         role = getattr(config, model)
-        own |= {key: getattr(role, key) for key in ("revision", "dtype", "trust_remote_code", *OWN_CHAT)}
-    source = find(config.strong.model_copy(update=own), asked_for)
+        options |= {key: getattr(role, key) for key in ("revision", "dtype", "trust_remote_code", *OWN_CHAT)}
+    source = find(config.strong.model_copy(update=options), asked_for)
     run.stages.said += source.notes
     positions = getattr(source.config, "max_position_embeddings", None) or max_length
     if positions < max_length:
@@ -202,5 +201,5 @@ class LanguageModel(Judge):
         parts = {"{conversation}": instruction(prompt), "{first}": first, "{second}": second}
         # one pass: a reply may hold what looks like a place; and a speaker's mark in a reply begins no turn
         filled = re.sub("|".join(map(re.escape, parts)), lambda match: parts[match[0]], self.options.question)
-        asked = unmarked(filled)
-        return Dialogue(transcript([("user", asked)]) + LAST_TURN, (Message("user", asked.strip()),))
+        text = unmarked(filled)
+        return Dialogue(transcript([("user", text)]) + LAST_TURN, (Message("user", text.strip()),))

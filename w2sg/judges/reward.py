@@ -108,12 +108,12 @@ class RewardModel(Judge):
         spec: ModelConfig = getattr(self.run.config, role)
         shared = {"max_length": self.options.max_length, "lr": None, "epochs": None, "head": "linear"}
         if not self.trained:
-            own = {"name": self.options.model, "revision": None, "layers": None, "random_init": False, "train": "full"}
-            own |= {"quantise": None, **OWN_CHAT}
-            found = find(spec.model_copy(update={**shared, **own}), self.asked_for)
-            return replace(found, templated=found.chat.template)
-        own = {"train": "head", "layer": self.options.layer, "candidates": self.options.candidates}
-        return find(spec.model_copy(update={**shared, **own}), role)
+            options = {"name": self.options.model, "revision": None, "layers": None, "random_init": False}
+            options |= {"train": "full", "quantise": None, **OWN_CHAT}
+            source = find(spec.model_copy(update={**shared, **options}), self.asked_for)
+            return replace(source, templated=source.chat.template)
+        options = {"train": "head", "layer": self.options.layer, "candidates": self.options.candidates}
+        return find(spec.model_copy(update={**shared, **options}), role)
 
     # -- rewards ------------------------------------------------------------------------------------------------------
 
@@ -192,9 +192,9 @@ class Rewards:
             spec.max_length,
             first=judge.source.first,
         )
-        device, found = next(self.module.parameters()).device, np.zeros(len(prompts))
+        device, rewards = next(self.module.parameters()).device, np.zeros(len(prompts))
         for part in token_plan(rows.lengths, judge.run.devices.eval_tokens):
             batch = {k: v.to(device) for k, v in rows.collate(part).items()}
-            found[part] = self.score(batch)[:, 0].double().cpu().numpy()
+            rewards[part] = self.score(batch)[:, 0].double().cpu().numpy()
         self.read += int(rows.lengths.sum())
-        return found
+        return rewards

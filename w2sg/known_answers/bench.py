@@ -27,7 +27,7 @@ from w2sg.models.heads import LinearHead
 from w2sg.store.store import Store
 from w2sg.training.devices import Devices
 from w2sg.training.label_modules import SoftLabelModule, learning_rate_factor
-from w2sg.training.stages import FitJob, ReadJob, Stages, load_values
+from w2sg.training.stages import FitJob, ReadJob, Stages, values_of
 
 
 def squared_error(outputs: Tensor, targets: Tensor, progress: float = 1.0) -> Tensor:
@@ -144,9 +144,7 @@ class Bench:
         """[N, C] outputs of a model for features [N, n, D], in fp64 (from fp32)."""
         examples = _examples(features)
         key = {"inputs": _digest(features.float(), *model.state_dict().values()), "model": type(model).__name__}
-        ids, values = load_values(self.stages.read(name, key, lambda: ReadJob(model, model, examples)))
-        place = {i: row for row, i in enumerate(ids)}
-        return values[[place[i] for i in examples.ids]].double()
+        return values_of(self.stages.read(name, key, lambda: ReadJob(model, model, examples)), examples.ids).double()
 
     def tables(self, path: Path, sizes: dict[str, int | None]) -> Tables:
         """The splits of a file of labelled rows, or of a folder with one file for each split."""

@@ -42,7 +42,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, chunk, recorded):
-        found = torch.empty(len(hidden), dtype=_wide(hidden[:0]).dtype, device=hidden.device)
+        chosen = torch.empty(len(hidden), dtype=_wide(hidden[:0]).dtype, device=hidden.device)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         # needs_input_grad says what requires a gradient, even where grad mode is off and nothing is recorded
         early = recorded and wants_hidden and not (wants_weight or wants_bias)
@@ -50,12 +50,12 @@ class _TokenLogProbs(torch.autograd.Function):
         for part in _parts(len(hidden), chunk):
             logits = _logits(hidden[part], weight, bias)
             norm = logits.logsumexp(-1, keepdim=True)
-            found[part] = (logits.gather(1, targets[part, None]) - norm)[:, 0]
+            chosen[part] = (logits.gather(1, targets[part, None]) - norm)[:, 0]
             if early:
                 slopes[part] = _slopes(logits.sub_(norm), weight, targets[part]).to(slopes.dtype)
         ctx.chunk, ctx.early = chunk, early
         ctx.save_for_backward(*((slopes,) if early else (hidden, weight, bias, targets)))
-        return found
+        return chosen
 
     @staticmethod
     @once_differentiable

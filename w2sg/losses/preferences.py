@@ -108,15 +108,15 @@ def supervised(policy_chosen: Tensor, lengths_chosen: Tensor) -> Tensor:
     return -_per_token(policy_chosen, lengths_chosen)
 
 
-def auxiliary_confidence(given: Tensor, own: Tensor, weight: float) -> Tensor:
+def auxiliary_confidence(given: Tensor, likeliest: Tensor, weight: float) -> Tensor:
     """[T] Burns et al.'s confidence loss (arXiv 2312.09390, eq. 1) on tokens of a language model.
 
     Args:
         given: [T] log-probabilities of the weak model's tokens.
-        own: [T] of the tokens that the model itself finds likeliest.
-        weight: of its own.
+        likeliest: [T] of the tokens that the model itself finds likeliest.
+        weight: of the likeliest.
     """
-    return -(1 - weight) * given - weight * own
+    return -(1 - weight) * given - weight * likeliest
 
 
 def wspo(

@@ -58,8 +58,8 @@ def _logits(model: nn.Module) -> Tensor:
         return model(input_ids=torch.arange(1, 9)[None], use_cache=False).logits[0].float()
 
 
-def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    return bool((found - expected).norm() <= tolerance * expected.norm())
+def _close(values: Tensor, expected: Tensor, tolerance: float) -> bool:
+    return bool((values - expected).norm() <= tolerance * expected.norm())
 
 
 def export(trained: FinishedModel, to: Path) -> list[Path]:

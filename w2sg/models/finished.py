@@ -107,8 +107,8 @@ def _of_run(run: Path, system: str | None, stores: list[Path], option: str) -> F
     untuned = weak.model_copy(update={"name": weak.untuned, "revision": None}) if aligned else weak
     names = ["untuned", *map(_plain, systems)]
     if system is None or _plain(system) not in names:
-        asked = "say which model of the run you mean" if system is None else f"this run has no {system}"
-        raise UserError(f"system: {asked}: {', '.join(names)}")
+        problem = "say which model of the run you mean" if system is None else f"this run has no {system}"
+        raise UserError(f"system: {problem}: {', '.join(names)}")
     name = _plain(system)
     common = {"run": run, "command": content["command"], "seed": config["seed"]}
     base = FinishedModel("base", strong, "strong", None, None, **common)

@@ -364,13 +364,13 @@ class ReadingModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, _index: int) -> dict[str, Any]:
         real = batch.weight > 0
-        found = self._read(batch.micro[0])
-        found = (found if isinstance(found, Found) else Found(found)).take(real)
+        values = self._read(batch.micro[0])
+        values = (values if isinstance(values, Found) else Found(values)).take(real)
         return {
             "index": batch.index[real].cpu(),
-            "values": found.values.float().cpu(),
-            "sizes": None if found.sizes is None else found.sizes.cpu(),
-            "flags": None if found.flags is None else found.flags.cpu(),
-            "useful": batch.useful if found.useful is None else found.useful,
-            "padded": batch.padded if found.padded is None else found.padded,
+            "values": values.values.float().cpu(),
+            "sizes": None if values.sizes is None else values.sizes.cpu(),
+            "flags": None if values.flags is None else values.flags.cpu(),
+            "useful": batch.useful if values.useful is None else values.useful,
+            "padded": batch.padded if values.padded is None else values.padded,
         }

@@ -85,9 +85,9 @@ def _watch(children: list[subprocess.Popen], over: threading.Event) -> None:
     """End this process when one of its others fails: it would wait for that one for ever."""
     while not over.wait(0.2):
         codes = [code for child in children if (code := child.poll())]
-        asked = [stops.CODES.get(code) or -code for code in codes if code in stops.CODES or -code in stops.SIGNALS]
-        if asked:  # a signal that came to that one alone
-            stops.request(asked[0])
+        signals = [stops.CODES.get(code) or -code for code in codes if code in stops.CODES or -code in stops.SIGNALS]
+        if signals:  # a signal that came to that one alone
+            stops.request(signals[0])
             return
         if codes:
             if over.wait(5):  # the usual case: this process has noticed too, and says more

@@ -64,20 +64,20 @@ def unshard(module: nn.Module) -> None:
     """Make a sharded module an ordinary one again, on rank 0, in host memory; the other ranks keep nothing of it."""
     _reshard(module)
     for part in module.modules():
-        for name, own in part._parameters.items():
-            if isinstance(own, DTensor):
-                full = whole(own.detach())
-                empty = torch.empty(0, dtype=own.dtype)
-                part._parameters[name] = nn.Parameter(empty if full is None else full, own.requires_grad)
+        for name, weight in part._parameters.items():
+            if isinstance(weight, DTensor):
+                full = whole(weight.detach())
+                empty = torch.empty(0, dtype=weight.dtype)
+                part._parameters[name] = nn.Parameter(empty if full is None else full, weight.requires_grad)
 
 
 @torch.no_grad()
 def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give a module, sharded or not, the whole weights of a checkpoint, which holds none of what is frozen."""
     _reshard(module)
-    for name, own in (*module.named_parameters(), *module.named_buffers()):
+    for name, weight in (*module.named_parameters(), *module.named_buffers()):
         if name in state:
-            own.copy_(cut(state[name], own))
+            weight.copy_(cut(state[name], weight))
 
 
 def _reshard(module: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,9 +150,9 @@ class Stages:
             limit_val_batches=None if job.held_out is not None else 0,
             enable_checkpointing=True,
         )
-        found = self.devices.agree(kept.resumable(name) if self.devices.main else None)
+        resumed = self.devices.agree(kept.resumable(name) if self.devices.main else None)
         try:
-            trainer.fit(module, data, ckpt_path=None if found is None else str(found[0]), weights_only=True)
+            trainer.fit(module, data, ckpt_path=None if resumed is None else str(resumed[0]), weights_only=True)
         except UserError as error:
             raise type(error)(f"{name}: {error}") from error
         module._check_now()
@@ -232,11 +232,11 @@ class Stages:
                 try:
                     info = work(part, hold)
                 finally:
-                    asked = list(self._making.pop())
+                    needs = list(self._making.pop())
                 hold.begin()  # what is done is sealed before a signal is heeded
                 self.devices.wait()
                 if claim is not None:
-                    claim.seal({**info, "rests_on": asked} if asked else info)
+                    claim.seal({**info, "rests_on": needs} if needs else info)
             info = self.devices.agree(claim.info if claim is not None else None)
         for making in self._making:
             making |= dict.fromkeys([*info.get("rests_on", ()), path.name])
@@ -279,6 +279,20 @@ def load_values(folder: Path) -> tuple[list[str], Tensor]:
     """Ids and values of a finished read stage."""
     ids, tensors = load_found(folder)
     return ids, tensors["values"]
+
+
+def values_of(folder: Path, ids: Sequence[str]) -> Tensor:
+    """[N, ...] values of a finished read stage, in the order of the ids."""
+    stored_ids, values = load_values(folder)
+    place = {i: row for row, i in enumerate(stored_ids)}
+    return values[[place[i] for i in ids]]
+
+
+def load_parts(folder: Path) -> dict[str, np.ndarray]:
+    """Each id's own values, in fp64, of a finished read stage whose examples have several."""
+    ids, tensors = load_found(folder)
+    parts = np.split(tensors["values"].double().numpy(), np.cumsum(tensors["sizes"].numpy())[:-1])
+    return dict(zip(ids, parts, strict=True))
 
 
 def load_found(folder: Path) -> tuple[list[str], dict[str, Tensor]]:

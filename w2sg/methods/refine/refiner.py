@@ -29,7 +29,7 @@ from w2sg.metrics.answers import copied
 from w2sg.models.trained import Trained
 from w2sg.store.shards import Found
 from w2sg.training.inputs import VERSION
-from w2sg.training.stages import ReadJob, load_found
+from w2sg.training.stages import ReadJob, load_parts
 
 
 class Refiner(ContextWriter):
@@ -165,9 +165,7 @@ class Refiner(ContextWriter):
 
         folder = self.run.stages.read(name, key, make)
         self._stages[name] = folder.name
-        there, values = load_found(folder)
-        parts = np.split(values["values"].double().numpy(), np.cumsum(values["sizes"].numpy())[:-1])
-        by_id = dict(zip(there, parts, strict=True))
+        by_id = load_parts(folder)
         return {q: by_id[i] for q, i in zip(places, ids, strict=True)}
 
     # -- tests of what was written, and where it came from ------------------------------------------------------------
