@@ -171,11 +171,12 @@ def compose(*overrides: str, name: str = "train"):
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
+    from w2sg.config import renamed
     from w2sg.config.check import CONF, register
 
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra_compose(name, overrides=list(overrides))
+        return hydra_compose(name, overrides=[renamed.override(override) for override in overrides])
 
 
 def conf_node(file: str) -> dict:
