@@ -9,8 +9,9 @@ import numpy as np
 
 from w2sg.config.options import Alignment, PlainSampling
 from w2sg.data.replies import Replies, ReplyPairs, best_and_worst, gold_pairs
-from w2sg.experiment.fit_text import one_vocabulary
-from w2sg.experiment.run import Run
+from w2sg.experiment.context import Context
+from w2sg.experiment.fit_text import dpo, one_vocabulary
+from w2sg.experiment.generate import generate
 from w2sg.models.trained import Trained
 
 Ranker = Callable[[str, Replies], tuple[np.ndarray, dict[str, Any]]]
@@ -27,7 +28,9 @@ class Aligned(NamedTuple):
     pairs: ReplyPairs | None
 
 
-def align(run: Run, options: Alignment, sampling: PlainSampling | None = None, ranker: Ranker | None = None) -> Aligned:
+def align(
+    run: Context, options: Alignment, sampling: PlainSampling | None = None, ranker: Ranker | None = None
+) -> Aligned:
     """Align the weak model on the ground-truth split, or take the two models that the user gave.
 
     Args:
@@ -43,7 +46,7 @@ def align(run: Run, options: Alignment, sampling: PlainSampling | None = None, r
     before, pairs = Trained("untuned", run.weak), gold_pairs(run.data.ground_truth)
     if options.pairs == "on_policy":
         prompts = run.prompts("ground_truth")
-        replies = run.generate("untuned-samples", before, prompts, sampling, samples=options.samples)
+        replies = generate(run, "untuned-samples", before, prompts, sampling, samples=options.samples)
         rewards, key = ranker("untuned-samples", replies)
         pairs = best_and_worst(replies, rewards, {"replies": replies.key, "rewards": key})
-    return Aligned(before, run.dpo("weak", before, pairs, options), pairs)
+    return Aligned(before, dpo(run, "weak", before, pairs, options), pairs)

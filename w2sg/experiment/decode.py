@@ -22,9 +22,13 @@ from w2sg.decoding.decoders.served import Server, as_text, ends
 from w2sg.decoding.decoders.written import Written
 from w2sg.errors import UserError
 from w2sg.experiment.answers import ANSWERS, ask
-from w2sg.experiment.run import Run
+from w2sg.experiment.context import Context
+from w2sg.experiment.generate import generate
+from w2sg.experiment.keys import key_of
+from w2sg.experiment.replies import load
 from w2sg.experiment.steered import Pair, Steered, steered, trace_of, write_batch
 from w2sg.models.policy import padding
+from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.store.files import read_json, write_json
 from w2sg.store.shards import Found
@@ -45,7 +49,7 @@ class Decoders:
 
     def __init__(
         self,
-        run: Run,
+        run: Context,
         strong: Trained,
         pair: Pair | None = None,
         reward: Any = None,
@@ -98,7 +102,7 @@ class Decoders:
     def _generated(self, name: str, decoder: Decoder, prompts: Prompts) -> Steered:
         models = {STRONG: self.strong} | ({} if self.pair is None else vars(self.pair))
         writer, *contrast = (models[role] for role in decoder.generated_by)
-        replies = self.run.generate(name, writer, prompts, decoder, contrast=contrast[0] if contrast else None)
+        replies = generate(self.run, name, writer, prompts, decoder, contrast=contrast[0] if contrast else None)
         facts = []
         for tokens, prompt in zip(replies.tokens, writer.source.chat.prompts(replies.prompts), strict=True):
             read = len(prompt) + len(tokens) - 1  # a reply's last token is never read
@@ -128,11 +132,11 @@ class Decoders:
 
     def _key(self, decoder: Decoder, prompts: Prompts) -> dict[str, Any]:
         # where the server is does not change what it says, nor do the weights of the model that lends its tokenizer
-        models = {STRONG: {"server": self.server.model} if self.server else self.run.key_of(self.strong)}
+        models = {STRONG: {"server": self.server.model} if self.server else key_of(self.run, self.strong)}
         if decoder.needs_pair:
-            models[TUNED] = self.run.key_of(self.pair.tuned)
+            models[TUNED] = key_of(self.run, self.pair.tuned)
         if UNTUNED in decoder.needs:
-            models[UNTUNED] = self.run.key_of(self.pair.untuned)
+            models[UNTUNED] = key_of(self.run, self.pair.untuned)
         sources = self._sources(decoder)
         chats = [source.chat for source in sources]
         unwritable = [padding(source).get("unwritable") for source in sources[self.server is not None :]]
@@ -162,12 +166,12 @@ class Decoders:
 
     def _models(self, decoder: Decoder) -> tuple[nn.ModuleList, Callable[..., Engines]]:
         """Everything that a decoder reads with, and what makes engines of it, anew for each batch."""
-        strong = None if self.server else self.run.load(self.strong)
+        strong = None if self.server else load(self.run, self.strong)
         small, reward, modules = [], None, [strong] if strong is not None else []
         if decoder.needs_pair:
-            small.append(self.run.load(self.pair.tuned))
+            small.append(load(self.run, self.pair.tuned))
         if UNTUNED in decoder.needs and not self._is_its_own_base(small[0]):
-            small.append(self.run.load(self.pair.untuned))
+            small.append(load(self.run, self.pair.untuned))
         modules += small
         if REWARD in decoder.needs:
             module, reward = self.reward.scorer()
@@ -218,3 +222,30 @@ class Decoders:
         device = self.run.devices.fabric.device
         modules.to(device)
         return torch.autocast(device.type, torch.bfloat16, enabled=self.run.precision == "bf16-mixed")
+
+
+def decode(
+    run: Context,
+    name: str,
+    decoder: Decoder,
+    prompts: Prompts,
+    model: Trained | Source | None = None,
+    pair: Pair | None = None,
+    reward: Any = None,
+) -> Steered:
+    """Replies of a frozen model by a decoder, with what they cost.
+
+    Args:
+        name: the stage.
+        decoder: how they are written.
+        prompts: what is answered.
+        model: the one that writes; None is the strong model as it was found.
+        pair: the weak model after and before its alignment, where the decoder needs it.
+        reward: a reward model, where one guides.
+
+    Raises:
+        UserError: no prompt fits into the models.
+    """
+    return Decoders(run, run.as_trained(model or run.strong), pair, reward, decoder.served_by).write(
+        name, decoder, prompts
+    )

@@ -14,7 +14,9 @@ from w2sg.data.table import digest
 from w2sg.data.tokens import beginning, ids_after, ids_of
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import UserError
-from w2sg.experiment.run import Run
+from w2sg.experiment.context import Context
+from w2sg.experiment.keys import key_of
+from w2sg.experiment.replies import load
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training.inputs import VERSION
@@ -39,7 +41,7 @@ def split_words(source: Source, words: Sequence[str], option: str) -> tuple[list
 
 
 def next_words(
-    run: Run, name: str, writer: Trained, prompts: Sequence[str], words: Sequence[str], option: str, rows: int
+    run: Context, name: str, writer: Trained, prompts: Sequence[str], words: Sequence[str], option: str, rows: int
 ) -> Tensor:
     """Log-probability of each word after each plain text, [N, C]; a word counts by the token that sets it apart.
 
@@ -56,14 +58,14 @@ def next_words(
     keys = [digest(str(k), str(row.tolist())) for k, row in enumerate(ids)]
     key = {
         "version": VERSION,
-        "model": run.key_of(writer),
+        "model": key_of(run, writer),
         "prompts": digest(*keys),
         "words": targets,
         "precision": run.precision,
     }
 
     def make() -> ReadJob:
-        policy = run.load(writer)
+        policy = load(run, writer)
 
         def read(batch: dict[str, Tensor]) -> Tensor:
             logits = TransformersEngine(policy).start([ids[row] for row in batch["row"].tolist()])[0]

@@ -16,7 +16,8 @@ from w2sg.config.schema import TrainConfig
 from w2sg.config.unread import unread
 from w2sg.data.labels import Labels
 from w2sg.errors import UserError
-from w2sg.experiment import fit_labels, fit_text, keys, replies
+from w2sg.experiment import alignment, fit_labels, fit_text, keys, replies
+from w2sg.experiment import decode as decoding
 from w2sg.experiment import generate as generation
 from w2sg.experiment import predict as predictions
 from w2sg.experiment import score as scores
@@ -49,12 +50,48 @@ class Run(Context):
     score = scores.score
     token_values = scores.token_values
     divergence = scores.divergence
+    align = alignment.align
+    decode = decoding.decode
     # what verbs of other packages are made of
     key_of = keys.key_of
     load = replies.load
     encode = replies.encode
 
-    # -- report -------------------------------------------------------------------------------------------------------
+    # -- measure and report -------------------------------------------------------------------------------------------
+
+    def measure(
+        self,
+        predictions: Mapping[str, Labels],
+        taught: tuple[Labels, Labels] | None = None,
+        notes: dict[str, Any] | None = None,
+    ) -> tuple[list[Section], dict[str, list]]:
+        """Sections on what label models predict of the test split, and their columns of predictions.parquet.
+
+        What models write is measured by `w2sg.evaluation.systems.measure_systems`.
+
+        Args:
+            predictions: by name; ``weak``, ``student`` and ``ceiling`` give a PGR. The strong model's zero-shot score
+                joins them where it has one.
+            taught: the labels that the student was trained on, and its own predictions for the same rows.
+            notes: facts of the method.
+
+        Raises:
+            UserError: predictions are not of the test split.
+        """
+        for name, labels in predictions.items():
+            if not isinstance(labels, Labels) or labels.table.ids != self.data.test.ids:
+                what = f"of {labels.table.name}" if isinstance(labels, Labels) else type(labels).__name__
+                raise UserError(f"run.report: {name} is {what}; give run.predict(model, run.data.test)")
+        if (untrained := self.zero_shot(self.strong, self.data.test)) is not None:
+            predictions = {**predictions, "zero_shot": untrained}
+        transfer = None
+        if taught is not None:
+            labels, student = taught
+            seen, _ = fit_labels.targets_of(self, labels, self.loss)
+            transfer = (labels.table, losses.clamp_hard(seen, GAMMA)[0], student.logits)
+        logits = {name: labels.logits for name, labels in predictions.items()}
+        sections = label_sections(self, logits, transfer, {**self.notes, **(notes or {})})
+        return sections, columns_of(self.data.test, logits)
 
     def report(
         self,
@@ -71,37 +108,23 @@ class Run(Context):
 
         Args:
             story: title, verdict and names of systems; label methods have one.
-            sections: of the method, below those that all label methods have; data, what models read, stages, versions
-                and configuration follow.
-            notes: facts of a label method.
-            taught: the labels that the student was trained on, and its own predictions for the same rows.
+            sections: of the method, below those of `measure`; data, what models read, stages, versions and
+                configuration follow.
+            notes: as in `measure`.
+            taught: as in `measure`.
             columns: of predictions.parquet, where no label models predict.
             samples: rows of samples.parquet, where models wrote.
             files: makers of other files, each of the run's folder.
-            predictions: by name, all on the same table; ``weak``, ``student`` and ``ceiling`` give a PGR. The strong
-                model's zero-shot score joins them where it has one.
+            predictions: as in `measure`.
 
         Raises:
             UserError: predictions are not of the test split, two sections give the same, one cannot be shown, or the
                 folder cannot be written.
         """
-        made = list(sections)
-        for name, labels in predictions.items():
-            if not isinstance(labels, Labels) or labels.table.ids != self.data.test.ids:
-                what = f"of {labels.table.name}" if isinstance(labels, Labels) else type(labels).__name__
-                raise UserError(f"run.report: {name} is {what}; give run.predict(model, run.data.test)")
+        measured: list[Section] = []
         if predictions:
-            if (untrained := self.zero_shot(self.strong, self.data.test)) is not None:
-                predictions["zero_shot"] = untrained
-            transfer = None
-            if taught is not None:
-                labels, student = taught
-                seen, _ = fit_labels.targets_of(self, labels, self.loss)
-                transfer = (labels.table, losses.clamp_hard(seen, GAMMA)[0], student.logits)
-            logits = {name: labels.logits for name, labels in predictions.items()}
-            made = [*label_sections(self, logits, transfer, {**self.notes, **(notes or {})}), *made]
-            story, columns = story or label_story(self.config), columns_of(self.data.test, logits)
-        return assemble(self, story or label_story(self.config), made, columns or {}, samples, files)
+            measured, columns = self.measure(predictions, taught, notes)
+        return assemble(self, story or label_story(self.config), [*measured, *sections], columns or {}, samples, files)
 
 
 def run_method(config: TrainConfig, out: str | Path, typed: list[str]) -> Report:

@@ -12,7 +12,7 @@ from w2sg.data.replies import Prompts, Replies
 from w2sg.decoding.decoders import Decoder, Written
 from w2sg.decoding.decoders.engines import Engines
 from w2sg.errors import UserError
-from w2sg.experiment.run import Run
+from w2sg.experiment.context import Context
 from w2sg.models.trained import Trained
 
 
@@ -62,7 +62,7 @@ def write_batch(decoder: Decoder, engines: Engines, prompts: Prompts) -> list[Wr
 
 
 def steered(
-    run: Run, decoder: Decoder, strong: Trained, prompts: Prompts, written: list[Written], stage: str
+    run: Context, decoder: Decoder, strong: Trained, prompts: Prompts, written: list[Written], stage: str
 ) -> Steered:
     """Replies without thoughts, and cut where a string ends them.
 

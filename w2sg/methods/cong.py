@@ -94,7 +94,6 @@ def cong(run: Run, options: ConG) -> Report:
     """
     from w2sg.evaluation.alpha_sweep import measure_sweep, sample_alphas
     from w2sg.evaluation.systems import measure_systems
-    from w2sg.experiment.alignment import align
     from w2sg.experiment.fit_text import one_tokenizer
     from w2sg.models.trained import Trained
 
@@ -109,7 +108,7 @@ def cong(run: Run, options: ConG) -> Report:
     if "wspo" in options.baselines:
         one_tokenizer([source for source in (run.strong, run.weak, run.untuned) if source is not None])
 
-    untuned, weak, aligned_on = align(run, options.alignment, options.sampling, ranker)
+    untuned, weak, aligned_on = run.align(options.alignment, options.sampling, ranker)
     chosen = run.generate("contrastive", weak, transfer, options.decoding, contrast=untuned)
     cong_s = run.sft("cong-s", strong, chosen, options.sft)
     rejected = run.generate("cong-s-samples", cong_s, transfer, options.sampling)

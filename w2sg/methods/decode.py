@@ -62,11 +62,9 @@ def decode(
         alignment: of the weak model, where it is not given before its alignment.
         evaluation: what is measured, on the test split.
     """
-    from w2sg.data.replies import prompts_of
     from w2sg.evaluation.alignment_tax import alignment_tax, read_questions
     from w2sg.evaluation.decoders import Comparison
     from w2sg.evaluation.divergence import frontier
-    from w2sg.experiment.alignment import align
     from w2sg.experiment.decode import Decoders, Pair
     from w2sg.judges.reward import RewardModel
     from w2sg.models.trained import Trained
@@ -86,20 +84,20 @@ def decode(
         measure.independent_of(guides, writers)
     strong = Trained("strong", replace(run.strong, style=style))
     check_vocabulary(decoder, run.weak, strong.source)
-    prompts = prompts_of(run.data.test).first(evaluation.prompts)
+    prompts = run.prompts("test", evaluation.prompts)
 
     pair, server, plain, systems = None, decoder.served_by, Plain.like(decoder), {}
     # first of all, since a server may not answer: that is known before anything is trained
     if server is not None:
         systems["plain"] = Decoders(run, strong, server=server).write("plain", plain, prompts)
     if decoder.needs_pair:
-        before, after, _ = align(run, alignment)
+        before, after, _ = run.align(alignment)
         pair = Pair(after, before)
     decoders = Decoders(run, strong, pair, reward, server)
     if server is None:
         systems["plain"] = decoders.write("plain", plain, prompts)
     if pair is not None:
-        systems["guide"] = Decoders(run, pair.tuned).write("guide-alone", plain, prompts)
+        systems["guide"] = run.decode("guide-alone", plain, prompts, pair.tuned)
     if not decoder.is_plain:
         systems[decoder.kind] = decoders.write(decoder.stage, decoder, prompts)
     traces = []
