@@ -248,3 +248,25 @@ def test_mistakes_in_a_decoder_are_said_in_one_line(desk):
         assert right in code
         (desk.folder / "mine.py").write_text(code.replace(right, wrong), encoding="utf-8")
         assert re.match(said, desk.refused("evaluate.py", "decoder=mine.Shortest")), said
+
+
+@at("text_method")
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["method.sft.epochs=two"], "method.sft.epochs: input should be a valid integer"),
+        (["method.sftt.lr=0.1"], "method.sftt.lr: no such key; did you mean method.sft.lr?"),
+        (["method.judge.kind=best"], "method.judge: there is no such kind; choose judge=reward, implicit, llm"),
+        (["weak=bow"], "weak, strong: a bag of words cannot write"),
+    ],
+)
+def test_mistakes_with_a_text_method(desk, typed, said):
+    assert desk.refused("train.py", "method=mine.distil", *typed).startswith(said)
+
+
+@at("text_method")
+def test_nothing_is_said_of_the_options_of_a_method_that_cannot_be_imported(desk):
+    code = desk.page.files["mine.py"]
+    (desk.folder / "mine.py").write_text(code.replace("AnyJudge, ", "AnyJugde, "), encoding="utf-8")
+    said = desk.refused("train.py", "method=mine.distil", "method.sft.epochs=3", "judge=llm")
+    assert said.startswith("method: mine.distil: ImportError: cannot import name 'AnyJugde'")

@@ -161,14 +161,18 @@ def _refused(
         before: overrides that were looked at in another run.
     """
     problems, kept = [], []
+    unusable: set[str] = set()  # groups whose code cannot be used, so that nothing is known of their keys
     groups = [o for o in overrides if _group(o)]
     for override in groups:
         if _tree(name, (*kept, override)) is not None:
             kept.append(override)
         elif override not in before:
             problems.append(_problem(name, override, kept))
+            unusable |= {group for group, _, choice in [override.partition("=")] if is_code(group, choice)}
+    if "method" in unusable:
+        return problems
     chosen = tuple(kept)
-    for override in (o for o in overrides if o not in groups):
+    for override in (o for o in overrides if o not in groups and o.lstrip("+~").partition(".")[0] not in unusable):
         parsed, tree = _parse(override), _tree(name, chosen) or {}
         whole = not parsed.is_delete() and not parsed.is_add() and not isinstance(parsed.value(), dict)
         known = whole and exists(parsed.key_or_group, tree)  # faster than composing them one by one

@@ -27,7 +27,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from w2sg.config import renamed
-from w2sg.config.option import defaults_of
+from w2sg.config.option import Options, defaults_of, options_class
 from w2sg.config.plugins import resolve
 from w2sg.errors import UserError
 
@@ -63,6 +63,21 @@ def node_of(group: str, path: str) -> dict[str, Any]:
     return {**defaults, "_target_": path}
 
 
+def with_judge(node: dict[str, Any]) -> dict[str, Any]:
+    """A method's node that chooses the kind of judge which is the default of its option ``judge``.
+
+    Raises:
+        UserError: the default has options of its own, which another choice of judge could not be rid of.
+    """
+    options = options_class(resolve(node["_target_"]))
+    judge = options.model_fields["judge"].default if options is not None and "judge" in options.model_fields else None
+    if not isinstance(judge, Options):
+        return node
+    if judge != type(judge)():
+        raise UserError(f"{node['_target_']}: its default judge has options; give {type(judge).__name__}() alone")
+    return {"defaults": ["_self_", {"override /judge@_global_.judge": judge.kind}], **node}
+
+
 class Defaults(ConfigSource):
     """What stands below ``options/`` and, by its dotted path, in groups of code: defaults of what has them."""
 
@@ -86,7 +101,9 @@ class Defaults(ConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         group, _, path = config_path.removesuffix(".yaml").partition("/")
         try:
-            node: Any = OmegaConf.create(node_of(group, path))
+            node: Any = OmegaConf.create(
+                with_judge(node_of(group, path)) if group == "method" else node_of(group, path)
+            )
         except UserError as error:
             raise ConfigLoadError(f"{group}: {error}") from error
         return ConfigResult(self.provider, f"{GROUP}://", node, header={"package": PACKAGES.get(group)})

@@ -18,7 +18,7 @@ from w2sg.data.labels import Labels
 from w2sg.data.loading import Examples
 from w2sg.data.replies import Prompts, prompts_of
 from w2sg.data.table import Table
-from w2sg.errors import ConfigError
+from w2sg.errors import ConfigError, UserError
 from w2sg.models.reading import Reading
 from w2sg.models.source import Source, find
 from w2sg.models.trained import Trained
@@ -106,9 +106,15 @@ class Context:
         return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
 
     def as_trained(self, model: Trained | Source) -> Trained:
-        """A model as it was found, by its role's name."""
+        """A language model as it was found, by its role's name.
+
+        Raises:
+            UserError: it is none.
+        """
         if isinstance(model, Trained):
             return model
+        if model.spec.arch != "hf":
+            raise UserError("weak, strong: a bag of words cannot write; choose a language model")
         roles = {"strong": self.strong, "untuned": self.untuned, "weak": self.weak}
         return Trained(next((role for role, source in roles.items() if source is model), model.spec.name), model)
 
