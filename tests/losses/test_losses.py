@@ -607,7 +607,7 @@ def test_forward_losses_are_exact_on_hard_labels(loss):
 
 @each(NEEDS_FINITE)
 def test_reverse_losses_refuse_hard_labels(loss):
-    with pytest.raises(ValueError, match=r"training\.hard_label_clamp"):
+    with pytest.raises(ValueError, match=r"optim\.hard_label_clamp"):
         loss(pair([0.7, 0.1]), torch.tensor([[0.5, 0.0], [0.0, -torch.inf]]))
 
 
@@ -621,7 +621,7 @@ def test_the_marks_of_losses():
 
 def test_cace_refuses_only_what_it_would_reverse():
     half_hard = torch.tensor([[0.0, 0.0, -torch.inf]])  # [1/2, 1/2, 0]: sureness 1/8
-    with pytest.raises(ValueError, match=r"training\.hard_label_clamp"):
+    with pytest.raises(ValueError, match=r"optim\.hard_label_clamp"):
         cace(torch.zeros(1, 3), half_hard, threshold=0.2)
     close(cace(torch.zeros(1, 3), half_hard, threshold=0.1), [math.log(3)], rtol=1e-6)
 
@@ -708,9 +708,9 @@ def test_shapes_must_match(loss):
         (partial(reverse_confidence, form="C"), r"loss\.form: 'C'"),
         (partial(reverse_confidence, form="B", alpha=1.0), r"loss\.alpha: form B"),
         (partial(product, alpha=0.0), r"loss\.alpha"),
-        (lambda _, weak_logits: clamp_hard(weak_logits, 0.0), r"training\.hard_label_clamp"),
-        (lambda _, weak_logits: clamp_hard(weak_logits, 0.7), r"training\.hard_label_clamp"),
-        (lambda _, weak_logits: smooth(weak_logits, 1.0), r"training\.label_smoothing"),
+        (lambda _, weak_logits: clamp_hard(weak_logits, 0.0), r"optim\.hard_label_clamp"),
+        (lambda _, weak_logits: clamp_hard(weak_logits, 0.7), r"optim\.hard_label_clamp"),
+        (lambda _, weak_logits: smooth(weak_logits, 1.0), r"optim\.label_smoothing"),
     ],
 )
 def test_wrong_options_are_named(call, message):

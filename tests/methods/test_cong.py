@@ -469,7 +469,10 @@ def test_alpha_and_gamma_name_the_same_law(arguments, tmp_path):
         (["method.analysis.alphas=[0.1,2.0]"], "method.analysis.alphas: different numbers between 0 and 1"),
         (["+method.dpo.betta=1"], "method.dpo.betta: no such key here"),
         (["method.baselines=[burns]"], "method.baselines"),
-        (["method.judge.feature_layer=auto"], "method.judge.feature_layer_candidates: layer=auto chooses among these"),
+        (
+            ["method.judge.feature_layer=auto"],
+            "method.judge.feature_layer_candidates: feature_layer=auto chooses among these",
+        ),
         (
             ["method.judge.model=null", "method.alignment.pairs=on_policy"],
             "method.judge: on-policy samples are ranked",
@@ -486,7 +489,7 @@ def test_what_does_not_hold_together_is_named_before_any_work(arguments, tmp_pat
 
 
 def test_finetune_says_that_it_reads_no_untuned_model(tmp_path):
-    with pytest.raises(ConfigError, match=r"weak\.untuned: not read by method=finetune"):
+    with pytest.raises(ConfigError, match=r"weak\.before_alignment: not read by method=finetune"):
         check(compose("weak=gpt2", "weak.before_alignment=gpt2"))
 
 

@@ -112,5 +112,5 @@ def test_a_pool_that_is_too_small_is_said():
     for contexts in (1, 3):
         with pytest.raises(UserError, match=r"a context of 9 exemplars was asked for.*suffice for"):
             enough(batch_leave_one_out(POOL[:9], POOL[:9], 9, contexts, False, 0), 9)
-    with pytest.raises(UserError, match=r"suffice for 2; lower refine\.batch_size or refine\.contexts"):
+    with pytest.raises(UserError, match=r"suffice for 2; lower refine\.context_size or refine\.contexts"):
         enough(at_random(POOL, POOL, 5, 5, False, 0), 5)

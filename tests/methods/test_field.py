@@ -163,7 +163,7 @@ def test_a_method_trains_what_it_says_and_shares_the_rest(name, store, pairs_fol
         (["strong.round_weights=1"], "strong.round_weights"),
         (["method=filter", "strong.micro_batch_size=9999"], "strong.micro_batch_size: 9999 is more than the batch"),
         (["method=chain"], "method.links: a chain needs"),
-        (["method=chain", "method.links=[{keep_layers: 0}]"], r"method.links\[0\].layers"),
+        (["method=chain", "method.links=[{keep_layers: 0}]"], r"method.links\[0\].keep_layers"),
         (["method=chain", "method.links=[{depth: 3}]"], r"method.links\[0\].depth"),
         (["method=ensemble", "method.members=1"], "method.members"),
         (["method=ensemble", "method.combine=boost"], "method.resample: boosting"),

@@ -162,7 +162,7 @@ def test_classification_has_one_logit_per_class(tiny_gpt2):
 def test_layers_keeps_the_first_blocks(tiny_llama):
     source = find(spec(name=str(tiny_llama), layers=1), "strong")
     assert load_language_model(source, True, 2).model.config.num_hidden_layers == 1
-    with pytest.raises(UserError, match=r"strong\.layers.*3 layers, 9"):
+    with pytest.raises(UserError, match=r"strong\.keep_layers.*3 layers, 9"):
         find(spec(name=str(tiny_llama), layers=9), "strong")
 
 

@@ -150,7 +150,7 @@ def test_a_loss_that_hard_labels_make_infinite_is_told_from_one_that_diverges(tm
     with pytest.raises(TrainingError, match="Lower the learning rate"):
         stages(tmp_path).fit("student", {"hard": 2}, lambda: job(lambda x, _, __: student_first(x, x, 0) * torch.nan))
     hard.module = partial(hard.module, loss=losses.needs_soft_labels(student_first))
-    with pytest.raises(UserError, match=r"training\.hard_label_clamp: this loss is infinite on hard labels"):
+    with pytest.raises(UserError, match=r"optim\.hard_label_clamp: this loss is infinite on hard labels"):
         stages(tmp_path).fit("student", {"hard": 3}, lambda: hard)
 
 
