@@ -266,9 +266,9 @@ def test_every_chunk_is_asked_for_where_the_last_one_ended(served, front, guide,
             score(guide, prompt, result.best.text, result.best.finished), abs=1e-3
         )
     usage = [answer["usage"] for answer in front.answers]
-    assert strong.asked.prompt_tokens == sum(u["prompt_tokens"] for u in usage)
-    assert strong.asked.completion_tokens == sum(u["completion_tokens"] for u in usage)
-    assert strong.asked.requests == len(front.bodies) + (several == "refuse")
+    assert strong.usage.prompt_tokens == sum(u["prompt_tokens"] for u in usage)
+    assert strong.usage.completion_tokens == sum(u["completion_tokens"] for u in usage)
+    assert strong.usage.requests == len(front.bodies) + (several == "refuse")
 
 
 @needs_server
@@ -470,7 +470,7 @@ def test_a_busy_server_is_asked_again(served, front, monkeypatch):
         (result,) = search(strong, None, PROMPTS[:1], 1, 1)
         assert result.best.cut
         assert waits == [7.0, 1.0, 2.0, 4.0]
-        assert strong.asked.requests == 4 + 3
+        assert strong.usage.requests == 4 + 3
     front.first = [(429, {}, b'{"error": {"message": "too many requests"}}')] * 10
     told = refused(grower(front.url, served.endless))
     assert "failed 3 times" in told
@@ -497,7 +497,7 @@ def test_an_answer_that_does_not_come_is_asked_for_again(served, front, monkeypa
     with grower(front.url, served.endless, timeout=0.5, attempts=20) as strong:
         (result,) = search(strong, None, PROMPTS[:1], 1, 1)
     assert result.best.cut
-    assert strong.asked.requests > 3  # chunks
+    assert strong.usage.requests > 3  # chunks
 
 
 # -- from the configuration --------------------------------------------------------------------------------------------
@@ -745,7 +745,7 @@ def test_a_reply_begins_a_line_and_has_room(front):
         (result,) = search(strong, None, PROMPTS[:1], 1, 1)
     assert (result.best.text, result.best.cut, result.rounds) == ("xy", True, 2)
     assert [body["max_tokens"] for body in front.bodies] == [4, 4, 4, 1]
-    assert strong.asked.uncounted == 4
+    assert strong.usage.uncounted == 4
 
 
 @needs_server

@@ -314,7 +314,7 @@ def test_each_refined_label_says_what_it_came_from(whole, arguments, models):
     for row in rows:
         assert row["id"] == prompt_id(of(row["prompt"]))
         ids = row["exemplar_ids"]
-        assert len(set(ids)) == len(ids) == options["batch_size"] - 1
+        assert len(set(ids)) == len(ids) == options["context_size"] - 1
         assert row["id"] not in ids
         shown = [(of(prompts[i]), weak[i]) for i in ids]
         text = in_context(of(row["prompt"]), shown, options["exemplar"], options["query"], options["placement"])
@@ -856,7 +856,7 @@ def test_a_refined_label_is_the_law_of_the_next_word_averaged_over_both_orders(l
     from transformers import AutoModelForCausalLM
 
     from w2sg.data.labels import Labels
-    from w2sg.methods.refine.labels import Asking, Relabeller
+    from w2sg.methods.refine.labels import Relabeller, Wording
     from w2sg.methods.refine.options import LabelWords
     from w2sg.models.trained import Trained
 
@@ -864,7 +864,7 @@ def test_a_refined_label_is_the_law_of_the_next_word_averaged_over_both_orders(l
     run_ = Run(config, tmp_path / "run")
     table = run_.data.transfer
     words = LabelWords(question=" better:", words=[" good", " bad"], exemplar_tokens=8)
-    asked = Asking.of(run_, table, words)
+    asked = Wording.of(run_, table, words)
     method = check(compose(*labelled(tmp_path))).method
     from pydantic import TypeAdapter
 

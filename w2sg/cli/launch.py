@@ -29,13 +29,13 @@ def launch(task: Callable[[Any], Any], name: str, check: Callable[[Any, Mapping[
 
     any_terminal()
     with readable_errors():
-        found = typed(sys.argv[1:], sweeps=name != "evaluate")
-        register(users=found.folder)
-        sys.argv[1:] = found.arguments
-        shows = found.has("--help", "-h", "--cfg", "-c", "--info", "-i")
-        elsewhere = found.has("--config-path", "-cp", "--experimental-rerun")
-        if not elsewhere and not found.has("--hydra-help", "--version", "--shell-completion", "-sc"):
-            settle(found.value("--config-name") or name, found, None if shows else check)
+        line = typed(sys.argv[1:], sweeps=name != "evaluate")
+        register(users=line.folder)
+        sys.argv[1:] = line.arguments
+        shows = line.has("--help", "-h", "--cfg", "-c", "--info", "-i")
+        elsewhere = line.has("--config-path", "-cp", "--experimental-rerun")
+        if not elsewhere and not line.has("--hydra-help", "--version", "--shell-completion", "-sc"):
+            settle(line.value("--config-name") or name, line, None if shows else check)
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
 
 

@@ -33,8 +33,8 @@ class Refused(UserError):
 
 
 @dataclass
-class Asked:
-    """What a server was asked for.
+class Usage:
+    """What a server was sent and what it read and wrote for it.
 
     Attributes:
         requests: sent, repeated ones included. prompt_tokens, completion_tokens: as the server counts them (``usage``),
@@ -126,7 +126,7 @@ class ServerGrower:
             timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT)),
             limits=httpx2.Limits(max_connections=workers),
         )
-        self.asked = Asked()
+        self.usage = Usage()
         self._lock = threading.Lock()
         self._several: bool | None = None  # whether the server gives several choices; None until the first request
         self._answered = False
@@ -213,13 +213,13 @@ class ServerGrower:
         return self._choices(self._post(body), body)[:count]
 
     def _post(self, body: dict[str, Any]) -> httpx2.Response:
-        trouble, told = "", 0.0
+        trouble, pause = "", 0.0
         for attempt in range(self.attempts):
             if attempt:
-                time.sleep(min(max(self.wait * 2 ** (attempt - 1), told), LONGEST_WAIT))
+                time.sleep(min(max(self.wait * 2 ** (attempt - 1), pause), LONGEST_WAIT))
             with self._lock:
-                self.asked.requests += 1
-            told = 0.0
+                self.usage.requests += 1
+            pause = 0.0
             try:
                 response = self._client.post(f"{self.url}/completions", json=body)
             except httpx2.RequestError as error:
@@ -235,7 +235,7 @@ class ServerGrower:
                 return response
             trouble = f"status {response.status_code}: {self._said(response)}"
             after = response.headers.get("retry-after", "")
-            told = float(after) if after.isdecimal() else 0.0  # it may also be a date
+            pause = float(after) if after.isdecimal() else 0.0  # it may also be a date
         raise UserError(
             f"the server at {self.url} failed {self.attempts} times to complete a text with the model {self.model!r}, "
             f"at last with {trouble}. See to it, or send fewer requests at a time (workers is {self.workers}), then "
@@ -290,11 +290,11 @@ class ServerGrower:
         self._other_name(answer.get("model"))
         with self._lock:
             if not any(usage):
-                self.asked.uncounted += 1
+                self.usage.uncounted += 1
                 if self.size is not None:
                     usage = [self.size(body["prompt"]), sum(self.size(text) for text, _ in choices)]
-            self.asked.prompt_tokens += usage[0]
-            self.asked.completion_tokens += usage[1]
+            self.usage.prompt_tokens += usage[0]
+            self.usage.completion_tokens += usage[1]
         return choices
 
     def _keeps_to(self, body: dict[str, Any], choices: Sequence[tuple[str, str]], counted: int) -> None:

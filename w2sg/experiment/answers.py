@@ -47,7 +47,7 @@ def ask(
         with stops.deferred():
             seal(scratch, f"answers-{len(done):06d}", ".json.gz", lambda file, content=content: file.write(content))
         done |= answers
-    if server.asked.uncounted:
+    if server.usage.uncounted:
         log.warning("the server does not count tokens: they are counted by the tokenizer of strong=")
     (folder / ANSWERS).write_bytes(to_file(done))
     tokens = sum(candidate["tokens"] for answer in done.values() for candidate in answer["candidates"])

@@ -223,8 +223,8 @@ def product_of_contexts(bench: Bench) -> Findings:
     none = torch.full((count, K), -np.log(K), dtype=torch.float64)
     off, curves = {}, {"single": [], "average": [], "vote": [], "product": []}
     for m in (1, 2, 4, 8):
-        asked = torch.cat([each[:, :m].movedim(1, 0), none[None]])  # [m + 1, T, K], and after no context
-        product = torch.softmax(torch.as_tensor(pooled(asked.numpy())), -1)
+        laws = torch.cat([each[:, :m].movedim(1, 0), none[None]])  # [m + 1, T, K], and after no context
+        product = torch.softmax(torch.as_tensor(pooled(laws.numpy())), -1)
         one = bench.read(f"one-{m}", InContext(), rows[:, : n * m]).exp()
         worst = float((product - one).abs().max())
         facts.add(f"largest |product - one context|, m = {m}", 0.0, worst, 2e-5, "fp32 logarithms")

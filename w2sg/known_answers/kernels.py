@@ -67,15 +67,15 @@ def ridge(bench: Bench) -> Findings:
         y = x @ truth + torch.tensor(draw.normal(size=(n, replicates)), dtype=torch.float32)
         teacher = learn(f"teacher-{penalty}", x, y, penalty)
         helps = penalty < gamma
-        own = theory.best if helps else 0.2
+        student_penalty = theory.best if helps else 0.2
         fresh = torch.tensor(draw.normal(size=(n, replicates, p)), dtype=torch.float32)
-        student = learn(f"student-{penalty}", fresh, torch.einsum("nrp,rp->nr", fresh, teacher), own)
+        student = learn(f"student-{penalty}", fresh, torch.einsum("nrp,rp->nr", fresh, teacher), student_penalty)
         risks = [(w - truth).square().sum(1).double().numpy() for w in (teacher, student)]
         words, why = f"teacher's penalty {penalty}", f"4 s.e. and 2/p, p = {p}: the theory is a limit"
         facts.mean(f"teacher's risk, {words}", theory.risk, risks[0], why, slack=2 / p * theory.risk)
-        ratio, mean = theory.student(own) / theory.risk, risks[1].mean() / risks[0].mean()
+        ratio, mean = theory.student(student_penalty) / theory.risk, risks[1].mean() / risks[0].mean()
         error = standard_error(risks[1] - mean * risks[0]) / risks[0].mean()
-        facts.add(f"student / teacher, {words}, own {own:.3f}", ratio, mean, 4 * error + 2 / p * ratio, why)
+        facts.add(f"student / teacher, {words}, own {student_penalty:.3f}", ratio, mean, 4 * error + 2 / p * ratio, why)
         gain = risks[0] - risks[1]
         # above gamma every student loses; below, the best one gains
         relation = ">=" if helps else "<="
@@ -83,7 +83,7 @@ def ridge(bench: Bench) -> Findings:
         grid = np.geomspace(0.005, 3, 60)
         curve = [theory.student(g) / theory.risk for g in grid]
         lines.append(Line(f"teacher's penalty {penalty}", grid, curve, "theory", colour=k))
-        lines.append(Line.runs([(own, mean, error)], colour=k))
+        lines.append(Line.runs([(student_penalty, mean, error)], colour=k))
     facts.draw("Ridge", "student's penalty", "student's risk / teacher's", lines, logx=True)
     return facts
 

@@ -87,8 +87,8 @@ def intrinsic_dimension(bench: Bench) -> Findings:
         labels = torch.einsum("nrd,rd->nr", transfer, weak)
         strong = transfer[..., :d_s]
         student = least_squares(bench, f"student-{name}", strong, labels)
-        own = transfer @ truth.double() + torch.tensor(draw.normal(size=labels.shape))
-        ceiling = least_squares(bench, f"ceiling-{name}", strong, own)
+        gold_labels = transfer @ truth.double() + torch.tensor(draw.normal(size=labels.shape))
+        ceiling = least_squares(bench, f"ceiling-{name}", strong, gold_labels)
         risks = [(w - truth[: w.shape[1]]).square().sum(1).numpy() for w in (weak, student, ceiling)]
         spare = n_transfer - d_s - 1
         expected = [d_w / (n - d_w - 1), (overlap + only_weak * d_s / spare) / (n - d_w - 1), d_s / spare]

@@ -42,7 +42,7 @@ def loss_values(bench: Bench) -> Findings:
     mixed = s * w / (s * w).sum(1, keepdims=True)
     # the rows above the quantile of P(first) that leaves as many of them as the labels call first
     hard = s[:, 0] > np.quantile(s[:, 0], 1 - w[:, 0].mean())
-    own = -np.where(hard, np.log(s[:, 0]), np.log(s[:, 1]))
+    hardened = -np.where(hard, np.log(s[:, 0]), np.log(s[:, 1]))
     sure = np.abs(w[:, 0] - 0.5) >= 0.1
     expected = {
         "cross_entropy": forward,
@@ -50,8 +50,8 @@ def loss_values(bench: Bench) -> Findings:
         "reverse_cross_entropy": reverse,
         "reverse_kl": reverse + (s * np.log(s)).sum(1),
         "product": -(mixed * np.log(s)).sum(1),
-        "confidence": 0.5 * forward + 0.5 * own,
-        "reverse_confidence": 0.5 * reverse + 0.5 * own,
+        "confidence": 0.5 * forward + 0.5 * hardened,
+        "reverse_confidence": 0.5 * reverse + 0.5 * hardened,
         "cace": np.where(sure, forward, reverse),
         "symmetric": forward + 0.1 * reverse,
         "jeffreys": ((s - w) * (np.log(s) - np.log(w))).sum(1),
@@ -66,7 +66,7 @@ def loss_values(bench: Bench) -> Findings:
     folder = bench.fit("warm-up", Fixed(LOGITS), rows, weak, loss, lr=1e-12, steps=steps)
     curve = read_json(folder / "curve.json")
     share = 0.5 * np.minimum(1.0, np.arange(steps) / steps / warmup)
-    values = ((1 - share[:, None]) * forward + share[:, None] * own).mean(1)
+    values = ((1 - share[:, None]) * forward + share[:, None] * hardened).mean(1)
     got = [point["loss"] for point in curve]
     for step in (0, 2, 4, 9):
         words = f"confidence at {step / steps:.0%} of a fit, warm-up {warmup:.0%}"

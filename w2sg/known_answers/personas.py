@@ -129,12 +129,12 @@ def _student(
         joint = np.tensordot(mass, pairs, 1)
         return joint / joint.sum(-1, keepdims=True)
 
-    strong, own = following(clean), following(weak)  # [K, V, V], [V, V]
+    strong, naive = following(clean), following(weak)  # [K, V, V], [V, V]
     taught = {
-        "naive": np.tile(own, (len(posterior), 1)),
+        "naive": np.tile(naive, (len(posterior), 1)),
         "refined": np.einsum("tk,kxy->txy", posterior, strong).reshape(-1, V),
     }
-    expected = {"naive": own, "refined": np.einsum("k,kxy->xy", posterior.mean(0), strong)}
+    expected = {"naive": naive, "refined": np.einsum("k,kxy->xy", posterior.mean(0), strong)}
     first = np.tile(np.arange(V), len(posterior))  # the query of each row; its label is the token after it
     features, left = torch.tensor(np.eye(V)[first])[:, None] * V**0.5, {}  # one-hot, white
     for name, labels in taught.items():

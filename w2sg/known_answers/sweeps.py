@@ -92,10 +92,10 @@ def draw(design: Design, null: bool, random: np.random.Generator) -> tuple[list[
     count = prompt[-1] + 1
 
     def effect(variance: float, columns: int) -> np.ndarray:
-        own = random.normal(size=(design.pool, columns))
+        of_row = random.normal(size=(design.pool, columns))
         shared = random.normal(size=(count, columns))[prompt]
         part = PROMPT if design.rows > 1 else 0.0
-        return variance**0.5 * ((1 - part) ** 0.5 * own + part**0.5 * shared)
+        return variance**0.5 * ((1 - part) ** 0.5 * of_row + part**0.5 * shared)
 
     worth = effect(ROW, 1) + effect(OWN, 3)
     total = (1 + split_sd**2 + seed_sd**2) ** 0.5

@@ -163,19 +163,19 @@ def _of_run(facts: Findings, folder: Path, config: Any, kinds: dict[str, str], w
     kind_of = {i: kinds[t[b]] for i, t, b in zip(test_table.ids, test_table.texts, better, strict=True)}
     gold = dict(zip(test_table.ids, test_table.labels.tolist(), strict=True))
     table = pq.read_table(folder / "predictions.parquet").to_pydict()
-    own = np.array([gold[i] for i in table["id"]])
-    facts.add(f"orientations, {words}", 2, len(set(own.tolist())), 0, "either reply comes first")
+    truth = np.array([gold[i] for i in table["id"]])
+    facts.add(f"orientations, {words}", 2, len(set(truth.tolist())), 0, "either reply comes first")
     for model, right in RIGHT.items():
         logits = np.array(table[model])
-        hits = (logits < 0) == (own == 1)
+        hits = (logits < 0) == (truth == 1)
         wrong = sum((kind_of[i] in right) != hit for i, hit in zip(table["id"], hits, strict=True))
         facts.add(f"rows on which {model} is not as planted, {words}", 0, wrong, 0, why)
-        signed = np.where(own == 0, logits, -logits)
+        signed = np.where(truth == 0, logits, -logits)
         nll = np.logaddexp(0, -signed).mean()
         facts.add(f"NLL of {model}, {words}", nll, report["metrics"][model]["nll"], 1e-5, "from predictions.parquet")
         sure = 1 / (1 + np.exp(-np.abs(logits)))
         place = np.minimum(np.ceil(sure * 15).astype(int), 15)
-        ece = sum(abs((sure - hits)[place == k].sum()) for k in np.unique(place)) / len(own)
+        ece = sum(abs((sure - hits)[place == k].sum()) for k in np.unique(place)) / len(truth)
         facts.add(f"ECE of {model}, {words}", ece, report["metrics"][model]["ece"], 1e-5, "15 bins, from the same")
 
 

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def problems(config: TrainConfig) -> list[str]:
     """Conflicts between this method's options and the rest of the configuration."""
     links = config.method["links"]
-    found = checks.label_problems(config) + variants.problems(config.strong, links, "method.links")
+    problems = checks.label_problems(config) + variants.problems(config.strong, links, "method.links")
     if not links:
-        found.append(
+        problems.append(
             "method.links: a chain needs a model between weak and strong, as [{name: gpt2}] or [{keep_layers: 6}]"
         )
-    return found
+    return problems
 
 
 def chain(

@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 def problems(config: TrainConfig) -> list[str]:
     """Conflicts between this method's options and the rest of the configuration."""
     method = config.method
-    found = checks.label_problems(config) + variants.problems(config.weak, method["variants"], "method.variants")
+    problems = checks.label_problems(config) + variants.problems(config.weak, method["variants"], "method.variants")
     if method["combine"] == "boost" and method["resample"] != "none":
-        found.append("method.resample: boosting draws its rows itself; set it to none")
+        problems.append("method.resample: boosting draws its rows itself; set it to none")
     elif method["combine"] != "boost" and method["resample"] == "none" and len(method["variants"]) < method["members"]:
         random = config.weak.random_init or config.weak.dropout or config.weak.arch == "bow"
         if not random and config.weak.train == "head":
-            found.append(
+            problems.append(
                 "method.resample: heads on the same features and rows hardly differ; use bootstrap, or give a variant "
                 "for each member"
             )
     if method["resample"] != "subset" and method["part"] != 1.0:
-        found.append("method.part: read only by resample=subset; set it to 1.0")
-    return found
+        problems.append("method.part: read only by resample=subset; set it to 1.0")
+    return problems
 
 
 def ensemble(
@@ -110,11 +110,11 @@ class Committee:
 
     def labels(self, table) -> Labels:
         """The committee's labels for the rows of a table."""
-        found = [self.run.predict(model, table) for model in self.models]
-        key = {"members": [labels.key for labels in found], "combine": self.how}
+        members = [self.run.predict(model, table) for model in self.models]
+        key = {"members": [labels.key for labels in members], "combine": self.how}
         if self.how == "boost":
             key["weights"] = self.weights
-        return Labels(table, combine([labels.logits for labels in found], self.how, self.weights), key)
+        return Labels(table, combine([labels.logits for labels in members], self.how, self.weights), key)
 
     def _boost(self, sources: list[Source]) -> tuple[list[Trained], list[float]]:
         """Each member learns what those before it got wrong. A member no better than chance gets no vote."""

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 def problems(config: TrainConfig) -> list[str]:
     """Conflicts between this method's options and the rest of the configuration."""
-    found = checks.label_problems(config)
+    problems = checks.label_problems(config)
     method = config.method
     if method["score"] == "zero_shot" and config.dataset.zero_shot is None:
-        found.append("method.score: zero_shot asks the strong model, but dataset.zero_shot says no question; set it")
+        problems.append("method.score: zero_shot asks the strong model, but dataset.zero_shot says no question; set it")
     if method["recycle"] == "none" and method["recycled"] != 1.0:
-        found.append("method.recycled: read only where the dropped rows are recycled; set it to 1.0")
-    return found
+        problems.append("method.recycled: read only where the dropped rows are recycled; set it to 1.0")
+    return problems
 
 
 def filtered(
@@ -103,10 +103,10 @@ def scores_of(run: Run, labels: Labels, score: str) -> np.ndarray:
         return probabilities.amax(-1).numpy()
     from w2sg.errors import UserError
 
-    asked = run.zero_shot(run.strong, labels.table)
-    if asked is None:
+    zero_shot = run.zero_shot(run.strong, labels.table)
+    if zero_shot is None:
         raise UserError(f"method.score: the strong model has no zero-shot answer here ({run.notes['zero_shot']})")
-    strong = asked.logits.double().softmax(-1)
+    strong = zero_shot.logits.double().softmax(-1)
     return strong.gather(1, labels.logits.argmax(-1)[:, None])[:, 0].numpy()
 
 

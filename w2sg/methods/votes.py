@@ -32,16 +32,13 @@ def combine(members: Sequence[Tensor], how: str, weights: Sequence[float] | None
     logs = torch.stack([logits.double().log_softmax(-1) for logits in members])
     classes = logs.shape[-1]
     if how == "mean":
-        found = logs.logsumexp(0) - np.log(len(logs))
-    elif how == "logits":
-        found = logs.mean(0)
-    else:
-        votes = torch.nn.functional.one_hot(logs.argmax(-1), classes).double()  # [M, N, C]
-        if how == "vote":
-            found = ((votes.sum(0) + 0.5) / (len(logs) + 0.5 * classes)).log()
-        else:
-            found = torch.einsum("m,mnc->nc", torch.tensor(weights, dtype=torch.float64), votes) / (classes - 1)
-    return found.float()
+        return (logs.logsumexp(0) - np.log(len(logs))).float()
+    if how == "logits":
+        return logs.mean(0).float()
+    votes = torch.nn.functional.one_hot(logs.argmax(-1), classes).double()  # [M, N, C]
+    if how == "vote":
+        return ((votes.sum(0) + 0.5) / (len(logs) + 0.5 * classes)).log().float()
+    return (torch.einsum("m,mnc->nc", torch.tensor(weights, dtype=torch.float64), votes) / (classes - 1)).float()
 
 
 def member_rows(ids: Sequence[str], member: int, resample: str, part: float, seed: int) -> np.ndarray | None:

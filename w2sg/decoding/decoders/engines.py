@@ -50,7 +50,7 @@ class Engines:
     _guides: list[Scorer] = field(default_factory=list)
 
     def __post_init__(self):
-        self._before = None if self.server is None else replace(self.server.asked)
+        self._before = None if self.server is None else replace(self.server.usage)
         if self.reward is not None:
             self.reward.read = 0  # it is kept from batch to batch, and counts on
 
@@ -152,7 +152,7 @@ class Engines:
         """Tokens that the strong model has read for this batch; a server reads each prompt anew each round."""
         if self.server is None:
             return self.strong.count.total
-        now, before = self.server.asked, self._before
+        now, before = self.server.usage, self._before
         return now.prompt_tokens + now.completion_tokens - before.prompt_tokens - before.completion_tokens
 
     @property
@@ -160,7 +160,7 @@ class Engines:
         """Who counted what a server read: itself, or the tokenizer of the strong model where it says nothing."""
         if self.server is None:
             return ""
-        return "server" if self.server.asked.uncounted == self._before.uncounted else "tokenizer"
+        return "server" if self.server.usage.uncounted == self._before.uncounted else "tokenizer"
 
     @property
     def guide_read(self) -> int:

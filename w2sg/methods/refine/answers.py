@@ -59,24 +59,24 @@ def answers_of_file(path: str, prompts: Prompts, missing: bool = False) -> Repli
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"method.answers: there is no file {file}; name one with a row {{prompt, answer}} a line")
-    found: dict[tuple[Message, ...], str] = {}
+    answers: dict[tuple[Message, ...], str] = {}
     for where, row in read_file(file):
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "answer")):
             raise UserError(f"method.answers: {where} is no row {{prompt, answer}} of two texts")
         key = Dialogue.of_text(row["prompt"]).messages
-        if found.setdefault(key, row["answer"]) != row["answer"]:
+        if answers.setdefault(key, row["answer"]) != row["answer"]:
             raise UserError(f"method.answers: {where} is a second answer to a prompt; keep one of them")
-    rows = [k for k, prompt in enumerate(prompts.texts) if prompt.messages in found]
+    rows = [k for k, prompt in enumerate(prompts.texts) if prompt.messages in answers]
     if not rows and missing:
         return None
     if not rows:
         raise UserError(
-            f"method.answers: none of the {len(found)} prompts of {file.name} is among the {len(prompts)} of the "
+            f"method.answers: none of the {len(answers)} prompts of {file.name} is among the {len(prompts)} of the "
             f"{prompts.name} split; they are joined by their text, so the file must have been written for this data"
         )
-    texts = [found[prompts.texts[k].messages] for k in rows]
-    ids, asked = [prompts.ids[k] for k in rows], [prompts.texts[k] for k in rows]
-    return as_replies(ids, asked, texts, {"answers": digest(*ids, *texts)})
+    texts = [answers[prompts.texts[k].messages] for k in rows]
+    ids = [prompts.ids[k] for k in rows]
+    return as_replies(ids, [prompts.texts[k] for k in rows], texts, {"answers": digest(*ids, *texts)})
 
 
 def spoken(run: Run, name: str, replies: Replies) -> Replies:

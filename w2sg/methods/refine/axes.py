@@ -39,9 +39,9 @@ class Axes:
     def _rater(self, name: str) -> Trained:
         """Looked for before any work is done."""
         axis = self.axes[name]
-        own = {"name": axis.model, "max_length": axis.max_length, "revision": None, "layers": None, "layer": None}
-        own |= OWN_CHAT
-        spec = self.run.config.strong.model_copy(update={**own, "random_init": False, "train": "full"})
+        options = {"name": axis.model, "max_length": axis.max_length, "revision": None, "layers": None, "layer": None}
+        options |= OWN_CHAT
+        spec = self.run.config.strong.model_copy(update={**options, "random_init": False, "train": "full"})
         source = find(spec, f"method.{name}")
         split_words(source, RATINGS, f"method.{name}.model")
         return Trained(f"{name}-rater", source)
@@ -68,22 +68,22 @@ class Axes:
             return self.judge.rewards(name, replies)
         golds = [self.golds.get(i) for i in replies.ids]
         known = [k for k, gold in enumerate(golds) if gold is not None or not options.needs_gold]
-        found = np.full(len(replies), np.nan)
+        values = np.full(len(replies), np.nan)
         if not known:
-            return found
+            return values
         if options.kind == "llm":
-            found[known] = self._rated(axis, name, replies.take(known))
-            return found
+            values[known] = self._rated(axis, name, replies.take(known))
+            return values
         texts, right = [replies.texts[k] for k in known], [golds[k] or "" for k in known]
-        found[known] = scored(options.kind, texts, right, options.pattern, options.unit)
-        return found
+        values[known] = scored(options.kind, texts, right, options.pattern, options.unit)
+        return values
 
     def _rated(self, axis: Name, name: str, replies: Replies) -> np.ndarray:
         """[N] the mean of the rating 1 to 5 under the model's law of the next word, scaled to 0 to 1."""
-        asked = [
+        questions = [
             self.axes[axis].ask.format(question=question_of(p), answer=flat(a), gold=flat(self.golds.get(i, "")))
             for i, p, a in zip(replies.ids, replies.prompts, replies.texts, strict=True)
         ]
         option = f"method.{axis}.model"
-        law = next_words(self.run, name, self.raters[axis], asked, RATINGS, option, AT_ONCE).double().softmax(-1)
+        law = next_words(self.run, name, self.raters[axis], questions, RATINGS, option, AT_ONCE).double().softmax(-1)
         return (law @ torch.arange(5.0, dtype=torch.float64) / 4).numpy()

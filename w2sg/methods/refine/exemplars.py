@@ -41,20 +41,20 @@ def contexts(
     Raises:
         UserError: the pool is too small, or ``refine.fixed`` names an answer that is not in it.
     """
-    who, count, m, own = (pool, queries), options.count, options.contexts, options.include_self
+    who, count, m, include_self = (pool, queries), options.count, options.contexts, options.include_self
     match options.exemplars:
         case "batch_loo":
-            found = batch_leave_one_out(*who, count, m, own, seed)
+            rows = batch_leave_one_out(*who, count, m, include_self, seed)
         case "fixed":
-            found = fixed(*who, count, own, options.fixed)
+            rows = fixed(*who, count, include_self, options.fixed)
         case "random":
-            found = at_random(*who, count, m, own, seed)
+            rows = at_random(*who, count, m, include_self, seed)
         case "knn":
-            found = nearest(*who, *texts(), count, m, own)
+            rows = nearest(*who, *texts(), count, m, include_self)
         case "high_confidence":
-            found = most_confident(*who, confidence(), count, m, own)
-    enough(found, count)
-    return found
+            rows = most_confident(*who, confidence(), count, m, include_self)
+    enough(rows, count)
+    return rows
 
 
 def batches(count: int, size: int) -> list[list[int]]:
@@ -80,16 +80,16 @@ def batch_leave_one_out(
     """
     cut = batches(len(pool), count if include_self else count + 1)
     place = {i: row for row, i in enumerate(pool)}
-    found = []
+    rows = []
     for query in queries:
-        own = place.get(query)
-        home = cut[int(uniform("batch", seed, query) * len(cut)) if own is None else own // len(cut[0])]
+        position = place.get(query)
+        home = cut[int(uniform("batch", seed, query) * len(cut)) if position is None else position // len(cut[0])]
         after = [k % len(pool) for k in range(home[-1] + 1, home[-1] + 1 + len(pool))]
-        order = [k for k in dict.fromkeys([*home, *after]) if include_self or k != own]
-        if own is None:  # the batch has a member too many
+        order = [k for k in dict.fromkeys([*home, *after]) if include_self or k != position]
+        if position is None:  # the batch has a member too many
             order = [k for k in order if include_self or k != home[-1]]
-        found.append(_cut(order, count, contexts))
-    return found
+        rows.append(_cut(order, count, contexts))
+    return rows
 
 
 def _cut(order: Sequence[int], count: int, contexts: int) -> list[list[int]]:
@@ -105,10 +105,10 @@ def _ranked(
     order: Callable[[int], Sequence[int]],
 ) -> Contexts:
     """The first of an order that is each question's own, cut into contexts."""
-    found = []
-    for row, query in enumerate(queries):
-        found.append(_cut([k for k in order(row) if include_self or pool[k] != query], count, contexts))
-    return found
+    return [
+        _cut([k for k in order(row) if include_self or pool[k] != query], count, contexts)
+        for row, query in enumerate(queries)
+    ]
 
 
 def fixed(
@@ -196,13 +196,13 @@ def most_confident(
     return _ranked(pool, queries, count, contexts, include_self, lambda _: order)
 
 
-def enough(found: Contexts, count: int) -> None:
+def enough(rows_of_each: Contexts, count: int) -> None:
     """Every context is full.
 
     Raises:
         UserError: the pool is too small for the contexts asked for.
     """
-    least = min((len(rows) for each in found for rows in each), default=0)
+    least = min((len(rows) for each in rows_of_each for rows in each), default=0)
     if least < count:
         raise UserError(
             f"refine.context_size: a context of {count} exemplars was asked for, and the answered questions suffice "

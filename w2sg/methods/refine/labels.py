@@ -52,13 +52,13 @@ def refine_labels(
     """
     data = run.data
     transfer = data.transfer if rows is None else data.transfer.take(range(min(rows, len(data.transfer))))
-    asked = Asking.of(run, transfer, words)
+    wording = Wording.of(run, transfer, words)
     strong = Trained("strong", run.strong)
-    split_words(run.strong, asked.words, "method.labels.words")
+    split_words(run.strong, wording.words, "method.labels.words")
 
     weak = run.fit("weak", run.weak, data.ground_truth, run.gold(data.ground_truth))
     labels = run.noisy(run.predict(weak, transfer))
-    relabeller = Relabeller(run, strong, refine, asked, at_once, labels)
+    relabeller = Relabeller(run, strong, refine, wording, at_once, labels)
     in_context = isinstance(refine, InContext)
     refined = relabeller.label("refined-labels", transfer) if in_context else labels
     learned = {"student": refined, "ceiling": run.gold(transfer)}
@@ -70,8 +70,8 @@ def refine_labels(
     if in_context and "shuffled" in baselines:
         learned["shuffled"] = relabeller.label("shuffled-labels", transfer, shuffle=True)
     models = {
-        name: run.fit(name, run.strong, transfer, own, loss=None if name == "ceiling" else run.loss)
-        for name, own in learned.items()
+        name: run.fit(name, run.strong, transfer, taught, loss=None if name == "ceiling" else run.loss)
+        for name, taught in learned.items()
         if name != "ceiling" or "ceiling" in baselines
     }
     predictions = {"weak": run.predict(weak, data.test)}
@@ -82,7 +82,7 @@ def refine_labels(
         weak_laws = labels.logits.softmax(-1).tolist()
         who = {"model": run.strong.spec.name, "revision": revision_of(run.strong.identity)}
         rows = zip(relabeller.rows["refined-labels"], weak_laws, strict=True)
-        write_refined(run.out, [row | {"weak": law, "words": asked.words, **who} for row, law in rows])
+        write_refined(run.out, [row | {"weak": law, "words": wording.words, **who} for row, law in rows])
     return run.report(
         **predictions,
         taught=(refined, run.predict(models["student"], transfer)),
@@ -105,15 +105,15 @@ def _quality(weak: Labels, refined: Labels) -> dict[str, Any]:
     """How right labels are before any training, and how much refinement changed."""
     gold = torch.as_tensor(weak.table.labels)
     bootstrap = Bootstrap(len(gold), clusters=weak.table.clusters)
-    right = {name: metrics.correct(own.logits, gold).numpy() for name, own in (("weak", weak), ("refined", refined))}
-    found: dict[str, Any] = {f"{name}_accuracy": float(hits.mean()) for name, hits in right.items()}
+    right = {name: metrics.correct(x.logits, gold).numpy() for name, x in (("weak", weak), ("refined", refined))}
+    quality: dict[str, Any] = {f"{name}_accuracy": float(hits.mean()) for name, hits in right.items()}
     gap = bootstrap.mean(right["refined"] - right["weak"].astype(np.float64))
     same = (weak.logits.argmax(-1) == refined.logits.argmax(-1)).double().mean()
-    return found | {"change": gap.value, "change_low": gap.low, "change_high": gap.high, "agreement": float(same)}
+    return quality | {"change": gap.value, "change_low": gap.low, "change_high": gap.high, "agreement": float(same)}
 
 
 @dataclass(frozen=True)
-class Asking:
+class Wording:
     """How a text, or two, are shown and asked about.
 
     Attributes:
@@ -127,7 +127,7 @@ class Asking:
     cut: Callable[[str], str]
 
     @staticmethod
-    def of(run: Any, table: Table, options: LabelWords) -> Asking:
+    def of(run: Any, table: Table, options: LabelWords) -> Wording:
         """From the options, or what the dataset asks for zero-shot scores.
 
         Raises:
@@ -135,12 +135,12 @@ class Asking:
         """
         if table.kind == "answers":
             raise UserError("method.target: this dataset has answers and no labels; use method.target=answers")
-        pairs, known = table.kind == "pairs", run.config.dataset.zero_shot
+        pairs, zero_shot = table.kind == "pairs", run.config.dataset.zero_shot
         question, words = options.question, options.words
         if pairs:
             question, words = question or PAIR_QUESTION, words or PAIR_WORDS
-        elif known is not None:
-            question, words = question or known.question, words or known.answers
+        elif zero_shot is not None:
+            question, words = question or zero_shot.question, words or zero_shot.answers
         if question is None or words is None:
             raise UserError(
                 "method.labels: the dataset does not say how its labels are asked for; set method.labels.question and "
@@ -154,7 +154,7 @@ class Asking:
             ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             return text.strip() if len(ids) <= most else tokenizer.decode(ids[-most:]).strip()
 
-        return Asking(question, list(words), pairs, cut)
+        return Wording(question, list(words), pairs, cut)
 
     def shown(self, table: Table, row: int, swapped: bool) -> str:
         """One row up to where its label's word comes; ``swapped`` puts the second reply of a pair in front."""
@@ -180,8 +180,8 @@ class Relabeller:
         rows: of refined.parquet, by stage; exemplars and hashes of each prompt, by context, then by order of the pair.
     """
 
-    def __init__(self, run: Run, strong: Trained, options: Refine, asked: Asking, at_once: int, labels: Labels):
-        self.run, self.strong, self.options, self.asked = run, strong, options, asked
+    def __init__(self, run: Run, strong: Trained, options: Refine, wording: Wording, at_once: int, labels: Labels):
+        self.run, self.strong, self.options, self.wording = run, strong, options, wording
         self.at_once, self.weak = at_once, labels
         self.counts: dict[str, int] = {}
         self.rows: dict[str, list[dict[str, Any]]] = {}
@@ -193,7 +193,7 @@ class Relabeller:
             alone: without exemplars. shuffle: exemplars have each other's labels.
         """
         contexts = [[[]] for _ in table.ids] if alone else self._contexts(table)
-        orders = (False, True) if self.asked.pairs else (False,)
+        orders = (False, True) if self.wording.pairs else (False,)
         prompts, shown = [], []
         lost, cut = 0, 0
         for row, each in enumerate(contexts):
@@ -205,8 +205,8 @@ class Relabeller:
                     shown.append((row, context[: len(context) - left]))
                     lost, cut = lost + left, cut + too_long
         if lost:
-            asked = sum(len(context) for each in contexts for context in each) * len(orders)
-            self.counts[f"{name}: exemplars left out of contexts that are too long"] = f"{lost} of {asked}"
+            shown_at_most = sum(len(context) for each in contexts for context in each) * len(orders)
+            self.counts[f"{name}: exemplars left out of contexts that are too long"] = f"{lost} of {shown_at_most}"
         if cut:
             self.counts[f"{name}: contexts that lost the start of what is asked"] = cut
         if lost or cut:
@@ -218,25 +218,25 @@ class Relabeller:
                 cut,
                 self.strong.source.spec.max_length,
             )
-        logs = next_words(self.run, name, self.strong, prompts, self.asked.words, "method.labels.words", self.at_once)
-        logs = logs.double().log_softmax(-1).view(len(table), -1, len(orders), len(self.asked.words))
-        if self.asked.pairs:
+        logs = next_words(self.run, name, self.strong, prompts, self.wording.words, "method.labels.words", self.at_once)
+        logs = logs.double().log_softmax(-1).view(len(table), -1, len(orders), len(self.wording.words))
+        if self.wording.pairs:
             # in the swapped order word A is the second reply; probabilities are averaged, so a pair has one label
             both = torch.stack([logs[:, :, 0], logs[:, :, 1].flip(-1)], 2)
             logs = both.logsumexp(2) - np.log(2.0)
         else:
             logs = logs[:, :, 0]
-        found = combined(logs)
+        logits = combined(logs)
         rows: list[dict[str, Any]] = [
             {"id": i, "refined": law, "exemplar_ids": [], "prompt_hashes": [], "stage": self._stage(name)}
-            for i, law in zip(table.ids, found.softmax(-1).tolist(), strict=True)
+            for i, law in zip(table.ids, logits.softmax(-1).tolist(), strict=True)
         ]
         for (row, context), prompt in zip(shown, prompts, strict=True):
             rows[row]["exemplar_ids"].append([self.weak.table.ids[k] for k in context])
             rows[row]["prompt_hashes"].append(digest("prompt", prompt))
         self.rows[name] = rows
         # the stage says what was read, weak labels' words included, and nothing else decides these labels
-        return Labels(table, found.float(), {"stage": self._stage(name), "contexts": digest(*map(str, contexts))})
+        return Labels(table, logits.float(), {"stage": self._stage(name), "contexts": digest(*map(str, contexts))})
 
     def _stage(self, name: str) -> str:
         return next(record.key for record in reversed(self.run.stages.records) if record.name == name)
@@ -262,11 +262,11 @@ class Relabeller:
         given = context[1:] + context[:1] if shuffle else context
         shown = []
         for place, (k, other) in enumerate(zip(context, given, strict=True)):
-            turned = self.asked.pairs and place % 2 == 1
+            turned = self.wording.pairs and place % 2 == 1
             label = int(chosen[other])
-            word = self.asked.words[1 - label if turned else label]
-            shown.append(f"{self.asked.shown(self.weak.table, k, turned)}{word}\n\n")
-        query = self.asked.shown(table, row, swapped)
+            word = self.wording.words[1 - label if turned else label]
+            shown.append(f"{self.wording.shown(self.weak.table, k, turned)}{word}\n\n")
+        query = self.wording.shown(table, row, swapped)
         tokenizer, most = self.strong.source.tokenizer, self.strong.source.spec.max_length
         for count in range(len(shown), -1, -1):
             prompt = "".join([*shown[:count], query])

@@ -38,16 +38,16 @@ def refine(run: Run, options: Refinement) -> Report:
     right = {i: answer for each in gold.values() for i, answer in zip(each.ids, each.texts, strict=True)}
     # the default judge is trained only where an axis asks for it
     judged = "reward" in (options.content.kind, options.concept.kind) or not isinstance(options.judge, RewardJudge)
-    measure = judge_of(run, options.judge) if judged else None
-    if measure is not None and measure.trained and run.data.transfer.kind != "pairs":
+    judge = judge_of(run, options.judge) if judged else None
+    if judge is not None and judge.trained and run.data.transfer.kind != "pairs":
         raise UserError(
             "method.judge.model: a judge is trained on preference pairs, and this dataset has none; name a reward "
             "model of the hub, or measure in another way (method.content.kind, method.concept.kind)"
         )
-    if measure is not None:
+    if judge is not None:
         weak = {} if options.answers is not None else {"the weak model": run.weak}
-        measure.independent_of({}, {"the strong model": run.strong, **weak})
-    axes = Axes(run, options.content, options.concept, right, measure)
+        judge.independent_of({}, {"the strong model": run.strong, **weak})
+    axes = Axes(run, options.content, options.concept, right, judge)
     transfer, test = run.prompts("transfer", options.prompts), run.prompts("test", options.evaluation.prompts)
     strong = Trained("strong", run.strong)
     refiner = Refiner(run, strong, options.refine, options.sampling, axes)
@@ -67,33 +67,33 @@ def refine(run: Run, options: Refinement) -> Report:
     if not len(taught):
         raise UserError("weak-answers: none of the weak answers says anything, so there is nothing to refine")
     # what the student is asked all baselines are, and nothing else
-    asked = Prompts(transfer.name, taught.ids, taught.prompts)
+    questions = Prompts(transfer.name, taught.ids, taught.prompts)
     answered = set(taught.ids)
     right_ones = gold["transfer"].take([k for k, i in enumerate(gold["transfer"].ids) if i in answered])
 
-    found = Findings(run, axes, options.refine, strong)
-    found.labels["weak"] = taught
+    findings = Findings(run, axes, options.refine, strong)
+    findings.labels["weak"] = taught
     if options.answers is not None and weak_on_test is not None and len(weak_on_test) < len(test):
-        found.left_out.append(f"weak: the file answers {len(weak_on_test)} of {len(test)} test prompts, and not all")
+        findings.left_out.append(f"weak: the file answers {len(weak_on_test)} of {len(test)} test prompts, and not all")
         weak_on_test = None
     if weak_on_test is not None:
-        found.replies["weak"] = weak_on_test
-    found.sample("base", strong, test, options.sampling)
+        findings.replies["weak"] = weak_on_test
+    findings.sample("base", strong, test, options.sampling)
 
     refined = refiner.refine("refined", taught)
-    found.refined = refined
+    findings.refined = refined
     if not len(refined.replies):
         raise UserError(
             f"refine.accept: none of the refined answers to {len(taught)} questions was accepted; ask for less, or use "
             "refine.accept.fallback=weak or resample"
         )
-    found.train("student", run.sft("student", strong, refined.replies, options.sft), refined.replies)
-    found.sample("student", found.trained["student"], test, options.sampling)
+    findings.train("student", run.sft("student", strong, refined.replies, options.sft), refined.replies)
+    findings.sample("student", findings.trained["student"], test, options.sampling)
 
-    for name in [name for name in options.baselines if found.applies(name)]:
+    for name in [name for name in options.baselines if findings.applies(name)]:
         if name == "icl":
             pool = taught if isinstance(options.refine, InContext) else weak_on_test
-            found.replies["icl"] = refiner.answer("icl-on-test", test, pool)
+            findings.replies["icl"] = refiner.answer("icl-on-test", test, pool)
             continue
         if name == "naive":
             learned = taught
@@ -104,14 +104,14 @@ def refine(run: Run, options: Refinement) -> Report:
         elif name == "gold_exemplars":
             learned = refiner.refine("gold-refined", taught, pool=right_ones).replies
         else:
-            told = options.cot_instruction if name == "self_cot" else None
-            learned = refiner.alone(f"{name.replace('_', '-')}-answers", asked, told)
+            instruction = options.cot_instruction if name == "self_cot" else None
+            learned = refiner.alone(f"{name.replace('_', '-')}-answers", questions, instruction)
         if not len(learned):
-            found.left_out.append(f"{name}: none of its answers was accepted (refine.accept)")
+            findings.left_out.append(f"{name}: none of its answers was accepted (refine.accept)")
             continue
-        found.train(name, run.sft(name.replace("_", "-"), strong, learned, options.sft), learned)
-        found.sample(name, found.trained[name], test, options.sampling)
-    return found.report(test, options.evaluation)
+        findings.train(name, run.sft(name.replace("_", "-"), strong, learned, options.sft), learned)
+        findings.sample(name, findings.trained[name], test, options.sampling)
+    return findings.report(test, options.evaluation)
 
 
 def problems(config: TrainConfig) -> list[str]:

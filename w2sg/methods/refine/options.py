@@ -27,13 +27,13 @@ def fields(template: str) -> set[str]:
 def template_problems(name: str, template: str, needs: set[str]) -> list[str]:
     """What keeps a template from being filled in with these fields."""
     try:
-        there = fields(template)
+        names = fields(template)
     except ValueError as error:
         return [f"{name}: {error}; write braces of your own twice"]
-    if there != needs:
+    if names != needs:
         wanted = " and ".join(f"{{{field}}}" for field in sorted(needs))
         return [
-            f"{name}: it must have {wanted}, and has {', '.join(sorted(there)) or 'none'}; write other braces twice"
+            f"{name}: it must have {wanted}, and has {', '.join(sorted(names)) or 'none'}; write other braces twice"
         ]
     return []
 
@@ -85,24 +85,24 @@ class Rewriting(Options):
 
     def decoding(self, sampling: PlainSampling) -> PlainSampling:
         """The run's way of sampling, with what is decided here."""
-        own = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
-        return sampling.model_copy(update=own)
+        settings = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
+        return sampling.model_copy(update=settings)
 
     def rules(self) -> list[str]:
-        found = template_problems("query", self.query, {"question"})
+        problems = template_problems("query", self.query, {"question"})
         if self.temperature == 0 and self.samples > 1:
-            found.append("temperature: at 0 all samples are the same; raise it, or ask for one")
+            problems.append("temperature: at 0 all samples are the same; raise it, or ask for one")
         if any(not string.strip() for string in self.stop):
-            found.append("stop: a string of blanks ends every answer; name what follows an answer")
+            problems.append("stop: a string of blanks ends every answer; name what follows an answer")
         most = self.samples * getattr(self, "contexts", 1)
         if self.accept.consistency is not None and self.accept.consistency > most:
             resampled = self.accept.fallback == "resample"
             if not resampled or self.accept.consistency > most + self.accept.resamples:
-                found.append(
+                problems.append(
                     f"accept.consistency: {self.accept.consistency} answers cannot agree among {most}; lower it, or "
                     "raise samples"
                 )
-        return found
+        return problems
 
 
 class InContext(Rewriting):
@@ -139,21 +139,23 @@ class InContext(Rewriting):
         return self.batch_size - (not self.include_self)
 
     def rules(self) -> list[str]:
-        found = super().rules() + template_problems("exemplar", self.exemplar, {"question", "answer"})
+        problems = super().rules() + template_problems("exemplar", self.exemplar, {"question", "answer"})
         if self.fixed is not None and self.exemplars != "fixed":
-            found.append("fixed: read only by exemplars=fixed; set it to null")
+            problems.append("fixed: read only by exemplars=fixed; set it to null")
         chosen = self.fixed or []
         if len(set(chosen)) < len(chosen) or len(chosen) > self.batch_size:
-            found.append(
+            problems.append(
                 f"fixed: {len(chosen)} ids for contexts of {self.count}; name each once, and no more than context_size"
             )
         if self.exemplars == "fixed" and self.contexts > 1:
-            found.append("contexts: fixed exemplars make one context; use contexts=1, or another choice of exemplars")
+            problems.append(
+                "contexts: fixed exemplars make one context; use contexts=1, or another choice of exemplars"
+            )
         if self.combine == "none" and self.contexts > 1:
-            found.append("combine: several contexts need a rule that combines them; use vote or product")
+            problems.append("combine: several contexts need a rule that combines them; use vote or product")
         if self.combine != "none" and self.contexts * self.samples < 2:
-            found.append("combine: there is one answer only, and nothing to choose from; raise contexts or samples")
-        return found
+            problems.append("combine: there is one answer only, and nothing to choose from; raise contexts or samples")
+        return problems
 
 
 class Icl(InContext):
@@ -182,8 +184,8 @@ class Iar(InContext):
     concept_tokens: PositiveInt = option(64, "tokens of the sentence, which is always the likeliest")
 
     def rules(self) -> list[str]:
-        found = template_problems("infer", self.infer, {"exemplars"})
-        return super().rules() + found + template_problems("system", self.system, {"concept"})
+        templates = template_problems("infer", self.infer, {"exemplars"})
+        return super().rules() + templates + template_problems("system", self.system, {"concept"})
 
 
 class Improve(Rewriting):
@@ -238,25 +240,22 @@ class Axis(Options):
         return self.kind in ("exact", "number", "choice", "f1") or (self.kind == "llm" and "gold" in fields(self.ask))
 
     def rules(self) -> list[str]:
-        found = []
+        problems = []
         if (self.kind == "regex") != (self.pattern is not None):
-            found.append("pattern: kind=regex and a pattern go together; set both, or null for the pattern")
+            problems.append("pattern: kind=regex and a pattern go together; set both, or null for the pattern")
         if (self.kind == "llm") != (self.model is not None):
-            found.append("model: kind=llm and a model go together; set both, or null for the model")
+            problems.append("model: kind=llm and a model go together; set both, or null for the model")
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)
             except re.error as error:
-                found.append(f"pattern: {error} in {self.pattern!r}")
-        if self.kind == "llm" and not {"question", "answer"} <= (there := fields(self.ask)) <= {
-            "question",
-            "answer",
-            "gold",
-        }:
-            found.append(
-                f"ask: it must have {{question}} and {{answer}}, and may have {{gold}}; it has {sorted(there)}"
+                problems.append(f"pattern: {error} in {self.pattern!r}")
+        needs = {"question", "answer"}
+        if self.kind == "llm" and not needs <= (names := fields(self.ask)) <= {*needs, "gold"}:
+            problems.append(
+                f"ask: it must have {{question}} and {{answer}}, and may have {{gold}}; it has {sorted(names)}"
             )
-        return found
+        return problems
 
 
 class RefineEvaluation(Options):

@@ -36,13 +36,13 @@ def dialogue(system: str, user: str) -> Dialogue:
         UserError: a text in it reads as a turn of the dialogue.
     """
     turns = [Message("system", system.strip())] if system.strip() else []
-    found = Dialogue.of_messages([*turns, Message("user", user.strip())])
-    if not found.plain:  # a model without a template would read it as one
+    prompt = Dialogue.of_messages([*turns, Message("user", user.strip())])
+    if not prompt.plain:  # a model without a template would read it as one
         raise UserError(
             "refine: a template begins a turn of its own ('Human:' after an empty line, say): "
-            f"{found.text.strip()[:80]!r}"
+            f"{prompt.text.strip()[:80]!r}"
         )
-    return found
+    return prompt
 
 
 def instructed(prompt: Dialogue, instruction: str | None) -> Dialogue:
@@ -62,8 +62,8 @@ def in_context(
     prompt: Dialogue, exemplars: Sequence[tuple[Dialogue, str]], exemplar: str, query: str, placement: str
 ) -> Dialogue:
     """Exemplars (prompt, answer) and then the question; without exemplars the question alone."""
-    shown, asked = block(exemplars, exemplar), query.format(question=question_of(prompt))
-    return dialogue(shown, asked) if placement == "system" else dialogue("", f"{shown}\n\n{asked}")
+    shown, question = block(exemplars, exemplar), query.format(question=question_of(prompt))
+    return dialogue(shown, question) if placement == "system" else dialogue("", f"{shown}\n\n{question}")
 
 
 def inference(exemplars: Sequence[tuple[Dialogue, str]], exemplar: str, infer: str) -> Dialogue:

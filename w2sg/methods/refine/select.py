@@ -39,17 +39,17 @@ def log_likelihoods(engine: Scorer, prompts: Sequence[np.ndarray], replies: Sequ
     """
     engine.start(prompts)
     engine.select(torch.arange(len(prompts)).repeat_interleave(len(replies)))
-    found = engine.read([np.asarray(reply) for _ in prompts for reply in replies])
-    sums = [float(np.asarray(part, np.float64)[:, 0].sum()) for part in found]
+    parts = engine.read([np.asarray(reply) for _ in prompts for reply in replies])
+    sums = [float(np.asarray(part, np.float64)[:, 0].sum()) for part in parts]
     return np.array(sums).reshape(len(prompts), len(replies))
 
 
-def product_of_contexts(found: np.ndarray) -> np.ndarray:
+def product_of_contexts(scores: np.ndarray) -> np.ndarray:
     """sum_j log p(y | ctx_j, x) - (m - 1) log p(y | x), up to a constant log p(y | ctx_1 .. ctx_m, x): [K].
 
     Exact where contexts are independent given what y depends on, so m contexts of n exemplars count as one of m n.
 
     Args:
-        found: [m + 1, K] log-probabilities of the candidates, after each context and, in the last row, after none.
+        scores: [m + 1, K] log-probabilities of the candidates, after each context and, in the last row, after none.
     """
-    return found[:-1].sum(0) - (len(found) - 2) * found[-1]
+    return scores[:-1].sum(0) - (len(scores) - 2) * scores[-1]
