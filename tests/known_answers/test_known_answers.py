@@ -180,7 +180,7 @@ def test_values_that_are_stored_in_another_order_are_noticed(monkeypatch):
         ids, values = plain(folder)
         return ids, values.flip(0)
 
-    monkeypatch.setattr("w2sg.known_answers.bench.load_values", reversed_)
+    monkeypatch.setattr(stages, "load_values", reversed_)
     assert failures("misfit_gain")
 
 

@@ -67,7 +67,7 @@ def run_harness(
         lines = result_rows(subject.name, evaluate_tasks(subject.model, manager, options), options)
         if baseline:
             before = result_rows(subject.before.name, evaluate_tasks(subject.before, manager, options), options)
-            lines = [with_baseline(own, theirs) for own, theirs in zip(lines, before, strict=True)]
+            lines = [with_baseline(tuned, untuned) for tuned, untuned in zip(lines, before, strict=True)]
     show(lines, console)
     for row in lines:
         row.pop("each")

@@ -167,30 +167,27 @@ class Findings:
 
     def _common(self, replies: dict[str, Replies], test: Prompts) -> dict[str, Replies]:
         """The same prompts for all, in one order: one that a system had no room for is left out everywhere."""
-        there = set.intersection(*(set(r.ids) for r in replies.values()))
-        kept = [i for i in test.ids if i in there]
+        answered = set.intersection(*(set(answers.ids) for answers in replies.values()))
+        kept = [i for i in test.ids if i in answered]
         if lost := len(test) - len(kept):
             self.run.dropped["test prompts"] = {"prompt that not all systems answered": lost}
-        found = {}
-        for name, own in replies.items():
-            place = {i: k for k, i in enumerate(own.ids)}
-            found[name] = own.take([place[i] for i in kept])
-        return found
+        places = {name: {i: k for k, i in enumerate(answers.ids)} for name, answers in replies.items()}
+        return {name: answers.take([places[name][i] for i in kept]) for name, answers in replies.items()}
 
     def _scores(self, axis: str, replies: dict[str, Replies]) -> dict[str, np.ndarray]:
-        return {name: self.axes.score(axis, f"{name}-{axis}-on-test", own) for name, own in replies.items()}
+        return {name: self.axes.score(axis, f"{name}-{axis}-on-test", answers) for name, answers in replies.items()}
 
     def _systems(self, replies: dict[str, Replies], scores: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, own in replies.items():
-            characters = np.array([len(text) for text in own.texts])
-            found[name] = {axis: _mean(values[name]) for axis, values in scores.items()}
-            found[name] |= {"characters": float(characters.mean()), "cut_off": float((~own.finished).mean())}
-        return found
+        systems: dict[str, Any] = {}
+        for name, answers in replies.items():
+            characters = np.array([len(text) for text in answers.texts])
+            systems[name] = {axis: _mean(values[name]) for axis, values in scores.items()}
+            systems[name] |= {"characters": float(characters.mean()), "cut_off": float((~answers.finished).mean())}
+        return systems
 
     def _differences(self, scores: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
         """The student against every other system on the same prompts."""
-        found: dict[str, Any] = {}
+        gaps: dict[str, Any] = {}
         for other in OTHERS:
             for axis, values in scores.items():
                 if other not in values:
@@ -199,80 +196,85 @@ class Findings:
                 if known.any():
                     a, b = values["student"][known], values[other][known]
                     gap = comparisons.reward_gap(a, b, Bootstrap(len(a))).as_dict()
-                    found.setdefault(f"student - {other}", {})[axis] = gap | {"p": comparisons.paired_test(a, b)}
-        return found
+                    gaps.setdefault(f"student - {other}", {})[axis] = gap | {"p": comparisons.paired_test(a, b)}
+        return gaps
 
     # -- labels before training ---------------------------------------------------------------------------------------
 
     def _labels(self) -> dict[str, Any]:
         """What each student was taught, on both axes, a question's several answers as one."""
-        found: dict[str, Any] = {}
+        taught: dict[str, Any] = {}
         self.by_prompt: dict[str, dict[str, dict[str, float]]] = {}
-        for name, own in self.labels.items():
-            found[name] = {"answers": len(own), "questions": len(set(own.ids))}
+        for name, answers in self.labels.items():
+            taught[name] = {"answers": len(answers), "questions": len(set(answers.ids))}
             for axis in self.axes.measured:
-                values = self.axes.score(axis, f"{name}-{axis}-labels", own)
+                values = self.axes.score(axis, f"{name}-{axis}-labels", answers)
                 each: dict[str, list[float]] = {}
-                for i, value in zip(own.ids, values, strict=True):
+                for i, value in zip(answers.ids, values, strict=True):
                     each.setdefault(i, []).append(float(value))
                 means = {i: float(np.mean(v)) for i, v in each.items()}
                 self.by_prompt.setdefault(axis, {})[name] = means
-                found[name][axis] = _mean(np.array(list(means.values())))
+                taught[name][axis] = _mean(np.array(list(means.values())))
         for key in ("copy_rate", "exemplar_copy_rate", "log_probability"):
             by_question: dict[str, list[float]] = {}
             for row in self.refined.rows:
                 if row["used"] and row.get(key) is not None:
                     by_question.setdefault(row["id"], []).append(row[key])
             if by_question:
-                found["student"][key] = _mean(np.array([np.mean(v) for v in by_question.values()]))
+                taught["student"][key] = _mean(np.array([np.mean(v) for v in by_question.values()]))
         sizes = [len(row["exemplar_ids"]) for row in self.refined.rows if row.get("prompt_hash")]
         if sizes and isinstance(self.options, InContext):
-            found["student"]["exemplars"] = {
+            taught["student"]["exemplars"] = {
                 "mean": float(np.mean(sizes)),
                 "least": min(sizes),
                 "asked": self.options.count,
             }
-        return found
+        return taught
 
     def _retention(self) -> dict[str, Any]:
         """How much of the weak answers' concept the refined ones have, question by question, before any training."""
-        found: dict[str, Any] = {}
+        retention: dict[str, Any] = {}
         for axis, each in self.by_prompt.items():
             for name in ("student", "shuffled", "self"):
                 ids = [i for i in each.get(name, {}) if not np.isnan(each[name][i] + each["weak"].get(i, np.nan))]
                 if not ids:
                     continue
-                own, weak = (np.array([each[who][i] for i in ids]) for who in (name, "weak"))
+                learned, weak = (np.array([each[who][i] for i in ids]) for who in (name, "weak"))
                 bootstrap = Bootstrap(len(ids))
-                kept = {"questions": len(ids), "change": bootstrap.mean(own - weak).as_dict()}
+                kept = {"questions": len(ids), "change": bootstrap.mean(learned - weak).as_dict()}
                 if self.axes.axes[axis].kind != "reward" and weak.sum() > 0:  # a reward has no zero to take shares of
-                    kept["share"] = bootstrap.ratio(own, weak).as_dict()
-                found.setdefault(axis, {})[name] = kept
-        return found
+                    kept["share"] = bootstrap.ratio(learned, weak).as_dict()
+                retention.setdefault(axis, {})[name] = kept
+        return retention
 
     # -- provenance ---------------------------------------------------------------------------------------------------
 
     def _identities(self) -> dict[str, Any]:
         """Which model each system is, from the key of the stage that trained it, not from what was asked for."""
-        found: dict[str, Any] = {}
+        models: dict[str, Any] = {}
         refiner = self.run.key_of(self.strong)
         for name, writer in self.trained.items():
             start = refiner if writer.folder is None else read_json(writer.folder / KEY)["start"]
-            found[name] = {
+            models[name] = {
                 "model": writer.source.spec.name,
                 "revision": revision_of(start),
                 "train": None if writer.folder is None else writer.source.spec.train,
                 "stage": None if writer.folder is None else writer.folder.name,
                 "is_the_refiner": start == refiner,
             }
-        return found
+        return models
 
     def _rows(self, replies: dict[str, Replies], scores: dict[str, dict[str, np.ndarray]]) -> list[dict[str, Any]]:
         rows = []
-        for name, own in replies.items():
-            for k in range(len(own)):
-                row = {"system": name, "prompt_id": own.ids[k], "prompt": own.prompts[k].text, "reply": own.texts[k]}
-                row["finished"] = bool(own.finished[k])
+        for name, answers in replies.items():
+            for k in range(len(answers)):
+                row = {
+                    "system": name,
+                    "prompt_id": answers.ids[k],
+                    "prompt": answers.prompts[k].text,
+                    "reply": answers.texts[k],
+                }
+                row["finished"] = bool(answers.finished[k])
                 rows.append(row | {axis: float(values[name][k]) for axis, values in scores.items()})
         return rows
 
