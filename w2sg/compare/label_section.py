@@ -80,11 +80,12 @@ def findings(content: Report) -> list[str]:
     teachers = content["student_against_teacher"]
     better = [e for e in teachers if e["p_holm"] < LEVEL and e["difference"] > 0]
     worse = [e for e in teachers if e["p_holm"] < LEVEL and e["difference"] < 0]
-    lines.append(
-        f"student against teacher: better in {len(better)}, worse in {len(worse)}, not resolved in "
-        f"{len(teachers) - len(better) - len(worse)} of {len(teachers)} cells (setting and loss; corrected p < .05; "
-        f"{_tests(teachers)})"
-    )
+    if teachers:  # there are none where no run is of label models
+        lines.append(
+            f"student against teacher: better in {len(better)}, worse in {len(worse)}, not resolved in "
+            f"{len(teachers) - len(better) - len(worse)} of {len(teachers)} cells (setting and loss; corrected p < .05; "
+            f"{_tests(teachers)})"
+        )
     lines += content["notes"]
     unresolved = [row for row in content["cells"] if not row["pgr"]["resolved"]]
     if unresolved:
