@@ -83,8 +83,8 @@ def findings(content: Report) -> list[str]:
     if teachers:  # there are none where no run is of label models
         lines.append(
             f"student against teacher: better in {len(better)}, worse in {len(worse)}, not resolved in "
-            f"{len(teachers) - len(better) - len(worse)} of {len(teachers)} cells (setting and loss; corrected p < .05; "
-            f"{_tests(teachers)})"
+            f"{len(teachers) - len(better) - len(worse)} of {len(teachers)} cells (setting and loss; corrected "
+            f"p < .05; {_tests(teachers)})"
         )
     lines += content["notes"]
     unresolved = [row for row in content["cells"] if not row["pgr"]["resolved"]]
