@@ -97,13 +97,13 @@ def _group(runs: list[Finished]) -> dict[str, Any]:
         kind = run.content["decoding"]["decoder"]["kind"]
         plain = f"plain, {_sampling(run)}"
         guide = f"guide alone, {_guide(run)}{_sampling(run)}"
-        for system, own in ((PLAIN, plain), ("guide", guide), (kind, name)):
+        for system, label in ((PLAIN, plain), ("guide", guide), (kind, name)):
             if system in systems:
-                rows[own], plain_of[own] = {"name": own, "kind": system, **systems[system]}, plain
+                rows[label], plain_of[label] = {"name": label, "kind": system, **systems[system]}, plain
                 if f"reward_{system}" in columns:
-                    rewards[own] = dict(zip(columns["id"], columns[f"reward_{system}"], strict=True))
+                    rewards[label] = dict(zip(columns["id"], columns[f"reward_{system}"], strict=True))
     first = runs[0].content
-    found: dict[str, Any] = {
+    content: dict[str, Any] = {
         "strong": first["strong"],
         "dataset": first["dataset"],
         "seed": first["seed"],
@@ -112,14 +112,14 @@ def _group(runs: list[Finished]) -> dict[str, Any]:
     }
     common = sorted(set.intersection(*map(set, rewards.values()))) if rewards else []
     if len(rewards) > 1 and common:
-        table_of = {name: np.array([own[i] for i in common]) for name, own in rewards.items()}
+        table_of = {name: np.array([of_id[i] for i in common]) for name, of_id in rewards.items()}
         bootstrap = Bootstrap(len(common))
         against = {name: table_of[plain_of[name]] for name in table_of if plain_of[name] != name}
         tests = {name: comparisons.paired_test(table_of[name], other) for name, other in against.items()}
         corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
-        found["prompts"] = len(common)
-        found["wins"] = comparisons.win_matrix(table_of, bootstrap)
-        found["over_plain"] = {
+        content["prompts"] = len(common)
+        content["wins"] = comparisons.win_matrix(table_of, bootstrap)
+        content["over_plain"] = {
             name: {
                 "gap": comparisons.reward_gap(table_of[name], other, bootstrap).as_dict(),
                 "p": tests[name],
@@ -131,9 +131,9 @@ def _group(runs: list[Finished]) -> dict[str, Any]:
         row["name"]: row["against"]["plain"] for row in rows.values() if row.get("against", {}).get("plain")
     }:
         # by a judge that compares: each run's verdicts are of its own plain samples
-        corrected = dict(zip(judged, holm([own["p"] for own in judged.values()]), strict=True))
-        found["over_plain"] = {name: {"p": judged[name]["p"], "p_holm": p} for name, p in corrected.items()}
-    return found
+        corrected = dict(zip(judged, holm([verdict["p"] for verdict in judged.values()]), strict=True))
+        content["over_plain"] = {name: {"p": judged[name]["p"], "p_holm": p} for name, p in corrected.items()}
+    return content
 
 
 def _columns(run: Finished) -> dict[str, list[Any]]:
@@ -156,8 +156,8 @@ def _sampling(run: Finished) -> str:
 def _guide(run: Finished) -> str:
     """The small model, where it is not the strong one itself, and the stage or model that aligned it."""
     stage = next((s["key"] for s in run.content["stages"] if s["name"] == "weak"), None)
-    own = stage.rpartition("-")[2][:6] if stage else short(run.content["weak"])
-    return f"{own}, "
+    model = stage.rpartition("-")[2][:6] if stage else short(run.content["weak"])
+    return f"{model}, "
 
 
 def _names(runs: list[Finished]) -> list[str]:
@@ -178,9 +178,9 @@ def _names(runs: list[Finished]) -> list[str]:
 def _flat(run: Finished) -> dict[str, Any]:
     decoder = run.content["decoding"]["decoder"]
     blocks = {f"{block} {k}": v for block in ("guide", "server") for k, v in (decoder.get(block) or {}).items()}
-    own = {k: v for k, v in decoder.items() if k not in ("guide", "server", "kind", "batch_size")}
+    options = {k: v for k, v in decoder.items() if k not in ("guide", "server", "kind", "batch_size")}
     before = run.content["config"]["weak"]["before_alignment"]
-    return own | blocks | {"aligned as": _guide(run).rstrip(", "), "untuned": before}
+    return options | blocks | {"aligned as": _guide(run).rstrip(", "), "untuned": before}
 
 
 def _shown(group: dict[str, Any]) -> dict[str, Any]:

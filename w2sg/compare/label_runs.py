@@ -85,18 +85,18 @@ class Cell:
         """
         several = len({split for split, _ in values}) > 1
         groups: dict[Any, list[tuple[tuple[str, ...], np.ndarray]]] = defaultdict(list)
-        for replicate, own in values.items():
-            groups[replicate[0] if several else replicate].append((self.runs[replicate].right[0], own))
-        found, prompts = [], []
+        for replicate, column in values.items():
+            groups[replicate[0] if several else replicate].append((self.runs[replicate].right[0], column))
+        columns, prompts = [], []
         for runs in groups.values():
             ids = runs[0][0]
             if all(other == ids for other, _ in runs):
-                found.append(np.mean([own for _, own in runs], 0))
+                columns.append(np.mean([column for _, column in runs], 0))
             else:  # another dataset.path, say: a row counts as often as it was tested
                 ids = tuple(i for other, _ in runs for i in other)
-                found.append(np.concatenate([own for _, own in runs]))
+                columns.append(np.concatenate([column for _, column in runs]))
             prompts.append(self.prompts.of(ids))
-        return found, prompts
+        return columns, prompts
 
 
 def what_varies(replicates: Iterable[tuple[int, int]]) -> str:
@@ -240,13 +240,13 @@ def _difference(
     if len(a) == 1:
         ((replicate, mine),) = a.items()
         prompts = cell.prompts.of(cell.runs[replicate].right[0])
-        found = statistics.paired_difference(mine[None], b[replicate][None], prompts)
+        difference = statistics.paired_difference(mine[None], b[replicate][None], prompts)
         test = f"{exact[0]['test']}, one run"
     else:
         values, prompts = cell.repeats({r: a[r].astype(np.float64) - b[r] for r in a})
-        found = statistics.difference_over_repeats(values, prompts)
+        difference = statistics.difference_over_repeats(values, prompts)
         test = f"Student's t over {what_varies(a)}, and test prompts"
-    return found | {"test": test, "mcnemar_p": [e["p"] for e in exact], "exact": exact[0]["test"]}
+    return difference | {"test": test, "mcnemar_p": [e["p"] for e in exact], "exact": exact[0]["test"]}
 
 
 def _against(cells: list[Cell], other: str) -> list[dict[str, Any]]:
@@ -280,7 +280,7 @@ def _correct(family: list[dict[str, Any]], losses: Callable[[dict[str, Any]], se
 
 def _comparisons(cells: list[Cell]) -> list[dict[str, Any]]:
     """Every two losses of a setting, on the seeds that both have."""
-    found = []
+    rows = []
     by_setting = defaultdict(list)
     for cell in cells:
         by_setting[cell.setting].append(cell)
@@ -293,7 +293,7 @@ def _comparisons(cells: list[Cell]) -> list[dict[str, Any]]:
             if not common or any(first.runs[r].right[0] != second.runs[r].right[0] for r in common):
                 continue
             a, b = ({r: cell.runs[r].right[1]["student"] for r in common} for cell in (second, first))
-            found.append(
+            rows.append(
                 {
                     "setting": setting,
                     "a": second.loss,
@@ -303,7 +303,7 @@ def _comparisons(cells: list[Cell]) -> list[dict[str, Any]]:
                     **_difference(second, a, b),
                 }
             )
-    return found
+    return rows
 
 
 def _ahead(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -318,13 +318,13 @@ def _ahead(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
         pair = entry["a"], entry["b"]
         wins[pair] += entry["difference"] > 0
         losses[pair] += entry["difference"] < 0
-    found = []
+    rows = []
     for (a, b), ahead in wins.items():
         behind = losses[a, b]
         settings = sum(e["a"] == a and e["b"] == b for e in comparisons)
         if settings > 1:
             p = binomtest(ahead, ahead + behind).pvalue if ahead + behind else 1.0
-            found.append({"a": a, "b": b, "settings": settings, "ahead": ahead, "behind": behind, "p": float(p)})
-    for entry, p in zip(found, statistics.holm([e["p"] for e in found]), strict=True):
+            rows.append({"a": a, "b": b, "settings": settings, "ahead": ahead, "behind": behind, "p": float(p)})
+    for entry, p in zip(rows, statistics.holm([e["p"] for e in rows]), strict=True):
         entry["p_holm"] = p
-    return found
+    return rows

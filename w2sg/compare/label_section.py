@@ -132,10 +132,10 @@ def _losses(content: Report) -> list[str]:
     return list(dict.fromkeys(row["loss"] for row in content["cells"]))
 
 
-def _mean(found: dict[str, Any] | None) -> str:
-    if found is None:
+def _mean(accuracy: dict[str, Any] | None) -> str:
+    if accuracy is None:
         return "–"
-    return f"{found['mean']:.3f}" + (f" ± {found['sd']:.3f}" if found["sd"] is not None else "")
+    return f"{accuracy['mean']:.3f}" + (f" ± {accuracy['sd']:.3f}" if accuracy["sd"] is not None else "")
 
 
 def _pgr(pgr: dict[str, Any]) -> str:
@@ -212,14 +212,14 @@ def bars_figure(content: Report) -> Markup:
         for k, loss in enumerate(losses):
             if loss not in rows:
                 continue
-            found = rows[loss]["accuracy"]["student"]
+            accuracy = rows[loss]["accuracy"]["student"]
             place = x + (k - (len(losses) - 1) / 2) * width
             label = None if loss in seen else loss.replace("_", " ")
             seen.add(loss)
-            axes.bar(place, found["mean"], width * 0.92, color=colour[loss], label=label)
-            if found["sd"] is not None:
-                axes.errorbar(place, found["mean"], yerr=found["sd"], color="black", capsize=2, lw=1)
-            lowest, highest = min(lowest, found["mean"]), max(highest, found["mean"])
+            axes.bar(place, accuracy["mean"], width * 0.92, color=colour[loss], label=label)
+            if accuracy["sd"] is not None:
+                axes.errorbar(place, accuracy["mean"], yerr=accuracy["sd"], color="black", capsize=2, lw=1)
+            lowest, highest = min(lowest, accuracy["mean"]), max(highest, accuracy["mean"])
         for model, style in (("weak", "-"), ("ceiling", "-"), ("zero_shot", ":")):
             means = [row["accuracy"][model]["mean"] for row in rows.values() if model in row["accuracy"]]
             if means:

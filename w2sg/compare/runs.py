@@ -127,18 +127,18 @@ class Finished:
         ids = np.array(table["id"].to_pylist())
         order = np.argsort(ids)
         labels = np.array(table["label"].to_pylist())
-        found, whole = {}, hashlib.sha256("\n".join(ids[order].tolist()).encode())
+        right, whole = {}, hashlib.sha256("\n".join(ids[order].tolist()).encode())
         for name in table.column_names:
             if name not in ("id", "label", "prompt"):
                 logits = np.array(table[name].to_pylist(), np.float64)
                 choice = np.where(logits >= 0, 0, 1) if logits.ndim == 1 else logits.argmax(1)
-                found[name] = (choice == labels)[order]
+                right[name] = (choice == labels)[order]
                 whole.update(name.encode() + logits[order].tobytes())
         prompts = None
         if "prompt" in table.column_names:
             column = table["prompt"].to_pylist()
             prompts = [column[i] for i in order]
-        return tuple(ids[order].tolist()), found, prompts, whole.hexdigest()
+        return tuple(ids[order].tolist()), right, prompts, whole.hexdigest()
 
 
 def _number(value: Any) -> float | None:
@@ -173,7 +173,7 @@ def by_split(values: dict[tuple[int, int], float]) -> list[float]:
     splits = defaultdict(list)
     for (split, _), value in values.items():
         splits[split].append(value)
-    return list(values.values()) if len(splits) == 1 else [float(np.mean(own)) for own in splits.values()]
+    return list(values.values()) if len(splits) == 1 else [float(np.mean(seeds)) for seeds in splits.values()]
 
 
 def varying(runs: list[Finished]) -> tuple[list[str], list[str]]:
@@ -183,23 +183,23 @@ def varying(runs: list[Finished]) -> tuple[list[str], list[str]]:
         keys = {k for run in group for k in run.settings if k.startswith(prefix)}
         return {k for k in keys if len({json.dumps(run.settings.get(k), default=str) for run in group}) > 1}
 
-    found: set[str] = set()
+    settings: set[str] = set()
     sections = {anchor.split(".")[0]: anchor for anchor in ANCHORS}
     for section, anchor in sections.items():
         groups = defaultdict(list)
         for run in runs:
             groups[run.settings.get(anchor)].append(run)
         if len(groups) > 1:
-            found.add(anchor)
+            settings.add(anchor)
         for group in groups.values():
-            found |= differ(group, section + ".")
+            settings |= differ(group, section + ".")
     by_loss = defaultdict(list)
     for run in runs:
         by_loss[run.settings["loss._target_"]].append(run)
     options = sorted({k for group in by_loss.values() for k in differ(group, "loss.")})
     rest = {k for k in differ(runs, "") if k.split(".")[0] not in {*sections, "loss"}}
-    ordered = [a for a in ("weak.name", "strong.name", "dataset.name", "method._target_") if a in found | rest]
-    return ordered + sorted((found | rest) - set(ordered)), options
+    ordered = [a for a in ("weak.name", "strong.name", "dataset.name", "method._target_") if a in settings | rest]
+    return ordered + sorted((settings | rest) - set(ordered)), options
 
 
 def short(value: Any) -> str:
@@ -235,5 +235,5 @@ def words(values: dict[str, Any]) -> str:
 def loss_of(run: Finished, options: list[str]) -> str:
     """A run's loss in words, with those of its options in which runs differ."""
     name = run.settings["loss._target_"].rpartition(".")[2]
-    own = [f"{k.removeprefix('loss.')}={run.settings[k]}" for k in options if k in run.settings]
-    return f"{name}({', '.join(own)})" if own else name
+    values = [f"{k.removeprefix('loss.')}={run.settings[k]}" for k in options if k in run.settings]
+    return f"{name}({', '.join(values)})" if values else name

@@ -177,10 +177,10 @@ def _validate(schema: type[Options], cfg: Any) -> tuple[Any, dict[str, Any], lis
     try:
         return schema.model_validate(container), container, problems
     except ValidationError as error:
-        found: dict[str, list[dict[str, Any]]] = {}
+        errors_of: dict[str, list[dict[str, Any]]] = {}
         for e in error.errors():
-            found.setdefault(_key(e, container), []).append(e)
-        for key, errors in found.items():
+            errors_of.setdefault(_key(e, container), []).append(e)
+        for key, errors in errors_of.items():
             if key not in missing:
                 problems += _explain(key, errors, container, _section(schema, key))
     return None, container, problems
@@ -210,10 +210,10 @@ def _fields(annotation: Any) -> dict[str, Any]:
     """The fields of a section; of several kinds of one, those of all."""
     if inspect.isclass(annotation) and issubclass(annotation, Options):
         return {field.alias or name: field for name, field in annotation.model_fields.items()}
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for part in getattr(annotation, "__args__", ()):
-        found |= _fields(part)
-    return found
+        fields |= _fields(part)
+    return fields
 
 
 def _explain(key: str, errors: list[dict[str, Any]], tree: dict[str, Any], section: Sequence[str] = ()) -> list[str]:
@@ -327,10 +327,10 @@ def _type_problems(
         try:
             TypeAdapter(kind).validate_python(value, strict=not isinstance(value, list | dict))
         except ValidationError as error:
-            found: dict[str, list[dict[str, Any]]] = {}
+            errors_of: dict[str, list[dict[str, Any]]] = {}
             for e in error.errors():
-                found.setdefault(".".join(filter(None, (name, _key(e, value)))), []).append(e)
-            for path, errors in found.items():
+                errors_of.setdefault(".".join(filter(None, (name, _key(e, value)))), []).append(e)
+            for path, errors in errors_of.items():
                 section = _section(kind, path.removeprefix(name).removeprefix("."))
                 full = path if path.partition(".")[0] in OWN_GROUPS else f"{key}.{path}".rstrip(".")
                 problems += _explain(full, errors, {**others, key: value if not name else options}, section)
@@ -414,20 +414,14 @@ def _path_problems(container: dict[str, Any]) -> list[str]:
 def _device_problems(trainer: TrainerConfig) -> list[str]:
     import torch
 
-    accelerator, there = trainer.accelerator, torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if accelerator in {"gpu", "cuda"} and not there:
+    accelerator, visible = trainer.accelerator, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if accelerator in {"gpu", "cuda"} and not visible:
         return ["trainer.accelerator: no CUDA GPU is visible on this machine; use trainer=cpu or trainer=auto"]
     if accelerator == "mps" and not torch.backends.mps.is_available():
         return ["trainer.accelerator: this machine has no Apple GPU; use trainer=cpu or trainer=auto"]
-    if (
-        accelerator in {"auto", "gpu", "cuda"}
-        and there
-        and isinstance(trainer.devices, int)
-        and trainer.devices > there
-    ):
-        return [
-            f"trainer.devices: {trainer.devices} GPUs were asked for, {there} are visible; lower it, or use -1 for all"
-        ]
+    wanted = trainer.devices if isinstance(trainer.devices, int) else 0
+    if accelerator in {"auto", "gpu", "cuda"} and 0 < visible < wanted:
+        return [f"trainer.devices: {wanted} GPUs were asked for, {visible} are visible; lower it, or use -1 for all"]
     return []
 
 
@@ -439,8 +433,8 @@ def _device_problems(trainer: TrainerConfig) -> list[str]:
 def fit_options(config: TrainConfig, model: ModelConfig) -> FitOptions:
     """How this model trains: its mode's options, with the learning rate and epochs of its own where it has them."""
     options: FitOptions = getattr(config.training, model.train)
-    own = {k: getattr(model, k) for k in ("lr", "epochs") if getattr(model, k) is not None}
-    return options.model_copy(update=own)
+    of_model = {k: getattr(model, k) for k in ("lr", "epochs") if getattr(model, k) is not None}
+    return options.model_copy(update=of_model)
 
 
 def build(node: dict[str, Any]) -> partial:

@@ -40,11 +40,10 @@ def settle(name: str, typed: Typed, check: Check | None) -> None:
 
     _tree.cache_clear()
     _files.cache_clear()
-    found = {o: problem_of(o, typed.multirun, typed.sweeps, _is_group(o)) for o in typed.overrides}
-    if problems := [p for p in found.values() if p]:
-        known = [o for o, p in found.items() if p is None]
+    problem_in = {o: problem_of(o, typed.multirun, typed.sweeps, _is_group(o)) for o in typed.overrides}
+    if problems := [p for p in problem_in.values() if p]:
         with _conf():
-            problems += _refused(name, [o for o in known if not _is_sweep(o)], check)
+            problems += _refused(name, [o for o, p in problem_in.items() if p is None and not _is_sweep(o)], check)
         raise ConfigError(problems)
     with _conf():
         single = [o for o in typed.overrides if not _is_sweep(o)]
@@ -65,7 +64,7 @@ def settle(name: str, typed: Typed, check: Check | None) -> None:
             raise ConfigError([f"the sweep cannot be taken apart: {str(error).strip().splitlines()[0]}"]) from error
         if check is not None and not str(cfg.hydra.launcher._target_).startswith(HERE):
             check = None  # runs on other machines: this one may lack what they have
-        found: dict[str, list[int]] = {}
+        places_of: dict[str, list[int]] = {}
         for place, job in enumerate(jobs):
             try:
                 cfg = hydra.compose(name, overrides=job, return_hydra_config=True)
@@ -76,9 +75,9 @@ def settle(name: str, typed: Typed, check: Check | None) -> None:
                     _checked(cfg, check)
             except ConfigError as error:
                 for problem in error.problems:
-                    found.setdefault(problem, []).append(place)
-        if found:
-            raise ConfigError([p + _which(places, jobs) for p, places in found.items()])
+                    places_of.setdefault(problem, []).append(place)
+        if places_of:
+            raise ConfigError([p + _which(places, jobs) for p, places in places_of.items()])
 
 
 def _conf() -> Any:
@@ -124,8 +123,8 @@ def _which(places: Sequence[int], jobs: Sequence[Sequence[str]]) -> str:
     if len(places) == len(jobs):
         return ""
     common = set.intersection(*map(set, jobs))
-    own = " ".join(o for o in jobs[places[0]] if o not in common)
-    return f" (in {len(places)} of {len(jobs)} runs: {own}{', ...' if len(places) > 1 else ''})"
+    differing = " ".join(o for o in jobs[places[0]] if o not in common)
+    return f" (in {len(places)} of {len(jobs)} runs: {differing}{', ...' if len(places) > 1 else ''})"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -282,11 +281,11 @@ def _meant(name: str, key: str, value: Any, tree: Mapping[str, Any], kept: Seque
         return " of Hydra's; `python train.py --cfg hydra` shows them"
     if exists(dotted := ".".join(parts), tree):
         return f"; did you mean {dotted}={value}?"
-    own = {*tree, "experiment", "pair"}
+    groups = {*tree, "experiment", "pair"}
     for part in parts:  # a group typed as a key
-        if part in own and options(part) and str(value) in options(part):
+        if part in groups and options(part) and str(value) in options(part):
             return f"; did you mean {part}={value}?"
-    if part := next((p for p in parts[1:] if p in own and options(p)), None):
+    if part := next((p for p in parts[1:] if p in groups and options(p)), None):
         return f"; did you mean {part}=? ({unknown_choice(part, str(value))})"
     for count in range(1, len(parts)):
         if exists(start := ".".join(parts[:count]), tree) and not exists(f"{start}.{parts[count]}", tree):
@@ -321,13 +320,13 @@ def _elsewhere(name: str, key: str, tree: Mapping[str, Any], kept: Sequence[str]
     """Keys of other methods that end like this one, each with its method."""
     if name != "train" or any(k.endswith(f".{key}") for k in leaves(tree)):
         return []
-    found: dict[str, list[str]] = {}
+    methods_of: dict[str, list[str]] = {}
     others = [o for o in kept if _group(o) != "method"]
     for choice in options("method"):
-        for own in leaves(_tree(name, (*others, f"method={choice}")) or {}):
-            if own.endswith(f".{key}"):
-                found.setdefault(own, []).append(f"method={choice}")
-    return [f"{own} (of {listed(methods)})" for own, methods in found.items()]
+        for other in leaves(_tree(name, (*others, f"method={choice}")) or {}):
+            if other.endswith(f".{key}"):
+                methods_of.setdefault(other, []).append(f"method={choice}")
+    return [f"{other} (of {listed(methods)})" for other, methods in methods_of.items()]
 
 
 def _chosen(tree: Mapping[str, Any], group: str, kept: Sequence[str]) -> str:
@@ -350,12 +349,12 @@ def unknown_choice(group: str, value: str) -> str:
             node_of(group.partition("@")[0], value)
         except UserError as error:
             return str(error)
-    there = options(group)
-    known = _files(group)
-    exact = [c for c, words in known.items() if value.casefold() in words]
-    near = exact or similar(value, there)
+    choices = options(group)
+    aliases = _files(group)
+    exact = [c for c, words in aliases.items() if value.casefold() in words]
+    near = exact or similar(value, choices)
     if not near:
-        near = [c for c, words in known.items() if similar(value, words, 1, 0.8)][:3]
+        near = [c for c, words in aliases.items() if similar(value, words, 1, 0.8)][:3]
     words = f"there is no {value}"
     if near:
         words += f"; did you mean {listed([f'{group}={c}' for c in near])}?"
@@ -365,10 +364,10 @@ def unknown_choice(group: str, value: str) -> str:
         words += f" here; one of the hub, a folder or a file is typed {group}=hf {group}.name={value}"
     elif group == "dataset" and ("/" in value or "." in value):
         return words + f" here; one of the hub, a folder or a file is typed dataset=local dataset.path={value}"
-    if len(there) <= FEW:
-        words += f"{'' if near else ';'} {'T' if near else 't'}he choices: {', '.join(there)}"
+    if len(choices) <= FEW:
+        words += f"{'' if near else ';'} {'T' if near else 't'}he choices: {', '.join(choices)}"
     else:
-        words += f"{'' if near else '.'} All {len(there)} are in `python train.py --help`"
+        words += f"{'' if near else '.'} All {len(choices)} are in `python train.py --help`"
     return words
 
 
@@ -377,11 +376,11 @@ def _files(group: str) -> dict[str, list[str]]:
     """What else each choice may be called: its function, its model's or its data's name."""
     import yaml
 
-    found = {}
+    aliases = {}
     for choice, (file, *_) in plugins.files(group).items():
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         words = [str(content.get(key, "")) for key in ("_target_", "name", "path", "kind")]
         words[0] = words[0].rpartition(".")[2]
         words += [word.rpartition("/")[2] for word in words]
-        found[choice] = [word.casefold() for word in words if word]
-    return found
+        aliases[choice] = [word.casefold() for word in words if word]
+    return aliases

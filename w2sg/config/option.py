@@ -70,8 +70,8 @@ def options_class(function: Callable[..., Any]) -> type[Options] | None:
 
 def hint_of(function: Callable[..., Any], parameter: str) -> Any:
     """A parameter's type, one by one: others may name what only a type checker sees."""
-    found = inspect.signature(function).parameters.get(parameter)
-    annotation = Any if found is None or found.annotation is found.empty else found.annotation
+    argument = inspect.signature(function).parameters.get(parameter)
+    annotation = Any if argument is None or argument.annotation is argument.empty else argument.annotation
     if not isinstance(annotation, str):
         return annotation
     try:

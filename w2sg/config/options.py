@@ -59,18 +59,18 @@ class DPO(SFT):
     def rules(self) -> list[str]:
         if self.loss not in LOSSES:
             return [f"loss: there is no {self.loss!r}; choose {', '.join(sorted(LOSSES))}"]
-        found = []
+        problems = []
         for name in ("label_smoothing", "target_margin"):
             if getattr(self, name) and name not in options_of(self.loss):
                 readers = ", ".join(sorted(k for k in LOSSES if name in options_of(k)))
-                found.append(f"{name}: not read by loss={self.loss}; set it to 0, or use {readers}")
-        return found
+                problems.append(f"{name}: not read by loss={self.loss}; set it to 0, or use {readers}")
+        return problems
 
     def objective(self) -> dict[str, object]:
         """Everything that decides the loss, for the cache key and for the module."""
-        own = {name: getattr(self, name) for name in sorted(options_of(self.loss))}
+        options = {name: getattr(self, name) for name in sorted(options_of(self.loss))}
         extra = {"supervised": self.supervised, "supervised_mean": self.supervised_mean} if self.supervised else {}
-        return {"loss": self.loss, "beta": self.beta, **own, **extra}
+        return {"loss": self.loss, "beta": self.beta, **options, **extra}
 
 
 class Sampling(Options):

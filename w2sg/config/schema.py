@@ -108,36 +108,36 @@ class ModelConfig(Options):
     bow: BowOptions = option(BowOptions(), "arch=bow")
 
     def rules(self) -> list[str]:
-        found = []
+        problems = []
         if self.arch == "bow" and self.train != "full":
-            found.append("tune: a bag of words is trained whole; use tune=full")
+            problems.append("tune: a bag of words is trained whole; use tune=full")
         if self.arch == "bow" and (self.chat_template or self.chat_template_kwargs or self.thoughts != "strip"):
-            found.append(
+            problems.append(
                 "chat_template: a bag of words writes no dialogues; leave chat_template and thoughts as they are"
             )
-        own = {"messages", "add_generation_prompt", "tools", "documents", "date_string", "strftime_now"}
-        if taken := sorted(own & set(self.chat_template_kwargs or {})):
-            found.append(f"chat_template_kwargs: {', '.join(taken)} cannot be given, w2sg sets it; leave it out")
+        set_here = {"messages", "add_generation_prompt", "tools", "documents", "date_string", "strftime_now"}
+        if taken := sorted(set_here & set(self.chat_template_kwargs or {})):
+            problems.append(f"chat_template_kwargs: {', '.join(taken)} cannot be given, w2sg sets it; leave it out")
         if self.quantise is not None and (self.arch == "bow" or self.random_init):
-            found.append("round_weights: there are no pretrained weights to round; set it to null")
+            problems.append("round_weights: there are no pretrained weights to round; set it to null")
         if self.head == "mixture" and self.train != "head":
-            found.append("head: the mixture head stands on frozen features; use tune=head with it")
+            problems.append("head: the mixture head stands on frozen features; use tune=head with it")
         if self.head_weights == "fresh" and (self.arch == "bow" or self.train == "head" or self.random_init):
-            found.append("head_weights: this head is always drawn anew; set it to kept, or use tune=full or lora")
+            problems.append("head_weights: this head is always drawn anew; set it to kept, or use tune=full or lora")
         if self.layer is not None and self.train != "head":
-            found.append(
+            problems.append(
                 "feature_layer: only a head on frozen features chooses its layer; use tune=head, or set "
                 "feature_layer=null (keep_layers= keeps the first blocks of any model)"
             )
         if isinstance(self.layer, int) and self.layers is not None and self.layer > self.layers:
-            found.append(f"feature_layer: {self.layer} lies above the {self.layers} layers that are kept; lower it")
+            problems.append(f"feature_layer: {self.layer} lies above the {self.layers} layers that are kept; lower it")
         if self.layer == "auto" and not self.candidates:
-            found.append(
+            problems.append(
                 "feature_layer_candidates: feature_layer=auto chooses among these; name at least one layer, as [8,12]"
             )
         if self.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-            found.append("attention: flash_attention_2 needs the package flash-attn; install it, or use attention=sdpa")
-        return found
+            problems.append("attention: flash_attention_2 needs the package flash-attn; install it, or use sdpa")
+        return problems
 
 
 class Optimization(Options):
@@ -224,19 +224,19 @@ class NoiseConfig(Options):
     rates: list[float] | None = option(None, "kind=class_conditional: one rate for each class of label")
 
     def rules(self) -> list[str]:
-        found = []
+        problems = []
         if self.kind == "none" and self.rate > 0:
-            found.append("rate: a rate without a kind does nothing; set dataset.noise.kind=flip, or another")
+            problems.append("rate: a rate without a kind does nothing; set dataset.noise.kind=flip, or another")
         if self.kind == "class_conditional":
             if self.rates is None:
-                found.append("rates: class_conditional noise needs one rate per class, as [0.1,0.3]")
+                problems.append("rates: class_conditional noise needs one rate per class, as [0.1,0.3]")
             if self.rate > 0:
-                found.append("rate: not read by class_conditional noise; use dataset.noise.rates alone")
+                problems.append("rate: not read by class_conditional noise; use dataset.noise.rates alone")
         elif self.rates is not None:
-            found.append("rates: read only by dataset.noise.kind=class_conditional; use dataset.noise.rate")
+            problems.append("rates: read only by dataset.noise.kind=class_conditional; use dataset.noise.rate")
         if any(not 0 <= rate <= 1 for rate in self.rates or []):
-            found.append(f"rates: each lies between 0 and 1 (got {self.rates})")
-        return found
+            problems.append(f"rates: each lies between 0 and 1 (got {self.rates})")
+        return problems
 
 
 class Sizes(Options):
@@ -455,15 +455,15 @@ class EvaluateConfig(Options):
 
     def rules(self) -> list[str]:
         doing = ("runs", "store", "export", "harness", "annotations", "known_answers")
-        asked = [name for name in doing if getattr(self, name) is not None]
-        if not asked:
+        tasks = [name for name in doing if getattr(self, name) is not None]
+        if not tasks:
             return [
                 "runs: say what to do: runs=FOLDER gathers finished runs; store=list, =why or =prune looks at a store; "
                 "export=RUN writes one of its models; harness=RUN evaluates one on downstream tasks; "
                 "annotations=FILE reads what alpaca_eval judged; known_answers=all checks against theory"
             ]
-        if len(asked) > 1:
-            return [f"{asked[0]}: one thing at a time; leave out all but one of {', '.join(f'{a}=' for a in asked)}"]
+        if len(tasks) > 1:
+            return [f"{tasks[0]}: one thing at a time; leave out all but one of {', '.join(f'{a}=' for a in tasks)}"]
         if self.store == "why" and self.key is None:
             return ["key: store=why explains one stage; name it with key=, or see them all with store=list"]
         if self.export is not None and self.to is None:

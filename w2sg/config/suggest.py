@@ -190,13 +190,13 @@ def exists(key: str, tree: Any) -> bool:
 
 def above(key: str, tree: Any) -> tuple[str, Any]:
     """The longest beginning of a key that is a section, and what stands there."""
-    found: list[str] = []
+    parts: list[str] = []
     for part in key.split(".")[:-1]:
         if not isinstance(tree, Mapping) or not isinstance(tree.get(part), Mapping):
             break
-        found.append(part)
+        parts.append(part)
         tree = tree[part]
-    return ".".join(found), tree
+    return ".".join(parts), tree
 
 
 def similar(word: str, names: Iterable[str], count: int = 3, cutoff: float = 0.65) -> list[str]:
@@ -205,12 +205,12 @@ def similar(word: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6
     def bare(text: str) -> str:
         return re.sub(r"[\W_]+", "", text.casefold())
 
-    own = {name: bare(name) for name in names}
-    same = [name for name, text in own.items() if text == bare(word)]
+    bare_of = {name: bare(name) for name in names}
+    same = [name for name, text in bare_of.items() if text == bare(word)]
     if same:
         return same
-    scores = {n: difflib.SequenceMatcher(None, bare(word), text, autojunk=False).ratio() for n, text in own.items()}
-    near = sorted((n for n in own if scores[n] >= cutoff), key=lambda n: (-scores[n], n))
+    scores = {n: difflib.SequenceMatcher(None, bare(word), text, autojunk=False).ratio() for n, text in bare_of.items()}
+    near = sorted((n for n in bare_of if scores[n] >= cutoff), key=lambda n: (-scores[n], n))
     return [n for n in near if scores[n] >= scores[near[0]] - 0.15][:count]
 
 
@@ -222,53 +222,52 @@ def nearest(key: str, tree: Mapping[str, Any]) -> list[str]:
     >>> nearest("dataset.nois.rate", {"dataset": {"noise": {"rate": 0.0}}})
     ['dataset.noise.rate']
     """
-    known = list(leaves(tree))
+    keys = list(leaves(tree))
     last = key.rpartition(".")[2]
     section, node = above(key, tree)
-    inside = [k for k in known if k.startswith(section + ".")] if section else []
-    if whole := [k for k in known if k.endswith(f".{key}")]:
+    inside = [k for k in keys if k.startswith(section + ".")] if section else []
+    if whole := [k for k in keys if k.endswith(f".{key}")]:
         return _ordered(whole)
-    alias = [found for name in ELSEWHERE.get(last.casefold(), ()) for found in _own(name, inside, known)]
-    if own := [found for found in alias if found in inside]:
-        return own
+    alias = [k for name in ELSEWHERE.get(last.casefold(), ()) for k in _stands_for(name, inside, keys)]
+    if here := [k for k in alias if k in inside]:
+        return here
     if same := [k for k in inside if k.endswith(f".{last}")]:
         return _ordered(same)
     if alias:
         return alias
     if near := _spelled(key.split("."), tree):
         return [near]
-    if same := [k for k in known if k == last or k.endswith(f".{last}")]:
+    if same := [k for k in keys if k == last or k.endswith(f".{last}")]:
         return _ordered(same)
     if isinstance(node, Mapping) and (alike := similar(last, (k.rpartition(".")[2] for k in inside))):
         return _ordered(k for k in inside if k.rpartition(".")[2] in alike)
-    alike = similar(last, {k.rpartition(".")[2] for k in known}, cutoff=0.75)
-    return _ordered(k for k in known if k.rpartition(".")[2] in alike)
+    alike = similar(last, {k.rpartition(".")[2] for k in keys}, cutoff=0.75)
+    return _ordered(k for k in keys if k.rpartition(".")[2] in alike)
 
 
-def _own(name: str, inside: Sequence[str], known: Sequence[str]) -> list[str]:
+def _stands_for(name: str, inside: Sequence[str], keys: Sequence[str]) -> list[str]:
     """What a word of `ELSEWHERE` stands for in this configuration; a group's choice, as ``logger=``, is itself."""
     stem, equals, _ = name.partition("=")
     if not equals or stem == "tune":
-        for there in (inside, known):
-            found = _ordered(k for k in there if k == stem or k.endswith(f".{stem}"))
-            if found:
-                return [k + name[len(stem) :] for k in found]
+        for place in (inside, keys):  # the section's keys come before those of all others
+            if same := [k for k in place if k == stem or k.endswith(f".{stem}")]:
+                return [k + name[len(stem) :] for k in _ordered(same)]
         return []
-    return [name] if stem in known or "." not in stem else []
+    return [name] if stem in keys or "." not in stem else []
 
 
 def _spelled(parts: Sequence[str], tree: Any) -> str | None:
     """The key whose every part is that of another one, or spelled like it."""
-    found = []
+    key = []
     for part in parts:
         if not isinstance(tree, Mapping):
             return None
         alike = [part] if part in tree else similar(part, tree, 1)
         if not alike:
             return None
-        found.append(alike[0])
+        key.append(alike[0])
         tree = tree[alike[0]]
-    return ".".join(found)
+    return ".".join(key)
 
 
 def _ordered(keys: Iterable[str]) -> list[str]:
@@ -294,8 +293,8 @@ def unknown_key(key: str, tree: Mapping[str, Any]) -> str:
     """What to do about a key that is not there, to follow ``key: no such key``."""
     section, node = above(key, tree)
     near = nearest(key, tree)
-    own = [str(k) for k in node if not str(k).startswith("_")] if section and isinstance(node, Mapping) else []
+    names = [str(k) for k in node if not str(k).startswith("_")] if section and isinstance(node, Mapping) else []
     words = f"; did you mean {listed(near)}?" if near else ""
-    if (own and not near) or (own and len(own) <= MOST and not any(found.startswith(f"{section}.") for found in near)):
-        words += f" ({section} has {', '.join(own)})" if near else f"; {section} has {', '.join(own)}"
+    if (names and not near) or (names and len(names) <= MOST and not any(k.startswith(f"{section}.") for k in near)):
+        words += f" ({section} has {', '.join(names)})" if near else f"; {section} has {', '.join(names)}"
     return words or "; `python train.py --cfg job` shows all keys"

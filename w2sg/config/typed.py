@@ -103,41 +103,41 @@ def typed(arguments: Sequence[str], sweeps: bool = True) -> Typed:
     Raises:
         ConfigError: a flag that there is none of.
     """
-    found, problems, left = Typed(sweeps=sweeps), [], list(arguments)
+    line, problems, left = Typed(sweeps=sweeps), [], list(arguments)
     one = {name: name for name in ALONE} | {short: name for name, short in ALONE.items() if short}
     two = {name: name for name in WITH_VALUE} | {short: name for name, short in WITH_VALUE.items() if short}
     while left:
         word = left.pop(0)
         start, equals, value = word.partition("=")
         if word in one:
-            found.flags.append(word)
+            line.flags.append(word)
         elif start in two:
-            found.flags.append(word)
+            line.flags.append(word)
             if not equals:
                 if not left:
                     problems.append(f"{word}: needs a value")
                 else:
-                    found.flags.append(left.pop(0))
+                    line.flags.append(left.pop(0))
         elif start in ("--info", "-i"):
-            found.flags.append(word)
+            line.flags.append(word)
             if not equals and left and left[0] in INFO:
-                found.flags.append(left.pop(0))
+                line.flags.append(left.pop(0))
         elif not word.startswith("-"):
-            found.overrides.append(word)
+            line.overrides.append(word)
         elif re.fullmatch(r"--?[A-Za-z_][\w./@-]*", start) and (equals or _takes_next(start, left)):
-            found.overrides.append(f"{_key(start)}={value if equals else left.pop(0)}")
+            line.overrides.append(f"{_key(start)}={value if equals else left.pop(0)}")
         else:
             problems.append(f"{word}: {_no_flag(word)}")
     if problems:
         raise ConfigError(problems)
-    found.overrides = [renamed.override(override) for override in of_judges(found.overrides)]
-    found.multirun = sweeps and (
-        found.has("--multirun", "-m")
-        or any(o.lstrip("+").replace(" ", "").lower() == "hydra.mode=multirun" for o in found.overrides)
-        or any(_sweeps(o, found.folder) for o in found.overrides)
+    line.overrides = [renamed.override(override) for override in of_judges(line.overrides)]
+    line.multirun = sweeps and (
+        line.has("--multirun", "-m")
+        or any(o.lstrip("+").replace(" ", "").lower() == "hydra.mode=multirun" for o in line.overrides)
+        or any(_sweeps(o, line.folder) for o in line.overrides)
     )
-    found.overrides = [quoted(override, found.multirun) for override in found.overrides]
-    return found
+    line.overrides = [quoted(override, line.multirun) for override in line.overrides]
+    return line
 
 
 def _takes_next(word: str, left: Sequence[str]) -> bool:

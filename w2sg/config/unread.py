@@ -17,18 +17,15 @@ def unread(config: TrainConfig, typed: Sequence[str]) -> list[str]:
     """
     roles = {role: getattr(config, role) for role in ("weak", "strong")}
     method = config.method["_target_"].rpartition(".")[2]
-    found = []
+    lines = []
     for override in typed:
         key = override.lstrip("+~").partition("=")[0]
         section, _, rest = key.partition(".")
-        line = None
         if section == "optim":
-            line = _of_training(key, rest.partition(".")[0], method, roles)
+            lines.append(_of_training(key, rest.partition(".")[0], method, roles))
         elif section in roles:
-            line = _of_model(key, rest, roles[section], section)
-        if line is not None:
-            found.append(line)
-    return found
+            lines.append(_of_model(key, rest, roles[section], section))
+    return [line for line in lines if line is not None]
 
 
 def _of_training(key: str, mode: str, method: str, roles: dict[str, ModelConfig]) -> str | None:
@@ -40,9 +37,10 @@ def _of_training(key: str, mode: str, method: str, roles: dict[str, ModelConfig]
             return f"{key}: not read, since no model is trained so ({how})"
         if key.endswith((".lr", ".epochs")):
             name = key.rpartition(".")[2]
-            own = [f"{role}.{name}" for role, model in roles.items() if model.train == mode and getattr(model, name)]
-            if len(own) == sum(model.train == mode for model in roles.values()):
-                return f"{key}: not read, since {' and '.join(own)} overrule it"
+            trained_so = {role: model for role, model in roles.items() if model.train == mode}
+            if all(getattr(model, name) for model in trained_so.values()):
+                overruling = " and ".join(f"{role}.{name}" for role in trained_so)
+                return f"{key}: not read, since {overruling} overrule it"
     elif method in ("cong", "decode") and mode != "head":
         return f"{key}: not read by method={method}, whose own stages have their options in method.*"
     return None

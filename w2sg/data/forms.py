@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
-from w2sg.data.asked import SYSTEMS, Form, Sample
 from w2sg.data.examples import Example
 from w2sg.data.files import Notes, Rows
 from w2sg.data.preferences import CHOSEN, GROUPED, grouped, helpful, openai, pairs_of, ranked
+from w2sg.data.prompt_columns import SYSTEMS, Form, Sample
 from w2sg.data.singles import classes, completions, dialogues, unpaired
 from w2sg.data.turns import LIST, SPECIAL, unread
 from w2sg.errors import UserError

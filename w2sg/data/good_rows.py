@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from w2sg.config.check import build
-from w2sg.data.asked import Tie
 from w2sg.data.examples import Example
 from w2sg.data.forms import Formed
+from w2sg.data.prompt_columns import Tie
 from w2sg.data.sources import Source
 from w2sg.errors import UserError
 

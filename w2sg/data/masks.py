@@ -93,16 +93,16 @@ def windows(config: Any) -> list[int]:
     """Lengths of text at which a model's layers begin to see less than all that is before: of windows and chunks."""
     config = config.get_text_config()
     kinds = getattr(config, "layer_types", None)
-    found = []
+    if kinds is None and getattr(config, "use_sliding_window", True) is False:
+        return []
+    sizes = []
     if kinds is None or any("sliding" in kind for kind in kinds):
-        found += [getattr(config, name, None) for name in ("sliding_window", "attention_window_size")]
+        sizes += [getattr(config, name, None) for name in ("sliding_window", "attention_window_size")]
     if kinds is None or "chunked_attention" in kinds:
-        found.append(getattr(config, "attention_chunk_size", None))
+        sizes.append(getattr(config, "attention_chunk_size", None))
     if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo
-        found.append(config.window_size)
-    if getattr(config, "use_sliding_window", True) is False and kinds is None:
-        found = []
-    return sorted({int(size) for size in found if size})
+        sizes.append(config.window_size)
+    return sorted({int(size) for size in sizes if size})
 
 
 def row_limits(config: Any) -> list[int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from w2sg.data.asked import EXPECTS, PROMPTS, Asked, Form, Sample, Tie, number, text_of
 from w2sg.data.examples import Example, pair
 from w2sg.data.files import Row, Rows
 from w2sg.data.messages import LAST_TURN, Dialogue, Message
+from w2sg.data.prompt_columns import EXPECTS, PROMPTS, Form, PromptColumns, Sample, Tie, number, text_of
 from w2sg.data.turns import kind_of, majority, messages_of, refuse_loose, refuse_python
 from w2sg.errors import UserError
 
@@ -25,54 +25,51 @@ def pairs_of(sample: Sample, common: set[str], where: str, names: tuple[str, str
     """{chosen, rejected}, with a prompt or with dialogues that hold it."""
     kind = majority(row.get(name) for row in sample for name in names)
     refuse_python(kind, names[0], where)
-    asked = Asked.of(sample, common, where)
-    if kind == "text" and asked.column is None:
+    prompts = PromptColumns.of(sample, common, where)
+    if kind == "text" and prompts.column is None:
         refuse_loose((row.get(names[0]) for row in sample), names[0], where)
-    if kind in ("messages", "json") and asked.column is None:
-        asked = Asked.beside(sample)
+    if kind in ("messages", "json") and prompts.column is None:
+        prompts = PromptColumns.beside(sample)
     apart = False
-    if kind == "dialogue" and asked.kind in ("text", "messages", "json"):
-        within = sum(_within(row, asked, names[0]) for row in sample)
+    if kind == "dialogue" and prompts.kind in ("text", "messages", "json"):
+        within = sum(_within(row, prompts, names[0]) for row in sample)
         kind = "dialogue" if 2 * within >= len(sample) else "text"
         apart = kind == "text"
-    form = Form("preference pairs", lambda row: Example, set(names) | asked.columns)
+    form = Form("preference pairs", lambda row: Example, set(names) | prompts.columns)
     if kind == "dialogue":
         form.words = "preference pairs of whole dialogues ('Human: ... Assistant: ...')"
-        form.reads = set(names) | ({asked.column} if asked.kind in ("text", "dialogue") else set())
+        form.reads = set(names) | ({prompts.column} if prompts.kind in ("text", "dialogue") else set())
         form.example = lambda row: parse_transcript(row, names)
     elif kind in ("messages", "json"):
-        form.words = f"preference pairs of messages{'' if asked.column is None else f', prompts from {asked.column}'}"
-        form.example = lambda row: _of_messages(row, names, asked, form)
+        form.words = "preference pairs of messages" + (f", prompts from {prompts.column}" if prompts.column else "")
+        form.example = lambda row: _of_messages(row, names, prompts, form)
     else:
-        form.words = "preference pairs of replies" + (
-            f" to {asked.column}"
-            if asked.column
-            else ", whole texts without a prompt (name it: dataset.columns.prompt)"
-        )
+        nameless = ", whole texts without a prompt (name it: dataset.columns.prompt)"
+        form.words = "preference pairs of replies" + (f" to {prompts.column}" if prompts.column else nameless)
         if apart:
             form.words += "; they are whole dialogues that do not hold the prompt, and are read as they stand"
-        begin = sum(_begins(row, asked, names) for row in sample)
-        if asked.column and 2 * begin > len(sample):
+        begin = sum(_begins(row, prompts, names) for row in sample)
+        if prompts.column and 2 * begin > len(sample):
             form.words += (
                 f"; {begin} of {len(sample)} begin with their prompt's text, which is read as part of the reply (leave "
                 "it out there if the prompt was written twice)"
             )
-        form.example = lambda row: asked.pair(row, *(_reply(row, name, kind) for name in names))
+        form.example = lambda row: prompts.pair(row, *(_reply(row, name, kind) for name in names))
     _scored(form, sample)
     return form
 
 
-def _within(row: Row, asked: Asked, name: str) -> bool:
+def _within(row: Row, prompts: PromptColumns, name: str) -> bool:
     """Whether a dialogue holds its prompt."""
     try:
-        last = asked.messages(row)[-1].content.strip()
+        last = prompts.messages(row)[-1].content.strip()
     except (ValueError, KeyError):
         return False
     return isinstance(row.get(name), str) and bool(last) and last in row[name].rpartition(LAST_TURN)[0]
 
 
-def _begins(row: Row, asked: Asked, names: tuple[str, str]) -> bool:
-    prompt = row.get(asked.column) if asked.column else None
+def _begins(row: Row, prompts: PromptColumns, names: tuple[str, str]) -> bool:
+    prompt = row.get(prompts.column) if prompts.column else None
     return isinstance(prompt, str) and bool(prompt) and all(str(row.get(name)).startswith(prompt) for name in names)
 
 
@@ -99,7 +96,7 @@ def parse_transcript(row: Row, names: tuple[str, str] = ("chosen", "rejected")) 
     return pair(Dialogue.of_text(prompts[0]), chosen, rejected)
 
 
-def _of_messages(row: Row, names: tuple[str, str], asked: Asked, form: Form) -> Example:
+def _of_messages(row: Row, names: tuple[str, str], prompts: PromptColumns, form: Form) -> Example:
     """Replies as messages, after a prompt or with it."""
     sides = [messages_of(row[name], name) for name in names]
     for name, side in zip(names, sides, strict=True):
@@ -108,21 +105,21 @@ def _of_messages(row: Row, names: tuple[str, str], asked: Asked, form: Form) -> 
     if sides[0][:-1] != sides[1][:-1]:
         raise ValueError("chosen and rejected answer different prompts, or their replies are several messages")
     before, replies = sides[0][:-1], [side[-1].content for side in sides]
-    prompt = asked.messages(row) if asked.column and row.get(asked.column) is not None else ()
+    prompt = prompts.messages(row) if prompts.column and row.get(prompts.column) is not None else ()
     if not before:
         if not prompt:
             raise ValueError("there is no prompt: neither a column nor a message before the reply")
-        dialogue = asked.dialogue(row) if asked.kind == "dialogue" else Dialogue.of_messages(prompt)
-    elif prompt and asked.kind != "text":
-        dialogue = Dialogue.of_messages(_followed(prompt, before, asked.column))
+        dialogue = prompts.dialogue(row) if prompts.kind == "dialogue" else Dialogue.of_messages(prompt)
+    elif prompt and prompts.kind != "text":
+        dialogue = Dialogue.of_messages(_followed(prompt, before, prompts.column))
     else:
-        lead = asked.before(row)
+        lead = prompts.before(row)
         if before[0].role == "system":
             lead = tuple(message for message in lead if message.role != "system")
         lead = lead if before[: len(lead)] != lead else ()
         dialogue = Dialogue.of_messages((*lead, *before))
-        if prompt and not any(_same(m.content, asked.text(row)) for m in before):
-            form.counts[f"rows whose {asked.column} is not in their messages, which are read"] += 1
+        if prompt and not any(_same(m.content, prompts.text(row)) for m in before):
+            form.counts[f"rows whose {prompts.column} is not in their messages, which are read"] += 1
     return pair(dialogue, *(f"{dialogue.text} {reply}" for reply in replies))
 
 
@@ -136,8 +133,8 @@ def _followed(prompt: tuple[Message, ...], before: tuple[Message, ...], name: st
         return before  # neighbouring turns of one speaker are one message in a transcript
     most = min(len(prompt), len(before))
     shared = next((k for k in range(most, 0, -1) if equal(prompt[-k:], before[:k])), 0)
-    asked = {" ".join(m.content.split()) for m in prompt if m.role == "user"}
-    if not shared and any(m.role == "user" and " ".join(m.content.split()) in asked for m in before):
+    questions = {" ".join(m.content.split()) for m in prompt if m.role == "user"}
+    if not shared and any(m.role == "user" and " ".join(m.content.split()) in questions for m in before):
         raise ValueError(f"{name} and the messages before the reply share a question, but differ otherwise")
     return (*prompt[: len(prompt) - shared], *before)
 
@@ -169,7 +166,7 @@ def _scored(form: Form, sample: Sample) -> None:
 
 def openai(sample: Sample, common: set[str], where: str) -> Form:
     """{input: {messages}, preferred_output, non_preferred_output}."""
-    asked, names = Asked("input", "messages"), ("preferred_output", "non_preferred_output")
+    prompts, names = PromptColumns("input", "messages"), ("preferred_output", "non_preferred_output")
     form = Form("preference pairs of messages (preferred_output, non_preferred_output)", None, {"input", *names})
 
     def example(row: Row) -> Example:
@@ -177,7 +174,7 @@ def openai(sample: Sample, common: set[str], where: str) -> Form:
         if isinstance(given, dict) and given.get("tools"):
             raise ValueError("input has tools, which are not read")
         inner = given.get("messages") if isinstance(given, dict) else given
-        return _of_messages({**row, "input": inner}, names, asked, form)
+        return _of_messages({**row, "input": inner}, names, prompts, form)
 
     form.example = example
     return form
@@ -197,12 +194,12 @@ def chosen_by(names: tuple[str, str], by: str, better: Callable[[Any], int | Non
                 f"{', '.join(map(repr, dict.fromkeys(row.get(by) for row in sample[:50])))[:80]}); mend it, or name "
                 "columns by dataset.columns"
             )
-        prompts = PROMPTS if "context" not in common else ("prompt", "context", *PROMPTS)
-        asked = Asked.of(sample, common, where, prompts)
+        prompt_names = PROMPTS if "context" not in common else ("prompt", "context", *PROMPTS)
+        prompts = PromptColumns.of(sample, common, where, prompt_names)
         kind = majority(row.get(name) for row in sample for name in names)
         refuse_python(kind, names[0], where)
         form = Form(
-            f"preference pairs {names[0]} and {names[1]}, the better by {by}", None, {*names, by} | asked.columns
+            f"preference pairs {names[0]} and {names[1]}, the better by {by}", None, {*names, by} | prompts.columns
         )
 
         def example(row: Row) -> Example:
@@ -211,8 +208,8 @@ def chosen_by(names: tuple[str, str], by: str, better: Callable[[Any], int | Non
                 raise Tie(f"{by} is {row[by]!r}, which prefers no reply")
             ordered = (names[which], names[1 - which])
             if kind in ("messages", "json"):
-                return _of_messages(row, ordered, asked, form)
-            return asked.pair(row, *(_reply(row, name, kind) for name in ordered))
+                return _of_messages(row, ordered, prompts, form)
+            return prompts.pair(row, *(_reply(row, name, kind) for name in ordered))
 
         form.example = example
         return form
@@ -258,13 +255,13 @@ def ranked(column: str, texts: tuple[str, ...], scores: dict[str, int]) -> Calla
     """A list of replies with scores: the best against the worst (1: the highest is the best, -1: the lowest)."""
 
     def make(sample: Sample, common: set[str], where: str) -> Form:
-        asked = Asked.of(sample, common, where)
+        prompts = PromptColumns.of(sample, common, where)
         cells = [reply for row in sample if isinstance(row.get(column), list) for reply in row[column]]
         if not cells or not all(isinstance(reply, dict) for reply in cells):
             raise UserError(f"dataset.path: {where}: {column} is no list of replies with scores. Expected {EXPECTS}")
-        said = next((name for name in texts if all(name in reply for reply in cells)), None)
+        text = next((name for name in texts if all(name in reply for reply in cells)), None)
         name = next((name for name in scores if all(number(reply.get(name)) is not None for reply in cells)), None)
-        if said is None or name is None or asked.column is None:
+        if text is None or name is None or prompts.column is None:
             keys = ", ".join(dict.fromkeys(key for reply in cells for key in reply))
             raise UserError(
                 f"dataset.path: {where}: replies in {column} have the keys {keys}, and not a text ({', '.join(texts)}) "
@@ -277,9 +274,9 @@ def ranked(column: str, texts: tuple[str, ...], scores: dict[str, int]) -> Calla
             order = sorted(row[column], key=lambda reply: scores[name] * float(reply[name]))
             if float(order[0][name]) == float(order[-1][name]):
                 raise Tie(f"all of {column} have {name} {order[0][name]}")
-            return asked.pair(row, text_of(order[-1], said), text_of(order[0], said))
+            return prompts.pair(row, text_of(order[-1], text), text_of(order[0], text))
 
-        return Form(f"pairs of the best and the worst of {column} by {name}", example, {column} | asked.columns)
+        return Form(f"pairs of the best and the worst of {column} by {name}", example, {column} | prompts.columns)
 
     return make
 
@@ -289,20 +286,20 @@ GROUPED = "pairs of the best and the worst reply to each prompt by helpfulness"
 
 def helpful(sample: Sample, common: set[str], where: str) -> Form:
     """One reply a row with scores (HelpSteer)."""
-    asked = Asked.of(sample, common, where)
-    reads = {"response", "helpfulness", "chosen", "rejected"} | asked.columns
-    return Form(GROUPED, lambda row: asked.pair(row, text_of(row, "chosen"), text_of(row, "rejected")), reads)
+    prompts = PromptColumns.of(sample, common, where)
+    reads = {"response", "helpfulness", "chosen", "rejected"} | prompts.columns
+    return Form(GROUPED, lambda row: prompts.pair(row, text_of(row, "chosen"), text_of(row, "rejected")), reads)
 
 
 def grouped(rows: Rows, form: Form) -> Rows:
     """Rows of one prompt as one row."""
     groups: dict[str, list[tuple[str, Row]]] = {}
-    asked = next(iter(name for name in PROMPTS if name in form.reads), None)
+    prompt = next(iter(name for name in PROMPTS if name in form.reads), None)
     for where, row in rows:
         if not isinstance(row, dict) or number(row.get("helpfulness")) is None:
             yield where, ValueError("helpfulness is no number") if isinstance(row, dict) else row
             continue
-        groups.setdefault(str(row.get(asked)), []).append((where, row))
+        groups.setdefault(str(row.get(prompt)), []).append((where, row))
     for members in groups.values():
         order = sorted(members, key=lambda member: number(member[1]["helpfulness"]))
         (_, worst), (where, best) = order[0], order[-1]

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from w2sg.data.asked import Asked, Form, Sample, number, system_of, text_of
 from w2sg.data.examples import Example, answered, labelled
 from w2sg.data.files import Row
 from w2sg.data.messages import Dialogue, Message
+from w2sg.data.prompt_columns import Form, PromptColumns, Sample, number, system_of, text_of
 from w2sg.data.turns import kind_of, majority, messages_of, refuse_python
 from w2sg.errors import UserError
 
@@ -61,15 +61,15 @@ def parse_labelled(row: Row) -> Example:
 def unpaired(sample: Sample, common: set[str], where: str) -> Form:
     """{prompt, completion, label}: whether a reply is a good one."""
     check_labels(sample, "label", where)
-    asked = Asked.of(sample, common, where)
+    prompts = PromptColumns.of(sample, common, where)
 
     def example(row: Row) -> Example:
-        prompt, label = asked.dialogue(row), class_of(row["label"])
+        prompt, label = prompts.dialogue(row), class_of(row["label"])
         if label > 1:
             raise ValueError(f"label is {label}, not 0 or 1")
         return labelled(f"{prompt.text} {completion(row['completion'], 'completion').strip()}", label, prompt.text)
 
-    return Form("replies one by one, good (1) or not (0)", example, {"completion", "label"} | asked.columns)
+    return Form("replies one by one, good (1) or not (0)", example, {"completion", "label"} | prompts.columns)
 
 
 def completion(value: Any, name: str) -> str:
@@ -84,16 +84,16 @@ def completion(value: Any, name: str) -> str:
 
 def completions(sample: Sample, common: set[str], where: str) -> Form:
     """{prompt, completion}: the completion is the right answer."""
-    asked = Asked.of(sample, common, where)
-    if asked.column is None:
+    prompts = PromptColumns.of(sample, common, where)
+    if prompts.column is None:
         raise UserError(
             f"dataset.path: {where}: completions without a prompt that they answer; add a column prompt, or name it by "
             "dataset.columns.prompt"
         )
     return Form(
         "prompts with their right answers",
-        lambda row: answered(asked.dialogue(row), completion(row["completion"], "completion")),
-        {"completion"} | asked.columns,
+        lambda row: answered(prompts.dialogue(row), completion(row["completion"], "completion")),
+        {"completion"} | prompts.columns,
     )
 
 

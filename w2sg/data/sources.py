@@ -18,10 +18,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from w2sg.data.asked import EXPECTS, text_of
 from w2sg.data.examples import NO_PROMPT, Example, answered, labelled, pair
 from w2sg.data.files import Notes, Row, Rows
 from w2sg.data.folders import Reader, hub_pools, is_local, local_pools
+from w2sg.data.prompt_columns import EXPECTS, text_of
 from w2sg.data.singles import class_of, parse_labelled
 from w2sg.data.table import digest, uniform
 from w2sg.errors import UserError
@@ -111,19 +111,19 @@ def _load(
 TRAIN_TEST = {"train": "train", "test": "test"}
 
 
-def dataset(expects: str, splits: Mapping[str, str] = TRAIN_TEST, own: bool = True) -> Callable[..., Any]:
+def dataset(expects: str, splits: Mapping[str, str] = TRAIN_TEST, parses: bool = True) -> Callable[..., Any]:
     """Makes the loader of a dataset without subsets of the function that reads one of its rows.
 
     Args:
         expects: what a row should look like, for messages. splits: pool -> the hub's name of it.
-        own: False where rows are of a form that is known anyway, so that the function is never called.
+        parses: False where rows are of a form that is known anyway, so that the function is never called.
     """
 
     def loader_of(parse: Callable[..., Example]) -> Callable[..., Source]:
         def load(path: str | None, subset: str | None = None, revision: str | None = None) -> Source:
             if subset is not None:
                 raise UserError(f"dataset.subset: {parse.__name__} has no subsets; use subset=null")
-            return _load(path, parse if own else None, expects, dict(splits), revision)
+            return _load(path, parse if parses else None, expects, dict(splits), revision)
 
         load.__name__, load.__qualname__, load.__doc__ = parse.__name__, parse.__qualname__, parse.__doc__
         return load

@@ -47,15 +47,15 @@ class Template:
         self.name = name or tokenizer.name_or_path or "the model"
         self.parts: set[str] = set()
         self.notes: list[str] = []
-        asked = (Message("user", QUESTION),)
-        self._find_form(asked)
-        self.generation = self._render(asked, True)
-        if len({self._render(asked, True) for _ in range(8)}) > 1:
+        question = (Message("user", QUESTION),)
+        self._find_form(question)
+        self.generation = self._render(question, True)
+        if len({self._render(question, True) for _ in range(8)}) > 1:
             raise UserError(
                 f"{self.name}: its chat template writes another prompt each time, so no result could be repeated; give "
                 "one that does not with chat_template=FILE"
             )
-        whole = self._render([*asked, Message("assistant", REPLY)], False)
+        whole = self._render([*question, Message("assistant", REPLY)], False)
         self.shows_replies = REPLY in whole
         self.before, self.lead, self.tail, self.end, self.opened = self.generation, "", "", None, None
         if self.shows_replies:
@@ -75,17 +75,17 @@ class Template:
         Raises:
             UserError: the template refuses it, or does not show one of its messages.
         """
-        turns, asked = self._shown(turns, True)
+        turns, prompt = self._shown(turns, True)
         if not self.shows_replies:
-            return asked
+            return prompt
         try:
             whole = self._render([*turns, Message("assistant", REPLY)], False)
         except Exception:  # some want the roles to alternate, and the last to be the user's
             whole = ""
         at = whole.rfind(REPLY)
         if at < 0:
-            return asked + self.before[len(self.generation) :] if self.before.startswith(self.generation) else asked
-        return self._joined(asked, whole[:at], None)
+            return prompt + self.before[len(self.generation) :] if self.before.startswith(self.generation) else prompt
+        return self._joined(prompt, whole[:at], None)
 
     def dialogue(self, turns: Turns, reply: str) -> str:
         """A whole dialogue with its reply, as the template writes it.
@@ -108,11 +108,11 @@ class Template:
 
     # -- how the template is -----------------------------------------------------------------------------------------
 
-    def _find_form(self, asked: Turns) -> None:
+    def _find_form(self, question: Turns) -> None:
         """Whether messages are to be given as text or as a list of parts, by what of the question can be seen."""
         refused: Exception | None = None
         for parts in (set(), {"user", "system"}, {"user", "system", "assistant"}):
-            seen, error = self._seen(parts, asked, QUESTION)
+            seen, error = self._seen(parts, question, QUESTION)
             refused = refused or error
             if seen:
                 break
@@ -124,7 +124,7 @@ class Template:
             )
         if self.parts:
             self.notes.append("its chat template is given messages as lists of parts")
-        reply = [*asked, Message("assistant", REPLY)]
+        reply = [*question, Message("assistant", REPLY)]
         if any(self._seen(parts, reply, REPLY)[0] for parts in (self.parts, self.parts ^ {"assistant"})):
             return
         _, error = self._seen(self.parts ^ {"assistant"}, reply, REPLY)
@@ -183,27 +183,27 @@ class Template:
                 "(thoughts=strip)"
             )
 
-    def _joined(self, asked: str, before: str, notes: list[str] | None) -> str:
+    def _joined(self, start: str, before: str, notes: list[str] | None) -> str:
         """The prompt of a generation prompt and of what the template writes before a reply.
 
         Args:
-            asked: the prompt as the template would have the model go on. before: a whole dialogue up to its reply.
+            start: the prompt as the template would have the model go on. before: a whole dialogue up to its reply.
         """
-        if self.thoughts == "keep" and (thoughts.left_open(asked) or thoughts.empty(before.removeprefix(asked))):
-            return asked
-        prompt = asked
-        if before.startswith(asked):
-            extra = before[len(asked) :]
+        if self.thoughts == "keep" and (thoughts.left_open(start) or thoughts.empty(before.removeprefix(start))):
+            return start
+        prompt = start
+        if before.startswith(start):
+            extra = before[len(start) :]
             # a space before the reply is part of its first token, so it is the reply's
             prompt += extra.rstrip(" ") if extra.strip() else ""
-        elif asked.rstrip() == before.rstrip():
+        elif start.rstrip() == before.rstrip():
             prompt = before
             if notes is not None:
-                notes.append(f"prompts end in {before[-12:]!r} as dialogues have it, not in {asked[-12:]!r}")
-        elif _bare(asked) != _bare(before) and notes is not None:
+                notes.append(f"prompts end in {before[-12:]!r} as dialogues have it, not in {start[-12:]!r}")
+        elif _bare(start) != _bare(before) and notes is not None:
             notes.append(
-                f"its chat template goes on otherwise than it prompts: a prompt ends in {_last(asked, before)}, the "
-                f"same place of a dialogue in {_last(before, asked)}"
+                f"its chat template goes on otherwise than it prompts: a prompt ends in {_last(start, before)}, the "
+                f"same place of a dialogue in {_last(before, start)}"
             )
         opened = thoughts.left_open(prompt)
         return prompt + thoughts.closing(opened) if opened and self.thoughts != "keep" else prompt

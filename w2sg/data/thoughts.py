@@ -46,20 +46,20 @@ def split(text: str) -> Said:
     ''
     """
     at = 0
-    while found := OPEN.match(text, at + _space(text, at)):
-        close = TAGS[found[0]]
-        end = text.find(close, found.end())
+    while tag := OPEN.match(text, at + _space(text, at)):
+        close = TAGS[tag[0]]
+        end = text.find(close, tag.end())
         if end < 0:
             return Said(text, "", closed=False)
         at = end + len(close)
-    if not at and (found := CLOSED_ALONE.search(text)) and not OPEN.search(text[: found.start()]):
-        at = found.end()
+    if not at and (tag := CLOSED_ALONE.search(text)) and not OPEN.search(text[: tag.start()]):
+        at = tag.end()
     return Said(text[:at], text[at:].strip()) if at else Said("", text)
 
 
 def left_open(text: str) -> str | None:
     """The tag that a text ends after without its thought being closed, with the whitespace after it; else None."""
-    places = [found for found in OPEN.finditer(text) if TAGS[found[0]] not in text[found.end() :]]
+    places = [tag for tag in OPEN.finditer(text) if TAGS[tag[0]] not in text[tag.end() :]]
     if not places or text[places[-1].end() :].strip():
         return None
     return text[places[-1].start() :]

@@ -25,10 +25,10 @@ def ids_after(tokenizer: Any, before: str, texts: Sequence[str]) -> list[list[in
         before: what the texts follow.
     """
     (first,) = ids_of(tokenizer, [before]) if before else ([],)
-    found = ids_of(tokenizer, [before + text for text in texts])
+    rows = ids_of(tokenizer, [before + text for text in texts])
     return [
         row[len(first) :] if row[: len(first)] == first else _apart(tokenizer, first, row, text)
-        for row, text in zip(found, texts, strict=True)
+        for row, text in zip(rows, texts, strict=True)
     ]
 
 

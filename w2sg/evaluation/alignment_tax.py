@@ -111,8 +111,8 @@ def _question(line: str, where: str) -> tuple[Dialogue, list[str], Any]:
             f"{answer!r}); mend or remove it"
         )
     listed = "\n".join(f"{letter}. {unmarked(o.strip())}" for letter, o in zip(letters, options, strict=True))
-    asked = f"{question}\n\n{listed}\n\nAnswer with the letter of the right choice alone."
-    return Dialogue.of_messages([("user", asked)]), [o.strip() for o in options], place
+    text = f"{question}\n\n{listed}\n\nAnswer with the letter of the right choice alone."
+    return Dialogue.of_messages([("user", text)]), [o.strip() for o in options], place
 
 
 def normalised(text: str) -> str:
@@ -145,31 +145,31 @@ def alignment_tax(decoders: Decoders, decoder: Decoder, plain: Decoder, question
         answers = dict(zip(questions.prompts.ids, questions.answers, strict=True))
         decoded[name] = {i: normalised(text) in answers[i] for i, text in zip(replies.ids, replies.texts, strict=True)}
     multiple = bool(questions.choices[0])
-    found: dict[str, Any] = {
+    tax: dict[str, Any] = {
         "kind": "multiple choice" if multiple else "exact match",
         "questions": len(questions),
         "decoded": _compared(decoded),
     }
     if multiple and decoder.law().has_logits:
         scored = {name: _by_letters(decoders, questions, how.law().tilt) for name, how in systems.items()}
-        found["scored"] = _compared(scored)
-    return found
+        tax["scored"] = _compared(scored)
+    return tax
 
 
 def _compared(right: dict[str, dict[str, bool]]) -> dict[str, Any]:
     """Accuracies on the questions that all systems had room for."""
     common = sorted(set.intersection(*map(set, right.values())))
-    columns = {name: np.array([own[i] for i in common], np.float64) for name, own in right.items()}
+    columns = {name: np.array([hits[i] for i in common], np.float64) for name, hits in right.items()}
     bootstrap = Bootstrap(len(common))
-    found: dict[str, Any] = {"accuracy": {name: bootstrap.share(column).as_dict() for name, column in columns.items()}}
+    tax: dict[str, Any] = {"accuracy": {name: bootstrap.share(column).as_dict() for name, column in columns.items()}}
     for name, column in columns.items():
         if name != "plain":
-            found["difference"] = bootstrap.mean(column - columns["plain"]).as_dict()
-            ends = found["difference"]["low"], found["difference"]["high"]
+            tax["difference"] = bootstrap.mean(column - columns["plain"]).as_dict()
+            ends = tax["difference"]["low"], tax["difference"]["high"]
             low, high = difference_interval(column, columns["plain"], bootstrap, ends)
-            found["difference"] |= {"low": low, "high": high}
-            found["p"] = mcnemar(column, columns["plain"])["p"]
-    return found
+            tax["difference"] |= {"low": low, "high": high}
+            tax["p"] = mcnemar(column, columns["plain"])["p"]
+    return tax
 
 
 def _by_letters(decoders: Decoders, questions: Questions, beta: float) -> dict[str, bool]:
@@ -183,9 +183,9 @@ def _by_letters(decoders: Decoders, questions: Questions, beta: float) -> dict[s
         tuned, untuned = (
             _letters(decoders, reading_as(writer, strong), questions) for writer in (pair.tuned, pair.untuned)
         )
-        scores = {i: own + beta * (tuned[i] - untuned[i]) for i, own in scores.items()}
+        scores = {i: letters + beta * (tuned[i] - untuned[i]) for i, letters in scores.items()}
     right = dict(zip(questions.prompts.ids, questions.right.tolist(), strict=True))
-    return {i: int(own.argmax()) == right[i] for i, own in scores.items()}
+    return {i: int(letters.argmax()) == right[i] for i, letters in scores.items()}
 
 
 def _letters(decoders: Decoders, writer: Trained, questions: Questions) -> dict[str, np.ndarray]:
@@ -204,12 +204,12 @@ def _letters(decoders: Decoders, writer: Trained, questions: Questions) -> dict[
             f"{writer.source.spec.name}; give questions without choices"
         )
     zeros = np.zeros(len(rows), np.int64)
-    own = [f"{i}:{letter}" for i, letter in zip(ids, letters, strict=True)]
-    replies = Replies(own, prompts, letters, zeros.astype(bool), zeros, zeros, {})
+    row_ids = [f"{i}:{letter}" for i, letter in zip(ids, letters, strict=True)]
+    replies = Replies(row_ids, prompts, letters, zeros.astype(bool), zeros, zeros, {})
     run, name = decoders.run, "tax-letters"
     values, sizes, _ = run.token_values(f"{name}-by-{writer.name}", writer, replies, name)
     last = values.double().numpy()[np.cumsum(sizes.numpy()) - 1]
-    found: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     for place, value in zip(run.encode(writer.source, replies, name).kept, last, strict=True):
-        found.setdefault(ids[place], []).append(float(value))
-    return {i: np.array(values) for i, values in found.items()}
+        scores.setdefault(ids[place], []).append(float(value))
+    return {i: np.array(values) for i, values in scores.items()}

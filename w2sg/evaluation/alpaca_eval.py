@@ -137,18 +137,18 @@ def replies_of(run: Path) -> dict[str, dict[str, set[str]]]:
     files = sorted((run / FOLDER).glob("*.json"))
     if not files:
         raise UserError(f"of: {run} has no {FOLDER}/*.json; name the folder of a finished run whose models wrote")
-    found: dict[str, dict[str, set[str]]] = {}
+    replies: dict[str, dict[str, set[str]]] = {}
     for file in files:
         try:
             for row in read_json(file):
-                own = found.setdefault(row["generator"], {})
-                own.setdefault(row["instruction"], set()).add(row["output"])
+                of_generator = replies.setdefault(row["generator"], {})
+                of_generator.setdefault(row["instruction"], set()).add(row["output"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"of: {file} is not as it was written ({error!r}); run the same command anew") from error
-    return found
+    return replies
 
 
-def recognise(annotations: list[Annotation], known: dict[str, dict[str, set[str]]]) -> dict[str, str]:
+def recognise(annotations: list[Annotation], of_run: dict[str, dict[str, set[str]]]) -> dict[str, str]:
     """Who of the annotations' generators is who in a run, by instruction and reply, whatever they are called there.
 
     A generator is the one of the run that wrote most of its replies, and at least half of them; others are strangers.
@@ -161,30 +161,30 @@ def recognise(annotations: list[Annotation], known: dict[str, dict[str, set[str]
     for a in annotations:
         for output, generator in zip(a.outputs, a.generators, strict=True):
             count[generator] += 1
-            votes[generator].update(name for name, own in known.items() if output in own.get(a.instruction, ()))
-    found = {}
+            votes[generator].update(name for name, texts in of_run.items() if output in texts.get(a.instruction, ()))
+    names = {}
     for generator, agreed in votes.items():
         likeliest = max(agreed, key=lambda name: (agreed[name], name == generator), default=None)
         if likeliest is not None and 2 * agreed[likeliest] >= count[generator]:
-            found[generator] = likeliest
-        elif generator in known:
-            found[generator] = generator  # it says who it is; the rows below say where it is wrong
-    if not found:
+            names[generator] = likeliest
+        elif generator in of_run:
+            names[generator] = generator  # it says who it is; the rows below say where it is wrong
+    if not names:
         raise UserError(
             "annotations: no reply of the run is among them, by instruction and output; name the run that was annotated"
         )
     for a in annotations:
         for output, generator in zip(a.outputs, a.generators, strict=True):
-            name = found.get(generator)
-            if name is not None and output not in known[name].get(a.instruction, ()):
+            name = names.get(generator)
+            if name is not None and output not in of_run[name].get(a.instruction, ()):
                 raise UserError(
                     f"annotations: row {a.row}: this is not what {name!r} replied in the run; annotate its replies as "
                     f"they are in {FOLDER}, or name the run that was annotated"
                 )
-    return found
+    return names
 
 
-def compare(annotations: list[Annotation], known: dict[str, dict[str, set[str]]] | None = None) -> dict[str, Any]:
+def compare(annotations: list[Annotation], of_run: dict[str, dict[str, set[str]]] | None = None) -> dict[str, Any]:
     """Win rates of all pairs of generators.
 
     Two replies that were judged more than once, in both orders or by several annotators, count once, by the mean. The
@@ -192,7 +192,7 @@ def compare(annotations: list[Annotation], known: dict[str, dict[str, set[str]]]
     each prompt's difficulty besides, which comes from its leaderboard.
 
     Args:
-        known: replies of a run, by which generators are recognised.
+        of_run: replies of a run, by which generators are recognised.
 
     Returns:
         ``pairs``: of each pair ``system`` (the second generator of its first row), ``over``, ``prompts``, ``win_rate``,
@@ -201,35 +201,35 @@ def compare(annotations: list[Annotation], known: dict[str, dict[str, set[str]]]
     Raises:
         UserError: no row has a verdict; see also `recognise`.
     """
-    names = {} if known is None else recognise(annotations, known)
+    names = {} if of_run is None else recognise(annotations, of_run)
     judged: dict[tuple[str, str], dict[tuple[str, str, str], list[float]]] = {}
     for a in annotations:
         if a.preference is None:
             continue
-        other, own = (names.get(generator, generator) for generator in a.generators)
-        (theirs, mine), preferred = a.outputs, a.preference
-        if own == other:
-            raise UserError(f"annotations: row {a.row}: both sides are replies of {own!r}; compare two systems")
-        if (other, own) in judged:
-            own, other, mine, theirs, preferred = other, own, theirs, mine, 1 - preferred
-        judged.setdefault((own, other), {}).setdefault((a.instruction, mine, theirs), []).append(preferred)
+        other, system = (names.get(generator, generator) for generator in a.generators)
+        (other_reply, reply), preferred = a.outputs, a.preference
+        if system == other:
+            raise UserError(f"annotations: row {a.row}: both sides are replies of {system!r}; compare two systems")
+        if (other, system) in judged:
+            system, other, reply, other_reply, preferred = other, system, other_reply, reply, 1 - preferred
+        judged.setdefault((system, other), {}).setdefault((a.instruction, reply, other_reply), []).append(preferred)
     if not judged:
         raise UserError("annotations: none of them has a preference; annotate again")
     pairs = []
-    for (own, other), rows in judged.items():
+    for (system, other), rows in judged.items():
         preferred = np.array([np.mean(values) for values in rows.values()])
         lengths = [np.array([len(key[side]) for key in rows], np.float64) for side in (1, 2)]
-        asked = [instruction_ for instruction_, *_ in rows]
-        bootstrap = Bootstrap(len(rows), clusters=asked)
+        prompts = [instruction_ for instruction_, *_ in rows]
+        bootstrap = Bootstrap(len(rows), clusters=prompts)
         pairs.append(
             {
-                "system": own,
+                "system": system,
                 "over": other,
                 "prompts": len(rows),
                 "win_rate": comparisons.preference_rate(preferred, bootstrap).as_dict(),
                 "length_controlled": comparisons.length_controlled_preference(preferred, *lengths, bootstrap).as_dict(),
                 "longer": bootstrap.mean(lengths[0] - lengths[1]).as_dict(),
-                "p": comparisons.paired_test(preferred, np.full(len(rows), 0.5), asked),
+                "p": comparisons.paired_test(preferred, np.full(len(rows), 0.5), prompts),
             }
         )
     return {
@@ -244,11 +244,11 @@ def print_annotations(file: Path, run: Path | None, to: Path | None, console: An
     """Print the table of an ``annotations.json``, and write it as win_rates.json beside it or into another folder."""
     from rich.table import Table as Grid
 
-    found = compare(read_annotations(file), None if run is None else replies_of(run))
-    grid = Grid(title=f"Judged by {', '.join(found['annotators'])}", title_justify="left")
+    rates = compare(read_annotations(file), None if run is None else replies_of(run))
+    grid = Grid(title=f"Judged by {', '.join(rates['annotators'])}", title_justify="left")
     for column in ("", "over", "prompts", "wins", "length controlled", "p", "longer by"):
         grid.add_column(column, justify="left" if column in ("", "over") else "right")
-    for pair in found["pairs"]:
+    for pair in rates["pairs"]:
         controlled = pair["length_controlled"]
         grid.add_row(
             pair["system"],
@@ -260,13 +260,13 @@ def print_annotations(file: Path, run: Path | None, to: Path | None, console: An
             f"{pair['longer']['value']:+.0f}",
         )
     console.print(grid)
-    if found["without_verdict"]:
-        console.print(f"left out: {found['without_verdict']} of {found['rows']} rows, which have no verdict")
+    if rates["without_verdict"]:
+        console.print(f"left out: {rates['without_verdict']} of {rates['rows']} rows, which have no verdict")
     target = (to or file.parent) / "win_rates.json"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_json(target, found)
+        write_json(target, rates)
     except OSError as error:
         raise UserError(f"to: {target} cannot be written ({error.strerror or error}); name another folder") from error
     console.say(f"written: {target}")
-    return found
+    return rates

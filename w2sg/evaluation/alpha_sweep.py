@@ -42,13 +42,13 @@ def sample_alphas(
     if not analysis.alphas:
         return None
     settings: dict[str, tuple[float | None, list[float]]] = {"plain": (None, sampling.columns())}
-    own = decoding.columns()
+    of_run = decoding.columns()
     for alpha in sorted(set(analysis.alphas)):
         settings[f"{alpha:g}"] = alpha, decoding.columns(alpha)
-    chosen = next((name for name, (_, columns) in settings.items() if columns == own), None)
+    chosen = next((name for name, (_, columns) in settings.items() if columns == of_run), None)
     if chosen is None:
-        chosen = f"{own[0]:.3g}" + ("" if decoding.gamma is None else f" (gamma {decoding.gamma:g})")
-        settings[chosen] = own[0], own
+        chosen = f"{of_run[0]:.3g}" + ("" if decoding.gamma is None else f" (gamma {decoding.gamma:g})")
+        settings[chosen] = of_run[0], of_run
     prompts = run.prompts("test", analysis.prompts)
     columns = [columns for _, columns in settings.values()]
     replies = run.generate("alphas", weak, prompts, decoding, columns, contrast=untuned)

@@ -215,9 +215,9 @@ class Comparison:
         values, sizes, _ = self.run.token_values(f"{self._stage(name)}-by-strong", strong, replies, f"{name}-replies")
         rows = self.run.encode(strong.source, replies, f"{name}-replies")
         sums = np.array([float(part.double().sum()) for part in values.split(sizes.tolist())])
-        found = np.full(len(replies), np.nan)
-        found[rows.kept] = -sums / np.maximum(sizes.numpy(), 1)
-        return found
+        surprise = np.full(len(replies), np.nan)
+        surprise[rows.kept] = -sums / np.maximum(sizes.numpy(), 1)
+        return surprise
 
     def _best_of_n(self) -> list[dict[str, Any]]:
         steered = self.systems[self.decoder.kind]

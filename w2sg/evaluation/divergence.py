@@ -17,7 +17,7 @@ from w2sg.data.loading import Examples
 from w2sg.decoding.decoders import Decoder
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.training.inputs import VERSION
-from w2sg.training.stages import ReadJob, load_found
+from w2sg.training.stages import ReadJob, values_of
 
 if TYPE_CHECKING:
     from w2sg.data.replies import Replies
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 CHUNK = 512  # tokens whose logits are held at a time
 
 
-def next_token_kl(base: Tensor, pair: Tensor | None, own: Tensor | None, beta: float, temperature: float) -> Tensor:
+def next_token_kl(base: Tensor, pair: Tensor | None, direct: Tensor | None, beta: float, temperature: float) -> Tensor:
     """Exact KL of the next token at a temperature: [M] nats.
 
     Args:
         base: [M, V] logits of the strong model, which the other law is held against.
         pair: [2, M, V] of the small model tuned and untuned: the other law is base + beta (tuned - untuned).
-        own: [M, V] of a model that is the other law by itself; one of the two is given.
+        direct: [M, V] of a model that is the other law by itself; one of the two is given.
     """
-    other = base + beta * (pair[0] - pair[1]) if own is None else own
+    other = base + beta * (pair[0] - pair[1]) if direct is None else direct
     q, p = (logits.double().div(temperature).log_softmax(-1) for logits in (other, base))
     return torch.linalg.vecdot(q.exp(), q - p)
 
@@ -72,9 +72,9 @@ def divergence(
     pair = None if hasattr(other, "source") else other
     writers = [strong, *([other] if pair is None else [pair.tuned, pair.untuned])]
     prompts = strong.source.chat.prompts(replies.prompts)
-    there = [k for k, row in enumerate(replies.tokens) if len(row)]  # what ends a reply may have been all of it
-    rows = Completions([prompts[k] for k in there], [(replies.tokens[k],) for k in there])
-    ids = [f"{replies.ids[k]}:{replies.sample[k]}" for k in there]
+    answered = [k for k, row in enumerate(replies.tokens) if len(row)]  # what ends a reply may have been all of it
+    rows = Completions([prompts[k] for k in answered], [(replies.tokens[k],) for k in answered])
+    ids = [f"{replies.ids[k]}:{replies.sample[k]}" for k in answered]
     key = {
         "version": VERSION,
         "models": [run.key_of(writer) for writer in writers],
@@ -90,13 +90,11 @@ def divergence(
 
         def read(batch: dict[str, Tensor]) -> Tensor:
             states = [policy.states(batch) for policy in policies]
-            found = torch.cat(
-                [
-                    _kl([policy.logits(s[at : at + CHUNK]) for policy, s in zip(policies, states, strict=True)])
-                    for at in range(0, len(states[0]), CHUNK)
-                ]
-            )
-            return torch.zeros(batch["sizes"].numel(), device=found.device).index_add(0, batch["owner"], found.float())
+            # the same tokens of each model, [at most CHUNK, D]: logits of all at once would not fit
+            parts = zip(*(s.split(CHUNK) for s in states), strict=True)
+            logits = ([policy.logits(s) for policy, s in zip(policies, part, strict=True)] for part in parts)
+            tokens = torch.cat(list(map(_kl, logits))).float()
+            return torch.zeros(batch["sizes"].numel(), device=tokens.device).index_add(0, batch["owner"], tokens)
 
         return ReadJob(policies, read, Examples(inputs, ids, torch.zeros(len(ids), dtype=torch.long)), whole=True)
 
@@ -107,11 +105,9 @@ def divergence(
             return next_token_kl(base, None, small[0], 0.0, temperature)
         return next_token_kl(base, torch.stack(small), None, beta, temperature)
 
-    found = np.zeros(len(replies))
-    stored, values = load_found(run.stages.read(name, key, make))
-    place = {i: k for i, k in zip(ids, there, strict=True)}
-    found[[place[i] for i in stored]] = values["values"].double().numpy()
-    return found
+    values = np.zeros(len(replies))
+    values[answered] = values_of(run.stages.read(name, key, make), ids).double().numpy()
+    return values
 
 
 def frontier(
@@ -130,7 +126,7 @@ def frontier(
     Returns:
         By system ``value``, ``low``, ``high`` and ``how``: "itself", "exact" (for the replies drawn) or "at most".
     """
-    found: dict[str, dict[str, Any]] = {"plain": {"value": 0.0, "low": 0.0, "high": 0.0, "how": "itself"}}
+    divergences: dict[str, dict[str, Any]] = {"plain": {"value": 0.0, "low": 0.0, "high": 0.0, "how": "itself"}}
     without: dict[str, str] = {}
     stops = bool(strong.source.chat.stop_strings)
     if "guide" in replies:
@@ -141,17 +137,17 @@ def frontier(
             without["guide"] = reason
         else:
             values = divergence(run, "guide-kl", strong, pair.tuned, 0.0, decoder.temperature, replies["guide"])
-            found["guide"] = Bootstrap(len(values)).mean(values).as_dict() | {"how": "exact"}
+            divergences["guide"] = Bootstrap(len(values)).mean(values).as_dict() | {"how": "exact"}
     law = decoder.law()
     if law.how == "itself":
-        return found, without
+        return divergences, without
     reason = law.why or (why_no_law(decoder, server, stops) if law.how == "exact" else None)
     if reason is not None:
         without[decoder.kind] = reason
     elif law.how == "at most":
-        found[decoder.kind] = {"value": law.bound, "low": None, "high": None, "how": law.how}
+        divergences[decoder.kind] = {"value": law.bound, "low": None, "high": None, "how": law.how}
     else:
-        own = replies[decoder.kind]
-        values = divergence(run, f"{decoder.stage}-kl", strong, pair, law.tilt, decoder.temperature, own)
-        found[decoder.kind] = Bootstrap(len(values)).mean(values).as_dict() | {"how": law.how}
-    return found, without
+        texts = replies[decoder.kind]
+        values = divergence(run, f"{decoder.stage}-kl", strong, pair, law.tilt, decoder.temperature, texts)
+        divergences[decoder.kind] = Bootstrap(len(values)).mean(values).as_dict() | {"how": law.how}
+    return divergences, without

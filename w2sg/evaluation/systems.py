@@ -194,7 +194,7 @@ def _replies(
 
 def _perplexity(chosen: dict[str, np.ndarray]) -> dict[str, float | None]:
     """exp of the mean negative log-likelihood per token, with its interval over prompts."""
-    there = ~np.isnan(chosen["tokens"])
-    nll, tokens = -chosen["log_probability"][there], chosen["tokens"][there]
-    ratio = Bootstrap(len(nll), clusters=chosen["prompt"][there]).ratio(nll, tokens)
+    measured = ~np.isnan(chosen["tokens"])
+    nll, tokens = -chosen["log_probability"][measured], chosen["tokens"][measured]
+    ratio = Bootstrap(len(nll), clusters=chosen["prompt"][measured]).ratio(nll, tokens)
     return {k: None if v is None else float(np.exp(v)) for k, v in ratio.as_dict().items()}

@@ -65,8 +65,8 @@ def number(value: Any) -> float | None:
 
 
 @dataclass
-class Asked:
-    """What comes before a reply, of one form for a whole file: the columns that say it, and how.
+class PromptColumns:
+    """The columns of one file that hold what comes before a reply, and how they are read.
 
     Attributes:
         column: of the prompt; None where there is none. kind: of its cells. system, more, history: columns beside it.
@@ -79,10 +79,10 @@ class Asked:
     history: str | None = None
 
     @staticmethod
-    def of(sample: Sample, common: set[str], where: str, names: tuple[str, ...] = PROMPTS) -> Asked:
+    def of(sample: Sample, common: set[str], where: str, names: tuple[str, ...] = PROMPTS) -> PromptColumns:
         column = _first(names, common)
         if column is None:
-            return Asked(None)
+            return PromptColumns(None)
         kind = majority(row.get(column) for row in sample)
         refuse_python(kind, column, where)
         if kind == "text":
@@ -93,12 +93,12 @@ class Asked:
         keys = {key for row in sample for key in row}
         more = "input" if column == "instruction" and "input" in keys else None
         history = "history" if column != "history" and "history" in keys else None
-        return Asked(column, kind, _first(SYSTEMS, keys), more, history)
+        return PromptColumns(column, kind, _first(SYSTEMS, keys), more, history)
 
     @staticmethod
-    def beside(sample: Sample) -> Asked:
+    def beside(sample: Sample) -> PromptColumns:
         """What stands beside messages that hold their prompt."""
-        return Asked(None, system=system_of(sample))
+        return PromptColumns(None, system=system_of(sample))
 
     @property
     def columns(self) -> set[str]:
