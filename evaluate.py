@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from w2sg import stops
 from w2sg.cli.launch import launch, readable_errors
 from w2sg.config.check import check, check_evaluate
-from w2sg.config.schema import EvaluateConfig
+from w2sg.config.evaluate_schema import EvaluateConfig
 from w2sg.errors import UserError
 
 if TYPE_CHECKING:

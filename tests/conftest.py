@@ -172,7 +172,8 @@ def compose(*overrides: str, name: str = "train"):
     from hydra import initialize_config_dir
 
     from w2sg.config import renamed
-    from w2sg.config.check import CONF, register
+    from w2sg.config.hydra import register
+    from w2sg.config.plugins import CONF
 
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):

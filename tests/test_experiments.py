@@ -12,7 +12,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from w2sg.config.check import CONF, check, fit_options, register, run_name
+from w2sg.config.build import fit_options
+from w2sg.config.check import check
+from w2sg.config.hydra import register, run_name
+from w2sg.config.plugins import CONF
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

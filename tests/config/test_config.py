@@ -21,8 +21,11 @@ from pydantic import ValidationError
 
 from w2sg.config import Options, schema
 from w2sg.config import options as text_options
-from w2sg.config.check import CONF, build, check, check_evaluate, fit_options, function_identity, register, run_name
+from w2sg.config.build import build, fit_options, function_identity
+from w2sg.config.check import check, check_evaluate
+from w2sg.config.hydra import register, run_name
 from w2sg.config.option import defaults_of
+from w2sg.config.plugins import CONF
 from w2sg.config.schema import TrainConfig
 from w2sg.errors import ConfigError, UserError
 from w2sg.methods.refine import options as refine_options

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from w2sg.config import Options, option
-from w2sg.config.check import build, target_problems
+from w2sg.config.build import build
+from w2sg.config.check import target_problems
 from w2sg.config.option import defaults_of, options_class
 from w2sg.config.options import DPO, SFT, Alignment, Analysis, Contrast, Evaluation, Sampling
 from w2sg.judges import LanguageModelJudge, RewardJudge

@@ -9,8 +9,10 @@ import pytest
 from conftest import ROOT
 
 from w2sg.config import plugins
-from w2sg.config.check import check, function_identity, register
+from w2sg.config.build import function_identity
+from w2sg.config.check import check
 from w2sg.config.composing import settle
+from w2sg.config.hydra import register
 from w2sg.config.typed import typed
 from w2sg.errors import ConfigError, UserError
 

@@ -4,8 +4,10 @@ import hydra
 import pytest
 
 from w2sg.config import composing, renamed
-from w2sg.config.check import CONF, check, register
+from w2sg.config.check import check
+from w2sg.config.hydra import register
 from w2sg.config.options import DPO, SFT
+from w2sg.config.plugins import CONF
 from w2sg.config.schema import ModelConfig
 from w2sg.config.typed import typed
 

@@ -10,7 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from w2sg.cli import launch as cli
 from w2sg.config import composing
-from w2sg.config.check import CONF, check, check_evaluate, register, run_name
+from w2sg.config.check import check, check_evaluate
+from w2sg.config.hydra import register, run_name
+from w2sg.config.plugins import CONF
 from w2sg.config.suggest import ELSEWHERE, nearest, similar
 from w2sg.config.typed import quoted, typed
 from w2sg.errors import ConfigError

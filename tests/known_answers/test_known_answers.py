@@ -387,7 +387,7 @@ def test_the_whole_path_is_composed_inside_a_command_too(tmp_path):
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from w2sg.config.check import CONF
+    from w2sg.config.plugins import CONF
 
     with initialize_config_dir(str(CONF), version_base="1.3"):  # as evaluate.py itself runs
         around = GlobalHydra.instance().hydra

@@ -8,7 +8,7 @@ from runs import run_labels as run
 from runs import stages_of
 
 from w2sg.config.check import check
-from w2sg.config.schema import ZeroShotConfig
+from w2sg.config.data_schema import ZeroShotConfig
 from w2sg.data.rows import pack
 from w2sg.data.table import Table
 from w2sg.errors import UserError

@@ -54,7 +54,8 @@ def test_a_log_line_moves_no_cursor():
 def test_every_run_logs_through_it():
     import hydra
 
-    from w2sg.config.check import CONF, register
+    from w2sg.config.hydra import register
+    from w2sg.config.plugins import CONF
 
     register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):

@@ -26,8 +26,9 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 
 from w2sg.cli import store as inventory
 from w2sg.config import outputs
-from w2sg.config.check import check, register
+from w2sg.config.check import check
 from w2sg.config.composing import settle
+from w2sg.config.hydra import register
 from w2sg.config.typed import typed
 from w2sg.console import Plain as Terminal
 from w2sg.errors import ConfigError, UserError

@@ -30,7 +30,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from w2sg.config.check import CONF, check, register
+from w2sg.config.check import check
+from w2sg.config.hydra import register
+from w2sg.config.plugins import CONF
 from w2sg.errors import ConfigError
 from w2sg.experiment.run import run_method
 from w2sg.models.scorer import load_language_model

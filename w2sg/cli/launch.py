@@ -22,8 +22,9 @@ def launch(task: Callable[[Any], Any], name: str, check: Callable[[Any, Mapping[
     """
     import hydra
 
-    from w2sg.config.check import CONF, register
     from w2sg.config.composing import settle
+    from w2sg.config.hydra import register
+    from w2sg.config.plugins import CONF
     from w2sg.config.typed import typed
     from w2sg.console import any_terminal
 

@@ -31,11 +31,11 @@ GROUPS = {
 SECTIONS = {  # heading -> the key and the class of what stands below it
     "The run": ("", "w2sg.config.schema.TrainConfig"),
     "`weak` and `strong`": ("strong", "w2sg.config.schema.ModelConfig"),
-    "`dataset`": ("dataset", "w2sg.config.schema.DatasetConfig"),
+    "`dataset`": ("dataset", "w2sg.config.data_schema.DatasetConfig"),
     "`optim`": ("optim", "w2sg.config.schema.TrainingConfig"),
     "`trainer`": ("trainer", "w2sg.config.schema.TrainerConfig"),
     "`logger`": ("logger", "w2sg.config.schema.LoggerConfig"),
-    "`python evaluate.py`": ("", "w2sg.config.schema.EvaluateConfig"),
+    "`python evaluate.py`": ("", "w2sg.config.evaluate_schema.EvaluateConfig"),
 }
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 

@@ -1,4 +1,4 @@
-"""A run's configuration: the two roles of a model file, the name of a run, and the check before any work.
+"""The check of a configuration before any work.
 
 `check` reports every problem of a configuration at once, before anything is downloaded or trained; `w2sg.config.schema`
 says what may stand where.
@@ -7,95 +7,24 @@ says what may stand where.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import inspect
-import json
 import os
 import pkgutil
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from w2sg.config import plugins
+from w2sg.config.evaluate_schema import EvaluateConfig
 from w2sg.config.option import Options, hint_of, options_class
-from w2sg.config.plugins import CONF
-from w2sg.config.schema import EvaluateConfig, FitOptions, ModelConfig, TrainConfig, TrainerConfig
+from w2sg.config.schema import TrainConfig, TrainerConfig
 from w2sg.config.suggest import unknown_key
 from w2sg.errors import ConfigError, UserError
 from w2sg.printable import printable
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Hydra: one folder of models, two roles; folders without timestamps
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def register(conf: Path = CONF, users: Path | None = None) -> None:
-    """Offer every ``model/*.yaml`` as ``weak=<name>`` and ``strong=<name>``, and the name of a run's folder.
-
-    Call once before Hydra composes anything.
-
-    Args:
-        conf: the folder of conf files to start from.
-        users: one more, of the user's (``--config-dir``).
-
-    Raises:
-        UserError: there is no such folder, as in an installation from a wheel.
-    """
-    if not (conf / "model").is_dir():
-        raise UserError(
-            f"there is no {conf}: a wheel of w2sg does not carry conf/, train.py and evaluate.py; clone the repository "
-            "and `pip install -e .` there, or give your own folder, register(conf)"
-        )
-    from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
-
-    from w2sg.config.defaults_source import register_defaults
-
-    plugins.use(users)
-    register_defaults()
-    store = ConfigStore.instance()
-    for model in sorted({*plugins.files("model"), *(file.stem for file in (conf / "model").glob("[!_]*.yaml"))}):
-        for role in ("weak", "strong"):
-            store.store(group=role, name=model, node={"defaults": [{"/model@_here_": model}]})
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-
-
-# The precision is the one setting of a trainer that changes what comes out.
-NOT_IN_NAME = re.compile(r"^[+~]{0,2}(out|store|logger|trainer(?!\.precision)|hydra)([.=@/]|$)")
-
-
-def run_name(overrides: list[str]) -> str:
-    """A run's folder from what was typed: the same command gets the same folder, on any devices and with any logger.
-
-    >>> run_name(["seed=1", "loss=rkl", "trainer=ddp"])
-    'loss=rkl,seed=1'
-    >>> run_name([])
-    'default'
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser, kept = OverridesParser.create(), {}
-    for typed in map(str, overrides):
-        text = typed
-        with contextlib.suppress(HydraException):  # one that cannot be parsed, or is a sweep, stays as it was typed
-            override = parser.parse_override(typed)
-            if not override.is_delete():  # as a sweep writes it for its jobs: 5e-6 is 5e-06 there
-                text = f"{override.get_key_element()}={override.get_value_element_as_str()}"
-        if not NOT_IN_NAME.match(text):
-            kept[text.partition("=")[0].lstrip("+")] = text  # typed twice, the last one counts
-    text = ",".join(sorted(kept.values())) or "default"
-    readable = re.sub(r"[^\w.,=+-]+", "-", text)
-    if readable == text and len(text) <= 120:
-        return text
-    return readable[:100] + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The check
@@ -423,36 +352,3 @@ def _device_problems(trainer: TrainerConfig) -> list[str]:
     if accelerator in {"auto", "gpu", "cuda"} and 0 < visible < wanted:
         return [f"trainer.devices: {wanted} GPUs were asked for, {visible} are visible; lower it, or use -1 for all"]
     return []
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What the rest of the code asks of a configuration
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def fit_options(config: TrainConfig, model: ModelConfig) -> FitOptions:
-    """How this model trains: its mode's options, with the learning rate and epochs of its own where it has them."""
-    options: FitOptions = getattr(config.training, model.train)
-    of_model = {k: getattr(model, k) for k in ("lr", "epochs") if getattr(model, k) is not None}
-    return options.model_copy(update=of_model)
-
-
-def build(node: dict[str, Any]) -> partial:
-    """The function of a ``_target_`` node with its options bound; groups of options as the types that it names."""
-    function = pkgutil.resolve_name(node["_target_"])
-    options = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
-    if (kind := options_class(function)) is not None:
-        return partial(function, options=kind.model_validate(options))
-    for name, value in options.items():
-        if isinstance(value, dict):
-            options[name] = TypeAdapter(hint_of(function, name)).validate_python(value)
-    return partial(function, **options)
-
-
-def function_identity(node: dict[str, Any]) -> dict[str, Any]:
-    """A ``_target_`` node as part of a cache key; a function from outside w2sg also counts by its source text."""
-    identity = {k: v for k, v in node.items() if k not in {"_partial_", "_convert_"}}
-    if not node["_target_"].startswith("w2sg."):
-        source = plugins.source_of(pkgutil.resolve_name(node["_target_"]), node["_target_"])
-        identity["source"] = hashlib.sha256(source.encode()).hexdigest()[:16]
-    return json.loads(json.dumps(identity))

@@ -55,7 +55,7 @@ def node_of(group: str, path: str) -> dict[str, Any]:
         return defaults_of(thing)
     defaults = defaults_of(thing, CODE.get(group, 1))
     if group == "dataset":
-        from w2sg.config.schema import DatasetConfig
+        from w2sg.config.data_schema import DatasetConfig
 
         defaults = defaults_of(DatasetConfig) | {"name": path.rpartition(".")[2]} | defaults
     if inspect.isclass(thing):  # they are made with their options, and not called once more

@@ -1,20 +1,18 @@
-"""The typed shape of a run's configuration: what may stand in each section.
+"""The typed shape of a run's configuration: models, training, devices, loggers, and the whole.
 
-Values and their defaults live in ``conf/``, each with a comment. `w2sg.config.check` reports what is wrong.
+Defaults and help stand at the fields; files of ``conf/`` say what differs. `w2sg.config.check` reports what is wrong.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 
+from w2sg.config.data_schema import DatasetConfig
 from w2sg.config.option import Options, option
-
-Strict = Options  # its name in earlier versions
-
 
 OWN_CHAT = {"chat_template": None, "chat_template_kwargs": None, "thoughts": "strip"}  # of earlier versions
 
@@ -210,131 +208,6 @@ class TrainingConfig(Options):
     )
 
 
-class NoiseConfig(Options):
-    """Noise on the labels that the student trains on.
-
-    Which rows are hit depends on (seed, row id), so the rows at rate 0.1 are a subset of those at 0.2.
-    """
-
-    kind: Literal["none", "flip", "shrink", "hard_flip", "class_conditional"] = option(
-        "none", "none | flip | shrink | hard_flip | class_conditional"
-    )
-    rate: float = option(0.0, "share of rows that are hit", ge=0.0, le=1.0)
-    shrink: float = option(-1.0, "kind=shrink: w becomes 1/C + shrink (w - 1/C)", ge=-1.0, le=1.0)
-    rates: list[float] | None = option(None, "kind=class_conditional: one rate for each class of label")
-
-    def rules(self) -> list[str]:
-        problems = []
-        if self.kind == "none" and self.rate > 0:
-            problems.append("rate: a rate without a kind does nothing; set dataset.noise.kind=flip, or another")
-        if self.kind == "class_conditional":
-            if self.rates is None:
-                problems.append("rates: class_conditional noise needs one rate per class, as [0.1,0.3]")
-            if self.rate > 0:
-                problems.append("rate: not read by class_conditional noise; use dataset.noise.rates alone")
-        elif self.rates is not None:
-            problems.append("rates: read only by dataset.noise.kind=class_conditional; use dataset.noise.rate")
-        if any(not 0 <= rate <= 1 for rate in self.rates or []):
-            problems.append(f"rates: each lies between 0 and 1 (got {self.rates})")
-        return problems
-
-
-class Sizes(Options):
-    """Examples per split; null takes all there are."""
-
-    ground_truth: PositiveInt | None = option(None, "trains the weak model", alias="weak_train")
-    transfer: PositiveInt | None = option(None, "is labelled by the weak model, and trains the student")
-    test: PositiveInt | None = option(None, "measures")
-
-
-class ZeroShotConfig(Options):
-    """What the untrained strong model is asked after each text, for its zero-shot score."""
-
-    question: str = option(..., "comes after the text")
-    answers: list[str] = option(..., "pairs: the worse, the better; classes: one for each", min_length=2)
-
-
-# what it is called in code and in keys; typed weak_train
-Split = Annotated[
-    Literal["ground_truth", "transfer", "test"],
-    BeforeValidator(lambda name: "ground_truth" if name == "weak_train" else name),
-]
-
-
-class Difficulty(Options):
-    """Easy to hard: some splits get the easy rows, the others the hard ones."""
-
-    column: str = option(..., "the column with each row's difficulty, a number")
-    most: float = option(..., "rows of at most this are easy", allow_inf_nan=False)
-    easy: list[Split] = option(..., "splits that get the easy rows, as [weak_train, transfer]", min_length=1)
-
-    def rules(self) -> list[str]:
-        if len(set(self.easy)) != len(self.easy) or len(self.easy) == 3:
-            return ["easy: splits with easy rows, each once, and one must be left for the hard ones; as [weak_train]"]
-        return []
-
-
-# What a column of the user's own data may be, under any name (`w2sg.data.forms` reads them).
-FIELDS = (
-    "prompt",
-    "chosen",
-    "rejected",
-    "completion",
-    "messages",
-    "text",
-    "label",
-    "system",
-    "history",
-    "score_chosen",
-    "score_rejected",
-)
-
-
-class DatasetConfig(Options):
-    model_config = ConfigDict(
-        extra="allow", populate_by_name=False
-    )  # added to that of Strict: a loader may have options of its own; `check` binds them to it
-
-    name: str = option(..., "names the rows in reports")
-    target: str = option(
-        ...,
-        "the loader: a function (path, subset, revision) -> w2sg.data.sources.Source; other keys go to it as options",
-        alias="_target_",
-    )
-    path: str | None = option(
-        ...,
-        "a hub id, a folder or a file (.jsonl .jsonl.gz .json .csv .parquet); a folder with weak_train, transfer and "
-        "test files gives the three splits as they are; null reads an installed package",
-    )
-    subset: str | None = option(None, "one of the hub's configurations of the dataset, where it has several")
-    revision: str | None = option(None, "branch, tag or commit on the hub")
-    sizes: Sizes = option(Sizes(), "examples per split; null takes all there are")
-    split_seed: int = option(
-        0, "decides which prompts go to which split; which of two replies is first is decided by seed"
-    )
-    strict: bool = option(False, "true refuses a bad row instead of dropping and counting it")
-    max_chars: PositiveInt | None = option(
-        40000, "longer texts are dropped and counted, whatever the tokenizer; null keeps them all"
-    )
-    difficulty: Difficulty | None = option(
-        None, "{column: level, most: 3, easy: [weak_train, transfer]} gives these splits the easy rows; null does not"
-    )
-    zero_shot: ZeroShotConfig | None = option(
-        None, "what the untrained strong model is asked after each text, for its zero-shot score; null asks nothing"
-    )
-    noise: NoiseConfig = option(NoiseConfig(), "noise on the labels that the student trains on")
-
-    def rules(self) -> list[str]:
-        columns = (self.model_extra or {}).get("columns")
-        if columns is None:
-            return []
-        shown = "{prompt: my_question, chosen: my_good, rejected: my_bad}"
-        if not isinstance(columns, dict) or not columns or not all(isinstance(v, str) and v for v in columns.values()):
-            return [f"columns: give the names of columns, as {shown}; null reads them by their own names"]
-        unknown = [name for name in columns if name not in FIELDS]
-        return [f"columns: there is no field {name!r}; choose among {', '.join(FIELDS)}" for name in unknown]
-
-
 class TrainerConfig(Options):
     """Devices, precision and progress."""
 
@@ -408,68 +281,3 @@ class TrainConfig(Options):
     )
     out: str = option("outputs", "runs and their shared stages are written below this folder")
     store: str = option(..., "stage outputs, shared between runs: the same stage is never computed twice")
-
-
-class EvaluateConfig(Options):
-    """What to look at, as composed from conf/evaluate.yaml."""
-
-    runs: str | None = option(
-        None, "a folder of finished runs: one table, one page, paired tests (summary.html, .csv, .json)"
-    )
-    store: Literal["list", "why", "prune"] | None = option(
-        None, "list: what is in the store | why: what made a stage | prune: remove what no run uses"
-    )
-    export: str | None = option(
-        None, "a finished run, or a stage of the store: write a trained language model for transformers"
-    )
-    harness: str | None = option(
-        None, "the same, or a saved model: lm-evaluation-harness on it (pip install 'w2sg[harness]')"
-    )
-    annotations: str | None = option(
-        None, "annotations.json of the alpaca_eval tool: its preferences as win rates (docs/decoding.md)"
-    )
-    of: str | None = option(
-        None, "annotations: the run whose replies were judged; recognised by instruction and output"
-    )
-    known_answers: str | None = option(
-        None, "all, or one by name: experiments whose answer theory knows (docs/known_answers.md)"
-    )
-    # the beginning of a hash may read as a number
-    key: str | int | float | None = option(None, "store=why: a stage, or the beginning of its name or hash")
-    apply: bool = option(False, "store=prune: true removes; false is a dry run")
-    system: str | None = option(None, "export, harness: which model of the run: base, weak, cong-s, cong, ...")
-    to: str | None = option(
-        None, "export: the new folder; harness, annotations: where their file goes if not beside what is read"
-    )
-    tasks: list[str] = option([], "harness: its names of tasks or groups, as [arc_easy,gsm8k]")
-    limit: PositiveInt | None = option(None, "harness: examples per task; null is all of them")
-    fewshot: int | None = option(None, "harness: examples before each question; null is the task's own number", ge=0)
-    batch_size: PositiveInt | Literal["auto"] = option(8, "harness: requests at a time; auto finds what fits on a GPU")
-    chat: bool = option(False, "harness: ask through the model's chat template")
-    include: str | None = option(
-        None, "harness: a folder of task files (YAML) of your own; needs no network if its data is local"
-    )
-    baseline: bool = option(False, "harness: also evaluate the model before its training, and print the difference")
-    out: str = option("outputs", "the folder that runs were written to")
-    root: str = option(..., "the store itself, where it was given another place")
-
-    def rules(self) -> list[str]:
-        doing = ("runs", "store", "export", "harness", "annotations", "known_answers")
-        tasks = [name for name in doing if getattr(self, name) is not None]
-        if not tasks:
-            return [
-                "runs: say what to do: runs=FOLDER gathers finished runs; store=list, =why or =prune looks at a store; "
-                "export=RUN writes one of its models; harness=RUN evaluates one on downstream tasks; "
-                "annotations=FILE reads what alpaca_eval judged; known_answers=all checks against theory"
-            ]
-        if len(tasks) > 1:
-            return [f"{tasks[0]}: one thing at a time; leave out all but one of {', '.join(f'{a}=' for a in tasks)}"]
-        if self.store == "why" and self.key is None:
-            return ["key: store=why explains one stage; name it with key=, or see them all with store=list"]
-        if self.export is not None and self.to is None:
-            return ["to: say which folder the model is to be written to"]
-        if self.harness is not None and not self.tasks:
-            return ["tasks: name the harness's tasks, as tasks=[arc_easy,gsm8k]"]
-        if self.of is not None and self.annotations is None:
-            return ["of: read only with annotations=FILE; leave it out"]
-        return []

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from w2sg.config.check import build
+from w2sg.config.build import build
 from w2sg.data.examples import Example
 from w2sg.data.forms import Formed
 from w2sg.data.prompt_columns import Tie

@@ -140,7 +140,7 @@ def local(
     """Any file, folder or hub dataset, understood by its columns (docs/data.md).
 
     Args:
-        columns: field (`w2sg.config.schema.FIELDS`) -> the name of its column, where the names are others.
+        columns: field (`w2sg.config.data_schema.FIELDS`) -> the name of its column, where the names are others.
     """
     named = {"name": subset} if subset else {}
     return _load(path, None, EXPECTS, {"train": "train"}, revision, columns=columns, **named)

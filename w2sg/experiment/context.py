@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from w2sg import losses
-from w2sg.config.check import build
+from w2sg.config.build import build
 from w2sg.config.schema import TrainConfig
 from w2sg.data import noise, splits
 from w2sg.data.completions import Encoded

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from w2sg import losses
-from w2sg.config.check import fit_options, function_identity
+from w2sg.config.build import fit_options, function_identity
 from w2sg.config.schema import FitOptions
 from w2sg.data import noise
 from w2sg.data.labels import Labels

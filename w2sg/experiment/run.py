@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from w2sg import losses
-from w2sg.config.check import build
+from w2sg.config.build import build
 from w2sg.config.schema import TrainConfig
 from w2sg.config.unread import unread
 from w2sg.data.labels import Labels

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import ConfigDict
 
 from w2sg.config import Options, option
-from w2sg.config.check import build, target_problems
+from w2sg.config.build import build
+from w2sg.config.check import target_problems
 from w2sg.config.plugins import resolve
 from w2sg.data.replies import Replies, concatenate, gold_pairs
 from w2sg.data.table import digest

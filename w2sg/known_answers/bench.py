@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from w2sg.config.data_schema import DatasetConfig
 from w2sg.config.option import defaults_of
-from w2sg.config.schema import DatasetConfig, FitOptions, TrainerConfig
+from w2sg.config.schema import FitOptions, TrainerConfig
 from w2sg.data.loading import Examples, Features
 from w2sg.data.splits import Tables, load_tables
 from w2sg.data.table import Table

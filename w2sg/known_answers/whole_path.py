@@ -31,7 +31,9 @@ import pyarrow.parquet as pq
 import torch
 from scipy.stats import norm
 
-from w2sg.config.check import CONF, check, register
+from w2sg.config.check import check
+from w2sg.config.hydra import register
+from w2sg.config.plugins import CONF
 from w2sg.data.splits import load_tables
 from w2sg.known_answers.bench import Bench, write_rows
 from w2sg.known_answers.result import Findings, known

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from w2sg.config.check import fit_options
+from w2sg.config.build import fit_options
 from w2sg.config.schema import TrainConfig
 from w2sg.decoding import vllm
 from w2sg.models.steps import lost_steps

@@ -17,7 +17,7 @@ from w2sg.models.scorer import LanguageScorer
 from w2sg.models.source import Source
 
 if TYPE_CHECKING:
-    from w2sg.config.schema import ZeroShotConfig
+    from w2sg.config.data_schema import ZeroShotConfig
 
 
 def why_not(source: Source, table: Table, zero_shot: ZeroShotConfig | None) -> str | None:

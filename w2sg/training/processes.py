@@ -20,7 +20,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 
 from w2sg import stops
-from w2sg.config.check import CONF
+from w2sg.config.plugins import CONF
 from w2sg.stops import PARENT
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import PositiveInt, model_validator
 
 from w2sg.config import plugins
-from w2sg.config.check import function_identity
+from w2sg.config.build import function_identity
 from w2sg.config.option import option
 from w2sg.config.options import Sampling
 from w2sg.config.schema import TrainConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from w2sg.config.check import fit_options
+from w2sg.config.build import fit_options
 from w2sg.losses.preferences import displacement
 from w2sg.reports.figures import training_figures
 from w2sg.reports.section import Report, Section

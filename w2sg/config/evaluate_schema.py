@@ -1,0 +1,74 @@
+"""What may be typed to evaluate.py where no decoder is measured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from w2sg.config.option import Options, option
+
+
+class EvaluateConfig(Options):
+    """What to look at, as composed from conf/evaluate.yaml."""
+
+    runs: str | None = option(
+        None, "a folder of finished runs: one table, one page, paired tests (summary.html, .csv, .json)"
+    )
+    store: Literal["list", "why", "prune"] | None = option(
+        None, "list: what is in the store | why: what made a stage | prune: remove what no run uses"
+    )
+    export: str | None = option(
+        None, "a finished run, or a stage of the store: write a trained language model for transformers"
+    )
+    harness: str | None = option(
+        None, "the same, or a saved model: lm-evaluation-harness on it (pip install 'w2sg[harness]')"
+    )
+    annotations: str | None = option(
+        None, "annotations.json of the alpaca_eval tool: its preferences as win rates (docs/decoding.md)"
+    )
+    of: str | None = option(
+        None, "annotations: the run whose replies were judged; recognised by instruction and output"
+    )
+    known_answers: str | None = option(
+        None, "all, or one by name: experiments whose answer theory knows (docs/known_answers.md)"
+    )
+    # the beginning of a hash may read as a number
+    key: str | int | float | None = option(None, "store=why: a stage, or the beginning of its name or hash")
+    apply: bool = option(False, "store=prune: true removes; false is a dry run")
+    system: str | None = option(None, "export, harness: which model of the run: base, weak, cong-s, cong, ...")
+    to: str | None = option(
+        None, "export: the new folder; harness, annotations: where their file goes if not beside what is read"
+    )
+    tasks: list[str] = option([], "harness: its names of tasks or groups, as [arc_easy,gsm8k]")
+    limit: PositiveInt | None = option(None, "harness: examples per task; null is all of them")
+    fewshot: int | None = option(None, "harness: examples before each question; null is the task's own number", ge=0)
+    batch_size: PositiveInt | Literal["auto"] = option(8, "harness: requests at a time; auto finds what fits on a GPU")
+    chat: bool = option(False, "harness: ask through the model's chat template")
+    include: str | None = option(
+        None, "harness: a folder of task files (YAML) of your own; needs no network if its data is local"
+    )
+    baseline: bool = option(False, "harness: also evaluate the model before its training, and print the difference")
+    out: str = option("outputs", "the folder that runs were written to")
+    root: str = option(..., "the store itself, where it was given another place")
+
+    def rules(self) -> list[str]:
+        doing = ("runs", "store", "export", "harness", "annotations", "known_answers")
+        tasks = [name for name in doing if getattr(self, name) is not None]
+        if not tasks:
+            return [
+                "runs: say what to do: runs=FOLDER gathers finished runs; store=list, =why or =prune looks at a store; "
+                "export=RUN writes one of its models; harness=RUN evaluates one on downstream tasks; "
+                "annotations=FILE reads what alpaca_eval judged; known_answers=all checks against theory"
+            ]
+        if len(tasks) > 1:
+            return [f"{tasks[0]}: one thing at a time; leave out all but one of {', '.join(f'{a}=' for a in tasks)}"]
+        if self.store == "why" and self.key is None:
+            return ["key: store=why explains one stage; name it with key=, or see them all with store=list"]
+        if self.export is not None and self.to is None:
+            return ["to: say which folder the model is to be written to"]
+        if self.harness is not None and not self.tasks:
+            return ["tasks: name the harness's tasks, as tasks=[arc_easy,gsm8k]"]
+        if self.of is not None and self.annotations is None:
+            return ["of: read only with annotations=FILE; leave it out"]
+        return []

@@ -1,0 +1,74 @@
+"""How Hydra is started: one folder of models for two roles, and folders of runs without timestamps."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from pathlib import Path
+
+from w2sg.config import plugins
+from w2sg.config.plugins import CONF
+from w2sg.errors import UserError
+
+
+def register(conf: Path = CONF, users: Path | None = None) -> None:
+    """Offer every ``model/*.yaml`` as ``weak=<name>`` and ``strong=<name>``, and the name of a run's folder.
+
+    Call once before Hydra composes anything.
+
+    Args:
+        conf: the folder of conf files to start from.
+        users: one more, of the user's (``--config-dir``).
+
+    Raises:
+        UserError: there is no such folder, as in an installation from a wheel.
+    """
+    if not (conf / "model").is_dir():
+        raise UserError(
+            f"there is no {conf}: a wheel of w2sg does not carry conf/, train.py and evaluate.py; clone the repository "
+            "and `pip install -e .` there, or give your own folder, register(conf)"
+        )
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from w2sg.config.defaults_source import register_defaults
+
+    plugins.use(users)
+    register_defaults()
+    store = ConfigStore.instance()
+    for model in sorted({*plugins.files("model"), *(file.stem for file in (conf / "model").glob("[!_]*.yaml"))}):
+        for role in ("weak", "strong"):
+            store.store(group=role, name=model, node={"defaults": [{"/model@_here_": model}]})
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+# The precision is the one setting of a trainer that changes what comes out.
+NOT_IN_NAME = re.compile(r"^[+~]{0,2}(out|store|logger|trainer(?!\.precision)|hydra)([.=@/]|$)")
+
+
+def run_name(overrides: list[str]) -> str:
+    """A run's folder from what was typed: the same command gets the same folder, on any devices and with any logger.
+
+    >>> run_name(["seed=1", "loss=rkl", "trainer=ddp"])
+    'loss=rkl,seed=1'
+    >>> run_name([])
+    'default'
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, kept = OverridesParser.create(), {}
+    for typed in map(str, overrides):
+        text = typed
+        with contextlib.suppress(HydraException):  # one that cannot be parsed, or is a sweep, stays as it was typed
+            override = parser.parse_override(typed)
+            if not override.is_delete():  # as a sweep writes it for its jobs: 5e-6 is 5e-06 there
+                text = f"{override.get_key_element()}={override.get_value_element_as_str()}"
+        if not NOT_IN_NAME.match(text):
+            kept[text.partition("=")[0].lstrip("+")] = text  # typed twice, the last one counts
+    text = ",".join(sorted(kept.values())) or "default"
+    readable = re.sub(r"[^\w.,=+-]+", "-", text)
+    if readable == text and len(text) <= 120:
+        return text
+    return readable[:100] + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
