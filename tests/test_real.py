@@ -107,7 +107,7 @@ def test_the_offline_contrastive_experiment_runs_on_its_own_model_and_data(tmp_p
 def test_a_gguf_base_with_adapters_becomes_an_ordinary_model(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from w2sg.models.export import export
+    from w2sg.models.export import export_model
     from w2sg.models.finished import FinishedModel
     from w2sg.models.policy import load_policy
     from w2sg.models.source import find
@@ -126,7 +126,7 @@ def test_a_gguf_base_with_adapters_becomes_an_ordinary_model(tmp_path):
                 weight.normal_(std=0.02)
     policy.save(tmp_path / "stage" / "model")
     trained = FinishedModel("cong", spec, "strong", tmp_path / "stage", None, tmp_path, "", 0)
-    export(trained, tmp_path / "model")
+    export_model(trained, tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     expected = says(load_policy(source, tmp_path / "stage" / "model", trainable=False).model)
     assert torch.allclose(says(model), expected, atol=1e-5 * expected.abs().max().item(), rtol=0)

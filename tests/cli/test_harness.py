@@ -12,13 +12,13 @@ import torch
 from conftest import BETTER, WORDS, compose, run_script, save_tiny_model, write_jsonl
 
 from w2sg.cli.export import print_export
-from w2sg.cli.harness import run_harness, show
+from w2sg.cli.harness import run_harness, show_rows
 from w2sg.config.check import check, check_evaluate
 from w2sg.console import Plain
 from w2sg.errors import ConfigError, UserError
 from w2sg.evaluation.lm_harness import Options, harness_imported, result_rows, with_baseline, writable
 from w2sg.experiment.run import run_method
-from w2sg.models.export import export, load
+from w2sg.models.export import export_model, load_merged
 from w2sg.models.finished import FinishedModel, find_finished
 from w2sg.models.policy import load_policy
 from w2sg.models.source import find
@@ -113,7 +113,7 @@ def test_an_exported_model_says_what_the_trained_one_says(system, finished, tmp_
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     trained = named(finished, system)
-    files = {file.name for file in export(trained, tmp_path / "x" / "model")}
+    files = {file.name for file in export_model(trained, tmp_path / "x" / "model")}
     assert {"config.json", "model.safetensors", "tokenizer.json", "w2sg.json"} <= files
     assert not any("adapter" in name for name in files)
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["model"]
@@ -190,7 +190,7 @@ def test_what_cannot_be_exported_is_said(finished, pairs_folder, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(UserError, match="there is something at"):
-        export(named(finished, "cong"), tmp_path / "full")
+        export_model(named(finished, "cong"), tmp_path / "full")
     overrides = [
         "weak=bow",
         "strong=bow",
@@ -212,13 +212,13 @@ def test_a_full_disk_leaves_nothing_of_an_export(monkeypatch, tmp_path):
             (folder / "model.safetensors").write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("w2sg.models.export.load", lambda trained: (Model(), None))
+    monkeypatch.setattr("w2sg.models.export.load_merged", lambda trained: (Model(), None))
     with pytest.raises(UserError, match=r"to: .*cannot be written .No space left on device.*; free space"):
-        export(None, tmp_path / "model")
+        export_model(None, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"to: .*cannot be written"):
-        export(None, tmp_path / "file" / "model")
+        export_model(None, tmp_path / "file" / "model")
 
 
 def test_a_harness_that_is_half_installed_is_said(monkeypatch):
@@ -260,7 +260,7 @@ def test_the_harness_evaluates_a_system_and_its_base(finished, tasks, tmp_path, 
     ]
     # by hand: the likelier continuation
     for system, value in (("cong", choice["value"]), ("base", choice["before_value"])):
-        assert value == pytest.approx(accuracy(*load(named(finished, system)), tasks))
+        assert value == pytest.approx(accuracy(*load_merged(named(finished, system)), tasks))
     assert choice["difference"] == pytest.approx(choice["value"] - choice["before_value"])
     assert choice["difference_stderr"] >= 0
     assert 0 <= words["value"] <= 1
@@ -299,7 +299,7 @@ def accuracy(model, tokenizer, tasks: Path) -> float:
 @needs_harness
 def test_an_exported_folder_gets_what_its_run_gets(finished, tasks, tmp_path):
     options = Options(["tiny_choice"], include=tasks, limit=5, fewshot=1, batch_size=2)
-    export(named(finished, "cong"), tmp_path / "exported")
+    export_model(named(finished, "cong"), tmp_path / "exported")
     (mine,) = harness(tmp_path / "exported", None, options, baseline=True)
     (its,) = harness(stage(finished, "cong"), None, options, baseline=True, to=tmp_path, out=finished)
     same = ("value", "stderr", "before_value", "difference", "difference_stderr", "examples", "fewshot", "limit")
@@ -357,7 +357,7 @@ def test_differences_have_the_standard_error_of_pairs(capsys):
     (lost,) = result_rows("cong", results([1.0], math.inf), Options(["t"]))
     assert lost["value"] is None
     assert with_baseline(lost, base)["difference"] is None
-    show([found, with_baseline(lost, base)], Plain(width=80))
+    show_rows([found, with_baseline(lost, base)], Plain(width=80))
     table = capsys.readouterr().out
     assert "m ↓" in table
     assert "+0.250 ± 0.250" in table

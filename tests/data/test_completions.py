@@ -9,7 +9,7 @@ from conftest import save_tiny_model
 from torch import nn
 from transformers import PretrainedConfig
 
-from w2sg.data.completions import Completions, _bins, encode, per_reply
+from w2sg.data.completions import Completions, _bins, encode_rows, per_reply
 from w2sg.data.masks import attention_mask
 from w2sg.models.packing import keeps_replies_apart
 from w2sg.models.policy import Policy
@@ -328,7 +328,7 @@ def test_a_model_that_ignores_the_mask_is_found_out(policy, kind):
 
 
 def test_only_finished_replies_get_an_end():
-    found = encode(["a", "b"], [ids(1), ids(2)], [(ids(3, 4),), (ids(3, 4),)], [(True,), (False,)], END, 10)
+    found = encode_rows(["a", "b"], [ids(1), ids(2)], [(ids(3, 4),), (ids(3, 4),)], [(True,), (False,)], END, 10)
     assert [r[0].tolist() for r in found.completions.replies] == [[3, 4, END], [3, 4]]
     assert found.truncated == 0
     assert found.dropped == {}
@@ -338,7 +338,7 @@ def test_only_finished_replies_get_an_end():
 def test_a_reply_that_is_cut_has_no_end():
     replies = [(ids(3, 4, 5),), (ids(3, 4),), (ids(3, 4, 5),), (ids(3, 4, 5, 6),)]
     finished = [(True,), (True,), (False,), (False,)]
-    found = encode(list("abcd"), [ids(1, 2)] * 4, replies, finished, END, 5)
+    found = encode_rows(list("abcd"), [ids(1, 2)] * 4, replies, finished, END, 5)
     assert [r[0].tolist() for r in found.completions.replies] == [[3, 4, 5], [3, 4, END], [3, 4, 5], [3, 4, 5]]
     assert found.truncated == 2  # the first lost its end alone, the last a token
     assert (
@@ -360,7 +360,7 @@ def test_what_cannot_be_used_is_dropped_by_id_and_counted():
         "same once cut, one at its end": (ids(1, 1), (ids(2, 3), ids(2, 3, 5)), (False, True)),
         "fits exactly": (ids(1, 1, 1), (ids(2, 5), ids(3)), (True, True)),
     }
-    found = encode(list(cases), *zip(*cases.values(), strict=True), END, 4)
+    found = encode_rows(list(cases), *zip(*cases.values(), strict=True), END, 4)
     names = list(cases)
     assert [names[k] for k in found.kept] == ["fine", "one unfinished", "fits exactly"]
     assert found.dropped == {
@@ -380,11 +380,11 @@ def test_what_cannot_be_used_is_dropped_by_id_and_counted():
 
 
 def test_each_side_of_a_pair_is_cut_by_its_own_length():
-    found = encode(["a"], [ids(1, 2)], [(ids(3), ids(4, 5, 6, 7, 8))], [(True, True)], END, 6)
+    found = encode_rows(["a"], [ids(1, 2)], [(ids(3), ids(4, 5, 6, 7, 8))], [(True, True)], END, 6)
     assert [r.tolist() for r in found.completions.replies[0]] == [[3, END], [4, 5, 6, 7]]
 
 
 def test_nothing_left_is_no_error():
-    found = encode(["a"], [ids(1)], [(ids(),)], [(True,)], END, 4)
+    found = encode_rows(["a"], [ids(1)], [(ids(),)], [(True,)], END, 4)
     assert len(found.completions) == 0
     assert found.kept.tolist() == []

@@ -743,7 +743,7 @@ def test_every_dataset_composes(name):
     module = "review_prompts" if name == "review_prompts" else "sources"
     assert config["_target_"] == f"w2sg.data.{module}.{name}"
     assert callable(resolve_name(config["_target_"]))
-    assert set(config["sizes"]) == set(SPLITS)
+    assert set(config["sizes"]) == {"weak_train", "transfer", "test"}
     assert config["noise"] == NONE
 
 

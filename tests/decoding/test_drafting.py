@@ -18,7 +18,7 @@ from w2sg.decoding.contrastive import decode, stream
 from w2sg.decoding.decoders import AnyDecoder, decoder_in
 from w2sg.decoding.drafting import SCAN, Draft, Drafting, Rule, switch_after
 from w2sg.decoding.engine import TabularEngine
-from w2sg.decoding.nudging import Nudged, Nudging, encode
+from w2sg.decoding.nudging import Nudged, Nudging, encode_beginning
 from w2sg.decoding.sampling import Settings
 from w2sg.decoding.together import Side
 from w2sg.decoding.transformers_engine import TransformersEngine
@@ -604,7 +604,7 @@ def test_a_turn_keeps_the_whitespace_that_it_ends_in():
     for chat, begins in ((plain, " "), (templated, ""), (roles, "")):
         for text, kept in texts.items():
             begun = kept if not kept or kept[0] == "\n" else begins + kept
-            assert chat.tokenizer.decode(encode(chat, text)) == begun
+            assert chat.tokenizer.decode(encode_beginning(chat, text)) == begun
 
 
 def test_turns_that_say_nothing_come_to_an_end():

@@ -31,7 +31,7 @@ def replies(texts, prompts=PROMPTS):
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "decoder=search"
-    alpaca.export(folder, {name: replies(texts) for name, texts in SAID.items()}, "mine")
+    alpaca.export_replies(folder, {name: replies(texts) for name, texts in SAID.items()}, "mine")
     return folder
 
 
@@ -71,7 +71,7 @@ def test_one_question_is_written_as_it_is_and_a_dialogue_with_its_speakers():
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "alpaca_eval").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):
-        alpaca.export(tmp_path, {"plain": replies(SAID["plain"])}, "mine")
+        alpaca.export_replies(tmp_path, {"plain": replies(SAID["plain"])}, "mine")
 
 
 # -- import -----------------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
 
 def test_win_rates_are_the_means_of_what_the_second_side_got(tmp_path):
     preferences = [1.0, 2.0, 1.9, 1.5, 2.0, 1.6]
-    found = alpaca.compare(
+    found = alpaca.win_rates(
         alpaca.read_annotations(write(tmp_path, [annotation(k, p) for k, p in enumerate(preferences)]))
     )
     (pair,) = found["pairs"]
@@ -96,7 +96,7 @@ def test_win_rates_are_the_means_of_what_the_second_side_got(tmp_path):
 
 def test_both_orders_and_several_annotators_are_one_verdict(tmp_path):
     rows = [annotation(0, 2), annotation(0, 2, swap=True), annotation(0, 1.4, annotator="other"), annotation(1, 1)]
-    found = alpaca.compare(alpaca.read_annotations(write(tmp_path, rows)))
+    found = alpaca.win_rates(alpaca.read_annotations(write(tmp_path, rows)))
     (pair,) = found["pairs"]
     assert pair["prompts"] == 2
     assert pair["win_rate"]["value"] == pytest.approx(((1 + 0 + 0.4) / 3 + 0) / 2)
@@ -105,17 +105,17 @@ def test_both_orders_and_several_annotators_are_one_verdict(tmp_path):
 
 def test_old_draws_count_half_and_no_verdict_counts_not(tmp_path):
     file = write(tmp_path, [annotation(0, 0), annotation(1, None), annotation(2, float("nan"))])
-    found = alpaca.compare(alpaca.read_annotations(file))
+    found = alpaca.win_rates(alpaca.read_annotations(file))
     assert found["pairs"][0]["win_rate"]["value"] == 0.5
     assert found["without_verdict"] == 2
     with pytest.raises(UserError, match="none of them has a preference"):
-        alpaca.compare(alpaca.read_annotations(write(tmp_path, [annotation(1, None)])))
+        alpaca.win_rates(alpaca.read_annotations(write(tmp_path, [annotation(1, None)])))
 
 
 def test_generators_are_recognised_by_what_they_said(run, tmp_path):
     rows = [annotation(k, 1 + k / 5, ours="my model", base="the old one") for k in range(6)]
     rows += [{**annotation(0, 2), "generator_1": "gpt4", "output_1": "something else"}]
-    found = alpaca.compare(alpaca.read_annotations(write(tmp_path, rows)), alpaca.replies_of(run))
+    found = alpaca.win_rates(alpaca.read_annotations(write(tmp_path, rows)), alpaca.replies_of(run))
     names = [(pair["system"], pair["over"]) for pair in found["pairs"]]
     assert names == [("decoder=search:search", "decoder=search:plain"), ("decoder=search:search", "gpt4")]
 
@@ -124,10 +124,10 @@ def test_replies_that_the_run_no_longer_has_are_refused(run, tmp_path):
     rows = [annotation(k, 2) for k in range(4)]
     rows[2]["output_2"] = "from an earlier run"
     with pytest.raises(UserError, match=r"row 3: this is not what 'decoder=search:search' replied"):
-        alpaca.compare(alpaca.read_annotations(write(tmp_path, rows)), alpaca.replies_of(run))
+        alpaca.win_rates(alpaca.read_annotations(write(tmp_path, rows)), alpaca.replies_of(run))
     strangers = [{**annotation(0, 2, ours="x", base="y"), "output_1": "no", "output_2": "nor this"}]
     with pytest.raises(UserError, match="no reply of the run is among them"):
-        alpaca.compare(alpaca.read_annotations(write(tmp_path, strangers)), alpaca.replies_of(run))
+        alpaca.win_rates(alpaca.read_annotations(write(tmp_path, strangers)), alpaca.replies_of(run))
     with pytest.raises(UserError, match=r"has no alpaca_eval/\*\.json"):
         alpaca.replies_of(tmp_path)
 

@@ -29,7 +29,7 @@ NAMES = [pytest.param(c.name, marks=pytest.mark.slow if c.name in SLOW else ()) 
 
 
 def failures(name: str) -> list[str]:
-    return [q.name for q in suite.run(*suite.chosen(name)).findings.quantities if not q.passed]
+    return [q.name for q in suite.run_check(*suite.chosen(name)).findings.quantities if not q.passed]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -282,13 +282,13 @@ def test_level_and_coverage_are_the_promised_ones(design):
 
 def test_runs_of_splits_that_are_counted_as_independent_are_noticed(monkeypatch):
     """The seeds of a split share what its training rows are worth."""
-    plain = sweeps.draw
+    plain = sweeps.draw_sweep
 
     def every_seed(design, null, random):
         right, prompts = plain(design, null, random)
         return [r for r in right for _ in range(3)], [p for p in prompts for _ in range(3)]
 
-    monkeypatch.setattr(sweeps, "draw", every_seed)
+    monkeypatch.setattr(sweeps, "draw_sweep", every_seed)
     found = sweeps.table([sweeps.Design(3, 3, test=300, pool=700, effects="large")], 100, seed=7)
     assert "level, 3 splits x 3 seeds, pool of 700, large effects" in [q.name for q in found.quantities if not q.passed]
 
@@ -346,7 +346,7 @@ def test_a_check_that_cannot_be_run_has_failed_and_the_others_are_run(tmp_path, 
 
 def test_the_folder_is_looked_at_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(suite, "run", lambda check: pytest.fail("began to work"))
+    monkeypatch.setattr(suite, "run_check", lambda check: pytest.fail("began to work"))
     with pytest.raises(UserError, match=r"out: .* cannot be written"):
         suite.run_known_answers("all", tmp_path / "file", Plain())
 

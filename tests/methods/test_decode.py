@@ -31,7 +31,7 @@ from w2sg.experiment.steered import steered
 from w2sg.judges.reward import RewardJudge, RewardModel
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
-from w2sg.models.export import export
+from w2sg.models.export import export_model
 from w2sg.models.finished import find_finished
 
 BARE = ["method.judge.model=null", "method.evaluation.surprise=false"]  # what is written, and no more
@@ -145,7 +145,7 @@ def test_replies_can_be_taken_to_alpaca_eval_and_back(runs, tmp_path):
         rows.append({"instruction": a["instruction"], **sides, "preference": 1.5 + longer / 2})
     file = tmp_path / "annotations.json"
     file.write_text(json.dumps(rows))
-    found = alpaca.compare(alpaca.read_annotations(file), alpaca.replies_of(out / "eft"))
+    found = alpaca.win_rates(alpaca.read_annotations(file), alpaca.replies_of(out / "eft"))
     (pair,) = found["pairs"]
     assert (pair["system"], pair["over"], pair["prompts"]) == ("eft:eft", "eft:plain", 8)
     assert pair["win_rate"]["value"] == pytest.approx(np.mean([row["preference"] - 1 for row in rows]))
@@ -236,7 +236,7 @@ def test_a_guide_is_aligned_where_none_is_given(arguments, tmp_path):
     assert content["decoding"]["training"]["weak"]["steps"] > 0
     trained = find_finished(tmp_path / "eft", "weak", tmp_path, tmp_path / "store")  # experiment=wsd_pilot's drafter
     assert (trained.role, trained.folder.name.rpartition("-")[0]) == ("weak", "weak")
-    files = export(trained, tmp_path / "drafter")
+    files = export_model(trained, tmp_path / "drafter")
     assert "model.safetensors" in {file.name for file in files}
     with pytest.raises(UserError, match="this run has no student: untuned, weak, base"):
         find_finished(tmp_path / "eft", "student", tmp_path, tmp_path / "store")

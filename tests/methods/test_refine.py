@@ -28,7 +28,7 @@ from w2sg.methods.refine.prompts import dialogue, fitting, flat, in_context, ins
 from w2sg.methods.refine.select import log_likelihoods, product_of_contexts
 from w2sg.metrics import answers as refinement_scores
 from w2sg.metrics.answers import answer_in, copied, f1, letter_in, number_in, pattern_share, scored
-from w2sg.models.export import export
+from w2sg.models.export import export_model
 from w2sg.models.finished import find_finished
 from w2sg.store.files import read_json
 from w2sg.training.stages import load_found
@@ -408,7 +408,7 @@ def test_a_student_is_exported_by_its_system(whole, tmp_path):
     out, content = whole
     trained = find_finished(out / "run", "gold_exemplars", out, out / "store")
     assert (trained.role, trained.folder.name) == ("strong", keys(content)["gold-exemplars"])
-    export(trained, tmp_path / "model")
+    export_model(trained, tmp_path / "model")
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
     learned = load_file(next((trained.folder / "model").glob("*.safetensors")))
     assert set(learned) <= set(written)

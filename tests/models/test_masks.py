@@ -109,8 +109,8 @@ def test_a_model_that_reads_no_row_as_transformers_does_is_refused(folder, monke
     def shifted(backbone, batch, seen=None):
         return SimpleNamespace(last_hidden_state=usual(backbone, batch, seen).last_hidden_state + 1)
 
-    usual = masks.read
-    monkeypatch.setattr("w2sg.models.scorer.read", shifted)
+    usual = masks.run_backbone
+    monkeypatch.setattr("w2sg.models.scorer.run_backbone", shifted)
     with pytest.raises(UserError, match="other numbers than transformers gives each alone"):
         separates_texts(scorer, VOCABULARY, MAX_LENGTH)
 

@@ -68,7 +68,7 @@ def run_harness(
         if baseline:
             before = result_rows(subject.before.name, evaluate_tasks(subject.before, manager, options), options)
             lines = [with_baseline(tuned, untuned) for tuned, untuned in zip(lines, before, strict=True)]
-    show(lines, console)
+    show_rows(lines, console)
     for row in lines:
         row.pop("each")
     try:
@@ -79,7 +79,7 @@ def run_harness(
     return lines
 
 
-def show(lines: list[dict[str, Any]], console: Plain) -> None:
+def show_rows(lines: list[dict[str, Any]], console: Plain) -> None:
     """The table: task, metric, value ± standard error; with a baseline also that of it and the difference."""
     compared = any("before" in row for row in lines)
     table = Table(box=None, pad_edge=False)

@@ -11,7 +11,7 @@ from typing import Any
 from w2sg.compare.decoders import DecoderGroups
 from w2sg.compare.label_runs import Cell, compare_label_runs
 from w2sg.compare.label_section import LabelRuns, findings
-from w2sg.compare.runs import Finished, common_to, read
+from w2sg.compare.runs import Finished, common_to, read_runs
 from w2sg.compare.settings import Settings
 from w2sg.compare.table import write_summary
 from w2sg.errors import UserError
@@ -69,7 +69,7 @@ def collect(root: Path) -> Summary:
     """
     if not root.is_dir():
         raise UserError(f"runs: there is no folder {root}; name the one that runs were written to, as runs=outputs")
-    runs, left_out = read(root)
+    runs, left_out = read_runs(root)
     try:
         return _summary(root, runs, left_out)
     except UserError:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from w2sg.compare.runs import Finished, words
+from w2sg.compare.runs import Finished, setting_words
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.metrics.intervals import holm
@@ -171,7 +171,7 @@ def _names(runs: list[Finished]) -> list[str]:
         group = by_kind[decoder["kind"]]
         flat = [_flat(r) for r in group]
         varying = {k: v for k, v in _flat(run).items() if len({json.dumps(f.get(k)) for f in flat}) > 1}
-        names.append(words_of(run.content["decoding"])[0] + (f", {words(varying)}" if varying else ""))
+        names.append(words_of(run.content["decoding"])[0] + (f", {setting_words(varying)}" if varying else ""))
     return names
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from w2sg.compare.runs import Finished, by_split, loss_of, varying, words
+from w2sg.compare.runs import Finished, by_split, loss_of, setting_words, varying
 from w2sg.data.table import Groups
 from w2sg.metrics import intervals as statistics
 
@@ -143,7 +143,7 @@ def _cells(runs: list[Finished], prompts: Prompts) -> tuple[list[Cell], int, int
     repeated = same = 0
     for run in sorted(runs, key=lambda run: run.newest):
         values = {k: run.settings.get(k) for k in varyings}
-        setting, loss = words(values), loss_of(run, loss_options)
+        setting, loss = setting_words(values), loss_of(run, loss_options)
         key = json.dumps(values, sort_keys=True, default=str), loss
         cell = cells.setdefault(key, Cell(setting, values, loss, prompts))
         repeated += run.replicate in cell.runs

@@ -145,7 +145,7 @@ def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def read(root: Path) -> tuple[list[Finished], list[str]]:
+def read_runs(root: Path) -> tuple[list[Finished], list[str]]:
     """Every finished run below a folder, and what could not be used, with the reason."""
     runs, left_out = [], []
     for file in sorted(root.rglob("report.json")):
@@ -216,7 +216,7 @@ def common_to(runs: Sequence[Finished]) -> dict[str, str]:
     return {key: named.get(key, short)(value) for key, value in shared.items()}
 
 
-def words(values: dict[str, Any]) -> str:
+def setting_words(values: dict[str, Any]) -> str:
     """What sets a setting apart: the pair where one of its models varies, then every other setting that does."""
     parts = []
     if "weak.name" in values or "strong.name" in values:

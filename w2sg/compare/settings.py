@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from w2sg.compare.runs import Finished, by_split, loss_of, varying, words
+from w2sg.compare.runs import Finished, by_split, loss_of, setting_words, varying
 from w2sg.reports.figures import PALETTE, new_figure, reach, svg
 from w2sg.reports.section import Report, Section
 from w2sg.reports.sections.accuracy import COLUMNS as OF_LABELS
@@ -87,7 +87,7 @@ def rows_of(method: str, runs: Sequence[Finished]) -> list[Row]:
         loss = loss_of(run, loss_options) if losses else None
         key = json.dumps([values, loss], sort_keys=True, default=str)
         cells[key][run.replicate] |= run.summary
-        parts = [words(values)] if values or not losses else []
+        parts = [setting_words(values)] if values or not losses else []
         settings[key] = ", ".join([*parts, *([loss.replace("_", " ")] if loss else [])])
     rows = []
     for key, replicates in cells.items():

@@ -163,7 +163,7 @@ def per_reply(values: Tensor, owner: Tensor, sizes: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What `encode` made of a set of examples.
+    """What `encode_rows` made of a set of examples.
 
     Attributes:
         completions: the rows that fit.
@@ -178,7 +178,7 @@ class Encoded:
     truncated: int
 
 
-def encode(
+def encode_rows(
     ids: Sequence[str],
     prompts: Sequence[np.ndarray],
     replies: Sequence[tuple[np.ndarray, ...]],

@@ -71,7 +71,7 @@ def _mask(
     return usual(mask_function=one_text, **{**rest, "allow_is_causal_skip": False, "attention_mask": None})
 
 
-def read(backbone: nn.Module, batch: Mapping[str, Tensor], seen: Tensor | None = None) -> Any:
+def run_backbone(backbone: nn.Module, batch: Mapping[str, Tensor], seen: Tensor | None = None) -> Any:
     """What a transformers model without its head returns for a batch of rows that are filled on the right.
 
     Args:

@@ -175,7 +175,7 @@ class Nudging(Together):
             return reply.tokens
         decode = self.chats[reply.writer].tokenizer.decode
         text = decode(reply.tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return encode(self.chats[who], text)
+        return encode_beginning(self.chats[who], text)
 
     def _begins_word(self, reply: _Reply, token: int) -> bool:
         decode, last = self.chats[SMALL].tokenizer.decode, reply.tokens[-1:].tolist()
@@ -229,7 +229,7 @@ class Nudging(Together):
         return float(reply.numbers[who][place])
 
 
-def encode(chat: Chat, text: str) -> np.ndarray:
+def encode_beginning(chat: Chat, text: str) -> np.ndarray:
     """The beginning of a reply as a model's tokens, as `Chat.replies`, but with whitespace beyond the first space."""
     text = text.rstrip("\N{REPLACEMENT CHARACTER}").removeprefix(" ")  # half a character is not text
     if not text:

@@ -38,7 +38,7 @@ def outputs(replies: Replies, generator: str, dataset: str) -> list[dict[str, st
     ]
 
 
-def export(run: Path, systems: Mapping[str, Replies], dataset: str) -> list[Path]:
+def export_replies(run: Path, systems: Mapping[str, Replies], dataset: str) -> list[Path]:
     """Write ``alpaca_eval/<system>.json`` for each system of a run; generators are called ``<run>:<system>``.
 
     Raises:
@@ -184,7 +184,7 @@ def recognise(annotations: list[Annotation], of_run: dict[str, dict[str, set[str
     return names
 
 
-def compare(annotations: list[Annotation], of_run: dict[str, dict[str, set[str]]] | None = None) -> dict[str, Any]:
+def win_rates(annotations: list[Annotation], of_run: dict[str, dict[str, set[str]]] | None = None) -> dict[str, Any]:
     """Win rates of all pairs of generators.
 
     Two replies that were judged more than once, in both orders or by several annotators, count once, by the mean. The
@@ -244,7 +244,7 @@ def print_annotations(file: Path, run: Path | None, to: Path | None, console: An
     """Print the table of an ``annotations.json``, and write it as win_rates.json beside it or into another folder."""
     from rich.table import Table as Grid
 
-    rates = compare(read_annotations(file), None if run is None else replies_of(run))
+    rates = win_rates(read_annotations(file), None if run is None else replies_of(run))
     grid = Grid(title=f"Judged by {', '.join(rates['annotators'])}", title_justify="left")
     for column in ("", "over", "prompts", "wins", "length controlled", "p", "longer by"):
         grid.add_column(column, justify="left" if column in ("", "over") else "right")

@@ -122,7 +122,7 @@ class Comparison:
         ]
         columns = {"id": plain.ids, **{f"reward_{k}": v.tolist() for k, v in rewards.items()}}
         columns |= {f"preferred_{name}_over_{other}": v.tolist() for (name, other), v in preferred.items()}
-        files = [lambda out: alpaca.export(out, self.replies, run.config.dataset.name)]
+        files = [lambda out: alpaca.export_replies(out, self.replies, run.config.dataset.name)]
         return run.report(self._story(), sections, columns=columns, samples=rows, files=files)
 
     def _story(self) -> Story:

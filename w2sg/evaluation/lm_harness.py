@@ -24,7 +24,7 @@ from torch import nn
 
 from w2sg.config.schema import OWN_CHAT, ModelConfig
 from w2sg.errors import UserError
-from w2sg.models.export import ORIGIN, load
+from w2sg.models.export import ORIGIN, load_merged
 from w2sg.models.finished import FinishedModel, find_finished, kind_of
 from w2sg.models.unreadable import quiet_loading
 from w2sg.store.files import read_json, write_json
@@ -194,7 +194,7 @@ def evaluate_tasks(model: FinishedModel | Path, manager: Any, options: Options) 
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    language_model, tokenizer = load_saved(model) if isinstance(model, Path) else load(model)
+    language_model, tokenizer = load_saved(model) if isinstance(model, Path) else load_merged(model)
     if options.chat and tokenizer.chat_template is None:
         raise UserError("chat: this model's tokenizer has no chat template; leave chat=true out")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

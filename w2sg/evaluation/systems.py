@@ -153,7 +153,7 @@ class Measured:
         every = [*rows, *self.rows]
         texts = zip(self.prompts.ids, (prompt.text for prompt in self.prompts.texts), strict=True)
         sections = [*first, *self.sections, RepliesShown("text", every, texts)]
-        files = [lambda out: alpaca.export(out, self.replies, run.config.dataset.name)]
+        files = [lambda out: alpaca.export_replies(out, self.replies, run.config.dataset.name)]
         return run.report(story, sections, columns=self.predictions, samples=every, files=files)
 
 

@@ -25,7 +25,7 @@ from w2sg.experiment.answers import ANSWERS, ask
 from w2sg.experiment.context import Context
 from w2sg.experiment.generate import generate
 from w2sg.experiment.keys import key_of
-from w2sg.experiment.replies import load
+from w2sg.experiment.replies import load_trained
 from w2sg.experiment.steered import Pair, Steered, steered, trace_of, write_batch
 from w2sg.models.policy import padding
 from w2sg.models.source import Source
@@ -166,12 +166,12 @@ class Decoders:
 
     def _models(self, decoder: Decoder) -> tuple[nn.ModuleList, Callable[..., Engines]]:
         """Everything that a decoder reads with, and what makes engines of it, anew for each batch."""
-        strong = None if self.server else load(self.run, self.strong)
+        strong = None if self.server else load_trained(self.run, self.strong)
         small, reward, modules = [], None, [strong] if strong is not None else []
         if decoder.needs_pair:
-            small.append(load(self.run, self.pair.tuned))
+            small.append(load_trained(self.run, self.pair.tuned))
         if UNTUNED in decoder.needs and not self._is_its_own_base(small[0]):
-            small.append(load(self.run, self.pair.untuned))
+            small.append(load_trained(self.run, self.pair.untuned))
         modules += small
         if REWARD in decoder.needs:
             module, reward = self.reward.scorer()

@@ -19,7 +19,7 @@ from w2sg.data.table import digest
 from w2sg.errors import UserError
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import key_of, reply_rules
-from w2sg.experiment.replies import encode, load, packed
+from w2sg.experiment.replies import encode_replies, load_trained, packed
 from w2sg.experiment.score import score, token_values
 from w2sg.losses import preferences as preference
 from w2sg.models.source import Source
@@ -43,7 +43,7 @@ def _fit(
     start = run.as_trained(start)
     source = start.source
     spec = source.spec
-    rows = encode(run, source, data, name)
+    rows = encode_replies(run, source, data, name)
     fit_options = options.fit_options(spec.train)
     ids = [data.ids[i] for i in rows.kept]
     full_key = {
@@ -63,7 +63,7 @@ def _fit(
     def make() -> FitJob:
         seed = run.stage_seed(name)
         L.seed_everything(seed, workers=True, verbose=False)  # adapters are drawn from the stage's own seed
-        policy = load(run, start, trainable=True)
+        policy = load_trained(run, start, trainable=True)
         completions = packed(run, source, rows.completions, policy)
         completions = Completions(completions.prompts, completions.replies, columns, completions.packed)
         examples = Examples(completions, ids, torch.zeros(len(ids), dtype=torch.long), targets)
@@ -102,7 +102,7 @@ def dpo(run: Context, name: str, start: Trained | Source, pairs: ReplyPairs, opt
     start, goal = run.as_trained(start), options.objective()
     parameters = {k: v for k, v in goal.items() if k in preference.options_of(options.loss)}
     free = options.loss in preference.REFERENCE_FREE
-    targets, key = torch.zeros(len(encode(run, start.source, pairs, name).kept), 2), {"objective": goal}
+    targets, key = torch.zeros(len(encode_replies(run, start.source, pairs, name).kept), 2), {"objective": goal}
     if not free:
         values, stage = score(run, f"{name}-reference", start, pairs, name)
         targets, key["reference"] = values, stage

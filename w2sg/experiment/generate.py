@@ -24,7 +24,7 @@ from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import UserError
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import key_of
-from w2sg.experiment.replies import load
+from w2sg.experiment.replies import load_trained
 from w2sg.models.policy import padding
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
@@ -166,10 +166,10 @@ def _by_vllm(run: Context, writer: Trained, rows: ReplyRows, row_ids: list[str],
 def _engine(run: Context, writer: Trained, reference: Trained | None) -> tuple[nn.ModuleList, Any]:
     """The models that write, and what makes an engine of them once they are on their device."""
     adapters_of = reference is not None and reference.folder is None and reference.source is writer.source
-    first = load(run, writer)
+    first = load_trained(run, writer)
     if adapters_of and first.adapted:
         return nn.ModuleList([first]), lambda: TransformersEngine(first, base_too=True)
-    policies = nn.ModuleList([first] if reference is None else [first, load(run, reference)])
+    policies = nn.ModuleList([first] if reference is None else [first, load_trained(run, reference)])
 
     def engine() -> Engine:
         engines = [TransformersEngine(policy) for policy in policies]

@@ -16,7 +16,7 @@ from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import UserError
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import key_of
-from w2sg.experiment.replies import load
+from w2sg.experiment.replies import load_trained
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training.inputs import VERSION
@@ -65,7 +65,7 @@ def next_words(
     }
 
     def make() -> ReadJob:
-        policy = load(run, writer)
+        policy = load_trained(run, writer)
 
         def read(batch: dict[str, Tensor]) -> Tensor:
             logits = TransformersEngine(policy).start([ids[row] for row in batch["row"].tolist()])[0]

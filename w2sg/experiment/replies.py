@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import lightning as L
 import numpy as np
 
-from w2sg.data.completions import Completions, Encoded
-from w2sg.data.completions import encode as encode_rows
+from w2sg.data.completions import Completions, Encoded, encode_rows
 from w2sg.data.dialogue import Chat
 from w2sg.data.replies import Replies, ReplyPairs
 from w2sg.data.table import digest
@@ -24,7 +23,7 @@ from w2sg.models.trained import Trained
 log = logging.getLogger(__name__)
 
 
-def load(run: Context, writer: Trained, trainable: bool = False) -> Policy:
+def load_trained(run: Context, writer: Trained, trainable: bool = False) -> Policy:
     """A language model in memory; one that is drawn at random has the run's seed."""
     spec = writer.source.spec
     if spec.random_init and (writer.folder is None or spec.train == "lora"):  # adapters are saved without their base
@@ -32,7 +31,7 @@ def load(run: Context, writer: Trained, trainable: bool = False) -> Policy:
     return load_policy(writer.source, writer.saved, trainable)
 
 
-def encode(run: Context, source: Source, data: Replies | ReplyPairs, name: str) -> Encoded:
+def encode_replies(run: Context, source: Source, data: Replies | ReplyPairs, name: str) -> Encoded:
     """Replies or pairs as rows of a model's tokens; what had to be dropped is counted under ``name``."""
     sides = [data.chosen, data.rejected] if isinstance(data, ReplyPairs) else [data]
     content = digest(*data.ids, *(s for side in sides for s in (*(p.identity for p in side.prompts), *side.texts)))

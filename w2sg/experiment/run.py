@@ -54,8 +54,8 @@ class Run(Context):
     decode = decoding.decode
     # what verbs of other packages are made of
     key_of = keys.key_of
-    load = replies.load
-    encode = replies.encode
+    load = replies.load_trained
+    encode = replies.encode_replies
 
     # -- measure and report -------------------------------------------------------------------------------------------
 

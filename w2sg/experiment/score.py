@@ -12,7 +12,7 @@ from w2sg.data.table import digest
 from w2sg.errors import TrainingError
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import key_of, reply_rules
-from w2sg.experiment.replies import encode, load, packed
+from w2sg.experiment.replies import encode_replies, load_trained, packed
 from w2sg.losses.logprobs import position_kl
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
@@ -26,7 +26,7 @@ def token_values(
 ) -> tuple[Tensor, Tensor, str]:
     """Log-probabilities of all reply tokens, [T], how many each example has, [N], and the stage's folder name."""
     writer = run.as_trained(model)
-    source, rows = writer.source, encode(run, writer.source, data, name)
+    source, rows = writer.source, encode_replies(run, writer.source, data, name)
     ids = [data.ids[i] for i in rows.kept]
     key = {
         "version": VERSION,
@@ -38,7 +38,7 @@ def token_values(
     }
 
     def make() -> ReadJob:
-        policy = load(run, writer)
+        policy = load_trained(run, writer)
         completions = packed(run, source, rows.completions, policy)
 
         def read(batch: dict[str, Tensor]) -> Found:
@@ -74,7 +74,7 @@ def score(
         The sums, and the name of the stage's folder for cache keys.
     """
     values, _, folder = token_values(run, stage, model, data, name)
-    sizes = torch.from_numpy(encode(run, run.as_trained(model).source, data, name).completions.sizes)
+    sizes = torch.from_numpy(encode_replies(run, run.as_trained(model).source, data, name).completions.sizes)
     owner = torch.repeat_interleave(torch.arange(sizes.numel()), sizes.flatten())
     sums = torch.zeros(sizes.numel(), dtype=torch.float64).index_add(0, owner, values.double())
     return sums.view(sizes.shape).float(), folder
@@ -87,7 +87,7 @@ def divergence(run: Context, name: str, writer: Trained, base: Trained, replies:
     texts as they were sampled: a temperature or nucleus shifts it.
     """
     source = writer.source
-    rows = encode(run, source, replies, name)
+    rows = encode_replies(run, source, replies, name)
     ids = [f"{replies.ids[i]}:{replies.sample[i]}" for i in rows.kept]
     key = {
         "version": VERSION,
@@ -99,7 +99,7 @@ def divergence(run: Context, name: str, writer: Trained, base: Trained, replies:
     }
 
     def make() -> ReadJob:
-        policies = nn.ModuleList([load(run, writer), load(run, base)])
+        policies = nn.ModuleList([load_trained(run, writer), load_trained(run, base)])
         completions = packed(run, source, rows.completions, policies[0])
 
         def read(batch: dict[str, Tensor]) -> Tensor:

@@ -59,7 +59,7 @@ def chosen(name: str) -> tuple[Check, ...]:
     return CHECKS if name == "all" else checks[name]
 
 
-def run(check: Check) -> Done:
+def run_check(check: Check) -> Done:
     """Run one check in a temporary, empty store, so that stages of older code cannot answer for this code."""
     begun, notices = time.perf_counter(), logging.getLogger("w2sg.training.stages")
     before = notices.level
@@ -85,9 +85,9 @@ def run_known_answers(name: str, out: Path, console: Plain) -> bool:
         out.mkdir(parents=True, exist_ok=True)
         (out / "known_answers.html").touch()
     for check in checks:
-        done = run(check)
+        done = run_check(check)
         finished.append(done)
-        show(done, console)
+        show_check(done, console)
     failed = [done.check.name for done in finished if not done.findings.passed]
     seconds = sum(done.seconds for done in finished)
     verdict = (f"failed: {', '.join(failed)}", "red") if failed else ("all hold", "green")
@@ -122,7 +122,7 @@ def cells(quantity: Quantity) -> tuple[str, str, str, str]:
     return quantity.name, f"{bound}{quantity.expected:.5g}", f"{quantity.got:.5g}", f"{quantity.tolerance:.2g}"
 
 
-def show(done: Done, console: Plain) -> None:
+def show_check(done: Done, console: Plain) -> None:
     """Print one check's numbers as a table."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table

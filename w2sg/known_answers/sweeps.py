@@ -77,7 +77,7 @@ def designs() -> Iterator[Design]:
         yield Design(*shape, rows=3, effects="large")
 
 
-def draw(design: Design, null: bool, random: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def draw_sweep(design: Design, null: bool, random: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Simulate one sweep.
 
     Returns:
@@ -141,8 +141,8 @@ def figures(design: Design, simulations: int, seed: int) -> dict[str, float]:
     truth = (student - weak) / (ceiling - weak)
     rejected = covered = recovered = unresolved = 0
     for _ in range(simulations):
-        rejected += measured(design, *draw(design, True, random))[0] < NOMINAL
-        _, difference, pgr = measured(design, *draw(design, False, random))
+        rejected += measured(design, *draw_sweep(design, True, random))[0] < NOMINAL
+        _, difference, pgr = measured(design, *draw_sweep(design, False, random))
         covered += difference["low"] <= student - weak <= difference["high"]
         unresolved += not pgr["resolved"]
         low, high = (far if pgr[end] is None else pgr[end] for end, far in (("low", -np.inf), ("high", np.inf)))

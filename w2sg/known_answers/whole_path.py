@@ -63,7 +63,7 @@ def pair(prompt: str, kind: str, number: int) -> dict[str, str]:
     return {"chosen": chosen, "rejected": rejected}
 
 
-def write(folder: Path) -> dict[str, str]:
+def write_splits(folder: Path) -> dict[str, str]:
     """Write the three files. Returns the kind of each test row by its chosen text."""
     number, kinds = itertools.count(), {}
     for split, taught in TAUGHT.items():
@@ -105,7 +105,7 @@ def whole_path(bench: Bench) -> Findings:
     from w2sg.experiment import run
 
     facts, out = Findings(), bench.folder / "runs"
-    kinds = write(bench.folder / "pairs")
+    kinds = write_splits(bench.folder / "pairs")
     for epochs in EPOCHS:
         config = configured(
             "loss=ce",

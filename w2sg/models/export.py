@@ -21,7 +21,7 @@ ORIGIN = "w2sg.json"  # beside an exported model: where it came from
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # merging in bf16 rounds every weight that adapters touch
 
 
-def load(trained: FinishedModel) -> tuple[nn.Module, Any]:
+def load_merged(trained: FinishedModel) -> tuple[nn.Module, Any]:
     """A ``...ForCausalLM`` with its adapters merged into it, and its tokenizer.
 
     Raises:
@@ -62,7 +62,7 @@ def _close(values: Tensor, expected: Tensor, tolerance: float) -> bool:
     return bool((values - expected).norm() <= tolerance * expected.norm())
 
 
-def export(trained: FinishedModel, to: Path) -> list[Path]:
+def export_model(trained: FinishedModel, to: Path) -> list[Path]:
     """Write a model and its tokenizer as a folder that transformers, vLLM and others read; all of it or nothing.
 
     Args:
@@ -80,7 +80,7 @@ def export(trained: FinishedModel, to: Path) -> list[Path]:
         raise UserError(f"to: {to} cannot be read ({error.strerror}); name another folder") from error
     if taken:
         raise UserError(f"to: there is something at {to} already; name another folder, or remove it")
-    model, tokenizer = load(trained)
+    model, tokenizer = load_merged(trained)
     part = to.absolute().with_name(f".{to.absolute().name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)

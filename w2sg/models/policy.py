@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from w2sg.data.dialogue import Chat
-from w2sg.data.masks import attention_mask, read
+from w2sg.data.masks import attention_mask, run_backbone
 from w2sg.data.table import digest
 from w2sg.errors import UserError
 from w2sg.losses.logprobs import token_logprobs, top_tokens
@@ -114,7 +114,7 @@ class Policy(nn.Module):
         shape = batch["input_ids"].shape
         if seen is None and rope.borders(self.plain.config):
             batch = batch | _with_length(batch)
-        hidden = read(backbone, batch, seen).last_hidden_state[:, : shape[1]]
+        hidden = run_backbone(backbone, batch, seen).last_hidden_state[:, : shape[1]]
         return self.ready(hidden.flatten(0, 1)[batch["source"]])
 
     def forward(self, batch: dict[str, Tensor], top: bool = False) -> Tensor:
