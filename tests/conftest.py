@@ -109,35 +109,22 @@ def save_tiny_model(folder: Path, kind: str = "gpt2", layers: int = 2, width: in
     tokenizer.train_from_iterator([" ".join(WORDS), "\n\nHuman: question?\n\nAssistant:"] * 20, trainer)
     vocabulary = tokenizer.get_vocab_size()
     common = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}
-    config = {
-        "gpt2": lambda: GPT2Config(n_embd=width, n_layer=layers, n_head=2, n_positions=128, **common),
-        "neox": lambda: GPTNeoXConfig(
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            intermediate_size=2 * width,
-            max_position_embeddings=128,
-            **common,
-        ),
-        "llama": lambda: LlamaConfig(
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            intermediate_size=2 * width,
-            max_position_embeddings=128,
-            **common,
-        ),
-        "opt": lambda: OPTConfig(
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            ffn_dim=2 * width,
-            max_position_embeddings=128,
-            word_embed_proj_dim=width,
-            **common,
-        ),
-    }[kind]()
+    sizes = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 128,
+    }
+    if kind == "gpt2":
+        config = GPT2Config(n_embd=width, n_layer=layers, n_head=2, n_positions=128, **common)
+    else:
+        configs = {
+            "neox": (GPTNeoXConfig, {"intermediate_size": 2 * width}),
+            "llama": (LlamaConfig, {"intermediate_size": 2 * width, "num_key_value_heads": 1}),
+            "opt": (OPTConfig, {"ffn_dim": 2 * width, "word_embed_proj_dim": width}),
+        }
+        config_class, more = configs[kind]
+        config = config_class(**sizes, **more, **common)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)

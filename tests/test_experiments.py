@@ -164,8 +164,8 @@ def test_contrastive_experiments_hold_together_and_keep_the_authors_settings(nam
         assert method["alignment"]["lr"]["full"] == 8e-7
         assert method["sft"]["lr"]["full"] == 1e-5
         assert method["dpo"]["lr"]["full"] == (8e-7 if name == "cong_self" else 6e-7)
-        assert (method["alignment"]["batch_size"], method["dpo"]["batch_size"]) == (64, 64)
-        assert method["sft"]["batch_size"] == (128 if name == "cong_self" else 64)
+        assert (method["alignment"]["global_batch_size"], method["dpo"]["global_batch_size"]) == (64, 64)
+        assert method["sft"]["global_batch_size"] == (128 if name == "cong_self" else 64)
         assert {config.weak.max_length, config.strong.max_length, method["decoding"]["max_new_tokens"]} == {2048}
         # a step of 6e-7 would be lost in weights of bfloat16
         assert (config.weak.dtype, config.trainer.precision) == ("float32", "bf16-mixed")
@@ -187,7 +187,7 @@ def test_refinements_hold_together_and_measure_what_their_task_asks_for(name):
         method = config.method
         kinds.append(method["refine"]["kind"])
         # the published sizes; the weak model alone knows the concept, except where it was trained on right answers
-        assert method["refine"]["batch_size"] == (4 if name == "refine_explain" else 5)
+        assert method["refine"]["context_size"] == (4 if name == "refine_explain" else 5)
         assert (method["refine"]["temperature"], method["refine"]["samples"]) == (0.0, 1)
         assert {"naive", "self", "icl", "shuffled", "ceiling"} <= set(method["baselines"])
         assert (method["weak_instruction"] is None) == method["train_weak"] == (name == "refine_gsm8k")
@@ -233,7 +233,7 @@ def test_decoding_experiments_hold_together_and_keep_the_papers_settings(name):
         assert check(cfg).decoder["max_new_tokens"] == decoder["max_new_tokens"]
     if name != "search_instruct":
         alignment = config.method["alignment"]
-        assert (alignment["lr"]["full"], alignment["epochs"], alignment["batch_size"]) == (5e-4, 3, 32)
+        assert (alignment["lr"]["full"], alignment["epochs"], alignment["global_batch_size"]) == (5e-4, 3, 32)
 
 
 # -- what is typed ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, compose, run_script
@@ -30,6 +31,30 @@ def jobs(command: str) -> list[str]:
     ]
 
 
+def labels(pairs_folder: Path, tiny_gpt2: Path, out: Path) -> list[str]:
+    """Small stand-ins for the data and the models of a command whose models label."""
+    small = ["weak=bow", "weak.epochs=1", "strong=hf", f"strong.name={tiny_gpt2}", "strong.max_length=64"]
+    return [*small, "dataset=local", f"dataset.path={pairs_folder}", f"out={out}", "trainer=cpu"]
+
+
+def texts(pairs_folder: Path, tiny_gpt2: Path, out: Path, sizes: str, most: int, *more: str) -> list[str]:
+    """The same of one whose models write; sizes of the splits, and the most tokens that are read."""
+    small = [w for role in ("weak", "strong") for w in (f"{role}=hf", f"{role}.name={tiny_gpt2}")]
+    small += [f"{role}.max_length={most}" for role in ("weak", "strong")]
+    data = ["dataset=local", f"dataset.path={pairs_folder}", f"dataset.sizes={sizes}"]
+    return [*small, *data, *more, f"out={out}", "trainer=cpu"]
+
+
+def run_kept(overrides: list[str], stand_ins: list[str], out: Path, name: str = "train") -> dict:
+    """Run a command but for its models and data; its report."""
+    from w2sg.experiment.run import run_method
+
+    replaced = ("weak=", "strong=", "dataset=", "dataset.path=", "weak.before_alignment=")
+    kept = [o for o in overrides if not o.startswith(replaced)]
+    kept = ["method.links=[{keep_layers: 1}]" if o.startswith("method.links=") else o for o in kept]  # of two layers
+    return run_method(check(compose(*kept, *stand_ins, name=name)), out / "run", kept).content
+
+
 def test_readme_and_pages_have_commands():
     assert len(TRAIN) == 17
     assert len(EVALUATE) == 10
@@ -45,8 +70,6 @@ def test_every_link_to_a_file_leads_somewhere(page):
 @pytest.mark.parametrize("command", TRAIN)
 @pytest.mark.slow
 def test_every_training_command_of_the_readme_runs(command, pairs_folder, tiny_gpt2, tmp_path):
-    from w2sg.experiment.run import run_method
-
     overrides = jobs(command)
     if "trainer=ddp" in overrides:  # no GPU here: as many processes, on the CPU, are test_run's
         overrides.remove("trainer=ddp")
@@ -59,21 +82,8 @@ def test_every_training_command_of_the_readme_runs(command, pairs_folder, tiny_g
         content = refined(overrides, pairs_folder, tiny_gpt2, tmp_path)
         assert {"base", "weak", "naive", "ceiling"} <= set(content["refinement"]["systems"])
         return
-    stand_ins = [
-        "weak=bow",
-        "weak.epochs=1",
-        "strong=hf",
-        f"strong.name={tiny_gpt2}",
-        "strong.max_length=64",
-        "dataset=local",
-        f"dataset.path={pairs_folder}",
-        f"out={tmp_path}",
-        "trainer=cpu",
-        *(["strong.tune=full"] if "method=refine" in overrides else []),
-    ]
-    kept = [o for o in overrides if not o.startswith(("weak=", "strong=", "dataset=", "dataset.path="))]
-    kept = ["method.links=[{keep_layers: 1}]" if o.startswith("method.links=") else o for o in kept]  # of two layers
-    content = run_method(check(compose(*kept, *stand_ins)), tmp_path / "run", kept).content
+    whole = ["strong.tune=full"] if "method=refine" in overrides else []
+    content = run_kept(overrides, [*labels(pairs_folder, tiny_gpt2, tmp_path), *whole], tmp_path)
     assert (tmp_path / "run" / "report.html").exists()
     more = {"direct"} if any(o.startswith("method=") and o != "method=refine" for o in overrides) else set()
     assert set(content["metrics"]) >= {"weak", "student", "ceiling"} | more
@@ -81,62 +91,23 @@ def test_every_training_command_of_the_readme_runs(command, pairs_folder, tiny_g
 
 def contrastive(overrides, pairs_folder, tiny_gpt2, out) -> dict:
     """A ConG command with stand-ins, small."""
-    from w2sg.experiment.run import run_method
-
-    stand_ins = [
-        *(f"{role}={value}" for role in ("weak", "strong") for value in ["hf"]),
-        *(f"{role}.{setting}" for role in ("weak", "strong") for setting in (f"name={tiny_gpt2}", "max_length=64")),
-        "dataset=local",
-        f"dataset.path={pairs_folder}",
-        "dataset.sizes={weak_train: 16, transfer: 16, test: 8}",
-        "method.decoding.max_new_tokens=4",
-        "method.judge.feature_layer=2",
-        "method.judge.max_length=64",
-        "optim.head.epochs=1",
-        f"out={out}",
-        "trainer=cpu",
-    ]
-    kept = [o for o in overrides if not o.startswith(("weak=", "strong=", "dataset="))]
-    return run_method(check(compose(*kept, *stand_ins)), out / "run", kept).content
+    small = ["method.decoding.max_new_tokens=4", "method.judge.feature_layer=2", "method.judge.max_length=64"]
+    sizes = "{weak_train: 16, transfer: 16, test: 8}"
+    stand_ins = texts(pairs_folder, tiny_gpt2, out, sizes, 64, *small, "optim.head.epochs=1")
+    return run_kept(overrides, stand_ins, out)
 
 
 def refined(overrides, pairs_folder, tiny_gpt2, out) -> dict:
     """A command that refines answers, with stand-ins, small."""
-    from w2sg.experiment.run import run_method
-
-    stand_ins = [
-        *(f"{role}={value}" for role in ("weak", "strong") for value in ["hf"]),
-        *(f"{role}.{setting}" for role in ("weak", "strong") for setting in (f"name={tiny_gpt2}", "max_length=128")),
-        "dataset=local",
-        f"dataset.path={pairs_folder}",
-        "dataset.sizes={weak_train: 8, transfer: 8, test: 4}",
-        "method.sampling.max_new_tokens=4",
-        "refine.max_new_tokens=4",
-        *(["refine.concept_tokens=4"] if "refine=iar" in overrides else []),
-        "method.sft.global_batch_size=4",
-        f"out={out}",
-        "trainer=cpu",
-    ]
-    kept = [o for o in overrides if not o.startswith(("weak=", "strong=", "dataset="))]
-    return run_method(check(compose(*kept, *stand_ins)), out / "run", kept).content
+    small = ["method.sampling.max_new_tokens=4", "refine.max_new_tokens=4", "method.sft.global_batch_size=4"]
+    small += ["refine.concept_tokens=4"] if "refine=iar" in overrides else []
+    sizes = "{weak_train: 8, transfer: 8, test: 4}"
+    return run_kept(overrides, texts(pairs_folder, tiny_gpt2, out, sizes, 128, *small), out)
 
 
 @pytest.mark.slow
 def test_every_evaluation_command_of_the_readme_runs(pairs_folder, tiny_gpt2, tmp_path):
-    from w2sg.experiment.run import run_method
-
-    stand_ins = [
-        "weak=bow",
-        "weak.epochs=1",
-        "strong=hf",
-        f"strong.name={tiny_gpt2}",
-        "strong.max_length=64",
-        "dataset=local",
-        f"dataset.path={pairs_folder}",
-        f"out={tmp_path}",
-        "trainer=cpu",
-    ]
-    run_method(check(compose(*stand_ins)), tmp_path / "run", [])
+    run_kept([], labels(pairs_folder, tiny_gpt2, tmp_path), tmp_path)
     for command in EVALUATE:
         if "export=" in command or "harness=" in command:
             continue  # of a run whose models write: the next test
@@ -153,25 +124,12 @@ def test_every_evaluation_command_of_the_readme_runs(pairs_folder, tiny_gpt2, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in EVALUATE if "decoder=" in c])
 def test_every_decoding_command_of_the_readme_runs(command, pairs_folder, tiny_gpt2, tmp_path):
-    from w2sg.experiment.run import run_method
-
     overrides = jobs(command)
     check(compose(*overrides, name="decode"))
-    stand_ins = [
-        *(f"{role}={value}" for role in ("weak", "strong") for value in ["hf"]),
-        *(f"{role}.{setting}" for role in ("weak", "strong") for setting in (f"name={tiny_gpt2}", "max_length=64")),
-        *(["weak.before_alignment=null"] if "weak.before_alignment" in command else []),
-        "dataset=local",
-        f"dataset.path={pairs_folder}",
-        "dataset.sizes={weak_train: 16, transfer: 16, test: 8}",
-        "decoder.max_new_tokens=6",
-        "method.judge.max_length=64",
-        "optim.head.epochs=1",
-        f"out={tmp_path}",
-        "trainer=cpu",
-    ]
-    kept = [o for o in overrides if not o.startswith(("weak=", "strong=", "dataset=", "weak.before_alignment="))]
-    content = run_method(check(compose(*kept, *stand_ins, name="decode")), tmp_path / "run", kept).content
+    small = ["decoder.max_new_tokens=6", "method.judge.max_length=64", "optim.head.epochs=1"]
+    small += ["weak.before_alignment=null"] if "weak.before_alignment" in command else []
+    stand_ins = texts(pairs_folder, tiny_gpt2, tmp_path, "{weak_train: 16, transfer: 16, test: 8}", 64, *small)
+    content = run_kept(overrides, stand_ins, tmp_path, "decode")
     assert content["decoding"]["prompts"] == 8
 
 

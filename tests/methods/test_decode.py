@@ -395,9 +395,9 @@ def test_decoders_are_gathered_on_the_prompts_that_all_answered(runs, tmp_path):
         contents["search"]["decoding"]["systems"]["search"]["against"]["plain"]["win_rate"]["value"]
     )
     # runs on other prompts, or with another judge, are another group
-    for name, section, key in (("a", "dataset", "split_seed"), ("b", "training", "label_smoothing")):
+    for name, section, key in (("a", "dataset", "split_seed"), ("b", "optim", "label_smoothing")):
         content = json.loads((out / "search" / "report.json").read_text())
-        content["config"][section][key] = 0.125 if section == "training" else 3
+        content["config"][section][key] = 0.125 if section == "optim" else 3
         shutil.copytree(out / "search", tmp_path / "other" / name)
         (tmp_path / "other" / name / "report.json").write_text(json.dumps(content))
     shutil.copytree(out / "search", tmp_path / "other" / "c")

@@ -21,7 +21,7 @@ from w2sg.experiment.context import Context
 from w2sg.experiment.keys import key_of, reply_rules
 from w2sg.experiment.replies import encode_replies, load_trained, packed
 from w2sg.experiment.score import score, token_values
-from w2sg.losses import preferences as preference
+from w2sg.losses import preferences
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training.inputs import VERSION
@@ -100,20 +100,20 @@ def dpo(run: Context, name: str, start: Trained | Source, pairs: ReplyPairs, opt
         options: of the optimisation and the objective.
     """
     start, goal = run.as_trained(start), options.objective()
-    parameters = {k: v for k, v in goal.items() if k in preference.options_of(options.loss)}
-    free = options.loss in preference.REFERENCE_FREE
+    parameters = {k: v for k, v in goal.items() if k in preferences.options_of(options.loss)}
+    free = options.loss in preferences.REFERENCE_FREE
     targets, key = torch.zeros(len(encode_replies(run, start.source, pairs, name).kept), 2), {"objective": goal}
     if not free:
         values, stage = score(run, f"{name}-reference", start, pairs, name)
         targets, key["reference"] = values, stage
     module = partial(
         PreferenceModule,
-        loss=partial(preference.LOSSES[options.loss], beta=options.beta, **parameters),
+        loss=partial(preferences.LOSSES[options.loss], beta=options.beta, **parameters),
         beta=options.beta,
         supervised=options.supervised,
         supervised_mean=options.supervised_mean,
         reference_free=free,
-        per_token=options.loss in preference.PER_TOKEN,
+        per_token=options.loss in preferences.PER_TOKEN,
     )
     return _fit(run, name, start, pairs, options, key, module, targets)
 

@@ -45,7 +45,7 @@ class Run(Context):
     # models of text
     generate = generation.generate
     sft = fit_text.sft
-    dpo = fit_text.dpo
+    dpo = fit_text.dpo  # direct preference optimisation: its formula is in w2sg/losses/preferences.py
     wspo = fit_text.wspo
     score = scores.score
     token_values = scores.token_values
