@@ -114,8 +114,8 @@ def _summary(root: Path, runs: list[Finished], left_out: Sequence[str]) -> Summa
     content["runs"] = sum(len(cell.runs) for cell in cells) + len(others)
     content["seconds"] = _seconds(runs)
     json.dumps(content, allow_nan=False)  # numbers that are none show here, where their run can be left out
-    told = render("summary.html", report=content, title=heading(content), root=str(root), findings=findings(content))
-    html = page(heading(content), [told, *(section.html(content) for section in sections)])
+    summary = render("summary.html", report=content, title=heading(content), root=str(root), findings=findings(content))
+    html = page(heading(content), [summary, *(section.html(content) for section in sections)])
     return Summary(content, cells, html, _lines(cells, others), sections)
 
 

@@ -149,12 +149,12 @@ def _cells(runs: list[Finished], prompts: Prompts) -> tuple[list[Cell], int, int
         repeated += run.replicate in cell.runs
         cell.runs[run.replicate] = run
     for cell in cells.values():
-        said: set[str] = set()
+        fingerprints: set[str] = set()
         kept = {}
         for replicate, run in sorted(cell.runs.items()):
-            if run.said not in said:
+            if run.fingerprint not in fingerprints:
                 kept[replicate] = run
-            said.add(run.said)
+            fingerprints.add(run.fingerprint)
         same += len(cell.runs) - len(kept)
         cell.runs = kept
     return sorted(cells.values(), key=_order), repeated, same

@@ -114,7 +114,7 @@ class Finished:
         return self._predictions[2]
 
     @property
-    def said(self) -> str:
+    def fingerprint(self) -> str:
         """A hash of ids and logits: two runs that have it in common are one run."""
         return self._predictions[3]
 

@@ -136,19 +136,19 @@ class Chat:
         Args:
             finished: [N] which of them are followed by their end; these have what the template writes before it.
         """
-        said = [self.to_teach(text) for text in texts]
-        ends = [False] * len(said) if finished is None else [bool(x) for x in finished]
-        ids = ids_after(self.tokenizer, self._anchor, [f"{self._lead}{text}" for text in said])
+        taught = [self.to_teach(text) for text in texts]
+        ends = [False] * len(taught) if finished is None else [bool(x) for x in finished]
+        ids = ids_after(self.tokenizer, self._anchor, [f"{self._lead}{text}" for text in taught])
         if self._after and any(ends):  # may be one token with the last of the reply
             wanted = [k for k, ended in enumerate(ends) if ended]
-            closed = [f"{self._lead}{said[k]}{self._after}{self.form.end}" for k in wanted]
+            closed = [f"{self._lead}{taught[k]}{self._after}{self.form.end}" for k in wanted]
             for k, row in zip(wanted, ids_after(self.tokenizer, self._anchor, closed), strict=True):
                 last = len(row) - 1 - row[::-1].index(self.end)
                 ids[k] = row[:last]
         # what is a thought alone has no reply, and not even the space before one
         return [
             np.asarray(row if new or not old.strip() else [], np.int64)
-            for row, new, old in zip(ids, said, texts, strict=True)
+            for row, new, old in zip(ids, taught, texts, strict=True)
         ]
 
     def to_teach(self, text: str) -> str:
@@ -158,13 +158,13 @@ class Chat:
             return self.form.before_reply(text) if self.form is not None else text
         return self._allowed(split(text), "a reply holds").reply
 
-    def _allowed(self, said: Said, how: str) -> Said:
-        if said.thought and self.thoughts == "refuse":
+    def _allowed(self, parts: Said, how: str) -> Said:
+        if parts.thought and self.thoughts == "refuse":
             raise UserError(
-                f"{self.name}: {how} a thought ({said.thought[:60]!r}), and thoughts=refuse; set thoughts=strip to "
+                f"{self.name}: {how} a thought ({parts.thought[:60]!r}), and thoughts=refuse; set thoughts=strip to "
                 "leave thoughts out, or thoughts=keep to keep them as part of replies"
             )
-        return said
+        return parts
 
     def goes_on(self, text: str) -> list[int]:
         """Token ids of the beginning of a reply, its whitespace as it is."""
@@ -207,16 +207,16 @@ class Chat:
 
     def thought(self, tokens: Sequence[int]) -> int:
         """How many tokens a written reply begins with that are its thought."""
-        said = self.said(tokens)
-        if not said.thought:
+        parts = self.said(tokens)
+        if not parts.thought:
             return 0
-        if not said.closed:
+        if not parts.closed:
             return len(tokens)
-        if not said.reply:
+        if not parts.reply:
             return len(tokens) - int(int(tokens[-1]) in self.stop)
         # the first place from which on the reply is all there is
         return bisect(
-            range(len(tokens)), False, key=lambda place: len(self.said(tokens[place + 1 :]).reply) < len(said.reply)
+            range(len(tokens)), False, key=lambda place: len(self.said(tokens[place + 1 :]).reply) < len(parts.reply)
         )
 
     @cached_property

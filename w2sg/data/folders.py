@@ -45,7 +45,7 @@ class Reader:
         rows = iter(rows)
         head = list(islice(rows, SAMPLE))
         everything = chain(head, rows)
-        if self.parse is not None and self._own([row for _, row in head if isinstance(row, dict)]):
+        if self.parse is not None and self._parses([row for _, row in head if isinstance(row, dict)]):
             yield from everything
         else:
             yield from formed(everything, where, self.columns, self.notes, self.expects)
@@ -54,7 +54,8 @@ class Reader:
         """Rows of what `datasets` holds, in one form."""
         return self.rows(((f"{where} row {number}", row) for number, row in enumerate(rows, 1)), where)
 
-    def _own(self, sample: list[Row]) -> bool:
+    def _parses(self, sample: list[Row]) -> bool:
+        """Whether at least half of some rows have the columns of the dataset's own form."""
         missing = 0
         for row in sample:
             try:

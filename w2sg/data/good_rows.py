@@ -166,8 +166,8 @@ def _parse(
     if any(blank(text[len(example.prompt.text) :]) for text in example.texts):
         drops.add("empty", where)
         return None
-    said = [turn.content for turn in example.prompt.messages if turn.role != "system"]
-    if example.prompt.text and said and all(map(blank, said)):
+    contents = [turn.content for turn in example.prompt.messages if turn.role != "system"]
+    if example.prompt.text and contents and all(map(blank, contents)):
         drops.add("empty", where, "the prompt holds no text")
         return None
     if len(set(example.texts)) < len(example.texts):

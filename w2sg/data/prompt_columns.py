@@ -187,5 +187,5 @@ def _turns(value: Any, name: str) -> list[Message]:
     if isinstance(value, list) and all(
         isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(t, str) for t in turn) for turn in value
     ):
-        return [Message(role, said) for turn in value for role, said in zip(("user", "assistant"), turn, strict=True)]
+        return [Message(role, text) for turn in value for role, text in zip(("user", "assistant"), turn, strict=True)]
     raise ValueError(f"{name} is neither a list of messages nor of pairs [question, answer]")

@@ -120,13 +120,13 @@ def _several_classes(tables: dict[str, Table], report: dict[str, Any]) -> None:
     for name, table in tables.items():
         if len(present := set(table.labels.tolist())) > 1:
             continue
-        said = f"all {len(table)} rows of {name} are of class {present.pop()}, so that accuracies on them say nothing"
+        note = f"all {len(table)} rows of {name} are of class {present.pop()}, so that accuracies on them say nothing"
         if len(table) >= CHANCE:
             raise UserError(
-                f"dataset.sizes.{typed_name(name)}: {said}; give rows of at least two classes for it "
+                f"dataset.sizes.{typed_name(name)}: {note}; give rows of at least two classes for it "
                 f"({report['source']})"
             )
-        report["notes"] = [*report["notes"], said]
+        report["notes"] = [*report["notes"], note]
 
 
 def _rank(example: Example, split_seed: int) -> tuple[float, str]:

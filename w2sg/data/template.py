@@ -97,9 +97,9 @@ class Template:
 
     def before_reply(self, text: str) -> str:
         """A reply as a model that may think would write it after its prompt: with its thought, or an empty one."""
-        said = thoughts.split(text)
+        parts = thoughts.split(text)
         opened = thoughts.left_open(self.before)
-        if not said.thought:
+        if not parts.thought:
             return self._no_thought + text
         if opened is None:
             return text

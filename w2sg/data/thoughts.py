@@ -79,10 +79,10 @@ def closing(opened: str) -> str:
 
 def empty(text: str) -> bool:
     """Whether a text is thoughts without content, tags and whitespace alone."""
-    said = split(text)
+    parts = split(text)
     tags = [*TAGS, *TAGS.values()]
-    inside = re.sub("|".join(map(re.escape, tags)), "", said.thought)
-    return bool(said.thought) and not inside.strip() and not said.reply.strip()
+    inside = re.sub("|".join(map(re.escape, tags)), "", parts.thought)
+    return bool(parts.thought) and not inside.strip() and not parts.reply.strip()
 
 
 def _space(text: str, at: int) -> int:

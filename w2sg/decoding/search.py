@@ -52,8 +52,8 @@ class Hypothesis:
     @property
     def key(self) -> Any:
         """What it says: hypotheses with equal keys are one."""
-        said = self.text if self.tokens is None else tuple(self.tokens[: len(self.tokens) - self.closing].tolist())
-        return said, self.finished, self.cut
+        text = self.text if self.tokens is None else tuple(self.tokens[: len(self.tokens) - self.closing].tolist())
+        return text, self.finished, self.cut
 
 
 class Grower(Protocol):

@@ -243,25 +243,25 @@ class ServerGrower:
         )
 
     def _check(self, response: httpx2.Response) -> None:
-        status, said = response.status_code, self._said(response)
+        status, reason = response.status_code, self._said(response)
         if status in (400, 422):
             raise Refused(
-                f"the server at {self.url} refuses to complete a text with the model {self.model!r}: {said}. Correct "
+                f"the server at {self.url} refuses to complete a text with the model {self.model!r}: {reason}. Correct "
                 f"the model's name or the sampling options, or shorten prompts and replies to what the model can read"
             )
         if status in (401, 403):
             state = "was refused" if self._key else "is not set"
             raise UserError(
                 f"the server at {self.url} wants a key, and that in the environment variable {self.key_variable} "
-                f"{state}: {said}"
+                f"{state}: {reason}"
             )
         if status == 404:
             raise UserError(
                 f"the server at {self.url} has no model {self.model!r}, or offers no completions of text there: "
-                f"{said}. {self.url}/models names its models; the address ends with the version, mostly /v1"
+                f"{reason}. {self.url}/models names its models; the address ends with the version, mostly /v1"
             )
         if status != 200:
-            raise UserError(f"the server at {self.url} answers with status {status}: {said}. Correct the address")
+            raise UserError(f"the server at {self.url} answers with status {status}: {reason}. Correct the address")
 
     def _choices(self, response: httpx2.Response, body: dict[str, Any]) -> list[tuple[str, str]]:
         try:

@@ -95,8 +95,8 @@ def _can_read(engine: LocalEngine) -> None:
     try:
         engine.head(engine.from_start([_tokens(engine, 3)]))
     except _FAILURES as error:
-        name, said = type(engine.policy.plain).__name__, " ".join(str(error).split())[:200]
-        raise UserError(f"{name}: this kind of model cannot write here ({type(error).__name__}: {said})") from error
+        name, message = type(engine.policy.plain).__name__, " ".join(str(error).split())[:200]
+        raise UserError(f"{name}: this kind of model cannot write here ({type(error).__name__}: {message})") from error
 
 
 def _look(engine: LocalEngine, window: int | None) -> Sight:

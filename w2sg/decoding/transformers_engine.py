@@ -362,14 +362,14 @@ class TransformersEngine:
 
     def _say(self, why: str) -> None:
         """Say once what makes reading slow."""
-        said = _SAID.setdefault(self.policy.plain, set())
-        if why not in said:
+        reasons = _SAID.setdefault(self.policy.plain, set())
+        if why not in reasons:
             log.warning(
                 "%s: %s, so that texts are read anew from their start; this is slower",
                 type(self.policy.plain).__name__,
                 why,
             )
-            said.add(why)
+            reasons.add(why)
 
     def _read_anew(self, chunks: Sequence[np.ndarray], sizes: Tensor, longest: int, turned: bool) -> Tensor:
         """Read all tokens of the rows and these from the start; the states of these, filled on the right."""

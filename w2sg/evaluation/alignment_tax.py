@@ -69,12 +69,12 @@ def read_questions(file: Path) -> Questions:
         texts.append(text)
         choices.append(len(options))
         right.append(answer if options else 0)
-        said = [answer]
+        accepted = [answer]
         if options:
-            said = [LETTERS[answer], f"{LETTERS[answer]}. {options[answer]}"]
+            accepted = [LETTERS[answer], f"{LETTERS[answer]}. {options[answer]}"]
             if options[answer].strip().upper() not in LETTERS[: len(options)]:  # a letter names a choice
-                said.append(options[answer])
-        answers.append({normalised(each) for each in said})
+                accepted.append(options[answer])
+        answers.append({normalised(each) for each in accepted})
     if not texts:
         raise UserError(f"method.evaluation.tax: {file} holds no questions; name another file, or null")
     if len({count > 0 for count in choices}) > 1:

@@ -78,8 +78,8 @@ class Context:
             config.logger.every,
         )
         for source in filter(None, (self.weak, self.strong, self.untuned)):
-            self.stages.said += [line for line in source.notes if line not in self.stages.said]
-        self.reading = Reading(self.stages.said)
+            self.stages.notes += [line for line in source.notes if line not in self.stages.notes]
+        self.reading = Reading(self.stages.notes)
         self.inputs = InputMaker(
             self.stages, self.data.ground_truth, config.trainer.precision, config.seed, self.reading
         )

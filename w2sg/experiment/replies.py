@@ -74,8 +74,8 @@ def _look(
         texts = [row[place] for row in replies]
         reading.chats(chat, side.prompts, prompts, side.texts, texts, side.finished)
     if chat.thoughts == "strip":
-        said = [split(text) for side in sides for text in side.texts]
-        reading.thoughts(name, sum(bool(s.thought) for s in said), sum(not s.closed for s in said))
+        parts = [split(text) for side in sides for text in side.texts]
+        reading.thoughts(name, sum(bool(s.thought) for s in parts), sum(not s.closed for s in parts))
 
 
 def packed(run: Context, source: Source, completions: Completions, policy: Policy) -> Completions:

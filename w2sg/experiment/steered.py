@@ -72,10 +72,10 @@ def steered(
     chat = strong.source.chat
     flat = [(p, k, one) for p, reply in enumerate(written) for k, one in enumerate((reply, *reply.candidates))]
     texts = bool(flat) and flat[0][2].tokens is None  # a server's
-    said = [one.as_heard(chat) if texts else one.as_said(chat, decoder.given(one)) for _, _, one in flat]
-    closed = [ended for _, ended in said if ended is not None]
+    heard = [one.as_heard(chat) if texts else one.as_said(chat, decoder.given(one)) for _, _, one in flat]
+    closed = [ended for _, ended in heard if ended is not None]
     run.reading.thoughts(decoder.kind, len(closed), closed.count(False))
-    replies = [one for one, _ in said]
+    replies = [one for one, _ in heard]
     candidates = Replies(
         ids=[prompts.ids[p] for p, _, _ in flat],
         prompts=[prompts.texts[p] for p, _, _ in flat],

@@ -129,7 +129,7 @@ def find_judge(run: Run, model: str, max_length: int, asked_for: str) -> Source:
         role = getattr(config, model)
         options |= {key: getattr(role, key) for key in ("revision", "dtype", "trust_remote_code", *OWN_CHAT)}
     source = find(config.strong.model_copy(update=options), asked_for)
-    run.stages.said += source.notes
+    run.stages.notes += source.notes
     positions = getattr(source.config, "max_position_embeddings", None) or max_length
     if positions < max_length:
         source.spec = source.spec.model_copy(update={"max_length": positions})

@@ -96,24 +96,22 @@ class RewardModel(Judge):
 
     def _find(self) -> Source:
         """Looked for before any work is done; it reads no more than it has positions for."""
-        source = self._found()
-        self.run.stages.said += source.notes
+        role = self.options.model if self.trained else "strong"
+        spec: ModelConfig = getattr(self.run.config, role)
+        changes = {"max_length": self.options.max_length, "lr": None, "epochs": None, "head": "linear"}
+        if self.trained:
+            changes |= {"train": "head", "layer": self.options.layer, "candidates": self.options.candidates}
+        else:
+            changes |= {"name": self.options.model, "revision": None, "layers": None, "random_init": False}
+            changes |= {"train": "full", "quantise": None, **OWN_CHAT}
+        source = find(spec.model_copy(update=changes), role if self.trained else self.asked_for)
+        if not self.trained:
+            source = replace(source, templated=source.chat.template)
+        self.run.stages.notes += source.notes
         positions = getattr(source.config, "max_position_embeddings", None)
         if positions is not None and positions < source.spec.max_length:
             source.spec = source.spec.model_copy(update={"max_length": positions})
         return source
-
-    def _found(self) -> Source:
-        role = self.options.model if self.trained else "strong"
-        spec: ModelConfig = getattr(self.run.config, role)
-        shared = {"max_length": self.options.max_length, "lr": None, "epochs": None, "head": "linear"}
-        if not self.trained:
-            options = {"name": self.options.model, "revision": None, "layers": None, "random_init": False}
-            options |= {"train": "full", "quantise": None, **OWN_CHAT}
-            source = find(spec.model_copy(update={**shared, **options}), self.asked_for)
-            return replace(source, templated=source.chat.template)
-        options = {"train": "head", "layer": self.options.layer, "candidates": self.options.candidates}
-        return find(spec.model_copy(update={**shared, **options}), role)
 
     # -- rewards ------------------------------------------------------------------------------------------------------
 

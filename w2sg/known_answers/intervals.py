@@ -25,10 +25,10 @@ def pgr_intervals(bench: Bench) -> Findings:
     points = []
     for gap in (0.10, 0.04, 0.01):
         truth = np.array([0.7, 0.7 + 0.6 * gap, 0.7 + gap])
-        covers = unresolved = said = 0
+        covers = unresolved = reported = 0
         for hits in draw.binomial(rows, truth, size=(draws, seeds, 3)) / rows:
             pgr = statistics.gap_recovered_over_seeds(*hits.T)
-            said += "gap not resolved" in pgr_sentence(pgr) or "no gap" in pgr_sentence(pgr)
+            reported += "gap not resolved" in pgr_sentence(pgr) or "no gap" in pgr_sentence(pgr)
             unresolved += not pgr["resolved"]
             covers += not pgr["resolved"] or pgr["low"] <= 0.6 <= pgr["high"]
         spread = np.sqrt((truth[[0, 2]] * (1 - truth[[0, 2]])).sum() / rows / seeds)
@@ -37,7 +37,7 @@ def pgr_intervals(bench: Bench) -> Findings:
         words = f"gap {gap:.2f}, {seeds} seeds"
         why = "4 s.e. of draws; near-normal means"
         facts.add(f"not resolved, {words}", expected, unresolved / draws, 4 * error + 0.005, why)
-        facts.add(f"report says so, {words}", unresolved / draws, said / draws, 0.0, "the same draws")
+        facts.add(f"report says so, {words}", unresolved / draws, reported / draws, 0.0, "the same draws")
         error = np.sqrt(LEVEL * (1 - LEVEL) / draws)
         # an unresolved interval is unbounded and covers; with a gap of 10 points every interval is resolved
         relation = "=" if gap == 0.10 else ">="

@@ -115,13 +115,13 @@ class Reading:
 
     def _came_back(self, model: str, given: str, read: str) -> None:
         share = kept(given, read)
-        told = any(line.startswith(f"{model}: its tokenizer loses") for line in self.lines)
+        known = any(line.startswith(f"{model}: its tokenizer loses") for line in self.lines)
         if share < LOST:
             raise UserError(
                 f"{model}: its tokenizer loses what a text says: given {_brief(given)}, read {_brief(read)}; look "
                 "whether its tokenizer files are complete, or choose another model"
             )
-        if share < DAMAGED and not told:
+        if share < DAMAGED and not known:
             self.say(
                 f"{model}: its tokenizer loses {1 - share:.0%} of a text's letters: given {_brief(given)}, read "
                 f"{_brief(read)}"
@@ -162,8 +162,8 @@ class Reading:
             self.say(f"{chat.name}: {note}")
         if chat.end not in chat.stop:  # stop may be set by whoever holds the chat
             raise UserError(f"{chat.name}: the token that ends replies is none that decoding stops at")
-        said = [message.content for prompt in dict.fromkeys(prompts) for message in prompt.messages]
-        self._templated(chat.tokenizer, chat.name, [*said, *(replies or ())])
+        texts = [message.content for prompt in dict.fromkeys(prompts) for message in prompt.messages]
+        self._templated(chat.tokenizer, chat.name, [*texts, *(replies or ())])
         filled = [k for k, row in enumerate(prompt_ids) if len(row)]
         for at in _some(np.array([len(prompt_ids[k]) for k in filled])):
             k = filled[at]

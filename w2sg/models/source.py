@@ -192,9 +192,9 @@ def find(spec: ModelConfig, role: str, weights: bool = True) -> Source:
         source = _from_hub(spec, name.rstrip("/"), role)
     source.role = role
     with reading(role, name, "has a configuration that cannot be used"):
-        config, said = text_part(source.config, role, name)
+        config, notes = text_part(source.config, role, name)
         attention, more = attention_of(config, spec.attention, role, name)
-    source.inside, source.config, source.notes = config is not source.config, config, said + more
+    source.inside, source.config, source.notes = config is not source.config, config, notes + more
     if attention != spec.attention:
         source.spec = spec = spec.model_copy(update={"attention": attention})
     if spec.random_init:

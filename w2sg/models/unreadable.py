@@ -77,8 +77,8 @@ def reading(role: str, name: str, what: str = "cannot be read", remedy: str = ""
     except UserError:
         raise
     except Exception as error:  # tokenizers raises plain ones
-        said = " ".join(f"{type(e).__name__} {e}" for e in _chain(error))
-        known = next((remedy for words, remedy in CAUSES if re.search(words, said, re.IGNORECASE)), remedy)
+        messages = " ".join(f"{type(e).__name__} {e}" for e in _chain(error))
+        known = next((remedy for words, remedy in CAUSES if re.search(words, messages, re.IGNORECASE)), remedy)
         todo = known or "check that the folder is whole, or download it again"
         raise UserError(
             f"{role}.name: the model {name} {what} ({first_line(error)}); {todo.format(role=role)}"

@@ -289,7 +289,7 @@ def said_of_models(stages: Any) -> list[str]:
         for record in stages.records
         if (head := record.info.get("head")) and ":" in head
     ]
-    return list(dict.fromkeys([*stages.said, *heads]))
+    return list(dict.fromkeys([*stages.notes, *heads]))
 
 
 def versions() -> dict[str, str]:

@@ -111,7 +111,7 @@ class Stages:
         self.store, self.devices, self.logger = store, devices, logger
         self.checkpoint_minutes, self.curve_every = checkpoint_minutes, curve_every
         self.records: list[StageRecord] = []
-        self.said: list[str] = []  # of the run's models, what the report has to repeat
+        self.notes: list[str] = []  # of the run's models, what the report has to repeat
         self._walked: set[str] = set()  # stages that this run has asked for before
         self._making: list[dict[str, None]] = []  # of each stage that is being made: those it has asked for
 

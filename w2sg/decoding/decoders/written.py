@@ -98,7 +98,7 @@ class Written:
         kept = slice(begins, len(tokens))
         drafted = None if self.drafted is None else self.drafted[kept]
         tokens = tokens[begins:]
-        said = replace(
+        reply = replace(
             self,
             tokens=tokens,
             log_probabilities=self.log_probabilities[kept],
@@ -106,16 +106,16 @@ class Written:
             finished=closed and (self.finished or not len(tokens)),
             drafted=drafted,
         )
-        return said, closed if begins else None
+        return reply, closed if begins else None
 
     def as_heard(self, chat: Chat) -> tuple[Written, bool | None]:
         """The same of a text: the reply without a thought, and the tokens that it has in this chat, with its end."""
-        said = chat.heard(self.text)
-        finished = self.finished and said.closed
-        ids = chat.replies([said.reply], [finished])[0]
-        tokens = np.append(ids if said.reply.strip() else ids[:0], np.full(int(finished), chat.end))
-        reply = replace(self, tokens=tokens, text=said.reply, finished=finished)
-        return reply, said.closed if said.thought or not said.closed else None
+        parts = chat.heard(self.text)
+        finished = self.finished and parts.closed
+        ids = chat.replies([parts.reply], [finished])[0]
+        tokens = np.append(ids if parts.reply.strip() else ids[:0], np.full(int(finished), chat.end))
+        reply = replace(self, tokens=tokens, text=parts.reply, finished=finished)
+        return reply, parts.closed if parts.thought or not parts.closed else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -41,8 +41,8 @@ def answers_to(
     run: Run, name: str, writer: Trained, prompts: Prompts, instruction: str | None, sampling: PlainSampling
 ) -> Replies:
     """What a model says when told so; the instruction is not part of the prompts that the replies name."""
-    told = Prompts(prompts.name, prompts.ids, [instructed(prompt, instruction) for prompt in prompts.texts])
-    return _asked_as(run.generate(name, writer, told, sampling), prompts)
+    texts = [instructed(prompt, instruction) for prompt in prompts.texts]
+    return _asked_as(run.generate(name, writer, Prompts(prompts.name, prompts.ids, texts), sampling), prompts)
 
 
 def answers_of_file(path: str, prompts: Prompts, missing: bool = False) -> Replies | None:
@@ -81,7 +81,7 @@ def answers_of_file(path: str, prompts: Prompts, missing: bool = False) -> Repli
 
 def spoken(run: Run, name: str, replies: Replies) -> Replies:
     """Replies that say something; the others are counted."""
-    kept = [k for k, said in enumerate(replies.texts) if said.strip()]
+    kept = [k for k, text in enumerate(replies.texts) if text.strip()]
     if lost := len(replies) - len(kept):
         run.dropped.setdefault(name, {})["empty answer"] = lost
     return replies.take(kept)

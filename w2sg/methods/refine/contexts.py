@@ -148,10 +148,10 @@ class ContextWriter:
         """Each context's concept in one sentence, which then stands in its place."""
         options = self.options
         greedy = self.sampling.model_copy(update={"temperature": 0.0, "max_new_tokens": options.concept_tokens})
-        said = self._write(f"{name}-concepts", prompts, greedy, 1)
+        sentences = self._write(f"{name}-concepts", prompts, greedy, 1)
         inferred = []
         for one in prompts:
-            concept = first_sentence(said[one.id][0].text) if one.id in said else ""
+            concept = first_sentence(sentences[one.id][0].text) if one.id in sentences else ""
             system = options.system.format(concept=concept) if concept else ""
             text = dialogue(system, options.query.format(question=question_of(queries.texts[one.query])))
             inferred.append(replace(one, text=text, concept=concept, concept_from=one.id))
@@ -185,9 +185,9 @@ class ContextWriter:
         answers: dict[str, list[Candidate]] = {}
         for k, i in enumerate(replies.ids):
             log_p = float(replies.log_probabilities[k][:, 0].sum())
-            said, _ = self.strong.source.chat.until_stop(replies.texts[k])  # a token may reach into what ends it
+            text, _ = self.strong.source.chat.until_stop(replies.texts[k])  # a token may reach into what ends it
             ended, number = bool(replies.finished[k]), int(replies.sample[k])
-            answers.setdefault(i, []).append(Candidate(first[i], said, replies.tokens[k], ended, number, log_p))
+            answers.setdefault(i, []).append(Candidate(first[i], text, replies.tokens[k], ended, number, log_p))
         self._stages[name] = replies.key["stage"]
         return answers
 

@@ -49,8 +49,8 @@ def instructed(prompt: Dialogue, instruction: str | None) -> Dialogue:
     """A prompt with an instruction before it, which may be part of what it had."""
     if not instruction:
         return prompt
-    told = Dialogue.of_messages([Message("system", instruction.strip()), *prompt.messages])
-    return Dialogue(told.text, joined(told.messages))
+    whole = Dialogue.of_messages([Message("system", instruction.strip()), *prompt.messages])
+    return Dialogue(whole.text, joined(whole.messages))
 
 
 def block(exemplars: Sequence[tuple[Dialogue, str]], template: str) -> str:

@@ -64,11 +64,11 @@ def _table(report: Report, replies: Sequence[Row]) -> tuple[list[str], list[tupl
     for reply in replies:
         text, draft = reply["reply"].strip(), reply.get("draft")
         if draft is not None and reply["reply"].startswith(draft):
-            said = Cell(reply["reply"][len(draft) :], kind="said", first=draft, first_kind="draft")
+            cell = Cell(reply["reply"][len(draft) :], kind="said", first=draft, first_kind="draft")
         else:
-            said = Cell(text, kind="said")
+            cell = Cell(text, kind="said")
         tokens = "–" if reply["tokens"] is None else f"{reply['tokens']:,}"
         measured = (number(reply.get(key), 3, sign) for key, (_, sign) in columns.items())
         cut = Cell(tokens, "" if reply["finished"] else "cut off")
-        rows.append((name_of(report, reply["system"]), *measured, cut, said))
+        rows.append((name_of(report, reply["system"]), *measured, cut, cell))
     return ["", *(words for words, _ in columns.values()), "tokens", "reply"], rows
