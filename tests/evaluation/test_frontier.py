@@ -121,14 +121,14 @@ def test_a_run_says_what_has_a_divergence_and_what_has_none(runs):
 @pytest.mark.slow
 def test_the_estimate_agrees_with_the_log_ratios_of_what_was_written(arguments, tmp_path):
     """At temperature 1 both laws' log-probabilities of the samples are in the store, and their ratios average alike."""
-    from w2sg.training.stages import load_found
+    from w2sg.training.stages import load_tensors
 
     typed = ["decoder.temperature=1.0", "decoder.max_new_tokens=3", "decoder.beta=2.0", "dataset.sizes.test=64"]
     content = run(arguments, tmp_path, "eft", *typed, "method.evaluation.prompts=64")
     sums = {}
     for name, column in (("eft", (slice(None), 1)), ("eft-by-strong", slice(None))):
         (stage,) = (f for f in (tmp_path / "store").glob(f"{name}-*") if f.name.rpartition("-")[0] == name)
-        ids, found = load_found(stage)
+        ids, found = load_tensors(stage)
         parts = found["values"][column].double().split(found["sizes"].tolist())
         sums[name] = {i: float(part.sum()) for i, part in zip(ids, parts, strict=True)}
     ratios = np.array([sums["eft"][i] - own for i, own in sums["eft-by-strong"].items()])

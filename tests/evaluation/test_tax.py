@@ -139,10 +139,10 @@ def test_replies_are_held_against_the_answers(arguments, tmp_path):
     assert "difference" not in found["decoded"]
     from transformers import AutoTokenizer
 
-    from w2sg.training.stages import load_found
+    from w2sg.training.stages import load_tensors
 
     (stage,) = (tmp_path / "store").glob("tax-plain-*")
-    ids, values = load_found(stage)
+    ids, values = load_tensors(stage)
     config = json.loads((tmp_path / "sampling" / "report.json").read_text())["config"]
     chat = Chat(AutoTokenizer.from_pretrained(config["strong"]["name"]))
     parts = np.split(values["values"].numpy()[:, 0].astype(int), np.cumsum(values["sizes"].numpy())[:-1])

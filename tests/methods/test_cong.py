@@ -29,7 +29,7 @@ from w2sg.models.trained import Trained
 from w2sg.store.files import read_json
 from w2sg.store.shards import Shards
 from w2sg.training.label_modules import FitModule
-from w2sg.training.stages import load_found
+from w2sg.training.stages import load_tensors
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -401,7 +401,7 @@ def test_single_models_are_sampled_by_vllm_with_the_same_outputs(arguments, tmp_
     assert keys(theirs)["cong-s-samples"] != keys(ours)["cong-s-samples"]
     assert keys(theirs)["cong"] != keys(ours)["cong"]  # hangs on which stage wrote
     assert columns(tmp_path, "vllm")["student"] == pytest.approx(columns(tmp_path, "ours")["student"], abs=1e-4)
-    a, b = (load_found(tmp_path / "store" / keys(c)["cong-s-samples"])[1] for c in (theirs, ours))
+    a, b = (load_tensors(tmp_path / "store" / keys(c)["cong-s-samples"])[1] for c in (theirs, ours))
     assert torch.equal(a["values"][:, 0], b["values"][:, 0])
     assert torch.allclose(a["values"], b["values"], atol=1e-4)
     assert torch.equal(a["sizes"], b["sizes"])
@@ -423,12 +423,12 @@ def test_reference_log_probabilities_of_other_tokens_are_refused(arguments, tmp_
     assert next(s for s in again["stages"] if s["name"] == "cong-reference")["cached"] is False
 
     def other(folder):
-        ids, found = load_found(folder)
+        ids, found = load_tensors(folder)
         if folder.name.startswith("cong-reference"):
             found["sizes"] = found["sizes"].roll(1) + torch.arange(len(ids))
         return ids, found
 
-    monkeypatch.setattr(score, "load_found", other)
+    monkeypatch.setattr(score, "load_tensors", other)
     with pytest.raises(TrainingError, match="are of other tokens than those asked for; delete that folder"):
         run(arguments, tmp_path, *CONG_SMALL, "method.dpo.beta=0.2", name="third")
 

@@ -31,7 +31,7 @@ from w2sg.metrics.answers import answer_in, copied, f1, letter_in, number_in, pa
 from w2sg.models.export import export_model
 from w2sg.models.finished import find_finished
 from w2sg.store.files import read_json
-from w2sg.training.stages import load_found
+from w2sg.training.stages import load_tensors
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -566,7 +566,7 @@ def test_the_product_of_contexts_chooses_what_teacher_forcing_says(arguments, tm
 def _tokens_of(stage, row) -> list[int]:
     """The tokens of a refined label, from the stage that wrote it."""
 
-    ids, found = load_found(stage)
+    ids, found = load_tensors(stage)
     parts = np.split(found["values"].numpy(), np.cumsum(found["sizes"].numpy())[:-1])
     (part,) = [p for i, p in zip(ids, parts, strict=True) if i == f"{row['prompt_hash']}:{row['sample']}:0"]
     return part[:, 0].astype(int).tolist()
@@ -754,7 +754,7 @@ def test_preference_pairs_and_a_reward_axis_work_too(arguments, pairs_folder, tm
     content = run(arguments, tmp_path, *more, "method.baselines=[ceiling]")
     assert "judge" in keys(content)
     assert content["refinement"]["systems"]["ceiling"]["content"]["value"] is not None
-    rewards = [load_found(file)[1]["values"] for file in (tmp_path / "store").glob("judge-on-test-pairs-*")]
+    rewards = [load_tensors(file)[1]["values"] for file in (tmp_path / "store").glob("judge-on-test-pairs-*")]
     chosen, rejected = rewards[0].flatten().chunk(2)
     judge = content["refinement"]["judge"]
     assert judge["accuracy"]["value"] == pytest.approx(float((chosen > rejected).double().mean()), abs=1e-6)

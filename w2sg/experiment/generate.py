@@ -31,7 +31,7 @@ from w2sg.models.trained import Trained
 from w2sg.store.files import write_json
 from w2sg.store.shards import Found
 from w2sg.training.inputs import VERSION
-from w2sg.training.stages import ReadJob, load_found
+from w2sg.training.stages import ReadJob, load_tensors
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +109,13 @@ def generate(
         folder = run.stages.compute(name, key, partial(_by_vllm, run, writer, rows, row_ids))
     else:
         folder = run.stages.read(name, key, partial(_writing, run, writer, reference, rows, row_ids, sampling))
-    _, tensors = load_found(folder)
-    table = tensors["values"].numpy()
-    parts = np.split(table, np.cumsum(tensors["sizes"].numpy())[:-1])
+    _, tensors = load_tensors(folder)
+    # of each reply [T, 1 + m]: a token's id, and its log-probability by each of m models
+    parts = np.split(tensors["values"].numpy(), np.cumsum(tensors["sizes"].numpy())[:-1])
     cut = [source.chat.cut(part[:, 0].astype(np.int64)) for part in parts]
     tokens = [row for row, _ in cut]
     parts = [part[: len(row)] for part, row in zip(parts, tokens, strict=True)]
+    # what is taught and judged is the reply without its thought; one whose thought never ended is not finished
     begins = [source.chat.thought(row) for row in tokens]
     closed = np.array([not at or source.chat.said(row).closed for at, row in zip(begins, tokens, strict=True)], bool)
     run.reading.thoughts(name, sum(at > 0 for at in begins), int((~closed).sum()))

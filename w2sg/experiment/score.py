@@ -18,7 +18,7 @@ from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.store.shards import Found
 from w2sg.training.inputs import VERSION
-from w2sg.training.stages import ReadJob, load_found
+from w2sg.training.stages import ReadJob, load_tensors, values_of
 
 
 def token_values(
@@ -47,7 +47,7 @@ def token_values(
         return ReadJob(policy, read, Examples(completions, ids, torch.zeros(len(ids), dtype=torch.long)))
 
     folder = run.stages.read(stage, key, make)
-    stored_ids, tensors = load_found(folder)
+    stored_ids, tensors = load_tensors(folder)
     expected = torch.from_numpy(rows.completions.sizes.sum(1))
     if stored_ids != ids or not torch.equal(tensors["sizes"], expected):
         raise TrainingError(
@@ -111,5 +111,4 @@ def divergence(run: Context, name: str, writer: Trained, base: Trained, replies:
         examples = Examples(completions, ids, torch.zeros(len(ids), dtype=torch.long))
         return ReadJob(policies, read, examples, whole=True)
 
-    _, tensors = load_found(run.stages.read(name, key, make))
-    return tensors["values"].double().numpy()
+    return values_of(run.stages.read(name, key, make), ids).double().numpy()

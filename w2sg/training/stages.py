@@ -277,7 +277,7 @@ class Stages:
 
 def load_values(folder: Path) -> tuple[list[str], Tensor]:
     """Ids and values of a finished read stage."""
-    ids, tensors = load_found(folder)
+    ids, tensors = load_tensors(folder)
     return ids, tensors["values"]
 
 
@@ -290,11 +290,11 @@ def values_of(folder: Path, ids: Sequence[str]) -> Tensor:
 
 def load_parts(folder: Path) -> dict[str, np.ndarray]:
     """Each id's own values, in fp64, of a finished read stage whose examples have several."""
-    ids, tensors = load_found(folder)
+    ids, tensors = load_tensors(folder)
     parts = np.split(tensors["values"].double().numpy(), np.cumsum(tensors["sizes"].numpy())[:-1])
     return dict(zip(ids, parts, strict=True))
 
 
-def load_found(folder: Path) -> tuple[list[str], dict[str, Tensor]]:
+def load_tensors(folder: Path) -> tuple[list[str], dict[str, Tensor]]:
     """Ids, values, and sizes and flags where there are any, of a finished read stage."""
     return read_json(folder / "ids.json"), load_file(folder / "values.safetensors")
