@@ -137,6 +137,83 @@ def test_a_kind_has_one_class(own):
     assert decoder_in({"kind": "shortest"}) is None
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        (
+            '    kind: Literal["shortest"] = "shortest"\n',
+            "",
+            'decoder._target_: my_decoders.Shortest: give it kind: Literal["shortest"] = "shortest"',
+        ),
+        (
+            '"shortest"] = "shortest"',
+            '"my kind/x"] = "my kind/x"',
+            "Shortest: its kind 'my kind/x' names files; use letters",
+        ),
+        (
+            "    words =",
+            '    needs = frozenset({"strong", "reward"})\n    words =',
+            "Shortest: needs 'reward', the reward model of its option guide; give it guide",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_class_is_said_before_any_work(own, arguments, tmp_path, right, wrong, said):
+    assert right in CODE
+    own(CODE.replace(right, wrong))
+    typed = arguments(tmp_path, "my_decoders.Shortest")
+    result = run_script("evaluate.py", *typed, check=False, folder=tmp_path)
+    (line,) = (line for line in result.stderr.strip().splitlines() if not line.startswith("note: "))
+    assert said in line
+    assert "base.py" not in line
+
+
+EXTEND, WRITE = "return [-float(len(h.text)) for h in grown]", "results = engines.search"
+LINE = r" \(my_decoders.py, line \d+\)$"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        (EXTEND, "return [0.0]", r"^my_decoders.Brevity.extend: gave 1 values for \d+ hypotheses"),
+        (EXTEND, "return 0.0", r"^my_decoders.Brevity.extend: TypeError: 'float' object is not iterable"),
+        (EXTEND, "return [float('nan') for h in grown]", r"^my_decoders.Brevity.extend: gave NaN for (\d+) of \1 hyp"),
+        (EXTEND, "return [h.length for h in grown]", f"^my_decoders.Brevity.extend: AttributeError: .*'length'{LINE}"),
+        (WRITE, "1 / 0; " + WRITE, f"^my_decoders.Shortest.write: ZeroDivisionError: division by zero{LINE}"),
+        (
+            WRITE,
+            "engines.tuned; " + WRITE,
+            r"^engines.tuned: the decoder does not say that it needs it; write needs = ",
+        ),
+        (
+            WRITE,
+            "engines.pair; " + WRITE,
+            r"^engines.pair: .* needs = frozenset\({\"strong\", \"tuned\", \"untuned\"}\)",
+        ),
+        (
+            "    def setting(self):",
+            '    @property\n    def stage(self):\n        return "a/b"\n\n    def setting(self):',
+            "a/b",
+        ),
+    ],
+)
+def test_an_error_in_its_hooks_names_the_class_the_hook_and_the_line(own, arguments, tmp_path, right, wrong, said):
+    assert right in CODE
+    own(CODE.replace(right, wrong))
+    typed = [*arguments(tmp_path, "my_decoders.Shortest"), "method.judge.model=null"]
+    with pytest.raises(UserError, match=said):
+        run_method(check(compose(*typed, name="decode")), tmp_path / "run", typed)
+
+
+@pytest.mark.parametrize("full", ["0", "1"])
+def test_the_traceback_is_shown_where_it_is_asked_for(own, arguments, tmp_path, full):
+    own(CODE.replace(WRITE, "1 / 0; " + WRITE))
+    typed = [*arguments(tmp_path / "out", "my_decoders.Shortest"), "method.judge.model=null"]
+    result = run_script("evaluate.py", *typed, check=False, folder=tmp_path, HYDRA_FULL_ERROR=full)
+    assert result.returncode == 1
+    assert "my_decoders.Shortest.write: ZeroDivisionError: division by zero (my_decoders.py, line" in result.stderr
+    assert ("Traceback" in result.stderr) == (full == "1")
+
+
 def test_a_decoder_that_forgets_a_prompt_is_told(own, arguments, tmp_path):
     own(CODE.replace("for result in results]", "for result in results[1:]]"))
     typed = arguments(tmp_path, "my_decoders.Shortest")

@@ -64,6 +64,81 @@ class Percent(Judge):
         return Verdicts(np.full(len(a), 50.0))
 
 
+class NoStart(Judge):
+    """Does not call the constructor of all judges."""
+
+    def __init__(self, run): ...
+
+    def rewards(self, name, replies):
+        return np.zeros(len(replies))
+
+
+class EarlyUse(Judge):
+    """Fails in its constructor."""
+
+    def __init__(self, run):
+        self.models["mine"] = 1
+
+    def rewards(self, name, replies):
+        return np.zeros(len(replies))
+
+
+class NanJudge(Judge):
+    """Rewards few replies."""
+
+    def rewards(self, name, replies):
+        return np.where(np.arange(len(replies)) < 2, 1.0, np.nan)
+
+
+class Infinite(Judge):
+    """Rewards without end."""
+
+    def rewards(self, name, replies):
+        return np.full(len(replies), np.inf)
+
+
+class InfiniteVerdicts(Judge):
+    """Verdicts with rewards without end."""
+
+    def compare(self, name, a, b):
+        return Verdicts(np.full(len(a), 0.5), (np.full(len(a), np.inf), np.zeros(len(a))))
+
+
+class NoVerdicts(Judge):
+    """No verdict, on anything."""
+
+    def compare(self, name, a, b):
+        return Verdicts(np.full(len(a), np.nan))
+
+
+class NoTestVerdicts(Judge):
+    """No verdict on the pairs of the dataset."""
+
+    def compare(self, name, a, b):
+        return Verdicts(np.full(len(a), np.nan if name == "test-pairs" else 0.5))
+
+
+class Fails(Judge):
+    """Fails in its own code."""
+
+    def rewards(self, name, replies):
+        return np.array([1 / 0 for _ in replies.texts])
+
+
+class FailsToCompare(Judge):
+    """Fails in its own code."""
+
+    def compare(self, name, a, b):
+        return Verdicts(a.texts[0].scores)
+
+
+class Listed(Judge):
+    """Verdicts as a list."""
+
+    def compare(self, name, a, b):
+        return Verdicts([0.75] * len(a))
+
+
 def no_judge(run): ...
 '''
 METHODS = ("cong", "decode", "refine")
@@ -263,6 +338,15 @@ def test_what_a_judge_cannot_do_is_refused_before_any_work(typed, judged, models
     [
         ("Halves", r"Halves\.rewards: gave \(12,\) for 24 replies; give one number each"),
         ("Percent", r"Percent\.compare: give w2sg\.judges\.Verdicts of 8 numbers between 0 and 1"),
+        ("NanJudge", r"^own_judges\.NanJudge\.rewards: gave NaN for 22 of 24 replies"),
+        ("Infinite", r"^own_judges\.Infinite\.rewards: 24 of 24 rewards are infinite"),
+        ("InfiniteVerdicts", r"^own_judges\.InfiniteVerdicts\.compare: 8 of 8 rewards are infinite"),
+        ("NoVerdicts", r"method\.judge: NoVerdicts came to no verdict on guide over plain; choose another"),
+        ("NoTestVerdicts", r"^own_judges\.NoTestVerdicts: it came to no verdict on any of the 8 test pairs"),
+        ("NoStart", r"^own_judges\.NoStart: call super\(\).__init__\(run\) first"),
+        ("EarlyUse", r"^own_judges\.EarlyUse.__init__: AttributeError: .*'models' \(own_judges.py, line \d+\)$"),
+        ("Fails", r"^own_judges\.Fails\.rewards: ZeroDivisionError: division by zero \(own_judges.py, line \d+\)$"),
+        ("FailsToCompare", r"^own_judges\.FailsToCompare\.compare: AttributeError: .*'scores' \(own_judges.py, line"),
     ],
 )
 def test_opinions_that_do_not_fit_the_replies_are_refused(typed, tmp_path, judge, said):
@@ -270,10 +354,15 @@ def test_opinions_that_do_not_fit_the_replies_are_refused(typed, tmp_path, judge
         run(typed, "decode", tmp_path, f"judge=own_judges.{judge}")
 
 
+def test_verdicts_may_be_a_list(typed, tmp_path):
+    content = run(typed, "decode", tmp_path, "judge=own_judges.Listed")
+    assert content["decoding"]["systems"]["eft"]["against"]["plain"]["win_rate"]["value"] == 0.75
+
+
 def test_a_guide_is_refused_by_its_weights_where_it_teaches(typed, models, tmp_path):
     copy = shutil.copytree(models["weak"], tmp_path / "another-name")
     with pytest.raises(UserError, match="the aligned weak model would be guide and judge at once"):
-        run(typed, "cong", tmp_path, "judge=llm", f"method.judge.model={copy}")
+        run(typed, "cong", tmp_path, "judge=llm", f"method.judge.model={copy}", f"method.judge.question={QUESTION}")
     assert not (tmp_path / "store").exists() or not list((tmp_path / "store").glob("contrastive*"))
 
 

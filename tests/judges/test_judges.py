@@ -106,8 +106,28 @@ def test_what_does_not_fit_has_no_verdict(text, others):
     found = judge.compare("too-long", a, b)
     assert found.known.tolist() == [False, True]
     assert np.isnan(found.preferred[0])
-    with pytest.raises(UserError, match="raise max_length"):
-        judge_of(text, llm(others["judge"], max_length=4)).compare("far-too-long", a, b)
+    with pytest.raises(UserError, match=r"method.judge.max_length: no comparison of far-too-long fits into 60 tokens"):
+        judge.compare("far-too-long", *(replies(text, ["good " * 40, "bad " * 40]) for _ in range(2)))
+
+
+def test_a_judge_without_room_for_prompts_is_told_of_before_any_training(text, others, caplog):
+    prompts = prompts_of(text.data.test).texts
+    judge = judge_of(text, llm(others["judge"]))
+    lengths = [
+        len(ids) + judge.label_tokens for ids in judge.source.chat.prompts([judge.question(p, "", "") for p in prompts])
+    ]
+    said = "method.judge.max_length: .* reads 4 tokens as a judge, and the shortest test prompt takes"
+    with pytest.raises(UserError, match=said):
+        judge_of(text, llm(others["judge"], max_length=4))
+    with pytest.raises(UserError, match=said):
+        judge_of(text, ImplicitJudge(tuned=str(others["tuned"]), untuned=str(others["untuned"]), max_length=4))
+    assert min(lengths) < max(lengths)
+    assert "test prompts take more than" not in caplog.text
+    judge_of(text, llm(others["judge"], max_length=max(lengths)))
+    assert "test prompts take more than" not in caplog.text
+    judge_of(text, llm(others["judge"], max_length=min(lengths)))
+    lost = sum(length > min(lengths) for length in lengths)
+    assert f"{lost} of {len(prompts)} test prompts take more than the {min(lengths)} tokens" in caplog.text
 
 
 def test_speakers_and_places_inside_replies_are_text(text, others):
@@ -211,7 +231,7 @@ def test_the_guide_is_refused_by_its_weights(arguments, models, tmp_path):
 
     copy = shutil.copytree(models["weak"], tmp_path / "another-name")
     for judged in (
-        ["judge=llm", f"method.judge.model={copy}"],
+        ["judge=llm", f"method.judge.model={copy}", f"method.judge.question='{QUESTION}'"],
         ["judge=implicit", f"method.judge.tuned={copy}", f"method.judge.untuned={models['untuned']}"],
         ["judge=implicit", f"method.judge.tuned={models['untuned']}", f"method.judge.untuned={copy}"],
     ):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from w2sg import stops
 from w2sg.config import outputs
-from w2sg.errors import UserError
+from w2sg.errors import OutsideError, UserError
 
 
 def launch(task: Callable[[Any], Any], name: str, check: Callable[[Any, Mapping[str, str]], Any]) -> None:
@@ -44,6 +45,8 @@ def launch(task: Callable[[Any], Any], name: str, check: Callable[[Any, Mapping[
 def readable_errors() -> Iterator[None]:
     """Print a `UserError` as its message alone and exit with 1; anything else keeps its traceback.
 
+    So does an error in code from outside w2sg where HYDRA_FULL_ERROR=1.
+
     A run that a signal asked to end says so in one line and ends with 128 + the signal's number (143 for SIGTERM),
     whatever it has done being kept.
     """
@@ -52,6 +55,8 @@ def readable_errors() -> Iterator[None]:
         with stops.command():
             yield
     except UserError as error:
+        if isinstance(error, OutsideError) and os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
         from w2sg.console import Plain
 
         Plain(stderr=True).say(str(error), "error: ", "bold red")

@@ -27,7 +27,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from w2sg.config import renamed
-from w2sg.config.option import Options, defaults_of, options_class
+from w2sg.config.option import MISSING, Options, defaults_of, options_class
 from w2sg.config.plugins import resolve
 from w2sg.errors import UserError
 
@@ -60,6 +60,8 @@ def node_of(group: str, path: str) -> dict[str, Any]:
         defaults = defaults_of(DatasetConfig) | {"name": path.rpartition(".")[2]} | defaults
     if inspect.isclass(thing):  # they are made with their options, and not called once more
         defaults.pop("_partial_", None)
+    if group == "decoder" and defaults.get("kind") == MISSING:
+        del defaults["kind"]  # nobody is to type it: the decoders say what is missing in the class
     return {**defaults, "_target_": path}
 
 

@@ -162,7 +162,10 @@ def resolve(target: str) -> Any:
         meant = f"; did you mean {listed([f'{_module(target)}.{name}' for name in near])}?" if near else ""
         raise UserError(f"there is no {target} ({error}){meant}") from error
     except Exception as error:  # whatever the user's module raises when it is imported
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        places = traceback.extract_tb(error.__traceback__)
+        users = [place for place in places if Path(place.filename).stem in target.split(".")]
+        refused = Path(places[-1].filename).is_relative_to(CONF.parent / "w2sg")  # a class that w2sg does not take
+        place = users[-1] if refused and users else places[-1]
         line = "" if isinstance(error, SyntaxError) else f" ({Path(place.filename).name}, line {place.lineno})"
         raise UserError(f"{target}: {type(error).__name__}: {error}{line}") from error
 

@@ -17,7 +17,7 @@ from w2sg.data.examples import Example
 from w2sg.data.forms import Formed
 from w2sg.data.prompt_columns import Tie
 from w2sg.data.sources import Source
-from w2sg.errors import UserError
+from w2sg.errors import UserError, calling
 
 log = logging.getLogger(__name__)
 KINDS = {"pairs": "preference pairs", "classes": "labelled texts", "answers": "answered questions"}
@@ -53,9 +53,15 @@ def read_rows(options_json: str) -> tuple[dict[str, list[Example]], str, int, di
     options = json.loads(options_json)
     column = (options.get("difficulty") or {}).get("column")
     try:
-        source: Source = build({k: v for k, v in options.items() if k not in {"strict", "max_chars", "difficulty"}})()
-        source.notes.known.update({column} - {None})
-        return _good_rows(source, options, column)
+        loader = build({k: v for k, v in options.items() if k not in {"strict", "max_chars", "difficulty"}})
+        with calling(loader):
+            source: Source = loader()
+            if not isinstance(source, Source):
+                raise UserError(
+                    f"{options['_target_']}: returned {type(source).__name__}; return a w2sg.data.sources.Source"
+                )
+            source.notes.known.update({column} - {None})
+            return _good_rows(source, options, column)
     except (OSError, RuntimeError) as error:  # a folder that may not be read, a loop of links, a name that is too long
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(

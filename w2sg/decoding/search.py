@@ -16,6 +16,7 @@ from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import go_on, keep_rows, stream
 from w2sg.decoding.engine import Engine
 from w2sg.decoding.sampling import Settings
+from w2sg.errors import UserError, calling, path_of
 
 BEAM, POOL = "beam", "finished pool"  # rules by which the best is chosen
 
@@ -134,7 +135,7 @@ def search(
         grown = grower.grow(live, [beams * children if first else children] * len(live))
         places = _distinct(grown, beam) if distinct else list(range(len(grown)))
         new = [grown[place] for place in places]
-        worth = value.extend(new) if value is not None and new else np.zeros(len(new))
+        worth = _worth(value, new) if value is not None and new else np.zeros(len(new))
         new = [replace(h, value=float(v)) for h, v in zip(new, worth, strict=True)]
         staying: list[int] = []
         mine: list[list[int]] = [[] for _ in range(count)]
@@ -165,6 +166,21 @@ def search(
             best, rule = pool[p], POOL
         results.append(Result(best, rule, beam[p], rounds[p], traces[p]))
     return results
+
+
+def _worth(value: Value, new: Sequence[Hypothesis]) -> np.ndarray:
+    """[B] what hypotheses are worth.
+
+    Raises:
+        UserError: it is not one number each.
+    """
+    with calling(value, "extend"):
+        worth = np.array([float(one) for one in value.extend(new)])
+    if len(worth) != len(new):
+        raise UserError(f"{path_of(value)}.extend: gave {len(worth)} values for {len(new)} hypotheses; give one each")
+    if lost := int(np.isnan(worth).sum()):
+        raise UserError(f"{path_of(value)}.extend: gave NaN for {lost} of {len(new)} hypotheses; give numbers")
+    return worth
 
 
 def choose_beam(

@@ -19,7 +19,7 @@ from w2sg.config.check import target_problems
 from w2sg.config.plugins import resolve
 from w2sg.data.replies import Replies, concatenate, gold_pairs
 from w2sg.data.table import digest
-from w2sg.errors import UserError
+from w2sg.errors import UserError, calling, name_hooks, path_of
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.models.source import same
@@ -41,6 +41,10 @@ class Verdicts:
 
     preferred: np.ndarray
     rewards: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __post_init__(self):
+        # lists and float32 are taken as well; a judge from outside need not know
+        object.__setattr__(self, "preferred", np.asarray(self.preferred, np.float64))
 
     @classmethod
     def of_rewards(cls, a: np.ndarray, b: np.ndarray) -> Verdicts:
@@ -107,7 +111,11 @@ class OutsideJudge(JudgeOptions):
         return resolve(self.target).gives_rewards
 
     def judge(self, run: Run, stage: str, split: str) -> Judge:
-        return build({"_target_": self.target, **(self.model_extra or {})})(run)
+        with calling(resolve(self.target)):
+            judge = build({"_target_": self.target, **(self.model_extra or {})})(run)
+        if not {"run", "models", "notes"} <= vars(judge).keys():
+            raise UserError(f"{self.target}: call super().__init__(run) first in its __init__")
+        return judge
 
 
 class Judge:
@@ -130,6 +138,7 @@ class Judge:
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         cls.gives_rewards = cls.rewards is not Judge.rewards
+        name_hooks(cls, Judge)
 
     def __init__(self, run: Run):
         self.run = run
@@ -139,6 +148,12 @@ class Judge:
     @property
     def name(self) -> str:
         return type(self).__name__
+
+    @property
+    def called(self) -> str:
+        """What messages call it: the class of one from outside, else its name."""
+        path = path_of(self)
+        return self.name if path.startswith("w2sg.") else path
 
     # -- verdicts -----------------------------------------------------------------------------------------------------
 
@@ -165,29 +180,39 @@ class Judge:
         """`rewards`, [N] numbers.
 
         Raises:
-            UserError: they are not.
+            UserError: they are not, or one is infinite.
         """
-        rewards = np.asarray(self.rewards(name, replies), np.float64)
+        with calling(self, "rewards"):
+            rewards = np.asarray(self.rewards(name, replies), np.float64)
         if rewards.shape != (len(replies),):
             raise UserError(
-                f"{self.name}.rewards: gave {rewards.shape} for {len(replies)} replies; give one number each"
+                f"{self.called}.rewards: gave {rewards.shape} for {len(replies)} replies; give one number each"
             )
+        _check_finite(f"{self.called}.rewards", rewards)
         return rewards
 
     def checked_verdicts(self, name: str, a: Replies, b: Replies) -> Verdicts:
         """`compare`, [N] in [0, 1] or NaN.
 
         Raises:
-            UserError: they are not.
+            UserError: they are not, or come with rewards that are not [N] numbers each.
         """
         verdicts = self.compare(name, a, b)
-        preferred = getattr(verdicts, "preferred", np.zeros(0))
-        if np.shape(preferred) != (len(a),) or np.any((preferred < 0) | (preferred > 1)):
+        preferred = verdicts.preferred if isinstance(verdicts, Verdicts) else np.zeros(0)
+        if preferred.shape != (len(a),) or np.any((preferred < 0) | (preferred > 1)):
             raise UserError(
-                f"{self.name}.compare: give w2sg.judges.Verdicts of {len(a)} numbers between 0 and 1, or NaN where "
+                f"{self.called}.compare: give w2sg.judges.Verdicts of {len(a)} numbers between 0 and 1, or NaN where "
                 "there is no verdict"
             )
-        return verdicts
+        if verdicts.rewards is None:
+            return verdicts
+        with calling(self, "compare"):
+            rewards = tuple(np.asarray(side, np.float64) for side in verdicts.rewards)
+        if [side.shape for side in rewards] != [(len(a),)] * 2:
+            raise UserError(f"{self.called}.compare: give its Verdicts rewards of a and of b, {len(a)} numbers each")
+        for side in rewards:
+            _check_finite(f"{self.called}.compare", side)
+        return replace(verdicts, rewards=rewards)
 
     def rewards_and_key(self, name: str, replies: Replies) -> tuple[np.ndarray, dict[str, Any]]:
         """Rewards [N] to train on, and where they came from, for the cache key of what is trained."""
@@ -203,9 +228,14 @@ class Judge:
         # all at once: states of frozen judges are read batch by batch
         rewards = self.checked_rewards(name, concatenate(list(systems.values())))
         if lost := int(np.isnan(rewards).sum()):
+            if hasattr(getattr(self, "options", None), "max_length"):
+                raise UserError(
+                    f"method.judge.max_length: the judge cannot read the prompts of {lost} replies; raise it (all "
+                    "replies are in the store)"
+                )
             raise UserError(
-                f"method.judge.max_length: the judge cannot read the prompts of {lost} replies; raise it (all replies "
-                "are in the store)"
+                f"{self.called}.rewards: gave NaN for {lost} of {len(rewards)} replies; give each a number, or write "
+                "compare, whose NaN is no verdict (all replies are in the store)"
             )
         ends = np.cumsum([len(replies) for replies in systems.values()])
         return dict(zip(systems, np.split(rewards, ends[:-1]), strict=True))
@@ -242,6 +272,11 @@ class Judge:
         pairs = gold_pairs(self.run.data.test)
         verdicts = self.checked_verdicts("test-pairs", pairs.chosen, pairs.rejected)
         known = verdicts.known
+        if not known.any():
+            raise UserError(
+                f"{self.called}: it came to no verdict on any of the {len(known)} test pairs of the dataset, by which "
+                "judges are measured; let it judge them, too"
+            )
         preferred = verdicts.preferred[known]
         chosen, rejected = (np.array([len(t) for t in side.texts])[known] for side in (pairs.chosen, pairs.rejected))
         opinion, length = preferred, chosen - rejected
@@ -260,6 +295,11 @@ class Judge:
             "notes": self.notes,
             **({"on_test_pairs": seen} if seen else {}),
         }
+
+
+def _check_finite(hook: str, rewards: np.ndarray) -> None:
+    if infinite := int(np.isinf(rewards).sum()):
+        raise UserError(f"{hook}: {infinite} of {len(rewards)} rewards are infinite; give finite numbers")
 
 
 def itself(key: str, words: str) -> str:

@@ -13,7 +13,7 @@ from w2sg.config.options import model_name
 from w2sg.data.replies import Replies
 from w2sg.errors import UserError
 from w2sg.judges.base import Judge, JudgeOptions
-from w2sg.judges.language_model import find_judge
+from w2sg.judges.language_model import check_room, find_judge
 from w2sg.models.trained import Trained, reading_as
 from w2sg.reports.words import short
 
@@ -65,6 +65,7 @@ class ImplicitReward(Judge):
                 f"method.judge.untuned: {options.untuned} has another vocabulary than {options.tuned}, so it is not "
                 "that model before its alignment; name the one that it was tuned from"
             )
+        check_room(self, self.source, lambda prompt: prompt)
 
     @property
     def name(self) -> str:

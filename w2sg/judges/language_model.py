@@ -5,7 +5,9 @@ Shapes: N pairs of replies to the same prompts.
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +18,7 @@ from w2sg.config import option
 from w2sg.config.options import model_name
 from w2sg.config.schema import OWN_CHAT
 from w2sg.data.messages import LAST_TURN, Dialogue, Message, instruction, transcript, unmarked
-from w2sg.data.replies import Replies, ReplyPairs
+from w2sg.data.replies import Replies, ReplyPairs, prompts_of
 from w2sg.errors import UserError
 from w2sg.judges.base import Judge, JudgeOptions, Verdicts
 from w2sg.metrics.bootstrap import Bootstrap
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
     from w2sg.experiment.run import Run
 
+log = logging.getLogger(__name__)
 
 QUESTION = """\
 Below are a conversation between a user and an assistant, and two replies to its last message. Decide which of the \
@@ -136,6 +139,34 @@ def find_judge(run: Run, model: str, max_length: int, asked_for: str) -> Source:
     return source
 
 
+def check_room(judge: Judge, source: Source, of_prompt: Callable[[Dialogue], Dialogue], reply: int = 1) -> None:
+    """Whether a judge's model has room for the test split's prompts: said before anything is trained.
+
+    Args:
+        of_prompt: what the model reads of a prompt, with replies of no text. reply: tokens that must fit after it.
+
+    Raises:
+        UserError: it has room for none.
+    """
+    most = source.spec.max_length
+    prompts = prompts_of(judge.run.data.test).texts
+    longest = max(prompts, key=lambda prompt: len(prompt.text))
+    if len(source.chat.prompts([of_prompt(longest)])[0]) + reply <= most:
+        return
+    lengths = np.array([len(ids) for ids in source.chat.prompts([of_prompt(prompt) for prompt in prompts])])
+    lost = int((lengths + reply > most).sum())
+    if lost == len(prompts):
+        raise UserError(
+            f"method.judge.max_length: {source.spec.name} reads {most} tokens as a judge, and the shortest test prompt "
+            f"takes {lengths.min()} without any reply; raise max_length, or choose a judge that reads more"
+        )
+    log.warning(
+        "method.judge.max_length: %d of %d test prompts take more than the %d tokens that the judge %s reads; it "
+        "cannot judge replies to them; raise max_length, or choose a judge that reads more",
+        *(lost, len(prompts), most, source.spec.name),
+    )
+
+
 class LanguageModel(Judge):
     """Compares replies by asking a language model which of two is better.
 
@@ -157,6 +188,8 @@ class LanguageModel(Judge):
                 f"method.judge.labels: {' and '.join(options.labels)} do not differ in one token alone for "
                 f"{self.source.spec.name}; choose others, as [A,B] or [1,2]"
             )
+        check_room(self, self.source, lambda prompt: self.question(prompt, "", ""), len(one))
+        self.label_tokens = len(one)
 
     @property
     def name(self) -> str:
@@ -182,6 +215,9 @@ class LanguageModel(Judge):
             for label in self.options.labels
         ]
         pairs, rows = ReplyPairs(ids, *sides, {}), f"{name}-questions"
+        shortest = min(map(len, self.source.chat.prompts(questions)))
+        if shortest + self.label_tokens > self.source.spec.max_length:
+            raise self._no_room(name)
         values, _ = self.run.score(f"{name}-judged", Trained("judge", self.source), pairs, rows)
         log_p = np.full((count, 2), np.nan)
         log_p[self.run.encode(self.source, pairs, rows).kept] = values.double().numpy()
@@ -190,11 +226,14 @@ class LanguageModel(Judge):
         shown = np.stack(np.split(first, 2), 1)
         shown[np.isnan(both)] = np.nan  # in one order it may just have fitted
         if np.isnan(both).all():
-            raise UserError(
-                f"method.judge.max_length: no comparison of {name} fits into {self.source.spec.max_length} tokens in "
-                "both orders; raise it"
-            )
+            raise self._no_room(name)
         return LabelVerdicts.of_labels(shown, both)
+
+    def _no_room(self, name: str) -> UserError:
+        return UserError(
+            f"method.judge.max_length: no comparison of {name} fits into {self.source.spec.max_length} tokens in both "
+            "orders; raise max_length"
+        )
 
     def question(self, prompt: Dialogue, first: str, second: str) -> Dialogue:
         """What the judge reads, as a dialogue of one question."""

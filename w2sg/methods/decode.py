@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from w2sg.config.option import Options, option
 from w2sg.config.options import Alignment
 from w2sg.decoding.decoders import REWARD, STRONG, AnyDecoder, Decoder, Plain
-from w2sg.errors import UserError
+from w2sg.errors import UserError, calling
 from w2sg.judges import AnyJudge, RewardJudge, judge_of, options_of
 from w2sg.models.steps import lost_steps
 
@@ -74,9 +74,11 @@ def decode(
     guides, writers = guide_and_writers(run, decoder)
     reward = None
     if REWARD in decoder.needs:
-        guide = decoder.guide
+        with calling(decoder, "guide"):
+            guide = decoder.guide
+            named = {"model": guide.model, "layer": guide.layer}
         length = getattr(judge, "max_length", RewardJudge().max_length)  # one from outside may have none
-        options = RewardJudge(model=guide.model, layer=guide.layer, max_length=length)
+        options = RewardJudge(**named, max_length=length)
         reward = RewardModel(run, options, "guide", "ground_truth", "decoder.guide")
         if guide.model != "weak":
             guides["the reward model that guides"] = reward.source

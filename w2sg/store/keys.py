@@ -60,7 +60,7 @@ def folder_name(name: str, key: dict) -> str:
     """`<name>-<hash>`: the folder of a stage, and how the keys of later stages name it. Raises as `canonical` does."""
     folder = f"{name}-{hashlib.sha256(canonical(key).encode()).hexdigest()[:16]}"
     if not REFERENCE.fullmatch(folder):
-        raise ValueError(f"a stage cannot be named {name!r}: use letters, digits, '_', '-' and '.'")
+        raise UserError(f"a stage cannot be named {name!r}: use letters, digits, '_', '-' and '.'")
     return folder
 
 

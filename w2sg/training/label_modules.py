@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from w2sg.config.schema import FitOptions
 from w2sg.data.loading import Batch
-from w2sg.errors import TrainingError
+from w2sg.errors import TrainingError, UserError, calling, path_of
 from w2sg.losses import cross_entropy, hard_logits, needs_whole_batch
 from w2sg.store.shards import Found
 from w2sg.training.sharding import shard
@@ -230,6 +230,22 @@ class FitModule(L.LightningModule):
         return self.seconds + time.perf_counter() - getattr(self, "_clock", time.perf_counter())
 
 
+def values_of(loss: Callable[..., Tensor], logits: Tensor, targets: Tensor, progress: float) -> Tensor:
+    """A loss's values, [B].
+
+    Raises:
+        UserError: they are not one number per example, or have no gradient where the logits have one.
+    """
+    with calling(loss):
+        values = loss(logits, targets, progress)
+    if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
+        what = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise UserError(f"{path_of(loss)}: gave {what} for {len(logits)} examples; give one number each, [B]")
+    if logits.requires_grad and torch.is_grad_enabled() and not values.requires_grad:
+        raise UserError(f"{path_of(loss)}: its values have no gradient; compute them from logits that are not detached")
+    return values
+
+
 class SoftLabelModule(FitModule):
     """Trains a scorer on label distributions with any loss of `w2sg.losses`.
 
@@ -286,7 +302,7 @@ class SoftLabelModule(FitModule):
         else:
             real = weight > 0
             per_example = torch.zeros_like(weight, dtype=torch.float32)
-            per_example[real] = self.loss(logits[real], targets[real], progress).float()
+            per_example[real] = values_of(self.loss, logits[real], targets[real], progress).float()
         self._watch_hard_labels(logits.detach(), targets, per_example.detach())
         return (per_example * weight).sum() * world / total
 
@@ -310,7 +326,7 @@ class SoftLabelModule(FitModule):
         all_targets, all_weight = everyone[1].flatten(0, 1), everyone[2].flatten()
         real = all_weight > 0
         per_example = torch.zeros_like(all_weight, dtype=torch.float32)
-        per_example[real] = self.loss(all_logits[real], all_targets[real], progress).float()
+        per_example[real] = values_of(self.loss, all_logits[real], all_targets[real], progress).float()
         return per_example[mine * len(weight) : (mine + 1) * len(weight)]
 
     # -- held-out rows: early stopping and model selection ------------------------------------------------------------
@@ -331,7 +347,7 @@ class SoftLabelModule(FitModule):
         logits, targets, weight = (torch.cat(x) for x in zip(*self._held_out, strict=True))
         self._held_out.clear()
         loss = cross_entropy if self.select_on_gold else self.loss
-        held_out = loss(logits[weight > 0], targets[weight > 0], 1.0).mean()
+        held_out = values_of(loss, logits[weight > 0], targets[weight > 0], 1.0).mean()
         self.log("held_out_loss", held_out, prog_bar=True, logger=False)  # for early stopping and selection
         self._point({"held_out_loss": float(held_out)})
 

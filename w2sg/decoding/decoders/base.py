@@ -6,6 +6,7 @@ A decoder is one class in one file. `w2sg.decoding.decoders` lists those of w2sg
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -21,7 +22,7 @@ from w2sg.data.replies import Prompts
 from w2sg.decoding.decoders.engines import Engines
 from w2sg.decoding.decoders.served import Server
 from w2sg.decoding.decoders.written import Written
-from w2sg.errors import UserError
+from w2sg.errors import UserError, name_hooks
 
 STRONG, TUNED, UNTUNED, REWARD = "strong", "tuned", "untuned", "reward"
 TAKEN = ("plain", "guide")  # names of other systems in a report
@@ -83,6 +84,8 @@ class Decoder(Sampling):
         if not isinstance(kind, str):  # only to be inherited from
             return
         other = KINDS.get(kind, cls)
+        if not re.fullmatch(r"\w[\w.-]*", kind, re.ASCII):
+            raise TypeError(f"{cls.__name__}: its kind {kind!r} names files; use letters, digits, '_', '-' and '.'")
         if kind in TAKEN or (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(f"{cls.__name__}: another system is called {kind!r}; give it a kind of its own")
         if not isinstance(getattr(cls, "words", None), str):
@@ -91,6 +94,12 @@ class Decoder(Sampling):
             raise TypeError(f"{cls.__name__}: write(engines, prompts) is missing, which answers a batch of prompts")
         if isinstance(cls.needs, Set) and (unknown := sorted(cls.needs - {STRONG, TUNED, UNTUNED, REWARD})):
             raise TypeError(f"{cls.__name__}: needs {unknown[0]!r}; choose among strong, tuned, untuned and reward")
+        if isinstance(cls.needs, Set) and REWARD in cls.needs and "guide" not in cls.model_fields:
+            raise TypeError(
+                f"{cls.__name__}: needs 'reward', the reward model of its option guide; give it "
+                "guide: w2sg.decoding.decoders.guided.Guide"
+            )
+        name_hooks(cls, Decoder)
         KINDS[kind] = cls
 
     @model_validator(mode="before")
@@ -193,6 +202,9 @@ def class_of(options: Mapping[str, Any]) -> type[Decoder]:
             raise ValueError(
                 f"_target_: {target} is no decoder; name a class that inherits from w2sg.decoding.decoders.Decoder"
             )
+        if not isinstance(kind.model_fields["kind"].default, str):
+            name = kind.__name__.lower()
+            raise ValueError(f'_target_: {target}: give it kind: Literal["{name}"] = "{name}"')
         return kind
     for kind in KINDS.values():
         if kind.takes(options):

@@ -17,6 +17,7 @@ from w2sg.decoding.search import EngineGrower, Result, Value, search
 from w2sg.decoding.server import ServerGrower
 from w2sg.decoding.together import Side
 from w2sg.decoding.transformers_engine import TransformersEngine
+from w2sg.errors import UserError
 from w2sg.models.policy import Policy
 
 
@@ -68,7 +69,12 @@ class Engines:
 
     @cached_property
     def tuned(self) -> Scorer:
-        """The weak model after its alignment."""
+        """The weak model after its alignment.
+
+        Raises:
+            UserError: the decoder does not say that it needs it.
+        """
+        self._check_needs("tuned", 1)
         engine = self._writer(self.small[0])
         self._guides.append(engine)
         return engine
@@ -80,12 +86,20 @@ class Engines:
 
     def new_pair(self) -> Scorer:
         """The same once more, for what stands on other rows."""
+        self._check_needs("pair", 1 if self.small and self.small[0].adapted else 2)
         if len(self.small) == 1:
             pair = TransformersEngine(self.small[0], base_too=True)
         else:
             pair = Several(*map(TransformersEngine, self.small))
         self._guides.append(pair)
         return pair
+
+    def _check_needs(self, what: str, models: int) -> None:
+        if len(self.small) < models:
+            needs = '"strong", "tuned"' + (', "untuned"' if what == "pair" else "")
+            raise UserError(
+                f"engines.{what}: the decoder does not say that it needs it; write needs = frozenset({{{needs}}})"
+            )
 
     def _writer(self, policy: Policy) -> TransformersEngine:
         engine = TransformersEngine(policy)
