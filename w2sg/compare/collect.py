@@ -11,6 +11,7 @@ from typing import Any
 from w2sg.compare.decoders import DecoderGroups
 from w2sg.compare.label_runs import Cell, compare_label_runs
 from w2sg.compare.label_section import LabelRuns, findings
+from w2sg.compare.names import methods_in_words, shortest
 from w2sg.compare.runs import Finished, common_to, read_runs
 from w2sg.compare.settings import Settings
 from w2sg.compare.table import write_summary
@@ -19,6 +20,7 @@ from w2sg.reports.render import page, render
 from w2sg.reports.section import Section
 
 EMPTY = {"cells": [], "student_against_teacher": [], "between_losses": [], "ahead": [], "notes": [], "decoders": []}
+OWN = ("method", "folder", "split_seed", "seed", "setting", "loss")  # columns of summary.csv that say which run it is
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,15 @@ def _summary(root: Path, runs: list[Finished], left_out: Sequence[str]) -> Summa
     if decoders := [run for run in runs if run.decodes]:
         sections.append(DecoderGroups.measure(decoders))
     others = [run for run in runs if not run.labels]
-    sections.append(Settings.measure([*(run for cell in cells for run in cell.runs.values()), *others]))
+    settings = Settings.measure([*(run for cell in cells for run in cell.runs.values()), *others])
+    sections.append(settings)
     for section in sections:
         content |= section.content
+    if settings.older:
+        content["left_out"].append(
+            f"{len(settings.older)} older runs of the same configuration, but for what the newer did not measure: "
+            + ", ".join(settings.older)
+        )
     content["runs"] = sum(len(cell.runs) for cell in cells) + len(others)
     content["seconds"] = _seconds(runs)
     json.dumps(content, allow_nan=False)  # numbers that are none show here, where their run can be left out
@@ -129,29 +137,47 @@ def heading(content: dict[str, Any]) -> str:
 
 
 def _lines(cells: Sequence[Cell], others: Sequence[Finished]) -> list[list[Any]]:
-    """The names of columns, and one line per run."""
-    lines = []
-    for cell in cells:
-        for run in cell.runs.values():
-            line = _line(run) | {"setting": cell.setting, **cell.values, "loss": cell.loss}
-            for model, values in run.content["metrics"].items():
-                line |= {f"{model}_{k}": v for k, v in values.items() if k != "intervals"}
-            lines.append(line | {f"pgr_{k}": v for k, v in run.content["pgr"].items()} | _columns(run))
-    lines += [_line(run) | _columns(run) for run in others]
-    names = list(dict.fromkeys(k for line in lines for k in line))
-    return [names, *([line.get(name, "") for name in names] for line in lines)]
+    """The names of columns, and one line per run: its own columns, then those that its report has."""
+    lines = [(run, _line_of_labels(cell, run)) for cell in cells for run in cell.runs.values()]
+    lines += [(run, _line(run)) for run in others]
+    methods, folders = methods_in_words([run.method for run, _ in lines]), shortest([run.where for run, _ in lines])
+    headings = _headings([run for run, _ in lines], {*OWN, *(name for _, line in lines for name in line)})
+    for run, line in lines:
+        line |= {"method": methods[run.method], "folder": folders[run.where]}
+        line |= {
+            headings[heading, end]: value
+            for heading, estimate in run.summary.items()
+            for end, value in estimate.items()
+            if value is not None
+        }
+    names = list(dict.fromkeys(k for _, line in lines for k in line))
+    return [names, *([line.get(name, "") for name in names] for _, line in lines)]
+
+
+def _headings(runs: Sequence[Finished], taken: set[str]) -> dict[tuple[str, str], str]:
+    """(heading, end of its interval) of what reports say of themselves -> a column that nothing else has."""
+    headings = dict.fromkeys(heading for run in runs for heading in run.summary)
+    columns: dict[tuple[str, str], str] = {}
+    for end, word in {"value": "", "low": " low", "high": " high"}.items():
+        for heading in headings:
+            name = heading + word
+            while name in taken:
+                name = f"summary: {name}"
+            columns[heading, end] = name
+            taken.add(name)
+    return columns
 
 
 def _line(run: Finished) -> dict[str, Any]:
     split_seed, seed = run.replicate
-    return {"method": run.method, "folder": run.folder.name, "split_seed": split_seed, "seed": seed}
+    return {"method": "", "folder": "", "split_seed": split_seed, "seed": seed}
 
 
-def _columns(run: Finished) -> dict[str, Any]:
-    """What its report says of itself; ends of intervals where there are any."""
-    names = {"value": "", "low": " low", "high": " high"}
-    estimates = run.summary.items()
-    return {f"{h}{names[end]}": v for h, estimate in estimates for end, v in estimate.items() if v is not None}
+def _line_of_labels(cell: Cell, run: Finished) -> dict[str, Any]:
+    line = _line(run) | {"setting": cell.setting, **cell.values, "loss": cell.loss}
+    for model, values in run.content["metrics"].items():
+        line |= {f"{model}_{k}": v for k, v in values.items() if k != "intervals"}
+    return line | {f"pgr_{k}": v for k, v in run.content["pgr"].items()}
 
 
 def _seconds(runs: Sequence[Finished]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from w2sg.compare.runs import Finished, setting_words
+from w2sg.compare.names import distinct, key_of, settings_in_words, shortest
+from w2sg.compare.runs import Finished
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.metrics.intervals import holm
@@ -18,7 +18,7 @@ from w2sg.reports.figures import PALETTE, new_figure, points, svg
 from w2sg.reports.section import Report, Section
 from w2sg.reports.sections.decoded import words_of
 from w2sg.reports.sections.divergence import frontier_figure
-from w2sg.reports.words import NONE, estimate, number, p_value, short, stacked
+from w2sg.reports.words import NONE, estimate, number, p_value, stacked
 from w2sg.store.keys import flatten
 
 PLAIN = "plain"
@@ -43,12 +43,13 @@ class DecoderGroups(Section):
             same = {key: config[key] for key in ("strong", "dataset", "optim", "seed")}
             same |= {"style": method["style"], "judge": method["judge"], "precision": config["trainer"]["precision"]}
             flat = {k: v for k, v in flatten(same).items() if v is not None}
-            groups[json.dumps(flat, sort_keys=True)].append(run)
+            groups[key_of(flat)].append(run)
         return cls(content={"decoders": [_group(runs) for runs in groups.values()]})
 
     def show(self, report: Report) -> dict[str, Any]:
         """Figures and tables of each group."""
-        return {"groups": [_shown(group) for group in report["decoders"]]}
+        titles = _titles(report["decoders"])
+        return {"groups": [_shown(group) | {"title": t} for group, t in zip(report["decoders"], titles, strict=True)]}
 
     def table(self, report: Report) -> Any:
         """The columns that say most; the page has them all."""
@@ -57,10 +58,10 @@ class DecoderGroups(Section):
         from rich.table import Table
 
         grids = []
-        for group in report["decoders"]:
-            judge = f", judged by {short(group['judge'])}" if group["judge"] else ""
-            title = f"Decoders of {short(group['strong'])} on {group['dataset']}, seed {group['seed']}{judge}"
-            grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+        judges = shortest([group["judge"] for group in report["decoders"] if group["judge"]])
+        for group, of in zip(report["decoders"], _titles(report["decoders"]), strict=True):
+            judge = f", judged by {judges[group['judge']]}" if group["judge"] else ""
+            grid = Table(title=of + judge, title_justify="left", box=SIMPLE_HEAD)
             head = (
                 "",
                 "judge's reward",
@@ -87,16 +88,14 @@ class DecoderGroups(Section):
 
 
 def _group(runs: list[Finished]) -> dict[str, Any]:
-    runs = list({json.dumps(run.settings, sort_keys=True, default=str): run for run in runs}.values())
-    names = _names(runs)
+    runs = list({key_of(run.settings): run for run in runs}.values())
+    labels = _labels(runs)
     rewards: dict[str, dict[str, float]] = {}
     plain_of: dict[str, str] = {}
     rows: dict[str, dict[str, Any]] = {}
-    for name, run in zip(names, runs, strict=True):
+    for run, (plain, guide, name) in zip(runs, labels, strict=True):
         systems, columns = run.content["decoding"]["systems"], _columns(run)
         kind = run.content["decoding"]["decoder"]["kind"]
-        plain = f"plain, {_sampling(run)}"
-        guide = f"guide alone, {_guide(run)}{_sampling(run)}"
         for system, label in ((PLAIN, plain), ("guide", guide), (kind, name)):
             if system in systems:
                 rows[label], plain_of[label] = {"name": label, "kind": system, **systems[system]}, plain
@@ -154,33 +153,64 @@ def _sampling(run: Finished) -> str:
 
 
 def _guide(run: Finished) -> str:
-    """The small model, where it is not the strong one itself, and the stage or model that aligned it."""
-    stage = next((s["key"] for s in run.content["stages"] if s["name"] == "weak"), None)
-    model = stage.rpartition("-")[2][:6] if stage else short(run.content["weak"])
-    return f"{model}, "
+    """The stage that aligned the small model; the model itself, where it is used as it is."""
+    return next((s["key"] for s in run.content["stages"] if s["name"] == "weak"), run.content["weak"])
+
+
+def _guides(runs: list[Finished]) -> dict[str, str]:
+    """Each small model in words: the first digits of its stage, or the name of the model."""
+    staged = {s["key"] for run in runs for s in run.content["stages"]}
+    models = shortest([guide for guide in map(_guide, runs) if guide not in staged])
+    return {guide: models.get(guide, guide.rpartition("-")[2][:6]) for guide in map(_guide, runs)}
+
+
+def _labels(runs: list[Finished]) -> list[tuple[str, str, str]]:
+    """Of each run plain samples, the guide alone and the decoder, in words that are the same only where values are."""
+    guides, names = _guides(runs), _names(runs)
+    words, values = [], []
+    for run, name in zip(runs, names, strict=True):
+        decoder = run.content["decoding"]["decoder"]
+        sampling = {k: decoder.get(k) for k in ("temperature", "top_k", "top_p", "max_new_tokens")}
+        sampling |= {"server": (decoder.get("server") or {}).get("model"), "vllm": decoder.get("engine") == "vllm"}
+        guide = _guide(run)
+        words += [f"plain, {_sampling(run)}", f"guide alone, {guides[guide]}, {_sampling(run)}", name]
+        # no stage says how a model is read that is used as it is
+        reading = {k: v for k, v in run.settings.items() if k.startswith("weak.") and k != "weak.before_alignment"}
+        values += [
+            sampling,
+            sampling | {"guide": guide} | (reading if guide == run.content["weak"] else {}),
+            run.settings,
+        ]
+    labels = distinct(words, values)
+    return list(zip(labels[::3], labels[1::3], labels[2::3], strict=True))
 
 
 def _names(runs: list[Finished]) -> list[str]:
     """Each decoder in words: its kind, and what sets it apart from others of its kind."""
-    by_kind = defaultdict(list)
-    for run in runs:
-        by_kind[run.content["decoding"]["decoder"]["kind"]].append(run)
-    names = []
-    for run in runs:
-        decoder = run.content["decoding"]["decoder"]
-        group = by_kind[decoder["kind"]]
-        flat = [_flat(r) for r in group]
-        varying = {k: v for k, v in _flat(run).items() if len({json.dumps(f.get(k)) for f in flat}) > 1}
-        names.append(words_of(run.content["decoding"])[0] + (f", {setting_words(varying)}" if varying else ""))
+    guides = _guides(runs)
+    by_kind: dict[str, list[int]] = defaultdict(list)
+    for place, run in enumerate(runs):
+        by_kind[run.content["decoding"]["decoder"]["kind"]].append(place)
+    names = [words_of(run.content["decoding"])[0] for run in runs]
+    for places in by_kind.values():
+        flat = [_flat(runs[place], guides) for place in places]
+        varying = [{k: v for k, v in own.items() if len({key_of(f.get(k)) for f in flat}) > 1} for own in flat]
+        for place, options, words in zip(places, varying, settings_in_words(varying), strict=True):
+            names[place] += f", {words}" if options else ""
     return names
 
 
-def _flat(run: Finished) -> dict[str, Any]:
+def _flat(run: Finished, guides: dict[str, str]) -> dict[str, Any]:
     decoder = run.content["decoding"]["decoder"]
     blocks = {f"{block} {k}": v for block in ("guide", "server") for k, v in (decoder.get(block) or {}).items()}
     options = {k: v for k, v in decoder.items() if k not in ("guide", "server", "kind", "batch_size")}
     before = run.content["config"]["weak"]["before_alignment"]
-    return options | blocks | {"aligned as": _guide(run).rstrip(", "), "untuned": before}
+    return options | blocks | {"aligned as": guides[_guide(run)], "untuned": before}
+
+
+def _titles(groups: Sequence[dict[str, Any]]) -> list[str]:
+    strong = shortest([group["strong"] for group in groups])
+    return [f"Decoders of {strong[g['strong']]} on {g['dataset']}, seed {g['seed']}" for g in groups]
 
 
 def _shown(group: dict[str, Any]) -> dict[str, Any]:

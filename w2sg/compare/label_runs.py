@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from w2sg.compare.runs import Finished, by_split, loss_of, setting_words, varying
+from w2sg.compare.names import key_of, losses_in_words, settings_in_words
+from w2sg.compare.runs import Finished, by_split, loss_of, varying
 from w2sg.data.table import Groups
 from w2sg.metrics import intervals as statistics
 
@@ -49,17 +49,19 @@ class Cell:
     """Runs of one setting and one loss, by seed.
 
     Attributes:
-        setting: what sets it apart from the other settings, in words.
-        values: the same as keys and values.
-        loss: the loss in words.
+        values: what sets it apart from the other settings.
+        loss_values: the path of its loss, and those of its options in which runs differ.
         prompts: of the rows of all runs.
+        setting: the values in words that no other setting has.
+        loss: the loss in words that no other loss has.
         runs: (split seed, seed) -> run.
     """
 
-    setting: str
     values: dict[str, Any]
-    loss: str
+    loss_values: dict[str, Any]
     prompts: Prompts
+    setting: str = ""
+    loss: str = ""
     runs: dict[tuple[int, int], Finished] = field(default_factory=dict)
 
     def hits(self, model: str, replicates: Iterable[tuple[int, int]] | None = None) -> list[np.ndarray]:
@@ -113,13 +115,13 @@ def what_varies(replicates: Iterable[tuple[int, int]]) -> str:
 def compare_label_runs(runs: list[Finished]) -> tuple[list[Cell], dict[str, Any], list[str]]:
     """Cells in the order of settings, then losses; what is said of them; and runs that were left out, and why."""
     prompts, left_out = Prompts(runs), []
-    cells, repeated, same = _cells(runs, prompts)
-    if repeated:
-        left_out.append(f"{repeated} older runs of the same configuration")
+    cells, older, same = _cells(runs, prompts)
+    if older:
+        left_out.append(f"{len(older)} older runs of the same configuration: {_folders(older)}")
     if same:
         left_out.append(
-            f"{same} runs that predict to the last digit what a run of another split seed (or seed) of theirs does: "
-            "nothing that these choose differs there, so they are no repeats"
+            f"{len(same)} runs that predict to the last digit what a run of another split seed (or seed) of theirs "
+            f"does: nothing that these choose differs there, so they are no repeats: {_folders(same)}"
         )
     comparisons = _comparisons(cells)
     teachers = _against(cells, "weak")
@@ -136,28 +138,39 @@ def compare_label_runs(runs: list[Finished]) -> tuple[list[Cell], dict[str, Any]
     return cells, content, left_out
 
 
-def _cells(runs: list[Finished], prompts: Prompts) -> tuple[list[Cell], int, int]:
-    """Group by setting and loss; of two runs with the same seed the newer counts, and of two that are one the first."""
+def _folders(runs: list[Finished]) -> str:
+    return ", ".join(sorted(run.where for run in runs))
+
+
+def _cells(runs: list[Finished], prompts: Prompts) -> tuple[list[Cell], list[Finished], list[Finished]]:
+    """Group by setting and loss; of two runs with the same seed the newer counts, and of two that are one the first.
+
+    Returns:
+        Cells in order, the older runs, and those that are one with another.
+    """
     varyings, loss_options = varying(runs)
     cells: dict[tuple[str, str], Cell] = {}
-    repeated = same = 0
+    older, same = [], []
     for run in sorted(runs, key=lambda run: run.newest):
         values = {k: run.settings.get(k) for k in varyings}
-        setting, loss = setting_words(values), loss_of(run, loss_options)
-        key = json.dumps(values, sort_keys=True, default=str), loss
-        cell = cells.setdefault(key, Cell(setting, values, loss, prompts))
-        repeated += run.replicate in cell.runs
+        loss = loss_of(run, loss_options)
+        cell = cells.setdefault((key_of(values), key_of(loss)), Cell(values, loss, prompts))
+        if run.replicate in cell.runs:
+            older.append(cell.runs[run.replicate])
         cell.runs[run.replicate] = run
-    for cell in cells.values():
+    settings = settings_in_words([cell.values for cell in cells.values()])
+    losses = losses_in_words([cell.loss_values for cell in cells.values()])
+    for cell, cell.setting, cell.loss in zip(cells.values(), settings, losses, strict=True):
         fingerprints: set[str] = set()
         kept = {}
         for replicate, run in sorted(cell.runs.items()):
-            if run.fingerprint not in fingerprints:
+            if run.fingerprint in fingerprints:
+                same.append(run)
+            else:
                 kept[replicate] = run
             fingerprints.add(run.fingerprint)
-        same += len(cell.runs) - len(kept)
         cell.runs = kept
-    return sorted(cells.values(), key=_order), repeated, same
+    return sorted(cells.values(), key=_order), older, same
 
 
 def _notes(cells: list[Cell], prompts: Prompts) -> list[str]:
@@ -186,7 +199,7 @@ def _notes(cells: list[Cell], prompts: Prompts) -> list[str]:
 def _order(cell: Cell) -> tuple:
     values = [(0, v, "") if isinstance(v, int | float) else (1, 0, str(v)) for v in cell.values.values()]
     known = ["cross_entropy", "forward_kl", "reverse_cross_entropy", "reverse_kl", "confidence", "reverse_confidence"]
-    name = cell.loss.split("(")[0]
+    name = cell.loss_values["loss._target_"].rpartition(".")[2]
     return (values, known.index(name) if name in known else len(known), cell.loss)
 
 
@@ -198,6 +211,7 @@ def _row(cell: Cell) -> dict[str, Any]:
         "setting": cell.setting,
         "values": cell.values,
         "loss": cell.loss,
+        "loss_target": cell.loss_values["loss._target_"],
         "seeds": [seed for _, seed in cell.runs],
         "accuracy": {model: cell.accuracy(model) for model in sorted(models)},
         "length_only": float(np.mean([r["data"]["length_only"]["accuracy"] for r in reports])),
@@ -283,8 +297,8 @@ def _comparisons(cells: list[Cell]) -> list[dict[str, Any]]:
     rows = []
     by_setting = defaultdict(list)
     for cell in cells:
-        by_setting[cell.setting].append(cell)
-    for setting, group in by_setting.items():
+        by_setting[key_of(cell.values)].append(cell)
+    for group in by_setting.values():
         for first, second in combinations(group, 2):
             common = [r for r in second.runs if r in first.runs]
             same = common and all(
@@ -295,7 +309,7 @@ def _comparisons(cells: list[Cell]) -> list[dict[str, Any]]:
             a, b = ({r: cell.runs[r].right[1]["student"] for r in common} for cell in (second, first))
             rows.append(
                 {
-                    "setting": setting,
+                    "setting": first.setting,
                     "a": second.loss,
                     "b": first.loss,
                     "seeds": len(common),

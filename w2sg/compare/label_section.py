@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from w2sg.compare.names import settings_in_words
 from w2sg.reports.figures import COLOURS, PALETTE, new_figure, reach, svg
 from w2sg.reports.section import Report, Section
 from w2sg.reports.words import LEVEL, Cell, estimate, number, p_text, p_value
@@ -95,8 +96,11 @@ def findings(content: Report) -> list[str]:
     resolved = [e for e in compared if e["p_holm"] < LEVEL]
     if compared:
         lines.append(f"{len(resolved)} of {len(compared)} differences between losses are resolved (corrected p < .05)")
+    losses = {
+        r["loss"]: r["loss_target"].removeprefix("w2sg.losses.") for r in content["cells"] if "(" not in r["loss"]
+    }
     for entry in content["ahead"]:
-        if (entry["a"], entry["b"]) in {
+        if (losses.get(entry["a"]), losses.get(entry["b"])) in {
             ("reverse_kl", "forward_kl"),
             ("reverse_kl", "cross_entropy"),
             ("reverse_cross_entropy", "cross_entropy"),
@@ -252,8 +256,9 @@ def lines_figure(content: Report) -> Markup | str:
         return tuple((k, str(v)) for k, v in row["values"].items() if k != key)
 
     panels = list(dict.fromkeys(rest(row) for row in content["cells"]))
+    titles = settings_in_words([dict(panel) for panel in panels]) if len(panels) > 1 else [""]
     figure, axes = new_figure(1.8 + 4.6 * len(panels), 3.2, len(panels))
-    for axis, panel in zip(np.atleast_1d(axes), panels, strict=True):
+    for axis, panel, title in zip(np.atleast_1d(axes), panels, titles, strict=True):
         group = [row for row in content["cells"] if rest(row) == panel]
         for loss in dict.fromkeys(row["loss"] for row in group):
             points = sorted((r["values"][key], r["accuracy"]["student"]) for r in group if r["loss"] == loss)
@@ -272,7 +277,7 @@ def lines_figure(content: Report) -> Markup | str:
             points = sorted({(r["values"][key], r["accuracy"][model]["mean"]) for r in group})
             axis.plot(*zip(*points, strict=True), color=COLOURS[model], lw=1, ls="--", label=model)
         axis.set_xlabel(key, fontsize=9)
-        axis.set_title(", ".join(v.rpartition("/")[2] for _, v in panel), fontsize=9)
+        axis.set_title(title, fontsize=9)
     np.atleast_1d(axes)[0].set_ylabel("test accuracy", fontsize=9)
     np.atleast_1d(axes)[-1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return svg(figure, f"accuracy over {key}")

@@ -23,6 +23,7 @@ from w2sg.reports.sections.decoded import Decoded
 from w2sg.reports.sections.held_out_pairs import HeldOutPairs
 from w2sg.reports.sections.labels_before_training import LabelsBeforeTraining
 from w2sg.reports.sections.systems import Systems
+from w2sg.reports.words import short
 from w2sg.store.files import read_json
 from w2sg.store.keys import flatten
 
@@ -31,7 +32,8 @@ APART = ("seed", "dataset.split_seed", "out", "store", "logger", "trainer", "dat
 APART += ("method.baselines",)  # what else is measured beside the student
 ANCHORS = ("method._target_", "dataset.name", "weak.name", "strong.name", "refine.kind")
 TWICE = "method.refine."  # refine= once more, as the method is given it
-NEEDED = {"metrics", "config", "diagnostics", "stages"}  # in every report.json
+NEEDED = {"metrics": dict, "config": dict, "diagnostics": dict, "stages": list}  # in every report.json
+MAYBE = ("summary", "text", "decoding", "refinement")
 # What reports say by themselves since they have a "summary"; of older ones it is made here, by top-level key.
 OLDER: Mapping[str, Sequence[Section]] = {
     "text": (AlphaSweep(), Systems(), HeldOutPairs()),
@@ -49,10 +51,12 @@ class Finished:
     Attributes:
         folder: where it lies.
         content: its report.json.
+        where: its folder as it is called, from the folder of all runs.
     """
 
     folder: Path
     content: dict[str, Any]
+    where: str
 
     @property
     def labels(self) -> bool:
@@ -67,10 +71,10 @@ class Finished:
         return "decoding" in self.content
 
     @property
-    def method(self) -> str:
-        """Its method in a word, and its decoder where it measured one."""
-        name = self.settings["method._target_"].rpartition(".")[2]
-        return f"{name}: {self.content['decoding']['decoder']['kind']}" if self.decodes else name
+    def method(self) -> tuple[str, str | None]:
+        """The path of its method, and the kind of its decoder where it measured one."""
+        kind = self.content["decoding"]["decoder"]["kind"] if self.decodes else None
+        return self.settings["method._target_"], kind
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -145,6 +149,17 @@ def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
+def _no_report(content: Any) -> str | None:
+    """What is of another kind than in every report; None where all is as it should be."""
+    words = {dict: "object", list: "list"}
+    if not isinstance(content, dict):
+        return "it holds no object"
+    kinds = {k: kind for k, kind in NEEDED.items() if k in content}
+    kinds |= {k: dict for k in MAYBE if content.get(k) is not None}
+    wrong = [f"{key} is no {words[kind]}" for key, kind in kinds.items() if not isinstance(content[key], kind)]
+    return ", ".join(wrong) or None
+
+
 def read_runs(root: Path) -> tuple[list[Finished], list[str]]:
     """Every finished run below a folder, and what could not be used, with the reason."""
     runs, left_out = [], []
@@ -152,12 +167,14 @@ def read_runs(root: Path) -> tuple[list[Finished], list[str]]:
         where = file.parent.relative_to(root)
         try:
             content = read_json(file)
-            if "config" in content:
-                content["config"] = renamed.tree(content["config"], quiet=True)
-            run = Finished(file.parent, content)
-            if not content.keys() >= NEEDED:
+            if reason := _no_report(content):
+                left_out.append(f"{where}: its report.json is no report of a run ({reason})")
+                continue
+            if not content.keys() >= NEEDED.keys():
                 left_out.append(f"{where}: its report is of an earlier version; run its command again")
                 continue
+            content["config"] = renamed.tree(content["config"], quiet=True)
+            run = Finished(file.parent, content, str(where) if where.parts else file.parent.name)
             run.settings, run.replicate, run.summary, run.method  # noqa: B018 (a damaged report shows itself here)
             if run.labels:
                 run.right  # noqa: B018
@@ -202,11 +219,6 @@ def varying(runs: list[Finished]) -> tuple[list[str], list[str]]:
     return ordered + sorted((settings | rest) - set(ordered)), options
 
 
-def short(value: Any) -> str:
-    """The last part of a path."""
-    return str(value).rstrip("/").rpartition("/")[2]
-
-
 def common_to(runs: Sequence[Finished]) -> dict[str, str]:
     """What all runs share of models, dataset and method."""
     keys = ("weak.name", "strong.name", "dataset.name", "method._target_")
@@ -216,24 +228,7 @@ def common_to(runs: Sequence[Finished]) -> dict[str, str]:
     return {key: named.get(key, short)(value) for key, value in shared.items()}
 
 
-def setting_words(values: dict[str, Any]) -> str:
-    """What sets a setting apart: the pair where one of its models varies, then every other setting that does."""
-    parts = []
-    if "weak.name" in values or "strong.name" in values:
-        parts.append(" → ".join(short(values[k]) for k in ("weak.name", "strong.name") if k in values))
-    for key, value in values.items():
-        if key == "dataset.name":
-            parts.append(str(value))
-        elif key == "method._target_":
-            parts.append(str(value).rpartition(".")[2])
-        elif key not in ("weak.name", "strong.name") and value is not None:
-            name = key.removeprefix("dataset.").removeprefix("optim.").removeprefix("refine.")
-            parts.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
-    return ", ".join(parts) or "all runs"
-
-
-def loss_of(run: Finished, options: list[str]) -> str:
-    """A run's loss in words, with those of its options in which runs differ."""
-    name = run.settings["loss._target_"].rpartition(".")[2]
-    values = [f"{k.removeprefix('loss.')}={run.settings[k]}" for k in options if k in run.settings]
-    return f"{name}({', '.join(values)})" if values else name
+def loss_of(run: Finished, options: Sequence[str]) -> dict[str, Any]:
+    """A run's loss, with those of its options in which runs differ."""
+    keys = ("loss._target_", *options)
+    return {key: run.settings[key] for key in keys if key in run.settings}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from w2sg.compare.runs import Finished, by_split, loss_of, setting_words, varying
+from w2sg.compare.names import key_of, losses_in_words, methods_in_words, settings_in_words
+from w2sg.compare.runs import Finished, by_split, loss_of, varying
 from w2sg.reports.figures import PALETTE, new_figure, reach, svg
 from w2sg.reports.section import Report, Section
 from w2sg.reports.sections.accuracy import COLUMNS as OF_LABELS
@@ -23,18 +23,30 @@ Row = dict[str, Any]  # method, setting, seeds, columns {heading: {mean, sd, low
 
 
 class Settings(Section):
-    """The union of what all reports say of themselves (summary.json: ``settings``)."""
+    """The union of what all reports say of themselves (summary.json: ``settings``).
+
+    Attributes:
+        older: folders of runs of one configuration and seed with a newer one.
+    """
 
     key, template = "settings", "summary_settings.html"
+    older: Sequence[str] = ()
 
     @classmethod
     def measure(cls, runs: Sequence[Finished]) -> Settings:
         """From finished runs; settings are told apart among runs of one method."""
         by_method: dict[tuple[str, bool], list[Finished]] = defaultdict(list)
+        words = methods_in_words([run.method for run in runs])
         for run in runs:
-            by_method[run.method, run.labels].append(run)
-        rows = [row for (method, _), group in sorted(by_method.items()) for row in rows_of(method, group)]
-        return cls(content={"settings": rows})
+            by_method[words[run.method], run.labels].append(run)
+        rows, older = [], []
+        for (method, _), group in sorted(by_method.items()):
+            more, behind = rows_of(method, group)
+            rows += more
+            older += behind
+        section = cls(content={"settings": rows})
+        section.older = sorted(older)
+        return section
 
     def show(self, report: Report) -> dict[str, Any]:
         """A table for all columns that any row has."""
@@ -71,24 +83,32 @@ class Settings(Section):
         return Group(*grids) if grids else None
 
 
-def rows_of(method: str, runs: Sequence[Finished]) -> list[Row]:
+def rows_of(method: str, runs: Sequence[Finished]) -> tuple[list[Row], list[str]]:
     """A row per setting: for each column its mean over splits, whose seeds are averaged before (over seeds where there
     is one split), their standard deviation, and the number of runs.
 
     One seed keeps the interval that its own report has. Of two runs of one setting and seed the newer counts, and the
-    older one for what the newer has not measured (a baseline, say).
+    older one for what the newer has not measured (a baseline, say); folders of the older ones are returned too.
     """
     keys, loss_options = varying(list(runs))
-    losses = len({loss_of(run, loss_options) for run in runs}) > 1
+    several = len({key_of(loss_of(run, loss_options)) for run in runs}) > 1
     cells: dict[str, dict[tuple[int, int], dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
-    settings: dict[str, str] = {}
+    values_of: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    newest: dict[tuple[str, tuple[int, int]], str] = {}
+    older = []
     for run in sorted(runs, key=lambda run: run.newest):
-        values = {k: run.settings.get(k) for k in keys}
-        loss = loss_of(run, loss_options) if losses else None
-        key = json.dumps([values, loss], sort_keys=True, default=str)
+        both = {k: run.settings.get(k) for k in keys}, loss_of(run, loss_options)
+        key = key_of(both)
+        if before := newest.get((key, run.replicate)):
+            older.append(before)
+        newest[key, run.replicate] = run.where
         cells[key][run.replicate] |= run.summary
-        parts = [setting_words(values)] if values or not losses else []
-        settings[key] = ", ".join([*parts, *([loss.replace("_", " ")] if loss else [])])
+        values_of[key] = both
+    settings = dict(zip(values_of, settings_in_words([values for values, _ in values_of.values()]), strict=True))
+    if several:
+        losses = losses_in_words([loss for _, loss in values_of.values()])
+        for key, loss in zip(values_of, losses, strict=True):
+            settings[key] = ", ".join([settings[key]] * bool(keys) + [loss.replace("_", " ")])
     rows = []
     for key, replicates in cells.items():
         by_replicate = dict(sorted(replicates.items()))
@@ -104,7 +124,7 @@ def rows_of(method: str, runs: Sequence[Finished]) -> list[Row]:
             else:
                 columns[heading] |= {end: next(iter(known.values())).get(end) for end in ("low", "high")}
         rows.append({"method": method, "setting": settings[key], "seeds": len(by_replicate), "columns": columns})
-    return sorted(rows, key=lambda row: row["setting"])
+    return sorted(rows, key=lambda row: row["setting"]), older
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
