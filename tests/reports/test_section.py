@@ -17,6 +17,11 @@ from w2sg.reports.section import Section, Story
 from w2sg.store.files import read_json
 
 OUTSIDE = '''
+from dataclasses import replace
+
+import torch
+
+from w2sg.losses import reverse_kl as of_the_tree
 from w2sg.reports.section import Section, Story
 
 
@@ -64,6 +69,81 @@ def counting(run):
     """A method that trains nothing."""
     story = Story("Words are counted", uses_of_splits={"test": "texts whose words are counted"})
     return run.report(story, [words_of(run)], columns={"id": list(run.data.test.ids)})
+
+
+def reverse_kl(logits, weak_logits, progress: float = 1.0):
+    return 0.5 * of_the_tree(logits, weak_logits, progress)
+
+
+def holed(labels, value):
+    """The same with no number in its first row."""
+    logits = labels.logits.clone()
+    logits[0] = value
+    return replace(labels, logits=logits)
+
+
+def called(run, model: str = "label"):
+    """A method that gives a model a name."""
+    weak = run.fit("weak", run.weak, run.data.ground_truth, run.gold(run.data.ground_truth))
+    return run.report(**{model: run.predict(weak, run.data.test)})
+
+
+def empty(run, words: bool = False):
+    """A method that gives neither predictions nor a story."""
+    return run.report(sections=[words_of(run)]) if words else run.report()
+
+
+def both(run):
+    return run.report(columns={"id": []}, weak=run.gold(run.data.test))
+
+
+def no_numbers(run, taught: bool = False, value: float = float("nan")):
+    """A method whose labels are no numbers in a row."""
+    if taught:
+        run.fit("student", run.strong, run.data.transfer, holed(run.gold(run.data.transfer), value))
+    return run.report(weak=run.gold(run.data.test), mine=holed(run.gold(run.data.test), value))
+
+
+SUMMARIES = {
+    "nan": {"value": float("nan")},
+    "infinite": {"value": 1.0, "low": 0.0, "high": float("inf")},
+    "alone": float("nan"),
+    "words": {"value": "words"},
+    "none": {"low": 1.0},
+}
+
+
+class Summed(Words):
+    def summary(self, report):
+        return {"words a text": SUMMARIES[report["words"]["first"]]}
+
+
+class Found(Words):
+    def finding(self, report):
+        return f"A text has {report['words']['mean']:.1f} words."
+
+
+class Silent(Words):
+    def finding(self, report):
+        return None
+
+
+def summed(run, which: str):
+    return run.report(Story("x"), [Summed(content={"words": {"mean": 1.0, "first": which}})], columns={"id": []})
+
+
+def silent(run):
+    return run.report(Story("x"), [words_of(run, Silent)], columns={"id": []})
+
+
+def concluding(run):
+    """A label method, with a section that has a part in the verdict."""
+    data = run.data
+    weak = run.fit("weak", run.weak, data.ground_truth, run.gold(data.ground_truth))
+    student = run.fit("student", run.strong, data.transfer, run.predict(weak, data.transfer), loss=run.loss)
+    predictions = {"weak": run.predict(weak, data.test), "student": run.predict(student, data.test)}
+    predictions["ceiling"] = run.predict(run.ceiling("transfer"), data.test)
+    return run.report(sections=[words_of(run, Found)], **predictions)
 '''
 
 
@@ -75,11 +155,12 @@ def outside(tmp_path, monkeypatch):
     sys.modules.pop("outside_section", None)
 
 
-def run(out, name, method, **options):
+def run(out, name, method, loss="w2sg.losses.reverse_kl", **options):
     sizes = "dataset.sizes={weak_train: 16, transfer: 16, test: 10}"
     cfg = compose("weak=bow", "strong=bow", sizes, "trainer=cpu", "logger=none", "weak.epochs=1", "strong.epochs=1")
     cfg.out, cfg.store = str(out), str(out / "store")
     cfg.method = {"_target_": f"outside_section.{method}", "_partial_": True, **options}
+    cfg.loss = {"_target_": loss, "_partial_": True}
     return run_method(check(cfg), out / name, [])
 
 
@@ -146,3 +227,65 @@ def test_numbers_and_a_template_are_enough():
     assert section.html(section.content) == "<p>7 &lt;</p>"
     assert (section.warnings({}), section.summary({})) == (["few"], {"words": {"value": 7.0}})
     assert json.dumps(section.content)
+
+
+# -- what is given to run.report --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["id", "prompt", "label"])
+def test_a_model_is_not_called_as_a_column_is(outside, name):
+    with pytest.raises(UserError, match=f"run.report: '{name}' is a column of predictions.parquet; give the model"):
+        run(outside, "called", "called", model=name)
+
+
+def test_a_report_of_nothing_is_refused_in_a_line(outside):
+    for words in (False, True):
+        with pytest.raises(UserError, match=r"run.report: nothing was given to tell of"):
+            run(outside, "empty", "empty", words=words)
+    with pytest.raises(UserError, match=r"run.report: columns would not be written beside predictions"):
+        run(outside, "both", "both")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_labels_that_are_no_numbers_are_named(outside, value):
+    with pytest.raises(UserError, match=r"run.report: mine predicts no numbers .* in 1 of 10 rows"):
+        run(outside, "predicted", "no_numbers", value=value)
+    with pytest.raises(UserError, match=r"run.fit: the labels of 'student' .* in 1 of 16 rows"):
+        run(outside, "taught", "no_numbers", taught=True, value=value)
+
+
+@pytest.mark.parametrize(
+    ("which", "words"),
+    [
+        ("nan", "its value is nan"),
+        ("alone", "its value is nan"),
+        ("infinite", "its high is inf"),
+        ("words", "its value is 'words'"),
+        ("none", "has no value"),
+    ],
+)
+def test_a_summary_holds_numbers(outside, which, words):
+    with pytest.raises(UserError, match=rf"section 'words' .*column 'words a text'.*{words}") as caught:
+        run(outside, "summed", "summed", which=which)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_section_found_follows_the_verdict_of_the_method(outside):
+    verdict = run(outside, "concluding", "concluding").content["verdict"]
+    assert verdict.startswith("The student is ")
+    mean = read_json(outside / "concluding" / "report.json")["words"]["mean"]
+    assert verdict.endswith(f"add to them. A text has {mean:.1f} words.")
+    with pytest.raises(UserError, match=r"section 'words' .*its finding cannot be made .*NoneType, not text"):
+        run(outside, "silent", "silent")
+
+
+def test_a_loss_from_outside_is_told_apart_from_one_of_the_same_name(outside):
+    of_the_tree = run(outside, "tree", "labels").content
+    of_outside = run(outside, "outside", "labels", loss="outside_section.reverse_kl").content
+    conditions = [content["diagnostics"]["theorem_conditions"] for content in (of_the_tree, of_outside)]
+    assert [met["reverse_kl"] for met in conditions] == [True, False]
+    assert ": labels, reverse kl, seed 0" in of_the_tree["title"]
+    assert ": labels, outside_section.reverse_kl, seed 0" in of_outside["title"]
+    assert of_outside["verdict"].startswith("The student, trained by outside_section.reverse_kl, is ")
+    losses = {row["loss"] for row in collect(outside).content["cells"]}
+    assert len(losses) == 2

@@ -28,6 +28,10 @@ class Labels:
     key: dict[str, Any]
     notes: dict[str, Any] = field(default_factory=dict)
 
+    def without_probabilities(self) -> int:
+        """How many rows have logits that no probabilities come of: NaN, a positive infinity, or no finite one."""
+        return int((~torch.isfinite(self.logits.double().logsumexp(1))).sum())
+
     def take(self, rows: np.ndarray) -> Labels:
         """Of some rows alone."""
         return Labels(self.table.take(rows), self.logits[torch.from_numpy(rows)], self.key, self.notes)

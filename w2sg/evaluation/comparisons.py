@@ -12,7 +12,7 @@ import numpy as np
 
 from w2sg.errors import UserError
 from w2sg.judges.base import Verdicts
-from w2sg.metrics import replies as metrics
+from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 
 if TYPE_CHECKING:
@@ -84,24 +84,24 @@ class Comparisons:
             )
         bootstrap = Bootstrap(int(known.sum()))
         lengths = [side[known] for side in self._lengths(name, other, mine, theirs)]
-        measured: dict[str, Any] = {"prompts": bootstrap.n}
+        measured: dict[str, Any] = {"prompts": bootstrap.n, "without_verdict": int((~known).sum())}
         if verdicts.rewards is not None:
             a, b = (side[known] for side in verdicts.rewards)
             measured |= {
-                "win_rate": metrics.win_rate(a, b, bootstrap).as_dict(),
-                "length_controlled": metrics.length_controlled_win_rate(a, b, *lengths, bootstrap).as_dict(),
-                "gap": metrics.reward_gap(a, b, bootstrap).as_dict(),
-                "standardised": metrics.standardised_gap(a, b, bootstrap).as_dict(),
+                "win_rate": comparisons.win_rate(a, b, bootstrap).as_dict(),
+                "length_controlled": comparisons.length_controlled_win_rate(a, b, *lengths, bootstrap).as_dict(),
+                "gap": comparisons.reward_gap(a, b, bootstrap).as_dict(),
+                "standardised": comparisons.standardised_gap(a, b, bootstrap).as_dict(),
             }
         else:
             preferred = verdicts.preferred[known]
             a, b = preferred, np.full(len(preferred), 0.5)
             measured |= {
-                "win_rate": metrics.preference_rate(preferred, bootstrap).as_dict(),
-                "length_controlled": metrics.length_controlled_preference(preferred, *lengths, bootstrap).as_dict(),
+                "win_rate": comparisons.preference_rate(preferred, bootstrap).as_dict(),
+                "length_controlled": comparisons.length_controlled_preference(preferred, *lengths, bootstrap).as_dict(),
             }
         longer = bootstrap.mean((lengths[0] - lengths[1]).astype(np.float64)).as_dict()
-        return measured | {"longer": longer, "p": metrics.paired_test(a, b)} | verdicts.of_judge()
+        return measured | {"longer": longer, "p": comparisons.paired_test(a, b)} | verdicts.of_judge()
 
     def _lengths(self, name: str, other: str, mine: list[int], theirs: list[int]) -> tuple[np.ndarray, np.ndarray]:
         sides = (self.replies[name], mine), (self.replies[other], theirs)

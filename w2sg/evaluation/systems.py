@@ -19,7 +19,7 @@ from w2sg.evaluation.rows import sample_rows
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.models.trained import Trained, reading_as
-from w2sg.reports.label_runs import columns_of
+from w2sg.reports.label_runs import check_names, columns_of
 from w2sg.reports.section import Section, Story
 from w2sg.reports.sections.held_out_pairs import HeldOutPairs
 from w2sg.reports.sections.judge import JudgeFacts
@@ -96,6 +96,7 @@ def measure_systems(
     systems = {name: run.as_trained(model) for name, model in ({"base": run.strong} | dict(systems)).items()}
     if student not in systems:
         raise UserError(f"student: {student!r} is none of the systems {', '.join(systems)}; name one of them")
+    check_names(systems, "systems")
     trained = {name: systems["base"] for name, model in systems.items() if model.folder is not None}
     before = trained | dict(before or {})
     prompts = run.prompts("test", evaluation.prompts)

@@ -20,6 +20,7 @@ from w2sg.data import noise
 from w2sg.data.labels import Labels
 from w2sg.data.loading import Examples, Features
 from w2sg.data.table import Table, digest
+from w2sg.errors import UserError
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import label_key, label_rules
 from w2sg.models.heads import LinearHead, MixtureHead, load_head
@@ -54,7 +55,15 @@ def fit(
         loss: the run's loss, for the student; None is cross entropy on ground truth.
         rows: places of the rows that are learned, some of them perhaps more than once; None for all.
         like: the stage by whose name it is seeded, to be paired with it.
+
+    Raises:
+        UserError: labels are no numbers.
     """
+    if lost := labels.without_probabilities():
+        raise UserError(
+            f"run.fit: the labels of {name!r} have logits in {lost:,} of {len(labels.logits):,} rows that are no "
+            "numbers (NaN, or all infinite); look at whatever gave them"
+        )
     options = fit_options(run.config, source.spec)
     layer = run.inputs.layer(source) if source.spec.train == "head" else None
     key = fit_key(run, name, source, table, labels, loss, options, layer)

@@ -24,7 +24,7 @@ from w2sg.experiment import score as scores
 from w2sg.experiment.context import Context
 from w2sg.metrics.theory import GAMMA
 from w2sg.reports.assemble import MakeFiles, Report, Rows, assemble
-from w2sg.reports.label_runs import columns_of, label_sections, label_story
+from w2sg.reports.label_runs import check_names, columns_of, label_sections, label_story
 from w2sg.reports.section import Section, Story
 
 log = logging.getLogger(__name__)
@@ -76,13 +76,21 @@ class Run(Context):
             notes: facts of the method.
 
         Raises:
-            UserError: predictions are not of the test split.
+            UserError: predictions are not of the test split, are no numbers, or have the name of a column.
         """
+        check_names(predictions, "run.report")
         for name, labels in predictions.items():
             if not isinstance(labels, Labels) or labels.table.ids != self.data.test.ids:
                 what = f"of {labels.table.name}" if isinstance(labels, Labels) else type(labels).__name__
                 raise UserError(f"run.report: {name} is {what}; give run.predict(model, run.data.test)")
+            if lost := labels.without_probabilities():
+                raise UserError(
+                    f"run.report: {name} predicts no numbers (NaN, or infinite logits) in {lost:,} of "
+                    f"{len(labels.logits):,} rows; look at its training, or at whatever gave these labels"
+                )
         if (untrained := self.zero_shot(self.strong, self.data.test)) is not None:
+            if "zero_shot" in predictions:
+                raise UserError("run.report: 'zero_shot' is the strong model's own score; give the model another name")
             predictions = {**predictions, "zero_shot": untrained}
         transfer = None
         if taught is not None:
@@ -118,9 +126,16 @@ class Run(Context):
             predictions: as in `measure`.
 
         Raises:
-            UserError: predictions are not of the test split, two sections give the same, one cannot be shown, or the
-                folder cannot be written.
+            UserError: there are neither predictions nor a story, predictions are not of the test split, two sections
+                give the same, one cannot be shown, or the folder cannot be written.
         """
+        if story is None and not predictions:
+            raise UserError(
+                "run.report: nothing was given to tell of; give what label models predict on test (student=…), or a "
+                "w2sg.reports.section.Story"
+            )
+        if predictions and columns is not None:
+            raise UserError("run.report: columns would not be written beside predictions; leave one of them out")
         measured: list[Section] = []
         if predictions:
             measured, columns = self.measure(predictions, taught, notes)

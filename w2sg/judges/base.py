@@ -291,6 +291,8 @@ class Judge:
             "trained": self.trained,
             "gives_rewards": self.gives_rewards,
             "accuracy": bootstrap.share(right).as_dict(),
+            "pairs": len(right),
+            "without_verdict": int((~known).sum()),
             "length_correlation": comparisons.reward_length_correlation(opinion, length, bootstrap).as_dict(),
             "notes": self.notes,
             **({"on_test_pairs": seen} if seen else {}),

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -194,17 +196,16 @@ def compose(
     run.reading.into(content)
     content["sections"] = [section.key for section in sections]
     content["title"] = story.title(content) if callable(story.title) else story.title
-    content["verdict"] = (
-        story.verdict(content) if callable(story.verdict) else story.verdict or findings_of(content, sections)
-    )
+    verdict = story.verdict(content) if callable(story.verdict) else story.verdict
+    content["verdict"] = findings_of(content, sections, verdict)
     warnings, summary = said_of_models(run.stages), {}
     for section in sections:
         try:
             lines, columns = section.warnings(content), section.summary(content)
-            if isinstance(lines, str):
-                raise TypeError("warnings() returned a text, not a list of them")
+            if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
+                raise TypeError("warnings() returned no list of texts")
             warnings += lines
-            columns = {heading: _numbers(v) for heading, v in columns.items() if v is not None}
+            columns = {heading: _numbers(heading, v) for heading, v in columns.items() if v is not None}
         except Exception as error:
             raise _broken(section, "warnings or summary", error) from error
         if taken := sorted({*columns} & {*summary}):
@@ -214,24 +215,30 @@ def compose(
     return Report(content, sections, predictions, samples)
 
 
-def findings_of(content: Mapping[str, Any], sections: Sequence[Section]) -> str:
-    """What the sections found, and what their intervals are."""
+def findings_of(content: Mapping[str, Any], sections: Sequence[Section], verdict: str = "") -> str:
+    """What the method says, then what the sections found; where they alone speak, what their intervals are, too."""
     findings = []
     for section in sections:
         try:
-            findings += [sentence] if (sentence := section.finding(content)) else []
+            if not isinstance(sentence := section.finding(content), str):
+                raise TypeError(f"finding() returned {type(sentence).__name__}, not text")
         except Exception as error:
             raise _broken(section, "finding", error) from error
-    return " ".join([*findings, PROMPTS_ALONE] if findings else [])
+        findings += [sentence] if sentence else []
+    about = [PROMPTS_ALONE] if findings and not verdict else []
+    return " ".join([*([verdict] if verdict else []), *findings, *about])
 
 
-def _numbers(estimate: Mapping[str, float | None] | float) -> dict[str, float | None]:
-    """Value, low and high; of a number alone, no interval is known."""
-    if isinstance(estimate, int | float):
-        return {"value": float(estimate), "low": None, "high": None}
-    if not isinstance(estimate, Mapping) or "value" not in estimate:
-        raise TypeError(f"{estimate!r} is neither a number nor {{value, low, high}}")
-    return {end: estimate.get(end) for end in ("value", "low", "high")}
+def _numbers(heading: str, estimate: Mapping[str, float | None] | float) -> dict[str, float | None]:
+    """Value, low and high of a column; of a number alone, no interval is known."""
+    parts = estimate if isinstance(estimate, Mapping) else {"value": estimate}
+    if "value" not in parts:
+        raise TypeError(f"column {heading!r} has no value; give {{value, low, high}}")
+    for end in ("value", "low", "high"):
+        number = parts.get(end)
+        if number is not None and not (isinstance(number, Real) and math.isfinite(number)):
+            raise TypeError(f"column {heading!r}: its {end} is {number!r}; give a finite number, or None if unknown")
+    return {end: None if parts.get(end) is None else float(parts[end]) for end in ("value", "low", "high")}
 
 
 def _is_outside(section: Section) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from w2sg.errors import UserError
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.metrics.intervals import MCNEMAR
 from w2sg.metrics.theory import theorem_conditions
@@ -17,7 +18,7 @@ from w2sg.reports.sections.confidence import Confidence
 from w2sg.reports.sections.splits import LabelSplits, tested
 from w2sg.reports.sections.theory import Taught, Teacher, Theory
 from w2sg.reports.sections.training import LabelTraining
-from w2sg.reports.words import LEVEL, estimate, p_text, short
+from w2sg.reports.words import LEVEL, estimate, loss_name, p_text, short
 
 NAMES = {
     "weak": "weak supervisor",
@@ -25,11 +26,12 @@ NAMES = {
     "ceiling": "strong ceiling",
     "zero_shot": "strong, untrained",
 }
+COLUMNS = ("id", "prompt", "label")  # of predictions.parquet, before those of the models
 
 
 def label_story(config: Any) -> Story:
     """Title, verdict and names of a run whose models label."""
-    return Story(title, verdict, config.loss["_target_"].rpartition(".")[2], NAMES)
+    return Story(title, verdict, loss_name(config.loss["_target_"]), NAMES)
 
 
 def label_sections(
@@ -49,8 +51,9 @@ def label_sections(
     config, test = run.config, run.data.test
     labels, bootstrap = torch.as_tensor(test.labels), Bootstrap(len(test), clusters=test.clusters)
     seen = None if taught is None else Taught(*taught, noiseless=config.dataset.noise.kind == "none")
-    loss = config.loss["_target_"].rpartition(".")[2]
-    conditions = theorem_conditions(loss, config.strong.train == "head", config.strong.head == "mixture")
+    conditions = theorem_conditions(
+        loss_name(config.loss["_target_"]), config.strong.train == "head", config.strong.head == "mixture"
+    )
     return [
         Accuracy.measure(predictions, labels, bootstrap),
         Confidence.measure(predictions, labels),
@@ -61,13 +64,27 @@ def label_sections(
     ]
 
 
+def check_names(names: Iterable[str], whose: str) -> None:
+    """Refuse names of models that are columns of predictions.parquet already.
+
+    Args:
+        names: of models. whose: what they were given to, for the message.
+
+    Raises:
+        UserError: a name is taken.
+    """
+    for name in names:
+        if name in COLUMNS:
+            raise UserError(f"{whose}: {name!r} is a column of predictions.parquet; give the model another name")
+
+
 def columns_of(test: Any, predictions: Mapping[str, Tensor]) -> dict[str, list]:
     """Columns of predictions.parquet: a row per test example, its id, a hash of its prompt, its label, and each model's
     logits.
 
     C = 2: the logit of the first reply (or class 0); C > 2: all logits.
     """
-    columns: dict[str, list] = {"id": list(test.ids), "prompt": test.clusters, "label": test.labels.tolist()}
+    columns: dict[str, list] = dict(zip(COLUMNS, (list(test.ids), test.clusters, test.labels.tolist()), strict=True))
     for name, logits in predictions.items():
         columns[name] = (logits[:, 0] - logits[:, 1]).tolist() if logits.shape[1] == 2 else logits.tolist()
     return columns
@@ -75,7 +92,8 @@ def columns_of(test: Any, predictions: Mapping[str, Tensor]) -> dict[str, list]:
 
 def title(report: Report) -> str:
     """What was run, in one line."""
-    loss, noise = report["loss"].replace("_", " "), report["data"].get("label_noise") or {}
+    loss, noise = report["loss"], report["data"].get("label_noise") or {}
+    loss = loss if "." in loss else loss.replace("_", " ")
     target = report["config"]["method"]["_target_"]
     what = f"{loss}, seed {report['seed']}"
     if not target.startswith("w2sg."):
@@ -96,8 +114,9 @@ def verdict(report: Report) -> str:
     share = f"The performance gap recovered is {estimate(pgr, 2)}."
     if not pgr["resolved"]:
         share = "The gap to the ceiling is not resolved, so no share of it is claimed."
+    loss = f", trained by {report['loss']}," if "." in report["loss"] else ""
     return (
-        f"The student is {how} its teacher: {measured['student']['accuracy']:.3f} against "
+        f"The student{loss} is {how} its teacher: {measured['student']['accuracy']:.3f} against "
         f"{measured['weak']['accuracy']:.3f}, a difference of "
         f"{estimate({**weak, 'value': weak['difference']}, sign=True)} on {tested(report['data'])} "
         f"({test_name(weak)}, p {p_text(weak['p'])}). {share} One run: intervals are over test "

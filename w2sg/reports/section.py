@@ -22,7 +22,7 @@ class Story:
 
     Args:
         title: one line; a function of the report where it needs numbers.
-        verdict: the finding in two or three sentences, likewise; by default what the sections found.
+        verdict: the finding in two or three sentences, likewise; what the sections found follows it.
         loss: which objective was compared, in a word. names: systems in words, as "cong_s" is "ConG-S".
         uses_of_splits: what each split was used for, as {"test": "prompts that all systems answered"}.
         script: which of the two scripts was typed.

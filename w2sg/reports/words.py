@@ -36,6 +36,11 @@ def short(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
 
+def loss_name(target: str) -> str:
+    """A loss by its dotted path: those of w2sg by their last name, others by all of it, since two may end alike."""
+    return target.rpartition(".")[2] if target.startswith("w2sg.") else target
+
+
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     """A number, or a dash where there is none."""
     return "–" if value is None else format(value, f"{'+' if sign else ''}.{digits}f")
@@ -110,19 +115,54 @@ def pgr_sentence(pgr: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def cut_off_warning(shares: Mapping[str, float], what: str = "replies", rewarded: bool = True) -> list[str]:
+def cut_off_warning(
+    shares: Mapping[str, float], what: str = "replies", systems: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[str]:
     """That many replies were cut off.
 
     Args:
         shares: of each system's replies, by its name in words.
         what: the replies in words.
-        rewarded: whether a judge measured them.
+        systems: what was measured of each; a ``reward`` or verdicts (``against``) are then of unfinished text.
     """
     many = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share > 0.2)
     if not many:
         return []
-    consequence = ", so that rewards are of unfinished text" if what == "replies" and rewarded else ""
+    measured = {key for system in (systems or {}).values() for key, value in system.items() if value}
+    opinion = "rewards" if "reward" in measured else "verdicts" if "against" in measured else ""
+    consequence = f", so that {opinion} are of unfinished text" if opinion else ""
     return [f"{what} cut off at max_new_tokens{consequence}: {many}"]
+
+
+def unjudged(measured: Mapping[str, Any]) -> str:
+    """That a win rate is not of all prompts, to stand behind it; nothing where it is.
+
+    Args:
+        measured: of one system over another: ``prompts`` that have a verdict, ``without_verdict`` that have none.
+    """
+    if not (lost := measured.get("without_verdict", 0)):
+        return ""
+    return f" on the {measured['prompts']:,} of {measured['prompts'] + lost:,} prompts with a verdict"
+
+
+def wins_cell(measured: Mapping[str, Any], key: str = "win_rate") -> Cell:
+    """A table's cell: a win rate with its interval, and how many prompts it is of where some have no verdict."""
+    cell, of = stacked(measured.get(key, NONE)), unjudged(measured)
+    return cell._replace(below=f"{cell.below}{of}") if of else cell
+
+
+def no_verdict_warning(over: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Prompts on which the judge came to no verdict.
+
+    Args:
+        over: what was measured of one system over another, by what both are called.
+    """
+    lost = [
+        f"{name}, {measured['without_verdict']:,} of {measured['prompts'] + measured['without_verdict']:,} prompts"
+        for name, measured in over.items()
+        if measured.get("without_verdict")
+    ]
+    return [f"the judge came to no verdict, and win rates are of the other prompts: {'; '.join(lost)}"] if lost else []
 
 
 def left_out_warning(dropped: Mapping[str, Mapping[str, int]]) -> list[str]:

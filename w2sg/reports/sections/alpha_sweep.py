@@ -15,7 +15,7 @@ from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.reports.figures import COLOURS, band, new_figure, points, svg
 from w2sg.reports.section import Report, Section
-from w2sg.reports.words import NONE, Cell, judged, p_value, stacked, wilson
+from w2sg.reports.words import NONE, Cell, judged, no_verdict_warning, p_value, stacked, wilson, wins_cell
 
 KINDS = {"implicit_per_token": "implicit reward per token", "explicit": "explicit reward"}
 DIGITS = {"implicit_per_token": 4, "explicit": 3}
@@ -96,13 +96,17 @@ class AlphaSweep(Section):
         }
 
     def warnings(self, report: Report) -> list[str]:
-        """Contrastive samples that were cut off."""
-        sweep = report["text"].get("alphas")
-        if not sweep or (cut := sweep["length"][sweep["chosen"]]["truncated"]) <= 0.2:
+        """Contrastive samples without a verdict, and those that were cut off."""
+        if not (sweep := report["text"].get("alphas")):
             return []
+        over = sweep.get("compared", {}).get("over_plain", {})
+        lines = no_verdict_warning({f"alpha {name} over plain": measured for name, measured in over.items()})
+        if (cut := sweep["length"][sweep["chosen"]]["truncated"]) <= 0.2:
+            return lines
         return [
+            *lines,
             f"contrastive decoding: {cut:.0%} of its replies were cut off at max_new_tokens; the student is not taught "
-            "to end there"
+            "to end there",
         ]
 
     def finding(self, report: Report) -> str:
@@ -174,7 +178,7 @@ def _compared(sweep: Mapping[str, Any]) -> list[tuple[str, list[str], list[tuple
     for name in _order(sweep):
         if over := sweep.get("compared", {}).get("over_plain", {}).get(name):
             words = f"{name} (used)" if name == sweep["chosen"] else name
-            rows.append((words, stacked(over["win_rate"]), stacked(over["length_controlled"]), p_value(over["p"])))
+            rows.append((words, wins_cell(over), wins_cell(over, "length_controlled"), p_value(over["p"])))
     return [("By the judge", ["alpha", "wins over\nplain", "… length\ncontrolled", "p"], rows)] if rows else []
 
 

@@ -9,7 +9,17 @@ from markupsafe import Markup
 
 from w2sg.reports.figures import colour_of, new_figure, points, svg
 from w2sg.reports.section import Report, Section, name_of
-from w2sg.reports.words import NONE, cut_off_warning, estimate, judged, number, p_value, stacked
+from w2sg.reports.words import (
+    NONE,
+    cut_off_warning,
+    estimate,
+    judged,
+    no_verdict_warning,
+    number,
+    p_value,
+    stacked,
+    wins_cell,
+)
 
 # What the student is held against in the summary of many runs, in words.
 OTHERS = {"naive": "naive", "base": "untrained", "self": "own answers"}
@@ -35,7 +45,7 @@ class Axes(Section):
                 gap = refinement["differences"].get(f"student - {name}", {}).get(axis)
                 cells += [stacked(system[axis]), stacked(gap or NONE, 3, True), p_value(gap["p"]) if gap else "–"]
             if wins is not None:
-                cells += [stacked(wins.get(name, {}).get(key, NONE)) for key in ("win_rate", "length_controlled")]
+                cells += [wins_cell(wins.get(name, {}), key) for key in ("win_rate", "length_controlled")]
             rows.append((*cells, number(system["characters"], 0), f"{system['cut_off']:.0%}"))
         head = ["", *(words for axis in axes for words in (axis, "student −\nthis", "p"))]
         head += [] if wins is None else ["student wins\nover this", "… length\ncontrolled"]
@@ -60,6 +70,8 @@ class Axes(Section):
                 "the student cannot be told from one trained on the strong model's own answers without exemplars: the "
                 "weak answers may have done nothing"
             )
+        over = {f"student over {other}": measured for other, measured in refinement.get("wins", {}).items()}
+        lines += no_verdict_warning(over)
         lines += cut_off_warning({name: s["cut_off"] for name, s in refinement["systems"].items()}, "answers")
         return lines + self._warnings + [f"left out: {reason}" for reason in refinement["left_out"]]
 

@@ -11,7 +11,18 @@ from markupsafe import Markup
 from w2sg.decoding.decoders import decoder_in
 from w2sg.reports.figures import COLOURS, new_figure, points, svg
 from w2sg.reports.section import Report, Section, name_of
-from w2sg.reports.words import NONE, cut_off_warning, estimate, judged, number, p_value, stacked
+from w2sg.reports.words import (
+    NONE,
+    cut_off_warning,
+    estimate,
+    judged,
+    no_verdict_warning,
+    number,
+    p_value,
+    stacked,
+    unjudged,
+    wins_cell,
+)
 
 STEERED = COLOURS["student"]
 COLUMNS = (  # of the summary of runs
@@ -42,32 +53,43 @@ def steered(report: Report) -> Mapping[str, Any] | None:
     return decoding["systems"].get(decoding["decoder"]["kind"])
 
 
+def measured_in(report: Report) -> tuple[bool, bool, bool]:
+    """Whether any system has a reward, verdicts, and a surprise."""
+    systems = report["decoding"]["systems"].values()
+    return tuple(any(system.get(key) for system in systems) for key in ("reward", "against", "surprise"))
+
+
 class Decoded(Section):
     """The systems side by side (report.json: ``decoding.systems``, ``decoder``, ``words``, ``prompts``)."""
 
     key, template = "systems", "decoded.html"
 
     def show(self, report: Report) -> dict[str, Any]:
-        """Figure and table."""
+        """Figure and table; what no system has is left out."""
+        rewarded, compared, surprised = measured_in(report)
         rows = []
         for name, system in report["decoding"]["systems"].items():
-            against = system.get("against", {}).get("plain", {})
-            rows.append(
-                (
-                    name_of(report, name),
-                    stacked(system.get("reward", NONE), 3, True),
-                    stacked(against.get("gap", NONE), 3, True),
-                    stacked(against.get("win_rate", NONE)),
-                    p_value(against["p"]) if "p" in against else "–",
-                    stacked(against.get("length_controlled", NONE)),
-                    stacked(system.get("surprise", NONE), 2),
-                    number(system["length"]["mean"], 1),
-                    f"{system['length']['truncated']:.0%}",
-                    number(system["characters"], 0),
-                    f"{system['distinct_1']:.2f} / {system['distinct_2']:.2f}",
-                )
-            )
-        return {"figure": _figure(report), "rows": rows}
+            against, cells = system.get("against", {}).get("plain", {}), [name_of(report, name)]
+            cells += [stacked(system.get("reward", NONE), 3, True)] if rewarded else []
+            if compared:
+                cells += [stacked(against.get("gap", NONE), 3, True)] if rewarded else []
+                cells += [wins_cell(against), p_value(against["p"]) if "p" in against else "–"]
+                cells += [wins_cell(against, "length_controlled")]
+            cells += [stacked(system.get("surprise", NONE), 2)] if surprised else []
+            length = system["length"]
+            cells += [number(length["mean"], 1), f"{length['truncated']:.0%}", number(system["characters"], 0)]
+            rows.append((*cells, f"{system['distinct_1']:.2f} / {system['distinct_2']:.2f}"))
+        head = ["", *(["reward"] if rewarded else []), *(["reward − plain"] if rewarded and compared else [])]
+        head += ["wins over plain", "p", "… length\ncontrolled"] if compared else []
+        head += ["surprise"] if surprised else []
+        head += ["tokens", "cut off", "characters", "distinct 1 / 2"]
+        return {
+            "figure": _figure(report),
+            "head": head,
+            "rows": rows,
+            "compared": compared,
+            "surprised": surprised,
+        }
 
     def warnings(self, report: Report) -> list[str]:
         """A decoder that hurts, wins that are a matter of length, replies that were cut off."""
@@ -78,12 +100,17 @@ class Decoded(Section):
             if gap and gap["high"] is not None and gap["high"] < 0:
                 lines.append(
                     f"{decoding['decoder']['kind']} hurts: the judge's reward is lower than that of plain samples "
-                    f"({gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]); try a smaller weight of the "
-                    "guide, another guide, normalise=mean, or none"
+                    f"({gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]){_remedy(decoding['decoder'])}"
                 )
             if raw["low"] is not None and controlled["low"] is not None and raw["low"] > 0.5 >= controlled["low"]:
                 lines.append("its wins over plain samples are not resolved once length is controlled")
-        return lines + cut_off_warning({n: s["length"]["truncated"] for n, s in decoding["systems"].items()})
+        over = {
+            f"{name} over {other}": measured
+            for name, system in decoding["systems"].items()
+            for other, measured in system.get("against", {}).items()
+        }
+        shares = {name: system["length"]["truncated"] for name, system in decoding["systems"].items()}
+        return lines + no_verdict_warning(over) + cut_off_warning(shares, systems=decoding["systems"])
 
     def finding(self, report: Report) -> str:
         """The win rates."""
@@ -93,11 +120,13 @@ class Decoded(Section):
         if "against" not in system:
             return "No judge was given: rewards and win rates are unknown."
         others = {"plain": "plain samples of the strong model", "guide": "the small aligned model alone"}
+        over = {other: system["against"][other] for other in others if other in system["against"]}
         parts = [
-            f"against {words} {judged(system['against'][other]['win_rate'], 0.5)}"
-            for other, words in others.items()
-            if other in system["against"]
+            f"against {others[other]} {judged(measured['win_rate'], 0.5)}{unjudged(measured)}"
+            for other, measured in over.items()
         ]
+        if any(measured.get("without_verdict") for measured in over.values()):
+            return f"The win rate is {'; '.join(parts)}."
         return f"On {decoding['prompts']:,} test prompts the win rate is {'; '.join(parts)}."
 
     def summary(self, report: Report) -> dict[str, Any]:
@@ -121,16 +150,25 @@ class Decoded(Section):
         """The systems side by side."""
         from rich.table import Table
 
-        grid = Table()
-        head = ("", "reward", "wins over plain", "length controlled", "tokens", "strong / guide tokens read per token")
-        for column in head:
+        grid, (rewarded, compared, _) = Table(), measured_in(report)
+        head = ["", *(["reward"] if rewarded else []), *(["wins over plain", "length controlled"] if compared else [])]
+        for column in (*head, "tokens", "strong / guide tokens read per token"):
             grid.add_column(column, justify="left" if not column else "right")
         for name, system in report["decoding"]["systems"].items():
             against = system.get("against", {}).get("plain", {})
-            cells = [system.get("reward", NONE), *(against.get(key, NONE) for key in ("win_rate", "length_controlled"))]
+            cells = [system.get("reward", NONE)] if rewarded else []
+            cells += [against.get(key, NONE) for key in ("win_rate", "length_controlled")] if compared else []
             cost = f"{system['cost']['strong']:.1f} / {system['cost']['guide']:.1f}"
             grid.add_row(name, *map(estimate, cells), f"{system['length']['mean']:.0f}", cost)
         return grid
+
+
+def _remedy(decoder: Mapping[str, Any]) -> str:
+    """What to try with a guide that misleads; nothing for decoders that have none."""
+    if not isinstance(guide := decoder.get("guide"), Mapping):
+        return ""
+    mean = "normalise=mean, " if guide.get("implicit") and guide.get("normalise") != "mean" else ""
+    return f"; try a smaller weight of the guide, another guide, {mean}or none"
 
 
 def _figure(report: Report) -> Markup | str:

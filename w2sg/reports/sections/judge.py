@@ -39,8 +39,8 @@ class JudgeFacts(Section):
         lines = list(judge.get("notes", []))
         lines += position_warning(self.on_replies or judge.get("on_test_pairs", {}))
         if judge["accuracy"]["low"] is not None and judge["accuracy"]["low"] <= 0.5:
+            opinion = "rewards and win rates" if judge.get("gives_rewards", True) else "win rates"
             lines.append(
-                "the judge cannot be told from a coin on the test split's own pairs, so its rewards and win rates say "
-                "little"
+                f"the judge cannot be told from a coin on the test split's own pairs, so its {opinion} say little"
             )
         return lines

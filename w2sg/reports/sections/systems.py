@@ -12,7 +12,7 @@ from w2sg.reports.figures import colour_of, new_figure, points, svg
 from w2sg.reports.section import Report, Section, name_of
 from w2sg.reports.sections.accuracy import accuracy_of
 from w2sg.reports.sections.alpha_sweep import length_cells
-from w2sg.reports.words import NONE, cut_off_warning, estimate, judged, stacked
+from w2sg.reports.words import NONE, cut_off_warning, estimate, judged, no_verdict_warning, stacked, unjudged, wins_cell
 
 # What the student is held against on the page, in words.
 OTHERS = {"weak_sft": "weak SFT", "ceiling": "the ceiling"}
@@ -32,7 +32,13 @@ class Systems(Section):
         """Replies that were cut off, and wins that are a matter of length."""
         systems = report["text"]["systems"]
         shares = {name_of(report, n): s["length"]["truncated"] for n, s in systems.items()}
-        lines = cut_off_warning(shares, rewarded="judge" in report["text"])
+        over = {
+            f"{name_of(report, name)} over {name_of(report, other)}": measured
+            for name, system in systems.items()
+            for other, measured in system.get("against", {}).items()
+            if other == "base" or name == student_of(report)
+        }
+        lines = no_verdict_warning(over) + cut_off_warning(shares, systems=systems)
         student = systems.get(student_of(report), {}).get("against", {}).get("base")
         if student and student["length_controlled"]["low"] is not None:
             raw, controlled = student["win_rate"], student["length_controlled"]
@@ -52,13 +58,14 @@ class Systems(Section):
             return "" if judge else "No judge was given: rewards and win rates of the trained models are unknown."
         raw, controlled = against["base"]["win_rate"], against["base"]["length_controlled"]
         others = ", ".join(
-            f"against {words} {judged(against[other]['win_rate'], 0.5)}"
+            f"against {words} {judged(against[other]['win_rate'], 0.5)}{unjudged(against[other])}"
             for other, words in OTHERS.items()
             if other in against
         )
         return (
-            f"The student's win rate over the untrained strong model is {judged(raw, 0.5)}, with length controlled "
-            f"{judged(controlled, 0.5)}{'; ' if others else ''}{others}."
+            f"The student's win rate over the untrained strong model is {judged(raw, 0.5)}"
+            f"{unjudged(against['base'])}, with length controlled {judged(controlled, 0.5)}"
+            f"{'; ' if others else ''}{others}."
         )
 
     def summary(self, report: Report) -> dict[str, Any]:
@@ -85,12 +92,14 @@ class Systems(Section):
         systems = report["text"]["systems"]
         if not any("against" in system for system in systems.values()):
             return None
-        grid = Table()
-        for column in ("", "reward", "wins over untrained", "length controlled", "tokens"):
+        grid, rewarded = Table(), any("reward" in system for system in systems.values())
+        reward = ["reward"] if rewarded else []
+        for column in ("", *reward, "wins over untrained", "length controlled", "tokens"):
             grid.add_column(column, justify="left" if not column else "right")
         for name, system in systems.items():
             against = system.get("against", {}).get("base", {})
-            cells = [system.get("reward", NONE), *(against.get(key, NONE) for key in ("win_rate", "length_controlled"))]
+            cells = [system.get("reward", NONE)] if rewarded else []
+            cells += [against.get(key, NONE) for key in ("win_rate", "length_controlled")]
             grid.add_row(name_of(report, name), *map(estimate, cells), f"{system['length']['mean']:.0f}")
         return grid
 
@@ -141,8 +150,8 @@ def _table(report: Report) -> tuple[list[str], list[tuple[Any, ...]]]:
         against = system.get("against", {})
         cells += [stacked(system.get("reward", NONE))] if rewarded else []
         if judge:
-            cells += [stacked(against.get("base", {}).get(key, NONE)) for key in ("win_rate", "length_controlled")]
-            cells += [stacked(against.get(other, {}).get("win_rate", NONE)) for other in others]
+            cells += [wins_cell(against.get("base", {}), key) for key in ("win_rate", "length_controlled")]
+            cells += [wins_cell(against.get(other, {})) for other in others]
         cells += [stacked(system.get("kl_per_token", NONE), 4)] if kl else []
         cells += [stacked(system.get("perplexity", NONE), 2)] if perplexity else []
         cells += length_cells(system["length"], system["replies"])
