@@ -14,6 +14,7 @@ from w2sg.config.check import check
 from w2sg.config.composing import settle
 from w2sg.config.hydra import register
 from w2sg.config.typed import typed
+from w2sg.config.unread import unread
 from w2sg.errors import ConfigError, UserError
 
 LOSS = """
@@ -46,18 +47,18 @@ def write(file: Path, text: str) -> Path:
     return file
 
 
-def checked(*arguments: str) -> list:
+def checked(*arguments: str, name: str = "train") -> list:
     """The configurations that a command line asks for, as train.py checks them before it runs any."""
     configs = []
     command = typed(arguments)
     register(users=command.folder)
-    settle("train", command, lambda cfg, choices: configs.append(check(cfg, choices)))
+    settle(name, command, lambda cfg, choices: configs.append(check(cfg, choices)))
     return configs
 
 
-def problems(*arguments: str) -> list[str]:
+def problems(*arguments: str, name: str = "train") -> list[str]:
     with pytest.raises(ConfigError) as error:
-        checked(*arguments)
+        checked(*arguments, name=name)
     return error.value.problems
 
 
@@ -121,6 +122,142 @@ def test_code_is_chosen_by_its_dotted_path_with_no_file(users):
         ("method=plugin_code.distil", "method.name=x", "method.rounds=a"): "method.rounds: input should be a valid int",
     }.items():
         assert problems(*typed_so, "trainer=cpu")[0].startswith(line)
+
+
+OPEN_CODE = """
+from typing import Literal
+from w2sg.config import option
+from w2sg.decoding.decoders import Decoder
+from w2sg.judges import Judge
+
+class Mine(Decoder):
+    kind: Literal["of_a_simple_file"] = "of_a_simple_file"
+    words = "a sample"
+    samples: int = option(4, "how many", gt=0)
+    def write(self, engines, prompts): ...
+
+class Brief(Judge):
+    def __init__(self, run, words: int = 5): ...
+    def rewards(self, name, replies): ...
+
+def method(run, power: float = 2.0): ...
+def with_decoder(run, decoder: str = "x"): ...
+def with_judge(run, judge: str = "x"): ...
+def cong(run): ...
+def loss(logits, weak_logits, progress, *, scale: float = 1.0): ...
+def needing(logits, weak_logits, progress, *, must: float): ...
+def rows(path: str, subset=None, revision=None, mark: str = "+"): ...
+def strict_rows(path: str, subset=None, revision=None, strict: bool = True): ...
+"""
+
+
+@pytest.fixture
+def open_code(users):
+    """The user's folder, beside a module with one thing of each group and a file of two lines for each."""
+    write(users.parent / "plugin_open.py", OPEN_CODE)
+    simple = {"method": "method", "loss": "loss", "dataset": "rows", "decoder": "Mine", "judge": "Brief"}
+    for group, name in simple.items():
+        write(users / group / "simple.yaml", f"_target_: plugin_open.{name}\n")
+    return users
+
+
+@pytest.mark.parametrize(
+    ("name", "typed_so", "section", "expected"),
+    [
+        ("train", ["method=simple", "method.power=3.0"], "method", {"power": 3.0}),
+        ("train", ["loss=simple", "loss.scale=3.0"], "loss", {"scale": 3.0}),
+        ("decode", ["decoder=simple", "decoder.max_new_tokens=8"], "decoder", {"max_new_tokens": 8, "samples": 4}),
+        ("decode", ["judge=simple", "judge.words=3"], "method.judge", {"words": 3, "_target_": "plugin_open.Brief"}),
+        (
+            "train",
+            ["dataset=simple", "dataset.path=x", "dataset.mark=y", "dataset.sizes.test=3"],
+            "dataset",
+            {"mark": "y", "name": "simple", "path": "x", "subset": None},
+        ),
+    ],
+)
+def test_a_file_with_a_target_alone_has_the_defaults_of_what_it_names(name, typed_so, section, expected, open_code):
+    (config,) = checked("--config-dir", str(open_code), *typed_so, "trainer=cpu", name=name)
+    node = config.model_dump(by_alias=True)
+    for part in section.split("."):
+        node = node[part]
+    assert {key: node[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("group", ["method", "loss", "dataset", "decoder", "judge"])
+def test_a_file_whose_target_is_not_there_gets_one_line(group, open_code):
+    write(open_code / group / "gone.yaml", "_target_: plugin_gone.thing\n" + "path: x\n" * (group == "dataset"))
+    name = "decode" if group in ("decoder", "judge") else "train"
+    (line,) = problems("--config-dir", str(open_code), f"{group}=gone", "trainer=cpu", name=name)
+    assert line.startswith(f"{'method.judge' if group == 'judge' else group}._target_: there is no plugin_gone.thing (")
+
+
+def test_a_misspelled_option_in_a_decoders_file_gets_one_line(open_code):
+    write(open_code / "decoder" / "typo.yaml", "_target_: plugin_open.Mine\nsampels: 3\n")
+    (line,) = problems("--config-dir", str(open_code), "decoder=typo", "trainer=cpu", name="decode")
+    assert line.startswith("decoder.sampels: no such key here; did you mean decoder.samples?")
+
+
+def test_options_that_are_called_like_a_group_are_the_methods_own(open_code):
+    (config,) = checked("method=plugin_open.with_decoder", "method.decoder=y", "trainer=cpu")
+    assert config.method["decoder"] == "y"
+    (config,) = checked("method=plugin_open.with_judge", "method.judge=y", "trainer=cpu")
+    assert config.method["judge"] == "y"
+    (line,) = problems("method=plugin_open.with_judge", "judge=llm", "trainer=cpu")
+    assert line.startswith("judge: plugin_open.with_judge has an option judge of its own and does not read judge=llm")
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("plugin_open.cong", []),
+        ("cong", ["optim.full.epochs: not read by method=cong, whose own stages have their options in method.*"]),
+    ],
+)
+def test_methods_from_outside_are_told_from_ours_of_the_same_name(method, said, open_code):
+    models = [f"{role}{key}" for role in ("weak", "strong") for key in ("=gpt2", ".tune=full")]
+    (config,) = checked(f"method={method}", *models, "dataset=review_prompts", "optim.full.epochs=1", "trainer=cpu")
+    assert unread(config, ["optim.full.epochs=1"]) == said
+
+
+@pytest.mark.parametrize(
+    ("typed_so", "line"),
+    [
+        (["dataset=plugin_open.rows", "dataset.path=x", "dataset.mark=3"], "dataset.mark: 3 is not text; "),
+        (
+            ["dataset=plugin_open.strict_rows", "dataset.path=x"],
+            "dataset._target_: plugin_open.strict_rows has a parameter strict, which w2sg keeps for itself; rename it",
+        ),
+        (["loss=plugin_open.needing"], "loss.must: needs a value"),
+        (["loss=plugin_open.needing", "loss.must=x"], "loss.must: input should be a valid number (got 'x')"),
+    ],
+)
+def test_parameters_are_checked_once_and_by_their_types(typed_so, line, open_code):
+    (said,) = problems(*typed_so, "trainer=cpu")
+    assert said.startswith(line)
+
+
+def test_what_is_no_decoder_is_no_decoder(open_code):
+    for name, kind in (("Brief", "a kind of Judge"), ("loss", "a function")):
+        (line,) = problems(f"decoder=plugin_open.{name}", "trainer=cpu", name="decode")
+        assert line.startswith(f"decoder: plugin_open.{name} is {kind}, so no decoder is named; name a class that")
+
+
+def test_a_module_inside_a_package_says_what_it_could_not_import(users):
+    package = users.parent / "plugin_package"
+    write(package / "__init__.py", "")
+    write(package / "method.py", "\nimport plugin_helper_missing\ndef distil(run): ...\n")
+    write(users.parent / "plugin_broken" / "__init__.py", "import plugin_helper_missing\n")
+    write(users.parent / "plugin_broken" / "method.py", "def distil(run): ...\n")
+    for target, said in {
+        "plugin_package.method.distil": "plugin_package.method cannot be imported: No module named "
+        "'plugin_helper_missing' (plugin_package/method.py, line 2)",
+        "plugin_broken.method.distil": "plugin_broken cannot be imported: No module named 'plugin_helper_missing' "
+        "(plugin_broken/__init__.py, line 1)",
+    }.items():
+        assert problems(f"method={target}", "trainer=cpu") == [f"method: {said}"]
+    (line,) = problems("method=plugin_package.gone.distil", "trainer=cpu")
+    assert line.startswith("method: there is no plugin_package.gone.distil (module 'plugin_package' has no attribute")
 
 
 def test_a_folder_that_is_not_there_and_names_that_are_taken(users):

@@ -69,6 +69,14 @@ def test_an_old_file_is_read_and_what_is_typed_overrules_it(tmp_path, capsys):
     assert len(said) == len(set(said))
 
 
+def test_a_key_that_there_never_was_is_not_said_to_be_renamed(capsys):
+    renamed.say.cache_clear()
+    assert renamed.override("training.head.btch_size=4") == "training.head.btch_size=4"
+    assert capsys.readouterr().err == ""
+    assert renamed.override("training.head.batch_size=4") == "optim.head.global_batch_size=4"
+    assert "training.head.batch_size is now optim.head.global_batch_size" in capsys.readouterr().err
+
+
 def test_keys_hold_the_old_names():
     assert {"batch_size", "warmup", "clip", "validation"} <= SFT().model_dump().keys()
     assert {"global_batch_size", "sft_weight"} <= DPO().model_dump(by_alias=True).keys()

@@ -272,6 +272,14 @@ WRITERS = ["weak=gpt2", "strong=gpt2"]
         ("evaluate", ["run=outputs"], "run: no such key; did you mean runs?"),
         ("evaluate", ["store=list,prune"], "store: list,prune are several values; give one"),
         ("evaluate", ["loss=kl"], "loss: is read by `python train.py`"),
+        ("evaluate", ["decoder.kind=wsd"], "decoder.kind: no decoder is chosen; type decoder=wsd as well"),
+        ("evaluate", ["decoder.beams=2"], "decoder.beams: no decoder is chosen; type decoder=search or"),
+        ("evaluate", ["decoder.bems=2"], "decoder.bems: no decoder is chosen; type decoder=... as well"),
+        (
+            "train",
+            ["training.head.btch_size=4"],
+            "training.head.btch_size: no such key; did you mean optim.head.global_batch_size?",
+        ),
         (
             "evaluate",
             ["judge=llm"],

@@ -19,8 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from w2sg.config import plugins
+from w2sg.config.data_schema import DatasetConfig
 from w2sg.config.evaluate_schema import EvaluateConfig
-from w2sg.config.option import Options, hint_of, options_class
+from w2sg.config.option import MISSING, Options, hint_of, options_class
 from w2sg.config.schema import TrainConfig, TrainerConfig
 from w2sg.config.suggest import unknown_key
 from w2sg.errors import ConfigError, UserError
@@ -60,8 +61,13 @@ def check(cfg: Any, choices: Mapping[str, str] | None = None) -> TrainConfig:
         )
     problems += plugins.clashes(choices or {})
     method = container.get("method")
-    if isinstance(method, dict) and "decoder" in method and container.get("decoder") is None:
+    if isinstance(method, dict) and method.get("_target_") == DECODE and container.get("decoder") is None:
         raise ConfigError(["method: a decoder is measured by `python evaluate.py decoder=...`; choose another method"])
+    if (choices or {}).get("judge") is not None and isinstance(method, dict) and not _judges(method.get("judge", {})):
+        problems.append(
+            f"judge: {method.get('_target_')} has an option judge of its own and does not read judge="
+            f"{choices['judge']}; leave that out, or set method.judge"
+        )
     for key in ("method", "loss", "dataset"):
         if isinstance(node := container.get(key), dict):
             problems += target_problems(key, node, container)
@@ -72,6 +78,11 @@ def check(cfg: Any, choices: Mapping[str, str] | None = None) -> TrainConfig:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _judges(option: Any) -> bool:
+    """Whether a method's option ``judge`` can be what was chosen in the group of judges."""
+    return isinstance(option, dict) and (not option or not option.keys().isdisjoint(("kind", "_target_")))
 
 
 def _misnamed(container: dict[str, Any], chosen: str | None) -> str | None:
@@ -192,6 +203,7 @@ DATASET_KEYS = {"name", "sizes", "split_seed", "strict", "max_chars", "difficult
 
 
 CALLED_WITH = {"method": 1, "judge": 1, "loss": 3, "dataset": 0}  # the run; logits, weak logits and progress
+DECODE = "w2sg.methods.decode.decode"
 OWN_GROUPS = {"refine", "decoder"}  # options of methods that are typed as groups of their own
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_"}
 
@@ -233,10 +245,11 @@ def target_problems(key: str, node: dict[str, Any], tree: Mapping[str, Any] | No
         required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
         if required and name not in given:
             problems.append(f"{key}.{name}: {target} needs a value; give it with +{key}.{name}=")
-    if key != "dataset":  # its keys are in the schema
-        types = {name: hint_of(function, name) for name in given if name in options}
-        problems += _type_problems(key, types, given, tree or {})
-    return problems
+    in_schema = _fields(DatasetConfig).keys() | {"columns"} if key == "dataset" else set()
+    if never := sorted(DATASET_KEYS & options.keys() if key == "dataset" else ()):
+        problems.append(f"{key}._target_: {target} has a parameter {never[0]}, which w2sg keeps for itself; rename it")
+    types = {name: hint_of(function, name) for name in given if name in options and name not in in_schema}
+    return problems + _type_problems(key, types, given, tree or {})
 
 
 def _type_problems(
@@ -257,15 +270,23 @@ def _type_problems(
             TypeAdapter(kind).validate_python(value, strict=not isinstance(value, list | dict))
         except ValidationError as error:
             errors_of: dict[str, list[dict[str, Any]]] = {}
-            for e in error.errors():
+            for e in (e for e in error.errors() if e["input"] != MISSING):  # said already, as what needs a value
                 errors_of.setdefault(".".join(filter(None, (name, _key(e, value)))), []).append(e)
             for path, errors in errors_of.items():
                 section = _section(kind, path.removeprefix(name).removeprefix("."))
-                full = path if path.partition(".")[0] in OWN_GROUPS else f"{key}.{path}".rstrip(".")
-                problems += _explain(full, errors, {**others, key: value if not name else options}, section)
+                full, others = f"{key}.{path}".rstrip("."), {**others, key: value if not name else options}
+                if _is_read(path.partition(".")[0], options.get("", options), others):  # typed without the method's key
+                    full, others = path, _without(others, full.split("."))
+                problems += _explain(full, errors, others, section)
         except PydanticUserError:  # an annotation that it does not know
             continue
     return problems
+
+
+def _is_read(group: str, options: Any, container: Mapping[str, Any]) -> bool:
+    """Whether a method's option is what was chosen in the group of its name, and no option of its own."""
+    chosen = container.get(group) if group in OWN_GROUPS else None
+    return chosen is not None and isinstance(options, Mapping) and options.get(group) == chosen
 
 
 def _cross_problems(container: dict[str, Any]) -> list[str]:
@@ -279,9 +300,9 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
                 sections[name] = field.annotation.model_validate(container[name])
     training, dataset = sections.get("optim"), sections.get("dataset")
     method = container.get("method")
-    if container.get("decoder") is not None and not (isinstance(method, dict) and "decoder" in method):
+    if container.get("decoder") is not None and not _is_read("decoder", method, container):
         problems.append("decoder: read by `python evaluate.py decoder=...` alone; leave it out")
-    if container.get("refine") is not None and not (isinstance(method, dict) and "refine" in method):
+    if container.get("refine") is not None and not _is_read("refine", method, container):
         problems.append("refine: read by method=refine alone; add that, or leave refine out")
     hard = dataset is not None and dataset.noise.kind == "hard_flip" and dataset.noise.rate > 0
     if hard and training and training.hard_label_clamp is None and training.label_smoothing == 0:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from w2sg.config import outputs, plugins
+from w2sg.config import outputs, plugins, renamed
 from w2sg.config.defaults_source import is_code, node_of
 from w2sg.config.suggest import ELSEWHERE, exists, leaves, listed, nearest, similar, unknown_key
 from w2sg.config.typed import Typed, problem_of
@@ -231,6 +231,10 @@ def _problem(name: str, override: str, kept: Sequence[str]) -> str:
     key, value = parsed.key_or_group, None if parsed.is_delete() else parsed.value()
     tree = _tree(name, tuple(kept)) or {}
     group = _group(override)
+    if name == "evaluate" and key.startswith("decoder."):
+        kinds = [f"decoder={value}"] if key == "decoder.kind" and value in options("decoder") else []
+        kinds = kinds or _holders("decode", key, ()) or ["decoder=..."]
+        return f"{key}: no decoder is chosen; type {listed(kinds)} as well"
     if group is not None and value in (None, "") and not parsed.is_delete():
         if group in ("experiment", "judge", "refine"):  # which are null where nothing is typed, and cannot be typed so
             return f"{group}: leave {override} out where none is meant, or choose one, as {group}={options(group)[0]}"
@@ -302,7 +306,7 @@ def _meant(name: str, key: str, value: Any, tree: Mapping[str, Any], kept: Seque
     alone = not nearest(key, tree) or (len(parts) > 1 and parts[0] not in tree)
     if alone and (others := _elsewhere(name, key, tree, kept)):
         return f"; did you mean {listed(others)}?"
-    return unknown_key(key, tree)
+    return unknown_key(renamed.new_key(key), tree)
 
 
 def _holders(name: str, key: str, kept: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ function ``distil`` of the module ``mine``, with its defaults.
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins import file_config_source
@@ -28,7 +29,7 @@ from omegaconf import OmegaConf
 
 from w2sg.config import renamed
 from w2sg.config.option import MISSING, Options, defaults_of, options_class
-from w2sg.config.plugins import resolve
+from w2sg.config.plugins import CONF, resolve
 from w2sg.errors import UserError
 
 GROUP = "options"
@@ -51,6 +52,11 @@ def node_of(group: str, path: str) -> dict[str, Any]:
     thing = resolve(path)
     if not callable(thing):
         raise UserError(f"{path} is not callable; name a function or a class")
+    if group == "decoder" and not (inspect.isclass(thing) and issubclass(thing, Options) and hasattr(thing, "write")):
+        kind = f"a kind of {thing.__base__.__name__}" if inspect.isclass(thing) else "a function"
+        raise UserError(
+            f"{path} is {kind}, so no decoder is named; name a class that inherits from w2sg.decoding.decoders.Decoder"
+        )
     if group == GROUP and inspect.isclass(thing):
         return defaults_of(thing)
     defaults = defaults_of(thing, CODE.get(group, 1))
@@ -78,6 +84,27 @@ def with_judge(node: dict[str, Any]) -> dict[str, Any]:
     if judge != type(judge)():
         raise UserError(f"{node['_target_']}: its default judge has options; give {type(judge).__name__}() alone")
     return {"defaults": ["_self_", {"override /judge@_global_.judge": judge.kind}], **node}
+
+
+def with_defaults(group: str, name: str, content: dict[str, Any]) -> dict[str, Any]:
+    """A user's file that gives a ``_target_`` and no defaults list, with the defaults of what it names.
+
+    Of what cannot be used there are none: the check of the whole configuration says what is wrong with it.
+
+    Args:
+        name: of the file, which names the rows of a dataset.
+    """
+    target = content.get("_target_")
+    if group not in CODE or "defaults" in content or not isinstance(target, str):
+        return content
+    try:
+        node = node_of(group, target)
+        if group == "method" and "judge" not in content:
+            node = with_judge(node)
+    except UserError:
+        node = {}
+    names = {"name": name} if group == "dataset" else {}
+    return {**node, **names, **content}
 
 
 class Defaults(ConfigSource):
@@ -125,7 +152,13 @@ class FileConfigSource(file_config_source.FileConfigSource):
         result = super().load_config(config_path)
         content = OmegaConf.to_container(result.config)
         if isinstance(content, dict):
-            result.config = OmegaConf.create(renamed.file(content, config_path.removesuffix(".yaml")))
+            path = config_path.removesuffix(".yaml")
+            content = renamed.file(content, path)
+            if not Path(self.path).samefile(CONF):
+                group, _, name = path.partition("/")
+                result.header["package"] = result.header.get("package") or PACKAGES.get(group)
+                content = with_defaults(group, name, content)
+            result.config = OmegaConf.create(content)
         return result
 
 

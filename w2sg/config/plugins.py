@@ -7,10 +7,10 @@ of the folder, as ``mine.conf``. The code that its files name is imported once o
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import logging
 import os
-import pkgutil
 import sys
 import textwrap
 import traceback
@@ -19,6 +19,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from w2sg.config.suggest import listed, similar
@@ -145,29 +146,58 @@ def resolve(target: str) -> Any:
     """
     if not all(part.isidentifier() for part in target.split(".")):
         raise UserError(f"there is no {target or 'name'}; a function is named module.function")
+    first, *rest = target.split(".")
+    module, missing = _imported(first, target)
+    if module is None:
+        if hidden := _hidden(target):
+            raise UserError(f"there is no {target}: {hidden}")
+        raise UserError(f"there is no {target} ({missing}); put your module into {os.getcwd()} or on PYTHONPATH")
+    path = first
+    while rest and (inner := _imported(f"{path}.{rest[0]}", target)[0]) is not None:
+        module, path = inner, f"{path}.{rest.pop(0)}"
+    thing = module
+    for name in rest:
+        try:
+            thing = getattr(thing, name)
+        except AttributeError as error:
+            if hidden := _hidden(target):
+                raise UserError(f"there is no {target}: {hidden}") from error
+            near = similar(target.rpartition(".")[2], [name for name in vars(module) if name[0] != "_"])
+            meant = f"; did you mean {listed([f'{path}.{name}' for name in near])}?" if near else ""
+            raise UserError(f"there is no {target} ({error}){meant}") from error
+    return thing
+
+
+def _imported(path: str, target: str) -> tuple[ModuleType | None, str]:
+    """The module of a dotted path; or None, and Python's words, where there is no such module.
+
+    Raises:
+        UserError: there is one, and it cannot be imported; names the file and the line at fault.
+    """
     try:
-        return pkgutil.resolve_name(target)
+        return importlib.import_module(path), ""
     except ModuleNotFoundError as error:
-        if not error.name or not f"{target}.".startswith(f"{error.name}."):  # a package that the user's module needs
-            raise UserError(f"{_module(target)} cannot be imported: {error}") from error
-        if hidden := _hidden(target):
-            raise UserError(f"there is no {target}: {hidden}") from error
-        raise UserError(
-            f"there is no {target} ({error}); put your module into {os.getcwd()} or on PYTHONPATH"
-        ) from error
-    except AttributeError as error:
-        if hidden := _hidden(target):
-            raise UserError(f"there is no {target}: {hidden}") from error
-        near = similar(target.rpartition(".")[2], [n for n in vars(sys.modules[_module(target)]) if n[0] != "_"])
-        meant = f"; did you mean {listed([f'{_module(target)}.{name}' for name in near])}?" if near else ""
-        raise UserError(f"there is no {target} ({error}){meant}") from error
+        if error.name is not None and f"{path}.".startswith(f"{error.name}."):
+            return None, str(error)
+        raise UserError(f"{path} cannot be imported: {error}{_place(error, target)}") from error
     except Exception as error:  # whatever the user's module raises when it is imported
-        places = traceback.extract_tb(error.__traceback__)
-        users = [place for place in places if Path(place.filename).stem in target.split(".")]
-        refused = Path(places[-1].filename).is_relative_to(CONF.parent / "w2sg")  # a class that w2sg does not take
-        place = users[-1] if refused and users else places[-1]
-        line = "" if isinstance(error, SyntaxError) else f" ({Path(place.filename).name}, line {place.lineno})"
-        raise UserError(f"{target}: {type(error).__name__}: {error}{line}") from error
+        raise UserError(f"{target}: {type(error).__name__}: {error}{_place(error, target)}") from error
+
+
+def _place(error: Exception, target: str) -> str:
+    """The file and the line of a user's module that raised an error when it was imported."""
+    if isinstance(error, SyntaxError):  # which says so itself
+        return ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    places = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]
+    if not places:
+        return ""
+    users = [place for place in places if Path(place.filename).stem in target.split(".")]
+    refused = Path(places[-1].filename).is_relative_to(CONF.parent / "w2sg")  # a class that w2sg does not take
+    place = users[-1] if refused and users else places[-1]
+    file = Path(place.filename)
+    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    return f" ({shown}, line {place.lineno})"
 
 
 def source_of(thing: Any, target: str) -> str:
@@ -190,13 +220,6 @@ def source_of(thing: Any, target: str) -> str:
     except (OSError, TypeError) as error:
         raise UserError(f"{target}: its source cannot be read, so its results cannot be cached") from error
     return text
-
-
-def _module(target: str) -> str:
-    """The longest beginning of a dotted path that is an imported module; else its first part."""
-    parts = target.split(".")
-    starts = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
-    return next((start for start in starts if start in sys.modules), parts[0])
 
 
 def _hidden(target: str) -> str:

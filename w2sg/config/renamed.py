@@ -64,10 +64,20 @@ def override(typed: str) -> str:
     """
     sign, key, equals, value = re.fullmatch(r"([+~]*)([^=]*)(=?)(.*)", typed, re.S).groups()
     new = new_key(key) if "." in key else GROUPS.get(key, key)
+    if key.startswith("training.") and not _is_of_training(new):
+        new = key
     if new != key:
         say(key, new)
     parts = [_value(new, part) for part in value.split(",")]  # of a sweep there are several
     return sign + new + equals + _in_braces(new, ",".join(parts))
+
+
+def _is_of_training(key: str) -> bool:
+    from w2sg.config.option import defaults_of
+    from w2sg.config.schema import TrainConfig
+    from w2sg.config.suggest import exists
+
+    return exists(key, defaults_of(TrainConfig))
 
 
 def _value(key: str, value: str) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from w2sg.config.schema import ModelConfig, TrainConfig
 
-ON_LABELS = ("finetune", "chain", "ensemble", "filtered", "two_stage")  # methods whose every fit reads optim.<tune>
+# methods of w2sg whose every fit reads optim.<tune>, and those whose stages on text have options of their own
+ON_LABELS = {f"w2sg.methods.{name}.{name}" for name in ("finetune", "chain", "ensemble", "filtered")}
+ON_TEXT = {f"w2sg.methods.{name}.{name}" for name in ("cong", "decode")}
 
 
 def unread(config: TrainConfig, typed: Sequence[str]) -> list[str]:
@@ -16,7 +18,7 @@ def unread(config: TrainConfig, typed: Sequence[str]) -> list[str]:
         typed: overrides, as ``optim.full.lr=1e-4``.
     """
     roles = {role: getattr(config, role) for role in ("weak", "strong")}
-    method = config.method["_target_"].rpartition(".")[2]
+    method = config.method["_target_"]
     lines = []
     for override in typed:
         key = override.lstrip("+~").partition("=")[0]
@@ -26,6 +28,15 @@ def unread(config: TrainConfig, typed: Sequence[str]) -> list[str]:
         elif section in roles:
             lines.append(_of_model(key, rest, roles[section], section))
     return [line for line in lines if line is not None]
+
+
+def typed_name(target: str) -> str:
+    """What is typed after ``method=`` for a ``_target_``: of w2sg's own the name alone.
+
+    >>> typed_name("w2sg.methods.cong.cong"), typed_name("mine.cong")
+    ('cong', 'mine.cong')
+    """
+    return target.rpartition(".")[2] if target.startswith("w2sg.") else target
 
 
 def _of_training(key: str, mode: str, method: str, roles: dict[str, ModelConfig]) -> str | None:
@@ -41,8 +52,8 @@ def _of_training(key: str, mode: str, method: str, roles: dict[str, ModelConfig]
             if all(getattr(model, name) for model in trained_so.values()):
                 overruling = " and ".join(f"{role}.{name}" for role in trained_so)
                 return f"{key}: not read, since {overruling} overrule it"
-    elif method in ("cong", "decode") and mode != "head":
-        return f"{key}: not read by method={method}, whose own stages have their options in method.*"
+    elif method in ON_TEXT and mode != "head":
+        return f"{key}: not read by method={typed_name(method)}, whose own stages have their options in method.*"
     return None
 
 

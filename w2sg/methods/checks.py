@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from w2sg.config.build import fit_options
 from w2sg.config.schema import TrainConfig
+from w2sg.config.unread import typed_name
 from w2sg.decoding import vllm
 from w2sg.models.steps import lost_steps
 
@@ -16,7 +17,7 @@ from w2sg.models.steps import lost_steps
 def label_problems(config: TrainConfig) -> list[str]:
     """What is wrong for every method that trains on labels."""
     problems = []
-    name = config.method["_target_"].rpartition(".")[2]
+    name = typed_name(config.method["_target_"])
     for role in ("weak", "strong"):
         model = getattr(config, role)
         if model.untuned is not None:
