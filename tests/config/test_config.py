@@ -19,7 +19,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from w2sg.config import Options, schema
+from w2sg.config import Options, data_schema, evaluate_schema, schema
 from w2sg.config import options as text_options
 from w2sg.config.build import build, fit_options, function_identity
 from w2sg.config.check import check, check_evaluate
@@ -113,7 +113,9 @@ def test_evaluate_composes():
 
 
 def test_every_section_refuses_keys_that_it_does_not_know():
-    sections = [c for c in vars(schema).values() if isinstance(c, type) and issubclass(c, Options)]
+    modules = (schema, data_schema, evaluate_schema)
+    classes = {c for module in modules for c in vars(module).values() if isinstance(c, type)}
+    sections = [c for c in classes if issubclass(c, Options)]
     assert len(sections) >= 12
     for section in sections:
         # a loader may have options of its own; they are held against its signature
