@@ -158,6 +158,8 @@ def test_the_judges_accuracy_is_of_the_pairs_that_have_a_verdict():
     assert "in 1.000 [0.900, 1.100] of the 3 of 16 test pairs on which it came to a verdict." in page
     page = text_of(JudgeFacts("text").html({"text": {"judge": judge | {"pairs": 16, "without_verdict": 0}}}))
     assert "in 1.000 [0.900, 1.100] of the test pairs." in page
+    older = {key: judge[key] for key in ("model", "accuracy")}  # before pairs were counted
+    assert "of the test pairs." in text_of(JudgeFacts("text").html({"text": {"judge": older}}))
 
 
 class Some(Judge):
