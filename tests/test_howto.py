@@ -195,7 +195,7 @@ SECTION_MISTAKES = [  # what stands in mine.py, what stands there instead, and w
         "section 'agreement' .*its page cannot .*'agremnt' is undefined",
     ),
     ('return {"agreement": report["agreement"]}', "return 1 / 0", "section 'agreement' .*ZeroDivisionError"),
-    ("else []", 'else ""', r"section 'agreement' .*warnings\(\) returned a text"),
+    ("else []", 'else ""', r"section 'agreement' .*warnings\(\) returned no list of texts"),
     ("**says)", "weak=run.predict(weak, transfer))", "run.report: weak is of transfer; give run.predict"),
 ]
 
@@ -229,7 +229,11 @@ DECODER_MISTAKES = [
         '"eft"] = "eft"',
         ".*Shortest: another system is called 'eft'; give it",
     ),
-    ("(Decoder)", "", "decoder._target_: mine.Shortest is no decoder; name a class that inherits from"),
+    (
+        "(Decoder)",
+        "",
+        "decoder: mine.Shortest is a kind of object, so no decoder is named; name a class that inherits from",
+    ),
     (
         "        return [Written",
         "        [Written",

@@ -139,7 +139,7 @@ def test_options_run_and_tell_the_report(change, pairs_folder, tiny_llama, tmp_p
     if "loss=rce" in change:
         assert content["training"]["student"]["hard_labels_clamped"] == content["data"]["label_noise"]["rows_hit"] > 20
     if "method.ceiling_split=weak_train" in change:
-        assert content["training"]["ceiling_split"] == "ground_truth"
+        assert content["training"]["ceiling_split"] == "weak_train"
 
 
 def test_classification(tmp_path, tiny_gpt2):

@@ -758,7 +758,7 @@ def test_preference_pairs_and_a_reward_axis_work_too(arguments, pairs_folder, tm
     chosen, rejected = rewards[0].flatten().chunk(2)
     judge = content["refinement"]["judge"]
     assert judge["accuracy"]["value"] == pytest.approx(float((chosen > rejected).double().mean()), abs=1e-6)
-    assert "its accuracy" in (tmp_path / "run" / "report.html").read_text()
+    assert "prefers the preferred reply in" in (tmp_path / "run" / "report.html").read_text()
     run_ = Run(check(compose(*arguments(tmp_path, *more))), tmp_path / "again")
     gold = gold_answers(run_.data.transfer)
     table = run_.data.transfer

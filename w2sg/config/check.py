@@ -21,7 +21,7 @@ from pydantic.errors import PydanticUserError
 from w2sg.config import plugins
 from w2sg.config.data_schema import DatasetConfig
 from w2sg.config.evaluate_schema import EvaluateConfig
-from w2sg.config.option import MISSING, Options, hint_of, options_class
+from w2sg.config.option import MISSING, Options, defaults_of, hint_of, options_class
 from w2sg.config.schema import TrainConfig, TrainerConfig
 from w2sg.config.suggest import unknown_key
 from w2sg.errors import ConfigError, UserError
@@ -63,7 +63,7 @@ def check(cfg: Any, choices: Mapping[str, str] | None = None) -> TrainConfig:
     method = container.get("method")
     if isinstance(method, dict) and method.get("_target_") == DECODE and container.get("decoder") is None:
         raise ConfigError(["method: a decoder is measured by `python evaluate.py decoder=...`; choose another method"])
-    if (choices or {}).get("judge") is not None and isinstance(method, dict) and not _judges(method.get("judge", {})):
+    if (choices or {}).get("judge") is not None and isinstance(method, dict) and _has_another_judge(method):
         problems.append(
             f"judge: {method.get('_target_')} has an option judge of its own and does not read judge="
             f"{choices['judge']}; leave that out, or set method.judge"
@@ -80,9 +80,15 @@ def check(cfg: Any, choices: Mapping[str, str] | None = None) -> TrainConfig:
     return config
 
 
-def _judges(option: Any) -> bool:
-    """Whether a method's option ``judge`` can be what was chosen in the group of judges."""
-    return isinstance(option, dict) and (not option or not option.keys().isdisjoint(("kind", "_target_")))
+def _has_another_judge(method: Mapping[str, Any]) -> bool:
+    """Whether a method's option ``judge`` is something else than what the group of judges chooses."""
+    if isinstance(judge := method.get("judge", {}), dict):
+        return bool(judge) and judge.keys().isdisjoint(("kind", "_target_"))
+    try:  # a plain value was typed: by its default it is another option, or a judge that is wrongly given
+        default = defaults_of(pkgutil.resolve_name(method["_target_"])).get("judge", MISSING)
+    except (ImportError, AttributeError, ValueError, KeyError):
+        return False
+    return default != MISSING and not isinstance(default, dict)
 
 
 def _misnamed(container: dict[str, Any], chosen: str | None) -> str | None:
