@@ -157,6 +157,7 @@ def test_the_index_names_every_page():
         (["method=mine.sharpened", "+method.pwr=1"], "method.pwr: mine.sharpened takes power; remove it"),
     ],
 )
+@pytest.mark.slow
 def test_mistakes_with_the_options_of_a_method(desk, typed, said):
     assert desk.refused("train.py", *typed).startswith(said)
 
@@ -264,6 +265,7 @@ def test_mistakes_in_a_decoder_are_said_in_one_line(desk):
         (["weak=bow"], "weak, strong: a bag of words cannot write"),
     ],
 )
+@pytest.mark.slow
 def test_mistakes_with_a_text_method(desk, typed, said):
     assert desk.refused("train.py", "method=mine.distil", *typed).startswith(said)
 

@@ -102,6 +102,7 @@ def rows(path: str, subset=None, revision=None, mark: str = "+"): ...
 """
 
 
+@pytest.mark.slow
 def test_code_is_chosen_by_its_dotted_path_with_no_file(users):
     write(users.parent / "plugin_code.py", CODE)
     methods = ["method=plugin_code.plain", "loss=plugin_code.loss", "dataset=plugin_code.rows"]
@@ -327,6 +328,7 @@ def test_what_is_wrong_with_a_module_of_the_users(name, text, target, said, tmp_
         plugins.resolve(target)
 
 
+@pytest.mark.slow
 def test_a_module_of_the_current_folder_is_imported_by_the_script(users):
     known = {**os.environ, "PYTHONPATH": str(ROOT)}
     for typed_so in (["--config-dir", "mine", "loss=first"], ["loss._target_=plugin_losses.student_first"]):

@@ -385,6 +385,7 @@ def test_one_problem_is_one_line_on_the_terminal(monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_flag_after_settings_sweeps(train, monkeypatch, tmp_path):
     import w2sg.experiment.run
 
@@ -400,6 +401,7 @@ def test_a_flag_after_settings_sweeps(train, monkeypatch, tmp_path):
     assert {p.name for p in (tmp_path / "a (b) [c]").iterdir()} == {"seed=0", "seed=1", "multirun.yaml"}
 
 
+@pytest.mark.slow
 def test_help_of_hydra_is_left_alone():
     done = subprocess.run(
         [sys.executable, "train.py", "seed=3", "--cfg", "job", "-p", "seed"], cwd=ROOT, capture_output=True, text=True

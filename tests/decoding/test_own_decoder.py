@@ -68,6 +68,7 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("my_decoders", None)
 
 
+@pytest.mark.slow
 def test_it_is_run_measured_and_shown_beside_the_others(own, arguments, tmp_path):
     out = tmp_path / "out"
     own()

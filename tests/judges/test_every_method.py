@@ -371,6 +371,7 @@ def test_a_judge_that_wrote_the_replies_is_said_to(typed, judged, tmp_path):
     assert any("the judge is the strong model" in line and "self-preference" in line for line in content["warnings"])
 
 
+@pytest.mark.slow
 def test_rewards_of_ones_own_rank_on_policy_samples(typed, judged, tmp_path):
     more = ["weak.before_alignment=null", "method.alignment.pairs=on_policy", "method.alignment.samples=4"]
     more += ["method.alignment.lr.full=0.002", "method.alignment.global_batch_size=8"]

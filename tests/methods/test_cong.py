@@ -260,6 +260,7 @@ def test_adapters_are_trained_saved_alone_and_read_with_their_base_in_one_forwar
     assert content["text"]["systems"]["cong"]["length"]["mean"] > 0
 
 
+@pytest.mark.slow
 def test_a_given_pair_is_not_aligned_again(arguments, tmp_path, models):
     content = run(arguments, tmp_path, f"weak.before_alignment={models['other']}", *CONG_SMALL)
     assert "weak" not in keys(content)

@@ -276,6 +276,7 @@ def test_the_judge_is_never_the_guide(arguments, tmp_path):
         check(config)
 
 
+@pytest.mark.slow
 def test_logits_of_different_vocabularies_are_not_added(arguments, tmp_path):
     """Equal numbers of tokens are not equal tokens."""
     other = save_tiny_model(tmp_path / "other", "llama", seed=3)
@@ -450,6 +451,7 @@ def test_distinctness_counts_different_words():
     assert found == {"distinct_1": 2 / 5, "distinct_2": 2 / 3}
 
 
+@pytest.mark.slow
 def test_plain_samples_by_vllm_are_those_of_our_own_engine(runs, arguments, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"decoder\.engine: vLLM cannot sample here: the package vllm is not"):
         check(compose(*arguments(tmp_path, "sampling", "decoder.engine=vllm"), name="decode"))

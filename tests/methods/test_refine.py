@@ -271,6 +271,7 @@ def whole(arguments, tmp_path_factory):
     return out, run(arguments, out, ALL, "method.weak_instruction='Be calm.'")
 
 
+@pytest.mark.slow
 def test_one_command_walks_the_papers_steps_and_reports_all_baselines(whole):
     out, content = whole
     order = [stage["name"] for stage in content["stages"]]
@@ -530,6 +531,7 @@ def test_files_of_answers_that_cannot_be_meant_are_refused(arguments, tmp_path):
 SEVERAL = ["refine.contexts=2", "refine.samples=2", "refine.temperature=1.5", "refine.context_size=2"]
 
 
+@pytest.mark.slow
 def test_the_product_of_contexts_chooses_what_teacher_forcing_says(arguments, tmp_path, models):
     from transformers import AutoModelForCausalLM
 
@@ -572,6 +574,7 @@ def _tokens_of(stage, row) -> list[int]:
     return part[:, 0].astype(int).tolist()
 
 
+@pytest.mark.slow
 def test_a_vote_takes_what_most_answers_say(arguments, tmp_path):
     content = run(
         arguments, tmp_path, *SEVERAL, "refine.samples=3", "refine.combine=vote", "method.content.kind=number"
@@ -713,6 +716,7 @@ def test_contexts_that_are_too_long_lose_exemplars_and_the_report_says_so(argume
     assert any("exemplars on average" in line for line in content["warnings"])
 
 
+@pytest.mark.slow
 def test_a_stop_string_ends_an_answer_and_what_was_cut_off_is_not_taught_to_end(arguments, tmp_path):
     rows = refined_of_run(arguments, tmp_path, "plain")
     letter = next(c for row in rows for c in row["refined"][1:] if c.strip())
@@ -767,6 +771,7 @@ def test_preference_pairs_and_a_reward_axis_work_too(arguments, pairs_folder, tm
         assert gold.texts[gold.ids.index(prompt_id(prompt))] == table.reply(row, side)
 
 
+@pytest.mark.slow
 def test_a_language_model_rates_answers_by_its_next_word(arguments, tmp_path, models):
     from transformers import AutoModelForCausalLM
 
@@ -905,6 +910,7 @@ def test_a_refined_label_is_the_law_of_the_next_word_averaged_over_both_orders(l
     assert torch.isfinite(again).all()
 
 
+@pytest.mark.slow
 def test_classes_are_refined_by_the_words_that_the_dataset_asks_for(labelled, models, tmp_path):
     rows = [{"text": f"{WORDS[k % 20]} {k} day", "label": k % 2} for k in range(60)]
     file = write_jsonl(tmp_path / "classes.jsonl", rows)
