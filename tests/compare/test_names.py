@@ -324,3 +324,13 @@ def test_a_copied_folder_is_an_older_run_by_name(tmp_path):
     age(tmp_path / "copies" / "of", 100)
     (line,) = collect(tmp_path).content["left_out"]
     assert line.endswith("did not measure: copies/of")
+
+
+def test_columns_that_no_decoder_has_are_left_out():
+    from w2sg.compare.decoders import _filled
+    from w2sg.reports.words import NONE, stacked
+
+    value = stacked({"value": 0.5, "low": 0.4, "high": 0.6})
+    head, rows = _filled(("", "reward", "wins"), [("plain", stacked(NONE), "–"), ("eft", stacked(NONE), value)])
+    assert head == ["", "wins"]
+    assert rows == [["plain", "–"], ["eft", value]]

@@ -24,6 +24,10 @@ from w2sg.store.keys import flatten
 PLAIN = "plain"
 
 
+HEAD = ("", "reward", "reward − plain", "wins over plain", "p\n(Holm)", "surprise", "KL, nats\nper reply", "tokens")
+HEAD += ("cut off", "strong tokens\nread per token", "… by each\nsmall model", "ms per\ntoken")
+
+
 class DecoderGroups(Section):
     """Decoders that answered the same prompts, by group (summary.json: ``decoders``)."""
 
@@ -70,19 +74,25 @@ class DecoderGroups(Section):
                 "tokens",
                 "strong / guide tokens per token",
             )
-            for column in head:
-                grid.add_column(column, justify="left" if not column else "right")
+            lines = []
             for row in group["rows"]:
                 gap = group.get("over_plain", {}).get(row["name"], {}).get("gap")
                 wins = row.get("against", {}).get("plain", {}).get("win_rate")
-                grid.add_row(
-                    row["name"],
-                    estimate(row["reward"], 2) if "reward" in row else "–",
-                    estimate(gap, 2, True) if gap else "–",
-                    estimate(wins, 2) if wins else "–",
-                    number(row["length"]["mean"], 0),
-                    f"{row['cost']['strong']:.1f} / {row['cost']['guide']:.1f}",
+                lines.append(
+                    (
+                        row["name"],
+                        estimate(row["reward"], 2) if "reward" in row else "–",
+                        estimate(gap, 2, True) if gap else "–",
+                        estimate(wins, 2) if wins else "–",
+                        number(row["length"]["mean"], 0),
+                        f"{row['cost']['strong']:.1f} / {row['cost']['guide']:.1f}",
+                    )
                 )
+            head, lines = _filled(head, lines)
+            for column in head:
+                grid.add_column(column, justify="left" if not column else "right")
+            for line in lines:
+                grid.add_row(*line)
             grids.append(grid)
         return Group(*grids)
 
@@ -213,6 +223,12 @@ def _titles(groups: Sequence[dict[str, Any]]) -> list[str]:
     return [f"Decoders of {strong[g['strong']]} on {g['dataset']}, seed {g['seed']}" for g in groups]
 
 
+def _filled(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[list[Any]]]:
+    """A table without the columns that no row has, as rewards by a judge that only compares."""
+    kept = [k for k in range(len(head)) if any(getattr(row[k], "text", row[k]) != "–" for row in rows)]
+    return [head[k] for k in kept], [[row[k] for k in kept] for row in rows]
+
+
 def _shown(group: dict[str, Any]) -> dict[str, Any]:
     """What the page shows of a group."""
     rows = []
@@ -234,6 +250,7 @@ def _shown(group: dict[str, Any]) -> dict[str, Any]:
                 number(1000 * row["cost"]["seconds"], 0),
             )
         )
+    head, rows = _filled(HEAD, rows)
     wins = None
     if "wins" in group:
         wins = [
@@ -255,6 +272,7 @@ def _shown(group: dict[str, Any]) -> dict[str, Any]:
         "figure": _frontier(group["rows"]),
         "diverging": diverging,
         "without": ", ".join(row["name"] for row in group["rows"] if "kl" not in row),
+        "head": head,
         "rows": rows,
         "wins": wins,
     }

@@ -182,7 +182,6 @@ class Evaluation(Options):
     kl: bool = option(True, "exact divergence from the untrained model on a model's own replies, token by token")
 
 
-FineTuning, PreferenceTuning = SFT, DPO  # their names in earlier versions
 Baseline = Literal["weak_sft", "plain", "aux_conf", "wspo", "ceiling"]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2sg.config.options import FineTuning, PreferenceTuning
+from w2sg.config.options import DPO, SFT
 from w2sg.data.completions import Completions
 from w2sg.data.loading import Examples
 from w2sg.data.replies import Replies, ReplyPairs
@@ -34,7 +34,7 @@ def _fit(
     name: str,
     start: Trained | Source,
     data: Replies | ReplyPairs,
-    options: FineTuning,
+    options: SFT,
     key: dict[str, Any],
     module: Any,
     targets: Tensor | None = None,
@@ -75,7 +75,7 @@ def _fit(
 
 
 def sft(
-    run: Context, name: str, start: Trained | Source, replies: Replies, options: FineTuning, confidence: float = 0.0
+    run: Context, name: str, start: Trained | Source, replies: Replies, options: SFT, confidence: float = 0.0
 ) -> Trained:
     """Supervised fine-tuning (SFT) on replies.
 
@@ -90,7 +90,7 @@ def sft(
     return _fit(run, name, start, replies, options, goal, partial(SupervisedModule, confidence=confidence))
 
 
-def dpo(run: Context, name: str, start: Trained | Source, pairs: ReplyPairs, options: PreferenceTuning) -> Trained:
+def dpo(run: Context, name: str, start: Trained | Source, pairs: ReplyPairs, options: DPO) -> Trained:
     """Direct preference optimisation (DPO, arXiv 2305.18290), or the objective that ``options.loss`` names.
 
     Args:
@@ -124,7 +124,7 @@ def wspo(
     start: Trained | Source,
     weak: tuple[Trained, Trained],
     replies: Replies,
-    options: FineTuning,
+    options: SFT,
     gamma: float,
 ) -> Trained:
     """Weak-to-strong preference optimisation (WSPO, arXiv 2410.18640).
