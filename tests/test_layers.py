@@ -25,6 +25,7 @@ methods
 compare
 known_answers
 cli
+api
 """
 LEVELS = {name: level for level, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 

@@ -1,3 +1,57 @@
-"""w2sg: weak-to-strong generalization experiments as cached stages, composed by Hydra and trained by Lightning."""
+"""w2sg: weak-to-strong generalization experiments as cached stages, composed by Hydra and trained by Lightning.
+
+``__all__`` is the stable face for notebooks and programs. Its names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from w2sg import losses
+    from w2sg.api.report import Report, read_report
+    from w2sg.api.runs import runs
+    from w2sg.api.statistics import PGR, PairedTest, holm, paired_test, pgr
+    from w2sg.errors import UserError
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "PGR",
+    "PairedTest",
+    "Report",
+    "UserError",
+    "holm",
+    "losses",
+    "paired_test",
+    "pgr",
+    "read_report",
+    "runs",
+]
+
+_MODULES = {
+    "PGR": "api.statistics",
+    "PairedTest": "api.statistics",
+    "Report": "api.report",
+    "UserError": "errors",
+    "holm": "api.statistics",
+    "paired_test": "api.statistics",
+    "pgr": "api.statistics",
+    "read_report": "api.report",
+    "runs": "api.runs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return importlib.import_module("w2sg.losses")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'w2sg' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"w2sg.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

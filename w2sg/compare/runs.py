@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from w2sg.config import renamed
+from w2sg.metrics.predictions import right as of_predictions
 from w2sg.reports.section import Section
 from w2sg.reports.sections.accuracy import Accuracy
 from w2sg.reports.sections.alignment_tax import AlignmentTax
@@ -23,6 +24,7 @@ from w2sg.reports.sections.decoded import Decoded
 from w2sg.reports.sections.held_out_pairs import HeldOutPairs
 from w2sg.reports.sections.labels_before_training import LabelsBeforeTraining
 from w2sg.reports.sections.systems import Systems
+from w2sg.reports.stored import NEEDED, no_report
 from w2sg.reports.words import short
 from w2sg.store.files import read_json
 from w2sg.store.keys import flatten
@@ -32,8 +34,6 @@ APART = ("seed", "dataset.split_seed", "out", "store", "logger", "trainer", "dat
 APART += ("method.baselines",)  # what else is measured beside the student
 ANCHORS = ("method._target_", "dataset.name", "weak.name", "strong.name", "refine.kind")
 TWICE = "method.refine."  # refine= once more, as the method is given it
-NEEDED = {"metrics": dict, "config": dict, "diagnostics": dict, "stages": list}  # in every report.json
-MAYBE = ("summary", "text", "decoding", "refinement")
 # What reports say by themselves since they have a "summary"; of older ones it is made here, by top-level key.
 OLDER: Mapping[str, Sequence[Section]] = {
     "text": (AlphaSweep(), Systems(), HeldOutPairs()),
@@ -135,8 +135,7 @@ class Finished:
         for name in table.column_names:
             if name not in ("id", "label", "prompt"):
                 logits = np.array(table[name].to_pylist(), np.float64)
-                choice = np.where(logits >= 0, 0, 1) if logits.ndim == 1 else logits.argmax(1)
-                right[name] = (choice == labels)[order]
+                right[name] = of_predictions(logits, labels)[order]
                 whole.update(name.encode() + logits[order].tobytes())
         prompts = None
         if "prompt" in table.column_names:
@@ -149,17 +148,6 @@ def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _no_report(content: Any) -> str | None:
-    """What is of another kind than in every report; None where all is as it should be."""
-    words = {dict: "object", list: "list"}
-    if not isinstance(content, dict):
-        return "it holds no object"
-    kinds = {k: kind for k, kind in NEEDED.items() if k in content}
-    kinds |= {k: dict for k in MAYBE if content.get(k) is not None}
-    wrong = [f"{key} is no {words[kind]}" for key, kind in kinds.items() if not isinstance(content[key], kind)]
-    return ", ".join(wrong) or None
-
-
 def read_runs(root: Path) -> tuple[list[Finished], list[str]]:
     """Every finished run below a folder, and what could not be used, with the reason."""
     runs, left_out = [], []
@@ -167,7 +155,7 @@ def read_runs(root: Path) -> tuple[list[Finished], list[str]]:
         where = file.parent.relative_to(root)
         try:
             content = read_json(file)
-            if reason := _no_report(content):
+            if reason := no_report(content):
                 left_out.append(f"{where}: its report.json is no report of a run ({reason})")
                 continue
             if not content.keys() >= NEEDED.keys():

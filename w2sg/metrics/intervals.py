@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from w2sg.errors import UserError
 from w2sg.metrics.bootstrap import (
     Bootstrap,
     Estimate,
@@ -261,6 +262,23 @@ def mcnemar(a: np.ndarray, b: np.ndarray, clusters: Sequence[Hashable] | np.ndar
     return {"only_a": only_a, "only_b": only_b, "p": float(p), "test": MCNEMAR if codes is None else SIGN_FLIP}
 
 
+def paired_test(
+    a: np.ndarray, b: np.ndarray, clusters: Sequence[Hashable] | np.ndarray | None = None
+) -> dict[str, Any]:
+    """Accuracy of ``a`` minus accuracy of ``b`` in one run: the difference with its interval, and the exact test.
+
+    Args:
+        a, b: [N] whether each was right, on the same rows. clusters: as in `mcnemar`.
+
+    Returns:
+        ``difference``, ``low``, ``high`` as in `paired_difference`; ``only_a``, ``only_b``, ``p``, ``test`` as in
+        `mcnemar`.
+    """
+    a, b = np.asarray(a, bool), np.asarray(b, bool)
+    difference = paired_difference(a[None], b[None], clusters)
+    return {key: difference[key] for key in ("difference", "low", "high")} | mcnemar(a, b, clusters)
+
+
 def sign_flip(differences: np.ndarray) -> float:
     """Two-sided p that [G] whole numbers are as likely to have the one sign as the other, each with its own size.
 
@@ -289,8 +307,23 @@ def sign_flip(differences: np.ndarray) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P values corrected for their number (Holm 1979), in the order given."""
+    """P values corrected for their number, in the order given (Holm 1979, Scand. J. Statist. 6, 65-70).
+
+    Args:
+        p: [K] p values of one family of tests.
+
+    Returns:
+        [K] of which those below the level alpha are resolved while the family's error stays below alpha.
+
+    Raises:
+        UserError: one is no number between 0 and 1.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
     p = np.asarray(p, np.float64)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():  # NaN is not, either, and would be sorted to the end
+        raise UserError(f"holm: takes a list of p values between 0 and 1 (got {p.tolist()})")
     order = np.argsort(p, kind="stable")
     corrected = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
     out = np.empty_like(p)

@@ -153,13 +153,9 @@ def paired_tests(right: Mapping[str, np.ndarray], prompts: np.ndarray | None) ->
     """
     tests = {}
     for other in right.keys() - {"student"} if "student" in right else ():
-        a, b = right["student"], right[other]
-        difference = statistics.paired_difference(a[None], b[None], prompts)
-        exact = statistics.mcnemar(a, b, prompts)
-        tests[f"student - {other}"] = {
-            **{k: difference[k] for k in ("difference", "low", "high")},
-            **{k.replace("_a", "_student").replace("_b", "_other"): v for k, v in exact.items()},
-        }
+        test = statistics.paired_test(right["student"], right[other], prompts)
+        names = {"only_a": "only_student", "only_b": "only_other"}
+        tests[f"student - {other}"] = {names.get(key, key): value for key, value in test.items()}
     return dict(sorted(tests.items()))
 
 
