@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from w2sg.api.report import Report, read_report
     from w2sg.api.runs import runs
     from w2sg.api.statistics import PGR, PairedTest, holm, paired_test, pgr
+    from w2sg.api.train import decode, train
     from w2sg.errors import UserError
 
 __version__ = "0.1.0"
@@ -22,12 +23,14 @@ __all__ = [
     "PairedTest",
     "Report",
     "UserError",
+    "decode",
     "holm",
     "losses",
     "paired_test",
     "pgr",
     "read_report",
     "runs",
+    "train",
 ]
 
 _MODULES = {
@@ -35,11 +38,13 @@ _MODULES = {
     "PairedTest": "api.statistics",
     "Report": "api.report",
     "UserError": "errors",
+    "decode": "api.train",
     "holm": "api.statistics",
     "paired_test": "api.statistics",
     "pgr": "api.statistics",
     "read_report": "api.report",
     "runs": "api.runs",
+    "train": "api.train",
 }
 
 
