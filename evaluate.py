@@ -98,7 +98,8 @@ def look(cfg: DictConfig) -> None:
         if config.export is not None:
             from w2sg.cli.export import print_export
 
-            print_export(Path(config.export), Path(config.to), config.system, Path(config.out), root, console)
+            to, out = Path(config.to), Path(config.out)
+            print_export(Path(config.export), to, config.system, out, root, console, config.adapter)
             return
         if config.harness is not None:
             downstream(config, console)

@@ -174,8 +174,9 @@ def test_adapters_are_not_merged_into_another_base(finished, tmp_path):
 @pytest.mark.slow
 def test_what_cannot_be_exported_is_said(finished, pairs_folder, tmp_path):
     console = Plain(quiet=True)
-    with pytest.raises(UserError, match=r"this run has no student: untuned, base, weak, cong-s, cong$"):
-        named(finished, "student")
+    with pytest.raises(UserError, match=r"this run has no nobody: untuned, base, weak, cong-s, cong$"):
+        named(finished, "nobody")
+    assert named(finished, "student").name == "cong"
     with pytest.raises(UserError, match="say which model of the run you mean: untuned, base, weak"):
         named(finished, None)
     with pytest.raises(UserError, match="there is no folder"):
@@ -201,7 +202,7 @@ def test_what_cannot_be_exported_is_said(finished, pairs_folder, tmp_path):
     ]
     run_method(check(compose(*overrides, f"out={tmp_path}")), tmp_path / "scorers", [])
     with pytest.raises(UserError, match=r"score texts and do not write \(method=finetune\)"):
-        find_finished(tmp_path / "scorers", "student", tmp_path, tmp_path / "store")
+        find_finished(tmp_path / "scorers", "student", tmp_path, tmp_path / "store", "harness")
 
 
 def test_a_full_disk_leaves_nothing_of_an_export(monkeypatch, tmp_path):
@@ -213,12 +214,13 @@ def test_a_full_disk_leaves_nothing_of_an_export(monkeypatch, tmp_path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("w2sg.models.export.load_merged", lambda trained: (Model(), None))
+    trained = FinishedModel("weak", None, "weak", None, None, tmp_path, "", 0)
     with pytest.raises(UserError, match=r"to: .*cannot be written .No space left on device.*; free space"):
-        export_model(None, tmp_path / "model")
+        export_model(trained, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"to: .*cannot be written"):
-        export_model(None, tmp_path / "file" / "model")
+        export_model(trained, tmp_path / "file" / "model")
 
 
 def test_a_harness_that_is_half_installed_is_said(monkeypatch):

@@ -37,7 +37,8 @@ def test_the_whole_experiment_and_its_files(pairs_folder, tiny_gpt2, tmp_path):
         assert {"accuracy", "auroc", "nll", "brier", "ece", "overconfidence"} <= set(on_disk["metrics"][model])
     assert {"value", "low", "high", "resolved"} <= set(on_disk["pgr"])
     table = pq.read_table(tmp_path / "run" / "predictions.parquet")
-    assert table.column_names == ["id", "prompt", "label", "weak", "student", "ceiling"]
+    assert table.column_names[:6] == ["id", "prompt", "label", "weak", "student", "ceiling"]
+    assert table.column_names[6:] == ["weak_label", "prompt_text", "first_text", "second_text"]
     assert table.num_rows == on_disk["data"]["sizes"]["test"] == 64
     # the metrics are those of the table
     right = [(z >= 0) == (y == 0) for z, y in zip(*(table[c].to_pylist() for c in ("student", "label")), strict=True)]

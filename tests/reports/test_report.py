@@ -164,7 +164,8 @@ def test_the_dashboard_gets_curves_summary_page_and_table(dashboard, pairs_folde
     told = dashboard.run
     assert {"weak/loss", "student/loss", "ceiling/loss", "report", "predictions"} <= set(told.logged)
     table = told.logged["predictions"]
-    assert table.columns == ["id", "prompt", "label", "weak", "student", "ceiling"]
+    assert table.columns[:6] == ["id", "prompt", "label", "weak", "student", "ceiling"]
+    assert table.columns[6:] == ["weak_label", "prompt_text", "first_text", "second_text"]
     assert len(table.data) == 64
     assert told.summary["student/accuracy"] == found["metrics"]["student"]["accuracy"]
     assert told.summary["test/gain"] == found["diagnostics"]["test"]["gain"]["value"]

@@ -232,7 +232,7 @@ def test_numbers_and_a_template_are_enough():
 # -- what is given to run.report --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["id", "prompt", "label"])
+@pytest.mark.parametrize("name", ["id", "prompt", "label", "first_text"])
 def test_a_model_is_not_called_as_a_column_is(outside, name):
     with pytest.raises(UserError, match=f"run.report: '{name}' is a column of predictions.parquet; give the model"):
         run(outside, "called", "called", model=name)

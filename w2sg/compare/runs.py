@@ -15,6 +15,7 @@ import numpy as np
 
 from w2sg.config import renamed
 from w2sg.metrics.predictions import right as of_predictions
+from w2sg.reports.label_runs import COLUMNS, TEXTS
 from w2sg.reports.section import Section
 from w2sg.reports.sections.accuracy import Accuracy
 from w2sg.reports.sections.alignment_tax import AlignmentTax
@@ -31,7 +32,7 @@ from w2sg.store.keys import flatten
 
 # Neither changes what a run finds; seeds are what is averaged over, and losses are what is compared.
 APART = ("seed", "dataset.split_seed", "out", "store", "logger", "trainer", "dataset.path", "dataset.zero_shot")
-APART += ("method.baselines",)  # what else is measured beside the student
+APART += ("method.baselines", "report")  # what else is measured beside the student, and what is shown
 ANCHORS = ("method._target_", "dataset.name", "weak.name", "strong.name", "refine.kind")
 TWICE = "method.refine."  # refine= once more, as the method is given it
 # What reports say by themselves since they have a "summary"; of older ones it is made here, by top-level key.
@@ -133,7 +134,7 @@ class Finished:
         labels = np.array(table["label"].to_pylist())
         right, whole = {}, hashlib.sha256("\n".join(ids[order].tolist()).encode())
         for name in table.column_names:
-            if name not in ("id", "label", "prompt"):
+            if name not in (*COLUMNS, *TEXTS):
                 logits = np.array(table[name].to_pylist(), np.float64)
                 right[name] = of_predictions(logits, labels)[order]
                 whole.update(name.encode() + logits[order].tobytes())

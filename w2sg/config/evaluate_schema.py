@@ -19,7 +19,8 @@ class EvaluateConfig(Options):
         None, "list: what is in the store | why: what made a stage | prune: remove what no run uses"
     )
     export: str | None = option(
-        None, "a finished run, or a stage of the store: write a trained language model for transformers"
+        None,
+        "a finished run, or a stage of the store: write a trained model as a folder for transformers",
     )
     harness: str | None = option(
         None, "the same, or a saved model: lm-evaluation-harness on it (pip install 'w2sg[harness]')"
@@ -36,7 +37,10 @@ class EvaluateConfig(Options):
     # the beginning of a hash may read as a number
     key: str | int | float | None = option(None, "store=why: a stage, or the beginning of its name or hash")
     apply: bool = option(False, "store=prune: true removes; false is a dry run")
-    system: str | None = option(None, "export, harness: which model of the run: base, weak, cong-s, cong, ...")
+    system: str | None = option(
+        None, "export, harness: which model of the run: student, weak, ceiling, base, cong, ..."
+    )
+    adapter: bool = option(False, "export: of a model with tune=lora, its adapters alone; false merges them")
     to: str | None = option(
         None, "export: the new folder; harness, annotations: where their file goes if not beside what is read"
     )
@@ -67,6 +71,8 @@ class EvaluateConfig(Options):
             return ["key: store=why explains one stage; name it with key=, or see them all with store=list"]
         if self.export is not None and self.to is None:
             return ["to: say which folder the model is to be written to"]
+        if self.adapter and self.export is None:
+            return ["adapter: read only with export=RUN; leave it out"]
         if self.harness is not None and not self.tasks:
             return ["tasks: name the harness's tasks, as tasks=[arc_easy,gsm8k]"]
         if self.of is not None and self.annotations is None:

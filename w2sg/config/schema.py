@@ -263,6 +263,16 @@ class LoggerConfig(Options):
         return []
 
 
+class ReportConfig(Options):
+    """What a run writes beside its numbers."""
+
+    texts: bool = option(
+        True,
+        "false leaves prompts, texts and replies out of the page, of files beside it and of W&B, for private data; "
+        "the store keeps what stages need",
+    )
+
+
 class TrainConfig(Options):
     """A whole run, as composed from conf/train.yaml, or from conf/decode.yaml where a decoder is measured."""
 
@@ -276,6 +286,7 @@ class TrainConfig(Options):
     training: TrainingConfig = option(TrainingConfig(), "how models are trained on labels", alias="optim")
     trainer: TrainerConfig = option(..., "devices, precision and progress")
     logger: LoggerConfig = option(..., "where the curves of training go")
+    report: ReportConfig = option(ReportConfig(), "what is written beside the numbers")
     seed: int = option(
         0, "decides ties, label noise, head initialisation, batches and sampling; splits have dataset.split_seed", ge=0
     )

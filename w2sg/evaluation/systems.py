@@ -121,7 +121,7 @@ def measure_systems(
         JudgeFacts("text", None if judge is None else judge.accuracy()),
         FitTraining("text", run.stages, run.dropped, losses, pairs),
     ]
-    return Measured(sections, rows, columns_of(run.data.test, logits), replies, prompts)
+    return Measured(sections, rows, columns_of(run.data.test, logits, run.config.report.texts), replies, prompts)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Context:
         data: ``ground_truth``, ``transfer`` and ``test``. loss: the student's objective.
         dropped: stage -> reason -> how many examples were left out.
         encoded, packs: what was encoded and probed before, by what decides it.
+        labelled: the stage that labels were read in -> the model that gave them.
     """
 
     def __init__(self, config: TrainConfig, out: Path, typed: list[str] | None = None):
@@ -88,6 +89,7 @@ class Context:
         self.dropped: dict[str, dict[str, int]] = {}
         self.encoded: dict[tuple[str, ...], Encoded] = {}
         self.packs: dict[tuple, bool] = {}
+        self.labelled: dict[str, Trained] = {}
 
     def stage_seed(self, name: str) -> int:
         """The seed of a stage: runs that differ elsewhere draw the same numbers in it, so that they are paired."""

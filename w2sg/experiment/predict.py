@@ -33,6 +33,7 @@ def predict(run: Context, model: Trained, table: Table) -> Labels:
         key["precision"] = run.precision
     key |= run.inputs.read(model.source, table)
     folder = run.stages.read(f"{model.name}-on-{table.name}", key, lambda: _read_job(run, model, table))
+    run.labelled[folder.name] = model
     return _labels(folder, model.name, table)
 
 

@@ -98,8 +98,9 @@ class Run(Context):
             seen, _ = fit_labels.targets_of(self, labels, self.loss)
             transfer = (labels.table, losses.clamp_hard(seen, GAMMA)[0], student.logits)
         logits = {name: labels.logits for name, labels in predictions.items()}
-        sections = label_sections(self, logits, transfer, {**self.notes, **(notes or {})})
-        return sections, columns_of(self.data.test, logits)
+        models = {name: self.labelled.get(labels.key.get("stage")) for name, labels in predictions.items()}
+        sections = label_sections(self, logits, transfer, {**self.notes, **(notes or {})}, models)
+        return sections, columns_of(self.data.test, logits, self.config.report.texts)
 
     def report(
         self,

@@ -32,6 +32,11 @@ PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", 
 STAND_FIRST = ("metrics", "diagnostics")  # in every report.json, empty where nothing of the kind was measured
 STAND_LAST = ("data", "reading", "stages", "versions", "config", "sections", "title", "verdict", "warnings", "summary")
 
+TEXTS_LEFT_OUT = (
+    "texts are left out of this page and of the files beside it (report.texts=false): no examples are shown, and "
+    "samples.parquet and other files of replies are not written"
+)
+
 Rows = Sequence[Mapping[str, Any]]
 MakeFiles = Callable[[Path], Iterable[Path]]
 
@@ -165,6 +170,7 @@ def assemble(
         UserError: two sections give the same key, a section cannot be shown, or the folder cannot be written.
     """
     report = compose(run, story, sections, predictions, samples)
+    files = files if run.config.report.texts else ()
     if run.devices.main:
         written = report.write(run.out)
         written += [file for make in files for file in make(run.out)]
@@ -177,7 +183,8 @@ def compose(
     run: Any, story: Story, sections: Sequence[Section], predictions: Mapping[str, list], samples: Rows | None = None
 ) -> Report:
     """The same without writing anything."""
-    sections = list(sections)
+    texts = run.config.report.texts
+    sections = [section for section in sections if texts or not getattr(section, "texts", False)]
     if not any(isinstance(section, Splits) for section in sections):
         sections.append(Splits())
     sections += [Reading(), Provenance()]
@@ -194,11 +201,13 @@ def compose(
     content["versions"] = versions()
     content["config"] = run.config.model_dump(by_alias=True)
     run.reading.into(content)
+    if not texts:
+        content["reading"]["examples"], samples = [], None
     content["sections"] = [section.key for section in sections]
     content["title"] = story.title(content) if callable(story.title) else story.title
     verdict = story.verdict(content) if callable(story.verdict) else story.verdict
     content["verdict"] = findings_of(content, sections, verdict)
-    warnings, summary = said_of_models(run.stages), {}
+    warnings, summary = said_of_models(run.stages) + ([] if texts else [TEXTS_LEFT_OUT]), {}
     for section in sections:
         try:
             lines, columns = section.warnings(content), section.summary(content)

@@ -15,6 +15,7 @@ from w2sg.metrics.theory import theorem_conditions
 from w2sg.reports.section import Report, Section, Story
 from w2sg.reports.sections.accuracy import Accuracy, test_name
 from w2sg.reports.sections.confidence import Confidence
+from w2sg.reports.sections.overturned import Overturned
 from w2sg.reports.sections.splits import LabelSplits, tested
 from w2sg.reports.sections.theory import Taught, Teacher, Theory
 from w2sg.reports.sections.training import LabelTraining
@@ -27,6 +28,7 @@ NAMES = {
     "zero_shot": "strong, untrained",
 }
 COLUMNS = ("id", "prompt", "label")  # of predictions.parquet, before those of the models
+TEXTS = ("prompt_text", "first_text", "second_text", "text", "weak_label")  # after them
 
 
 def label_story(config: Any) -> Story:
@@ -39,6 +41,7 @@ def label_sections(
     predictions: Mapping[str, Tensor],
     taught: tuple[Any, Tensor, Tensor] | None = None,
     notes: Mapping[str, Any] | None = None,
+    models: Mapping[str, Any] | None = None,
 ) -> list[Section]:
     """Accuracy, confidence, the student and its teacher, theory, data and training.
 
@@ -47,8 +50,10 @@ def label_sections(
         predictions: name -> [N, C] logits on the test split, in its order.
         taught: the rows that the student was trained on, the label logits that it saw, and its own.
         notes: facts of the method.
+        models: name -> the `w2sg.models.trained.Trained` that predicted; None for what is no single model.
     """
     config, test = run.config, run.data.test
+    models = {name: model for name, model in (models or {}).items() if model is not None}
     labels, bootstrap = torch.as_tensor(test.labels), Bootstrap(len(test), clusters=test.clusters)
     seen = None if taught is None else Taught(*taught, noiseless=config.dataset.noise.kind == "none")
     conditions = theorem_conditions(
@@ -58,9 +63,10 @@ def label_sections(
         Accuracy.measure(predictions, labels, bootstrap),
         Confidence.measure(predictions, labels),
         Teacher.measure(predictions, labels, bootstrap, seen),
+        Overturned.measure(predictions, test, config.report.texts),
         Theory.measure(predictions, labels, bootstrap, seen, conditions),
         LabelSplits(),
-        LabelTraining.measure(config, run.stages, {k: v for k, v in (notes or {}).items() if k != "noise"}),
+        LabelTraining.measure(config, run.stages, {k: v for k, v in (notes or {}).items() if k != "noise"}, models),
     ]
 
 
@@ -74,19 +80,31 @@ def check_names(names: Iterable[str], whose: str) -> None:
         UserError: a name is taken.
     """
     for name in names:
-        if name in COLUMNS:
+        if name in (*COLUMNS, *TEXTS):
             raise UserError(f"{whose}: {name!r} is a column of predictions.parquet; give the model another name")
 
 
-def columns_of(test: Any, predictions: Mapping[str, Tensor]) -> dict[str, list]:
-    """Columns of predictions.parquet: a row per test example, its id, a hash of its prompt, its label, and each model's
-    logits.
+def columns_of(test: Any, predictions: Mapping[str, Tensor], texts: bool = True) -> dict[str, list]:
+    """Columns of predictions.parquet: a row per test example, its id, a hash of its prompt, its label, each model's
+    logits, and `TEXTS`: what the models read, and the class that the weak model chooses.
 
     C = 2: the logit of the first reply (or class 0); C > 2: all logits.
+
+    Args:
+        texts: whether prompts and texts are there.
     """
     columns: dict[str, list] = dict(zip(COLUMNS, (list(test.ids), test.clusters, test.labels.tolist()), strict=True))
     for name, logits in predictions.items():
         columns[name] = (logits[:, 0] - logits[:, 1]).tolist() if logits.shape[1] == 2 else logits.tolist()
+    if "weak" in predictions:
+        columns["weak_label"] = predictions["weak"].argmax(-1).tolist()
+    if texts:
+        columns["prompt_text"] = [prompt.text for prompt in test.prompts]
+        if test.kind == "pairs":
+            for name, second in (("first_text", 0), ("second_text", 1)):
+                columns[name] = [t[int(f) ^ second] for t, f in zip(test.texts, test.first, strict=True)]
+        else:
+            columns["text"] = [text for (text,) in test.texts]
     return columns
 
 

@@ -47,6 +47,7 @@ class Section:
         template: a Jinja2 template, or the name of a file in w2sg/reports/templates. It sees ``report`` and what `show`
             gives. Nothing is shown where it is empty.
         warnings: what a reader must know before believing a number.
+        texts: whether it shows texts of the data or of models, and nothing without them; `report.texts=false` drops it.
         summary: its columns in `evaluate.py runs=`, {heading: {value, low, high}}, the most telling first.
 
     Example:
@@ -57,6 +58,7 @@ class Section:
 
     key = ""
     template = ""
+    texts = False
 
     def __init__(
         self,

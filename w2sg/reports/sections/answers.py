@@ -18,7 +18,7 @@ class Answers(Section):
         prompts: texts. answers: of each system, in their order. labels: rows of refined.parquet.
     """
 
-    key, template = "answers", "answers.html"
+    key, template, texts = "answers", "answers.html", True
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class RepliesShown(Section):
         drafts: the part of a reply that another model drafted, by system and prompt id.
     """
 
-    key, template = "replies", "replies.html"
+    key, template, texts = "replies", "replies.html", True
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ class SearchRounds(Section):
         traces: of a few prompts, as `w2sg.experiment.decode.Decoders.traces` gives them.
     """
 
-    key, template = "search_rounds", "search_rounds.html"
+    key, template, texts = "search_rounds", "search_rounds.html", True
 
     def __init__(self, traces: list[dict[str, Any]] | None = None):
         super().__init__(content={"decoding": {"traces": traces or []}})

@@ -34,14 +34,18 @@ def curves_of(stages: Any) -> dict[str, list[dict[str, float]]]:
 
 
 class LabelTraining(Section):
-    """Loss curves, settings, and facts of each fit of a label method (report.json: ``training``)."""
+    """Loss curves, settings, and facts of each fit of a label method (report.json: ``training``, ``models``)."""
 
     key, template = "training", "label_training.html"
     curves: Curves = {}  # noqa: RUF012 (replaced, never changed)
 
     @classmethod
-    def measure(cls, config: Any, stages: Any, notes: Mapping[str, Any]) -> LabelTraining:
-        """From a run's configuration, the stages that it went through, and facts of the method."""
+    def measure(
+        cls, config: Any, stages: Any, notes: Mapping[str, Any], models: Mapping[str, Any] | None = None
+    ) -> LabelTraining:
+        """From a run's configuration, the stages that it went through, facts of the method, and the model of each
+        system, of which the report notes its stage and settings.
+        """
         facts: dict[str, Any] = dict(notes)
         selects = False
         for role in ("weak", "strong"):
@@ -61,7 +65,15 @@ class LabelTraining(Section):
                 of_stage = {"rows": of_stage["rows"]} if "rows" in of_stage else {}
             if of_stage:
                 facts[record.name] = of_stage
-        section = cls(content={"training": facts})
+        known = {
+            name: {
+                "stage": None if model.folder is None else model.folder.name,
+                "role": model.source.role,
+                "model": model.source.spec.model_dump(by_alias=True),
+            }
+            for name, model in (models or {}).items()
+        }
+        section = cls(content={"training": facts, "models": known})
         section.curves = curves_of(stages)
         return section
 

@@ -1,0 +1,1 @@
+"""Files that are copied into exported folders, where they work without w2sg."""
