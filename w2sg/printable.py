@@ -1,6 +1,8 @@
-r"""Text that does nothing but be read: on a terminal, on a page, in a figure."""
+r"""Text that does nothing but be read: on a terminal, on a page, in a figure, in a spreadsheet."""
 
 from __future__ import annotations
+
+from typing import Any
 
 # C0 and C1 controls but tab and newline; marks that turn the direction of what follows; half of a surrogate pair, which
 # is a byte of a path that is not UTF-8.
@@ -16,3 +18,20 @@ def printable(text: str) -> str:
     a\x1b[31mb\x0d
     """
     return text.translate(SHOWN)
+
+
+def inert(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula (OWASP's rule); numbers stay numbers.
+
+    >>> inert("=1+1"), inert(-0.5), inert("-0.5"), inert("rkl")
+    ("'=1+1", -0.5, '-0.5', 'rkl')
+    """
+    if not isinstance(value, str) or not value.startswith(
+        ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+    ):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value

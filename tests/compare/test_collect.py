@@ -130,7 +130,7 @@ def test_the_files_and_the_page_say_the_same(sweep, capsys):
     assert len(rows) == 18
     assert {r["seed"] for r in rows} == {"0", "1", "2"}
     page = (sweep / "summary.html").read_text()
-    assert page.count("<img") == 3  # bars, lines over the noise rate, differences
+    assert page.count("<svg") == 3  # bars, lines over the noise rate, differences
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "identical" in page
     assert json.loads((sweep / "summary.json").read_text())["runs"] == 18
@@ -147,7 +147,7 @@ def test_the_newer_of_two_runs_counts_and_damaged_ones_are_named(sweep):
     (sweep / "old" / "report.json").write_text("{}")
     found = collect(sweep)
     assert found.content["runs"] == 18
-    assert any("1 older runs" in line for line in found.content["left_out"])
+    assert any("1 older run of" in line for line in found.content["left_out"])
     assert any(line.startswith("broken: cannot be read") for line in found.content["left_out"])
     assert any(line.startswith("old: its report is of an earlier version") for line in found.content["left_out"])
     assert found.cells[0].accuracy("student")["mean"] > 0.78
@@ -216,7 +216,7 @@ def test_runs_that_are_one_run_count_once(tmp_path):
         finished(tmp_path / f"r{split}", config("ce", 0, f"dataset.split_seed={split}"), right)
     found = collect(tmp_path)
     assert found.content["runs"] == 1
-    assert any(line.startswith("2 runs that predict to the last digit") for line in found.content["left_out"])
+    assert any(line.startswith("2 runs with the predictions, to the last digit,") for line in found.content["left_out"])
 
 
 def test_a_corrected_p_is_never_below_its_own_even_where_twins_have_other_seeds(tmp_path):
@@ -238,8 +238,8 @@ def test_two_seeds_are_said_and_so_are_predictions_without_prompts(tmp_path):
         finished(tmp_path / f"r{seed}", config("ce", seed), right)
     found = collect(tmp_path)
     lines = " / ".join(findings(found.content))
-    assert "two seeds in 1 of 1 cells" in lines
-    assert "2 runs are of an earlier version and do not say which test rows share a prompt" in lines
+    assert "two seeds in 1 of 1 cell" in lines
+    assert "2 runs of an earlier version, without which test rows share a prompt" in lines
     found.write(tmp_path)
     assert "no interval here says what other training data would do" in (tmp_path / "summary.html").read_text()
 

@@ -211,7 +211,7 @@ def test_older_runs_without_labels_are_named_too(tmp_path):
     (row,) = content["settings"]
     assert {k: v["mean"] for k, v in row["columns"].items()} == {"words": 1.0, "more": 5.0}
     (line,) = content["left_out"]
-    assert line == "1 older runs of the same configuration, but for what the newer did not measure: old"
+    assert line == "1 older run of the same configuration, but for what the newer did not measure: old"
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"report"', "[{}]"])

@@ -322,7 +322,7 @@ def test_a_failure_is_printed_written_and_returned(tmp_path, monkeypatch):
     page = (tmp_path / "out" / "known_answers.html").read_text()
     assert "1 of 2 checks hold" in page
     assert "It &lt;fails&gt;." in page
-    assert page.count("<img") == 1
+    assert page.count("<svg") == 1
     written = json.loads((tmp_path / "out" / "known_answers.json").read_text())
     assert [check["passed"] for check in written] == [False, True]
     assert [q["got"] for q in written[0]["quantities"]] == [3.0, None]
@@ -380,7 +380,7 @@ def test_figures_need_no_run():
     from w2sg.known_answers.result import Line, Panel
 
     lines = [Line("theory", np.arange(3), torch.arange(3.0), "theory"), Line("", [1], [1.0], "measured", [0.1])]
-    assert suite.figure(Panel("t", "x", "y", lines, logx=True)).startswith("<img")
+    assert suite.figure(Panel("t", "x", "y", lines, logx=True)).startswith("<figure")
 
 
 def test_the_whole_path_is_composed_inside_a_command_too(tmp_path):

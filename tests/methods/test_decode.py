@@ -405,7 +405,7 @@ def test_decoders_are_gathered_on_the_prompts_that_all_answered(runs, tmp_path):
     assert len(collect(tmp_path / "other").content["decoders"]) == 3
     files = summary.write(tmp_path)
     assert all(file.stat().st_size for file in files)
-    assert files[0].read_text().count("<img") == 2  # over cost and surprise, and over the divergence
+    assert files[0].read_text().count("<svg") == 2  # over cost and surprise, and over the divergence
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def test_a_figure_is_the_same_each_time_and_takes_any_name():
 
     first = drawn()
     assert drawn() == first
-    assert 'alt="&lt;x&gt;"' in first
+    assert 'aria-label="&lt;x&gt;"' in first
 
 
 def test_a_json_file_keeps_a_path_that_is_no_utf8(tmp_path):

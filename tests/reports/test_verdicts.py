@@ -77,15 +77,15 @@ def test_replies_that_were_cut_off_spoil_what_was_measured_alone(kind):
 def test_the_decoders_tables_have_no_empty_columns(kind):
     report = decoded("eft", {}, **MEASURED[kind][0])
     html, (rewards, verdicts) = Decoded().html(report), (kind == "rewards", kind != "nothing")
-    heads = re.findall(r"<th>(.*?)</th>", html)
+    heads = re.findall(r"<th scope=col>(.*?)</th>", html)
     assert [("reward" in heads), ("reward − plain" in heads)] == [rewards, rewards]
     assert ("wins over plain" in heads) == ("sign test" in html) == verdicts
     assert "surprise" not in heads
-    assert all(len(re.findall("<td>", row)) == len(heads) for row in html.split("<tr>")[2:])
+    assert all(len(re.findall("<td>|<th scope=row>", row)) == len(heads) for row in html.split("<tr>")[2:])
     columns = [column.header for column in Decoded().table(report).columns]
     assert [("reward" in columns), ("wins over plain" in columns)] == [rewards, verdicts]
     report["decoding"]["systems"]["eft"]["surprise"] = around(2.0)
-    assert "<th>surprise</th>" in Decoded().html(report)
+    assert "<th scope=col>surprise</th>" in Decoded().html(report)
 
 
 def test_the_terminal_has_no_empty_column_of_rewards():

@@ -18,6 +18,7 @@ from w2sg.compare.table import write_summary
 from w2sg.errors import UserError
 from w2sg.reports.render import page, render
 from w2sg.reports.section import Section
+from w2sg.reports.words import counted, folded
 
 EMPTY = {"cells": [], "student_against_teacher": [], "between_losses": [], "ahead": [], "notes": [], "decoders": []}
 OWN = ("method", "folder", "split_seed", "seed", "setting", "loss")  # columns of summary.csv that say which run it is
@@ -56,7 +57,7 @@ class Summary:
                 console.print(table)
         for line in findings(self.content):
             console.print(f"- {line}")
-        for line in self.content["left_out"]:
+        for line, _ in folded(self.content["left_out"]):
             console.say(f": {line}", "left out", "yellow")
 
 
@@ -116,13 +117,15 @@ def _summary(root: Path, runs: list[Finished], left_out: Sequence[str]) -> Summa
         content |= section.content
     if settings.older:
         content["left_out"].append(
-            f"{len(settings.older)} older runs of the same configuration, but for what the newer did not measure: "
-            + ", ".join(settings.older)
+            f"{counted(len(settings.older), 'older runs')} of the same configuration, but for what the newer did not "
+            "measure: " + ", ".join(settings.older)
         )
     content["runs"] = sum(len(cell.runs) for cell in cells) + len(others)
     content["seconds"] = _seconds(runs)
     json.dumps(content, allow_nan=False)  # numbers that are none show here, where their run can be left out
-    summary = render("summary.html", report=content, title=heading(content), root=str(root), findings=findings(content))
+    left_out = [(f"left out: {first}", lines) for first, lines in folded(content["left_out"])]
+    values = {"title": heading(content), "root": str(root), "findings": findings(content), "left_out": left_out}
+    summary = render("summary.html", report=content, **values)
     html = page(heading(content), [summary, *(section.html(content) for section in sections)])
     return Summary(content, cells, html, _lines(cells, others), sections)
 
@@ -133,7 +136,7 @@ def heading(content: dict[str, Any]) -> str:
     pair = [common[k] for k in ("weak.name", "strong.name") if k in common]
     parts = [" → ".join(pair)] if len(pair) == 2 else pair
     parts += [common[k] for k in ("dataset.name", "method._target_") if k in common]
-    return f"{content['runs']} runs: " + (", ".join(parts) or "several models, datasets and methods")
+    return f"{counted(content['runs'], 'runs')}: " + (", ".join(parts) or "several models, datasets and methods")
 
 
 def _lines(cells: Sequence[Cell], others: Sequence[Finished]) -> list[list[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from w2sg.compare.runs import Finished
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.metrics.intervals import holm
-from w2sg.reports.figures import PALETTE, new_figure, points, svg
+from w2sg.reports.colours import Look, looks
+from w2sg.reports.figures import ends, keyed, legend_below, new_figure, svg, told
 from w2sg.reports.section import Report, Section
 from w2sg.reports.sections.decoded import words_of
 from w2sg.reports.sections.divergence import frontier_figure
@@ -52,8 +53,9 @@ class DecoderGroups(Section):
 
     def show(self, report: Report) -> dict[str, Any]:
         """Figures and tables of each group."""
-        titles = _titles(report["decoders"])
-        return {"groups": [_shown(group) | {"title": t} for group, t in zip(report["decoders"], titles, strict=True)]}
+        groups, titles = report["decoders"], _titles(report["decoders"])
+        look = looks(row["name"] for group in groups for row in group["rows"])  # a decoder has one on all of the page
+        return {"groups": [_shown(group, look) | {"title": t} for group, t in zip(groups, titles, strict=True)]}
 
     def table(self, report: Report) -> Any:
         """The columns that say most; the page has them all."""
@@ -229,7 +231,7 @@ def _filled(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[st
     return [head[k] for k in kept], [[row[k] for k in kept] for row in rows]
 
 
-def _shown(group: dict[str, Any]) -> dict[str, Any]:
+def _shown(group: dict[str, Any], look: Mapping[str, Look]) -> dict[str, Any]:
     """What the page shows of a group."""
     rows = []
     for row in group["rows"]:
@@ -266,10 +268,10 @@ def _shown(group: dict[str, Any]) -> dict[str, Any]:
     known = [row for row in group["rows"] if "reward" in row and "kl" in row]
     diverging = ""
     if len(known) > 1:
-        diverging = frontier_figure([(r["name"], PALETTE[k % len(PALETTE)], r) for k, r in enumerate(known)])
+        diverging = frontier_figure({row["name"]: row for row in known}, look)
     return {
         "group": group,
-        "figure": _frontier(group["rows"]),
+        "figure": _frontier(group["rows"], look),
         "diverging": diverging,
         "without": ", ".join(row["name"] for row in group["rows"] if "kl" not in row),
         "head": head,
@@ -278,24 +280,34 @@ def _shown(group: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _frontier(rows: list[dict[str, Any]]) -> Markup | str:
+def _frontier(rows: list[dict[str, Any]], look: Mapping[str, Look]) -> Markup | str:
     known = [row for row in rows if "reward" in row]
     if len(known) < 2:
         return ""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     far = all("surprise" in row for row in known)
-    figure, axes = new_figure(4.6 * (1 + far), 3.2, 1 + far)
+    figure, axes = new_figure(4.9 * (1 + far), 3.4 + 0.1 * len(known), 1 + far)
     axes = np.atleast_1d(axes)
-    for k, row in enumerate(known):
-        style = {"fmt": "o", "color": PALETTE[k % len(PALETTE)], "label": row["name"]}
-        points(axes[0], [row["cost"]["strong"] + row["cost"]["guide"]], [row["reward"]], **style)
+    for row in known:
+        keyed(axes[0], _read(row), row["reward"], row["name"], look[row["name"]])
         if far:
-            points(axes[1], [row["surprise"]["value"]], [row["reward"]], **style)
+            keyed(axes[1], row["surprise"]["value"], row["reward"], row["name"], look[row["name"]])
     axes[0].set_xlabel("tokens read by the strong and a small model, per token", fontsize=8)
     axes[0].set_xscale("log")
+    axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0].xaxis.set_major_formatter("{x:g}")  # by default it is TeX, which names of models may look like
-    axes[0].xaxis.set_minor_formatter("{x:g}")
+    axes[0].xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("judge's reward", fontsize=8)
-    axes[0].legend(frameon=False, fontsize=6)
     if far:
         axes[1].set_xlabel("surprise of the strong model, per token", fontsize=8)
-    return svg(figure, "the judge's reward over the cost of each decoder, and over the strong model's surprise")
+    legend_below(figure, axes[0])
+    head = ("", "tokens read", "reward", "low", "high", *(("surprise", "low", "high") if far else ()))
+    data = [(r["name"], number(_read(r), 2), *ends(r["reward"]), *(ends(r["surprise"]) if far else ())) for r in known]
+    rewards = told("judge's reward", {row["name"]: row["reward"] for row in known})
+    costs = told("tokens read per token", {row["name"]: _read(row) for row in known}, 1)
+    return svg(figure, f"{rewards}; {costs}", (head, data))
+
+
+def _read(row: Mapping[str, Any]) -> float:
+    return row["cost"]["strong"] + row["cost"]["guide"]

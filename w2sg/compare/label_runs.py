@@ -14,6 +14,7 @@ from w2sg.compare.names import key_of, losses_in_words, settings_in_words
 from w2sg.compare.runs import Finished, by_split, loss_of, varying
 from w2sg.data.table import Groups
 from w2sg.metrics import intervals as statistics
+from w2sg.reports.words import counted
 
 
 class Prompts:
@@ -106,7 +107,7 @@ def what_varies(replicates: Iterable[tuple[int, int]]) -> str:
     splits = Counter(split for split, _ in replicates)
     if len(splits) == 1:
         (count,) = splits.values()
-        return f"{count} seed{'s' * (count != 1)} of one split"
+        return f"{counted(count, 'seeds')} of one split"
     most, least = max(splits.values()), min(splits.values())
     seeds = "" if most == 1 else f", {least if least == most else f'{least} to {most}'} seeds of each averaged"
     return f"{len(splits)} splits{seeds}"
@@ -117,11 +118,11 @@ def compare_label_runs(runs: list[Finished]) -> tuple[list[Cell], dict[str, Any]
     prompts, left_out = Prompts(runs), []
     cells, older, same = _cells(runs, prompts)
     if older:
-        left_out.append(f"{len(older)} older runs of the same configuration: {_folders(older)}")
+        left_out.append(f"{counted(len(older), 'older runs')} of the same configuration: {_folders(older)}")
     if same:
         left_out.append(
-            f"{len(same)} runs that predict to the last digit what a run of another split seed (or seed) of theirs "
-            f"does: nothing that these choose differs there, so they are no repeats: {_folders(same)}"
+            f"{counted(len(same), 'runs')} with the predictions, to the last digit, of a run of another split seed (or "
+            f"seed): nothing that these choose differs there, so they are no repeats: {_folders(same)}"
         )
     comparisons = _comparisons(cells)
     teachers = _against(cells, "weak")
@@ -178,8 +179,8 @@ def _notes(cells: list[Cell], prompts: Prompts) -> list[str]:
     lines = []
     if prompts.unknown:
         lines.append(
-            f"{prompts.unknown} runs are of an earlier version and do not say which test rows share a prompt: each of "
-            "their rows counts as a prompt of its own"
+            f"{counted(prompts.unknown, 'runs')} of an earlier version, without which test rows share a prompt: each "
+            "of their rows counts as a separate prompt"
         )
     for what in ("seeds", "splits"):
         two = [
@@ -190,8 +191,9 @@ def _notes(cells: list[Cell], prompts: Prompts) -> list[str]:
         ]
         if two:
             lines.append(
-                f"two {what} in {len(two)} of {len(cells)} cells: how much {what} differ has one degree of freedom "
-                "there, so the intervals are wide and err on the safe side, and what is not resolved may well be there"
+                f"two {what} in {len(two)} of {counted(len(cells), 'cells')}: how much {what} differ has one degree of "
+                "freedom there, so the intervals are wide and err on the safe side, and what is not resolved may well "
+                "be there"
             )
     return lines
 

@@ -9,9 +9,10 @@ import numpy as np
 from markupsafe import Markup
 
 from w2sg.compare.names import settings_in_words
-from w2sg.reports.figures import COLOURS, PALETTE, new_figure, reach, svg
+from w2sg.reports.colours import COLOURS, INK, NOTE, PALETTE, PAPER
+from w2sg.reports.figures import new_figure, reach, svg
 from w2sg.reports.section import Report, Section
-from w2sg.reports.words import LEVEL, Cell, estimate, number, p_text, p_value
+from w2sg.reports.words import LEVEL, Cell, counted, estimate, number, p_text, p_value, stacked
 
 BASELINES = {"weak": "weak", "ceiling": "ceiling", "zero_shot": "untrained"}
 
@@ -84,18 +85,21 @@ def findings(content: Report) -> list[str]:
     if teachers:  # there are none where no run is of label models
         lines.append(
             f"student against teacher: better in {len(better)}, worse in {len(worse)}, not resolved in "
-            f"{len(teachers) - len(better) - len(worse)} of {len(teachers)} cells (setting and loss; corrected "
-            f"p < .05; {_tests(teachers)})"
+            f"{len(teachers) - len(better) - len(worse)} of {counted(len(teachers), 'cells')} (setting and loss; "
+            f"corrected p < .05; {_tests(teachers)})"
         )
     lines += content["notes"]
+    cells = counted(len(content["cells"]), "cells")
     unresolved = [row for row in content["cells"] if not row["pgr"]["resolved"]]
     if unresolved:
-        lines.append(f"the gap itself is not resolved in {len(unresolved)} of {len(content['cells'])} cells: no PGR")
+        lines.append(f"the gap itself is not resolved in {len(unresolved)} of {cells}: no PGR")
     compared = content["between_losses"]
     compared = [e for e in compared if not e["identical"]]
     resolved = [e for e in compared if e["p_holm"] < LEVEL]
     if compared:
-        lines.append(f"{len(resolved)} of {len(compared)} differences between losses are resolved (corrected p < .05)")
+        lines.append(
+            f"differences between losses that are resolved (corrected p < .05): {len(resolved)} of {len(compared)}"
+        )
     losses = {
         r["loss"]: r["loss_target"].removeprefix("w2sg.losses.") for r in content["cells"] if "(" not in r["loss"]
     }
@@ -106,10 +110,10 @@ def findings(content: Report) -> list[str]:
             ("reverse_cross_entropy", "cross_entropy"),
             ("reverse_confidence", "confidence"),
         }:
-            lines.append(
-                f"{entry['a']} is ahead of {entry['b']} in {entry['ahead']} of {entry['settings']} settings, behind in "
-                f"{entry['behind']} (sign test over settings, corrected p {p_text(entry['p_holm'])})".replace("_", " ")
-            )
+            of = f"{entry['ahead']} of {counted(entry['settings'], 'settings')}"
+            names = f"{entry['a']} is ahead of {entry['b']}".replace("_", " ")
+            p = f"sign test over settings, corrected p {p_text(entry['p_holm'])}"
+            lines.append(f"{names} in {of}, behind in {entry['behind']} ({p})")
     untrained = [
         row
         for row in content["cells"]
@@ -118,7 +122,7 @@ def findings(content: Report) -> list[str]:
     if untrained:
         lines.append(
             f"the mean accuracy of the untrained strong model is at least that of the student in {len(untrained)} of "
-            f"{len(content['cells'])} cells (means compared, not a test)"
+            f"{cells} (means compared, not a test)"
         )
     return lines
 
@@ -148,6 +152,10 @@ def _pgr(pgr: dict[str, Any]) -> str:
     return "no gap" if pgr["gap_high"] is not None and pgr["gap_high"] < 0 else "gap not resolved"
 
 
+def _pgr_cell(pgr: dict[str, Any]) -> Cell | str:
+    return stacked(pgr, 2) if pgr["resolved"] else _pgr(pgr)
+
+
 def _rows(content: Report) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     """Accuracies, and tests of the student against its teacher, a row for each cell."""
     teachers = {(e["setting"], e["loss"]): e for e in content["student_against_teacher"]}
@@ -157,11 +165,11 @@ def _rows(content: Report) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]
         test = teachers[row["setting"], row["loss"]]
         name = [row["setting"]] * several + [row["loss"].replace("_", " ")]
         models = (_mean(row["accuracy"].get(m)) for m in ("weak", "student", "ceiling", "zero_shot"))
-        accuracies.append((*name, row["repeats"], *models, number(row["length_only"]), _pgr(row["pgr"])))
+        accuracies.append((*name, row["repeats"], *models, number(row["length_only"]), _pgr_cell(row["pgr"])))
         tests.append(
             (
                 *name,
-                estimate({**test, "value": test["difference"]}, sign=True),
+                stacked({**test, "value": test["difference"]}, sign=True),
                 p_value(test["p_holm"]),
                 ", ".join(p_value(p) for p in test["mcnemar_p"]),
                 number(row["nll"]),
@@ -222,7 +230,7 @@ def bars_figure(content: Report) -> Markup:
             seen.add(loss)
             axes.bar(place, accuracy["mean"], width * 0.92, color=colour[loss], label=label)
             if accuracy["sd"] is not None:
-                axes.errorbar(place, accuracy["mean"], yerr=accuracy["sd"], color="black", capsize=2, lw=1)
+                axes.errorbar(place, accuracy["mean"], yerr=accuracy["sd"], color=INK, capsize=2, lw=1)
             lowest, highest = min(lowest, accuracy["mean"]), max(highest, accuracy["mean"])
         for model, style in (("weak", "-"), ("ceiling", "-"), ("zero_shot", ":")):
             means = [row["accuracy"][model]["mean"] for row in rows.values() if model in row["accuracy"]]
@@ -301,14 +309,14 @@ def difference_figure(content: Report) -> Markup:
                 color=colour[entry["loss"]],
                 marker="o",
                 ms=5,
-                mfc=colour[entry["loss"]] if firm else "white",
+                mfc=colour[entry["loss"]] if firm else PAPER,
                 lw=1.3,
                 capsize=2,
             )
             ticks.append(y)
             names.append(entry["loss"].replace("_", " "))
             y += 1
-    axes.axvline(0, color="#475569", lw=1)
+    axes.axvline(0, color=NOTE, lw=1)
     axes.set_yticks(ticks, names, fontsize=8)
     axes.set_ylim(y - 0.4, -0.8)
     axes.set_xlabel("accuracy of the student − accuracy of its teacher", fontsize=9)

@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from w2sg.compare.names import key_of, losses_in_words, methods_in_words, settings_in_words
 from w2sg.compare.runs import Finished, by_split, loss_of, varying
-from w2sg.reports.figures import PALETTE, new_figure, reach, svg
+from w2sg.reports.colours import PALETTE, PAPER
+from w2sg.reports.figures import new_figure, reach, svg
 from w2sg.reports.section import Report, Section
 from w2sg.reports.sections.accuracy import COLUMNS as OF_LABELS
 from w2sg.reports.sections.decoded import COLUMNS as OF_DECODERS
@@ -155,7 +156,7 @@ def axes_figure(rows: Sequence[Row]) -> Markup | str:
             if x is None or y is None:
                 continue
             main = name == "student"
-            style = {"mfc": colour if main else "white", "label": row["setting"] if main else None}
+            style = {"mfc": colour if main else PAPER, "label": row["setting"] if main else None}
             style |= {"fmt": marker, "color": colour, "capsize": 2, "lw": 1}
             axis.errorbar(x["mean"], y["mean"], xerr=_reach(x), yerr=_reach(y), **style)
     axis.set_xlabel("content")

@@ -9,24 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from w2sg.errors import UserError
+from w2sg.printable import inert
 from w2sg.store.files import write_json
-
-
-def _inert(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula (OWASP's rule); numbers stay numbers.
-
-    >>> _inert("=1+1"), _inert(-0.5), _inert("-0.5"), _inert("rkl")
-    ("'=1+1", -0.5, '-0.5', 'rkl')
-    """
-    if not isinstance(value, str) or not value.startswith(
-        ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-    ):
-        return value
-    try:
-        float(value)
-    except ValueError:
-        return f"'{value}"
-    return value
 
 
 def write_summary(root: Path, stem: str, html: str, lines: Sequence[Sequence[Any]], content: Any) -> list[Path]:
@@ -36,7 +20,7 @@ def write_summary(root: Path, stem: str, html: str, lines: Sequence[Sequence[Any
         UserError: the folder cannot be written.
     """
     text = io.StringIO()
-    csv.writer(text).writerows([_inert(value) for value in line] for line in lines)
+    csv.writer(text).writerows([inert(value) for value in line] for line in lines)
     try:
         for name, written in ((f"{stem}.csv", text.getvalue()), (f"{stem}.html", html)):
             (root / f"{name}.tmp").write_text(written, encoding="utf-8")

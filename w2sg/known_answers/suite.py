@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import Markup
 
 from w2sg.errors import UserError
 from w2sg.known_answers.bench import Bench
@@ -26,8 +27,10 @@ from w2sg.known_answers.personas import personas
 from w2sg.known_answers.result import Check, Findings, Panel, Quantity
 from w2sg.known_answers.sweeps import sweeps
 from w2sg.known_answers.whole_path import whole_path
-from w2sg.reports.figures import PALETTE, new_figure, svg
+from w2sg.reports.colours import PALETTE, PAPER
+from w2sg.reports.figures import new_figure, svg
 from w2sg.reports.render import page, render
+from w2sg.reports.words import Cell, counted
 from w2sg.store.files import write_json
 
 if TYPE_CHECKING:
@@ -91,7 +94,7 @@ def run_known_answers(name: str, out: Path, console: Plain) -> bool:
     failed = [done.check.name for done in finished if not done.findings.passed]
     seconds = sum(done.seconds for done in finished)
     verdict = (f"failed: {', '.join(failed)}", "red") if failed else ("all hold", "green")
-    count = f"{len(finished)} check{'s' * (len(finished) != 1)}"
+    count = counted(len(finished), "checks")
     console.print(Text.assemble(f"{count} in {seconds:.0f} s: ", verdict))
     with _writing(out):
         write_json(out / "known_answers.json", [_record(done) for done in finished])
@@ -140,9 +143,25 @@ def show_check(done: Done, console: Plain) -> None:
     console.print(grid)
 
 
+def _mark(passed: bool) -> Cell:
+    return Cell("pass" if passed else "FAIL", kind="yes" if passed else "no")
+
+
 def whole_page(name: str, finished: Iterable[Done]) -> str:
     """The page: every check with its figures over the theory and its table."""
-    whole = render("known_answers.html", name=name, finished=list(finished), cells=cells, figure=figure)
+    finished = list(finished)
+    overview = [
+        (
+            Markup('<a href="#{0}">{0}</a>').format(done.check.name),
+            _mark(done.findings.passed),
+            f"{sum(q.passed for q in done.findings.quantities)} of {len(done.findings.quantities)}",
+            f"{done.seconds:.1f}",
+            done.check.says,
+        )
+        for done in finished
+    ]
+    rows = [[(*cells(q), _mark(q.passed), q.why) for q in done.findings.quantities] for done in finished]
+    whole = render("known_answers.html", name=name, finished=finished, overview=overview, rows=rows, figure=figure)
     return page("Experiments with known answers", [whole])
 
 
@@ -154,7 +173,7 @@ def figure(panel: Panel) -> str:
         if line.kind == "theory":
             axis.plot(line.x, line.y, color=colour, lw=1.4, label=line.label or None)
         else:
-            style = {"fmt": "o", "ms": 4, "lw": 1, "capsize": 2, "mfc": "white", "color": colour}
+            style = {"fmt": "o", "ms": 4, "lw": 1, "capsize": 2, "mfc": PAPER, "color": colour}
             axis.errorbar(line.x, line.y, yerr=line.error, label=line.label or None, **style)
     axis.set(xscale="log" if panel.logx else "linear", yscale="log" if panel.logy else "linear")
     axis.set_xlabel(panel.x, fontsize=9)

@@ -25,7 +25,7 @@ from w2sg.reports.render import page, render
 from w2sg.reports.section import Section, Story
 from w2sg.reports.sections.provenance import Provenance, Reading
 from w2sg.reports.sections.splits import Splits, data_of
-from w2sg.reports.words import PROMPTS_ALONE
+from w2sg.reports.words import PROMPTS_ALONE, folded
 from w2sg.store.files import write_json
 
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "peft")
@@ -124,7 +124,7 @@ class Report:
                 raise _broken(section, "table", error) from error
             if table is not None:
                 console.print(table)
-        for line in (*content["warnings"], *content.get("unread", ())):
+        for line, _ in folded([*content["warnings"], *content.get("unread", ())]):
             console.say(f": {line}", "note", "yellow")
         console.say(f"report: {out / 'report.html'}")
 

@@ -1,49 +1,22 @@
-"""Figures as SVG inside a page, and the colours of the systems that stand in them."""
+"""Figures as SVG inside a page: in its colours, light or dark, with words and numbers for those who cannot see them."""
 
 from __future__ import annotations
 
-import base64
+import hashlib
 import io
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from w2sg.printable import printable
+from w2sg.reports.colours import BLUE, DARK, ORANGE, RED, TEAL, Look, variable
+from w2sg.reports.render import plot
+from w2sg.reports.words import spoken
 
-COLOURS = {
-    "weak": "#94a3b8",
-    "student": "#2563eb",
-    "ceiling": "#334155",
-    "zero_shot": "#d97706",
-    "length": "#dc2626",
-    # of methods whose models write
-    "base": "#d97706",
-    "cong": "#2563eb",
-    "cong_s": "#60a5fa",
-    "weak_sft": "#0891b2",
-    "plain": "#a16207",
-    "aux_conf": "#059669",
-    "wspo": "#be185d",
-    "guide": "#94a3b8",
-    "naive": "#0891b2",
-    "icl": "#60a5fa",
-    "self": "#a16207",
-    "self_cot": "#ca8a04",
-    "shuffled": "#be185d",
-    "gold_exemplars": "#059669",
-    # of rewards
-    "implicit_per_token": "#4d7c0f",
-    "explicit": "#7c3aed",
-}
-# of losses: pale for forward, full for reverse, so that the pairs of the paper stand together
-PALETTE = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#475569", "#a16207")
-
-
-def colour_of(system: str) -> str:
-    """A system has the same colour in every figure; one that is not known is violet."""
-    return COLOURS.get(system, "#7c3aed")
+Data = tuple[Sequence[str], Sequence[Sequence[Any]]]  # headings and rows of the numbers that a figure shows
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
@@ -87,14 +60,33 @@ def band(axis: Any, estimate: dict[str, Any], colour: str) -> None:
         axis.axhspan(estimate["low"], estimate["high"], color=colour, alpha=0.12, lw=0)
 
 
+def keyed(axis: Any, x: float, estimate: Mapping[str, Any], name: str, look: Look, before: str = "") -> None:
+    """A system's point with its interval, and its key beside it; the legend says which key is whose.
+
+    Args:
+        before: what stands before the key, as "≤" where x is a bound.
+    """
+    style = {"fmt": look.marker, "color": look.colour, "ms": 6, "label": f"{look.key}  {name}"}
+    points(axis, [x], [estimate], **style)
+    if estimate["value"] is not None:
+        text = f"{before}{look.key}"
+        axis.annotate(text, (x, estimate["value"]), (6, 4), textcoords="offset points", fontsize=8, color=look.colour)
+
+
+def legend_below(figure: Any, axis: Any, columns: int = 2) -> None:
+    """One legend for all axes, below them, in the order of their keys."""
+    found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.legend(found.values(), found.keys(), frameon=False, fontsize=8, loc="outside lower left", ncols=columns)
+
+
 def training_figures(curves: dict[str, list[dict[str, float]]]) -> Iterable[Markup]:
     """Losses of every fit over its steps; of preference tuning the rewards and their accuracy, too."""
-    losses = {"loss": "#2563eb", "held_out_loss": "#dc2626"}
-    rewards = {"rewards/chosen": "#059669", "rewards/rejected": "#dc2626", "rewards/margins": "#2563eb"}
+    losses = {"loss": BLUE, "held_out_loss": ORANGE}
+    rewards = {"rewards/chosen": TEAL, "rewards/rejected": RED, "rewards/margins": BLUE}
     others = []
     for name, logged in curves.items():
         if any("rewards/margins" in point for point in logged):
-            shown = {"loss": losses, "implicit rewards": rewards, "accuracy": {"rewards/accuracies": "#334155"}}
+            shown = {"loss": losses, "implicit rewards": rewards, "accuracy": {"rewards/accuracies": BLUE}}
             yield _lines([(f"{name}: {words}", logged, keys) for words, keys in shown.items()])
         elif logged:
             others.append((f"{name}: loss", logged, losses))
@@ -118,16 +110,50 @@ def _lines(panels: Sequence[tuple[str, list[dict[str, float]], dict[str, str]]])
     return svg(figure, "; ".join(name for name, *_ in panels) + ", over optimizer steps")
 
 
-def svg(figure: Any, alt: str) -> Markup:
-    """The figure as an image that needs no other file, with words for those who cannot see it."""
+def told(what: str, estimates: Mapping[str, Mapping[str, Any] | float | None], digits: int = 3) -> str:
+    """The words of a figure: what it shows, then each name with its number and interval.
+
+    >>> told("accuracy", {"student": {"value": 0.75, "low": 0.7, "high": 0.8}, "weak": 0.6})
+    'accuracy: student 0.750 (0.700 to 0.800), weak 0.600'
+    """
+    return f"{what}: " + ", ".join(f"{name} {spoken(found, digits)}" for name, found in estimates.items())
+
+
+def ends(estimate: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    """Value, low and high as cells of a figure's numbers."""
+    return tuple(
+        "" if (estimate or {}).get(end) is None else f"{estimate[end]:.5g}" for end in ("value", "low", "high")
+    )
+
+
+def svg(figure: Any, alt: str, data: Data | None = None) -> Markup:
+    """The figure as a part of the page.
+
+    Args:
+        alt: what it shows, with its numbers.
+        data: the numbers, which fold away below it and can be saved as CSV; None where a table beside it has them.
+    """
     from matplotlib import rc_context
     from matplotlib.text import Text
 
+    figure.patch.set_visible(False)
+    for axis in figure.axes:
+        axis.patch.set_visible(False)
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # names of data and models, which may hold a dollar
         text.set_text(printable(text.get_text()))
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "w2sg"}):  # else every drawing has other ids in it
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(alt, data)
+    return plot(Markup(_inline(buffer.getvalue().decode(), alt)), data)
+
+
+def _inline(drawn: str, alt: str) -> str:
+    """An SVG file as an element: without what only a file has, in colours of the page, with ids that no other has."""
+    body = drawn[drawn.index("<svg") :].rstrip()
+    body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", body, flags=re.S)
+    own = hashlib.sha256(f"{alt} {body}".encode()).hexdigest()[:8]
+    body = re.sub("|".join(DARK), lambda found: f"var({variable(found[0])}, {found[0]})", body)
+    body = re.sub(r'\bid="', f'id="f{own}-', body)
+    body = re.sub(r'(url\(|href=")#', rf"\1#f{own}-", body)
+    return body.replace("<svg", f'<svg role="img" aria-label="{escape(printable(alt))}"', 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 LEVEL = 0.05  # of tests: where p lies below it a difference is called resolved
@@ -50,6 +51,41 @@ def estimate(measured: Mapping[str, Any], digits: int = 3, sign: bool = False) -
     """``value [low, high]``."""
     inside = f" [{number(measured['low'], digits, sign)}, {number(measured['high'], digits, sign)}]"
     return number(measured["value"], digits, sign) + (inside if measured["value"] is not None else "")
+
+
+def spoken(measured: Mapping[str, Any] | float | None, digits: int = 3) -> str:
+    """``value (low to high)``, for those who hear a figure."""
+    found = measured if isinstance(measured, Mapping) else {"value": measured}
+    if found["value"] is None:
+        return "unknown"
+    ends = [found.get(end) for end in ("low", "high")]
+    inside = "" if None in ends else " ({} to {})".format(*(number(end, digits) for end in ends))
+    return number(found["value"], digits) + inside
+
+
+NOUNS = {"reply": "replies"} | {
+    noun: f"{noun}s"
+    for noun in (
+        *("row", "run", "prompt", "example", "sample", "context", "pair", "cell", "setting", "check", "seed", "split"),
+        *("label", "answer", "text", "number", "stage", "file", "question", "difference", "step"),
+    )
+}
+_NOUN = re.compile(rf"\b({'|'.join([*NOUNS, *NOUNS.values()])})\b")
+
+
+def counted(count: int, what: str) -> str:
+    """A number and what it counts; the first noun of `NOUNS` in it is singular or plural, whichever was given.
+
+    >>> counted(1, "identical replies"), counted(2, "prompt longer than max_length"), counted(1, "rows")
+    ('1 identical reply', '2 prompts longer than max_length', '1 row')
+    """
+    one = {plural: noun for noun, plural in NOUNS.items()}
+
+    def agree(found: re.Match) -> str:
+        noun = one.get(found[0], found[0])
+        return noun if count == 1 else NOUNS[noun]
+
+    return f"{count:,} {_NOUN.sub(agree, what, count=1)}"
 
 
 def judged(measured: Mapping[str, Any], null: float, digits: int = 3, sign: bool = False) -> str:
@@ -142,7 +178,7 @@ def unjudged(measured: Mapping[str, Any]) -> str:
     """
     if not (lost := measured.get("without_verdict", 0)):
         return ""
-    return f" on the {measured['prompts']:,} of {measured['prompts'] + lost:,} prompts with a verdict"
+    return f" on the {measured['prompts']:,} of {counted(measured['prompts'] + lost, 'prompts')} with a verdict"
 
 
 def wins_cell(measured: Mapping[str, Any], key: str = "win_rate") -> Cell:
@@ -157,12 +193,17 @@ def no_verdict_warning(over: Mapping[str, Mapping[str, Any]]) -> list[str]:
     Args:
         over: what was measured of one system over another, by what both are called.
     """
-    lost = [
-        f"{name}, {measured['without_verdict']:,} of {measured['prompts'] + measured['without_verdict']:,} prompts"
+    parts = [
+        f"{name}, {lost:,} of {counted(measured['prompts'] + lost, 'prompts')}"
         for name, measured in over.items()
-        if measured.get("without_verdict")
+        if (lost := measured.get("without_verdict"))
     ]
-    return [f"the judge came to no verdict, and win rates are of the other prompts: {'; '.join(lost)}"] if lost else []
+    return (
+        [f"the judge came to no verdict, and win rates are of the other prompts: {'; '.join(parts)}"] if parts else []
+    )
+
+
+CUT, LEFT_OUT = "longer than max_length and cut, ends of replies included", "left out"
 
 
 def left_out_warning(dropped: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -170,10 +211,30 @@ def left_out_warning(dropped: Mapping[str, Mapping[str, int]]) -> list[str]:
     lines = []
     for name, counts in dropped.items():
         if cut := counts.get("cut to max_length (kept)"):
-            lines.append(f"{name}: {cut} examples are longer than max_length and were cut, ends of replies included")
-        if lost := [f"{n} {reason}" for reason, n in counts.items() if "(kept)" not in reason]:
-            lines.append(f"{name}: left out {', '.join(lost)}")
+            lines.append(f"{name}: {counted(cut, 'example')} {CUT}")
+        if lost := [counted(n, reason) for reason, n in counts.items() if "(kept)" not in reason]:
+            lines.append(f"{name}: {LEFT_OUT} {', '.join(lost)}")
     return lines
+
+
+def folded(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Lines by their cause: what to read first, and all that say it.
+
+    Lines are of one cause where they differ only in what they begin with (a stage, a folder) and in their numbers.
+
+    >>> folded(["a: left out 1 row", "b: left out 2 rows", "another"])  # doctest: +NORMALIZE_WHITESPACE
+    [('a: left out 1 row (and 1 more of the same cause)',
+      ['a: left out 1 row', 'b: left out 2 rows']), ('another', ['another'])]
+    """
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        _, colon, rest = line.partition(": ")
+        same = _NOUN.sub("", re.sub(r"[+-]?\d[\d,.]*%?", "", rest)) if colon else line
+        groups.setdefault(same, []).append(line)
+    return [
+        (alike[0] + (f" (and {len(alike) - 1} more of the same cause)" if len(alike) > 1 else ""), alike)
+        for alike in groups.values()
+    ]
 
 
 def overlap_warning(overlaps: Mapping[str, int]) -> list[str]:

@@ -13,7 +13,8 @@ from w2sg.metrics import intervals as statistics
 from w2sg.metrics import labels as metrics
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.metrics.intervals import MCNEMAR
-from w2sg.reports.figures import COLOURS, new_figure, reach, svg
+from w2sg.reports.colours import COLOURS, assigned
+from w2sg.reports.figures import new_figure, points, svg, told
 from w2sg.reports.section import Report, Section, name_of
 from w2sg.reports.sections.splits import tested
 from w2sg.reports.words import LEVEL, Cell, estimate, number, p_text, p_value, pgr_sentence
@@ -189,22 +190,20 @@ def _tests(report: Report) -> list[tuple[Any, ...]]:
 
 
 def accuracy_figure(report: Report) -> Markup:
-    """Bars of accuracy with 95 % intervals, and the length-only rule as a line."""
-    names = list(report["metrics"])
-    figure, axes = new_figure(6.6, 0.75 + 0.42 * len(names))
-    for row, name in enumerate(names):
-        values = report["metrics"][name]
-        low, high = values["intervals"]["accuracy"]
-        accuracy = values["accuracy"]
-        axes.barh(row, accuracy, color=COLOURS.get(name, "#777"), height=0.62)
-        axes.errorbar(accuracy, row, xerr=reach(accuracy, low, high), color="black", capsize=3, lw=1)
-        axes.text(high + 0.008, row, f"{accuracy:.3f}", va="center", fontsize=9)
-    axes.set_yticks(range(len(names)), [name_of(report, n) for n in names])
-    axes.invert_yaxis()
+    """Accuracy of each model with its 95 % interval, and the length-only rule as a line."""
+    measured = {name: accuracy_of(report, name) for name in report["metrics"]}
+    colours = assigned(measured)
+    figure, axes = new_figure(6.8, 0.85 + 0.36 * len(measured))
+    for row, (name, found) in enumerate(measured.items()):
+        points(axes, [row], [found], across=True, fmt="o", ms=7, capsize=3, color=colours[name])
+        axes.annotate(
+            f"{found['value']:.3f}", (found["value"], row), (0, 6), textcoords="offset points", ha="center", fontsize=8
+        )
+    axes.set_yticks(range(len(measured)), [name_of(report, name) for name in measured])
+    axes.set_ylim(len(measured) - 0.5, -0.8)
     length = report["data"]["length_only"]["accuracy"]
-    lowest = min(length, *(v["intervals"]["accuracy"][0] for v in report["metrics"].values()))
-    axes.set_xlim(max(0.0, min(0.45, lowest - 0.05)), 1.02)
-    axes.axvline(length, color=COLOURS["length"], ls=":", lw=1, label=f"length alone, {length:.3f}")
+    axes.axvline(length, color=COLOURS["length"], ls=":", lw=1.2, label=f"length alone, {length:.3f}")
     axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0))
-    axes.set_xlabel("accuracy on test, with 95 % bootstrap interval (the axis does not begin at 0)")
-    return svg(figure, "accuracy of each model with its interval")
+    axes.set_xlabel("accuracy on test, with 95 % bootstrap interval", fontsize=8)
+    shown = {name_of(report, name): found for name, found in measured.items()}
+    return svg(figure, told("accuracy on test with 95 % interval", shown | {"length alone": length}))

@@ -13,9 +13,10 @@ from markupsafe import Markup
 
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
-from w2sg.reports.figures import COLOURS, band, new_figure, points, svg
+from w2sg.reports.colours import COLOURS, NOTE, ON_BOTH, ON_DARK, ON_LIGHT, SLATE
+from w2sg.reports.figures import band, new_figure, points, svg, told
 from w2sg.reports.section import Report, Section
-from w2sg.reports.words import NONE, Cell, judged, no_verdict_warning, p_value, stacked, wilson, wins_cell
+from w2sg.reports.words import NONE, Cell, counted, judged, no_verdict_warning, p_value, stacked, wilson, wins_cell
 
 KINDS = {"implicit_per_token": "implicit reward per token", "explicit": "explicit reward"}
 DIGITS = {"implicit_per_token": 4, "explicit": 3}
@@ -119,7 +120,7 @@ class AlphaSweep(Section):
         ]
         return (
             f"Contrastive samples at alpha {sweep['chosen']} over plain ones of the aligned weak model, on "
-            f"{sweep['prompts']:,} test prompts: {', '.join(gaps)}."
+            f"{counted(sweep['prompts'], 'test prompts')}: {', '.join(gaps)}."
         )
 
     def summary(self, report: Report) -> dict[str, Any]:
@@ -192,19 +193,26 @@ def reward_figure(sweep: Mapping[str, Any]) -> Markup:
         band(axes[0], scaled[plain], INK[kind])
     axes[0].set_title("scaled per prompt", fontsize=9)
     for axis, kind in zip(axes[1:], kinds, strict=True):
-        _over_alpha(axis, sweep, {n: over["gap"] for n, over in sweep[kind]["over_plain"].items()}, INK[kind])
+        _over_alpha(axis, sweep, _gaps(sweep, kind), INK[kind])
         axis.axhline(0, color=INK[kind], ls="--", lw=1)
         axis.set_title(f"{KINDS[kind]}, minus plain", fontsize=9)
     _finish(figure, axes, sweep)
-    shown = " and ".join(KINDS[kind] for kind in kinds)
-    return svg(figure, f"{shown} over alpha, scaled per prompt, and gaps over plain sampling")
+    shown = [
+        told(f"{KINDS[kind]} minus that of plain sampling, by alpha", _gaps(sweep, kind), DIGITS[kind])
+        for kind in kinds
+    ]
+    return svg(figure, f"rewards scaled per prompt, over alpha; {'; '.join(shown)}")
+
+
+def _gaps(sweep: Mapping[str, Any], kind: str) -> dict[str, Mapping[str, Any]]:
+    return {name: over["gap"] for name, over in sweep[kind]["over_plain"].items()}
 
 
 def length_figure(sweep: Mapping[str, Any]) -> Markup:
     """Reply length and the share of replies that were cut off, over alpha."""
     figure, axes = new_figure(5.0, 2.9, 2)
     lengths, plain, ink = sweep["length"], sweep["names"][0], COLOURS["student"]
-    for key, colour in (("mean", ink), ("median", "#94a3b8")):
+    for key, colour in (("mean", ink), ("median", SLATE)):
         _over_alpha(axes[0], sweep, {n: {**NONE, "value": v[key]} for n, v in lengths.items()}, colour, key)
         axes[0].axhline(lengths[plain][key], color=colour, ls="--", lw=1)
     axes[0].set_title("tokens per reply", fontsize=9)
@@ -215,7 +223,8 @@ def length_figure(sweep: Mapping[str, Any]) -> Markup:
     axes[1].set_title("share cut off", fontsize=9)
     axes[1].set_ylim(-0.03, 1.03)
     _finish(figure, axes, sweep)
-    return svg(figure, "reply length and share of replies cut off over alpha")
+    tokens = told("tokens per reply by alpha", {n: v["mean"] for n, v in lengths.items()}, 1)
+    return svg(figure, f"{tokens}; {told('share of replies cut off', cut)}")
 
 
 def matrix_figure(sweep: Mapping[str, Any]) -> Markup:
@@ -231,8 +240,8 @@ def matrix_figure(sweep: Mapping[str, Any]) -> Markup:
     figure, axis = new_figure(side + 0.25, side)
     axis.imshow(value, cmap="RdBu", vmin=0, vmax=1)
     for i, j in zip(*np.nonzero(~np.isnan(value)), strict=True):
-        clear, shade = low[i, j] > 0.5 or high[i, j] < 0.5, "white" if abs(value[i, j] - 0.5) > 0.35 else "black"
-        ink = {"color": shade, "weight": "bold"} if clear else {"color": "#64748b"}
+        clear, shade = low[i, j] > 0.5 or high[i, j] < 0.5, ON_DARK if abs(value[i, j] - 0.5) > 0.35 else ON_LIGHT
+        ink = {"color": shade, "weight": "bold"} if clear else {"color": ON_BOTH}
         words = f"{value[i, j]:.2f}".removeprefix("0")
         axis.text(j, i, words, ha="center", va="center", fontsize=8, **ink)
     axis.set_xticks(range(len(order)), order, rotation=45, ha="right", rotation_mode="anchor")
@@ -242,7 +251,8 @@ def matrix_figure(sweep: Mapping[str, Any]) -> Markup:
     axis.spines[:].set_visible(False)
     axis.set_title(f"win rate of row over column,\nby {KINDS[kind]}", fontsize=9)
     axis.set_xlabel("grey: interval includes .5; bold setting: used", fontsize=8)
-    return svg(figure, f"win rates between settings by {KINDS[kind]}")
+    over = {name: None if np.isnan(value[k, 0]) else float(value[k, 0]) for k, name in enumerate(order) if k}
+    return svg(figure, told(f"win rates between settings by {KINDS[kind]}; over {order[0]}", over, 2))
 
 
 def _over_alpha(
@@ -261,7 +271,7 @@ def _finish(figure: Any, axes: Any, sweep: Mapping[str, Any]) -> None:
     """Mark the alpha used, and say what the lines are."""
     used = sweep["alphas"][sweep["names"].index(sweep["chosen"])]
     for axis in axes:
-        axis.axvline(used, color="#475569", ls=":", lw=1, label="alpha used" if axis is axes[0] else None)
+        axis.axvline(used, color=NOTE, ls=":", lw=1, label="alpha used" if axis is axes[0] else None)
         axis.set_xlabel("alpha", fontsize=8)
-    axes[0].plot([], [], color="#475569", ls="--", lw=1, label="plain sampling")
+    axes[0].plot([], [], color=NOTE, ls="--", lw=1, label="plain sampling")
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)

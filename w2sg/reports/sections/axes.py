@@ -7,10 +7,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from w2sg.reports.figures import colour_of, new_figure, points, svg
+from w2sg.reports.colours import assigned
+from w2sg.reports.figures import new_figure, points, svg, told
 from w2sg.reports.section import Report, Section, name_of
 from w2sg.reports.words import (
     NONE,
+    counted,
     cut_off_warning,
     estimate,
     judged,
@@ -85,7 +87,7 @@ class Axes(Section):
                     parts.append(f"{judged(gap, 0.0, 3, True)} over {words}")
             score = estimate(refinement["systems"]["student"][axis])
             lines.append(
-                f"{axis.capitalize()} of the student on {refinement['prompts']:,} test prompts: {score}; "
+                f"{axis.capitalize()} of the student on {counted(refinement['prompts'], 'test prompts')}: {score}; "
                 f"{', '.join(parts)}."
             )
         return " ".join(lines)
@@ -128,21 +130,23 @@ class Axes(Section):
 def _pareto(report: Report) -> Markup:
     """Content over concept, a point for each system; content alone where no concept is measured."""
     systems, axes = report["refinement"]["systems"], axes_of(report["refinement"])
+    colours = assigned(systems)
     figure, axis = new_figure(7.4, 4.4 if len(axes) == 2 else 0.9 + 0.36 * len(systems))
     if len(axes) == 1:
         for row, (name, measured) in enumerate(systems.items()):
-            points(axis, [row], [measured[axes[0]]], across=True, fmt="o", color=colour_of(name))
+            points(axis, [row], [measured[axes[0]]], across=True, fmt="o", color=colours[name])
         axis.set_yticks(range(len(systems)), [name_of(report, name) for name in systems])
         axis.invert_yaxis()
         axis.set_xlabel(f"{axes[0]}, with 95 % interval", fontsize=8)
-        return svg(figure, f"{axes[0]} of each system with its interval")
+        return svg(figure, told(axes[0], {name_of(report, name): found[axes[0]] for name, found in systems.items()}))
     for name, measured in systems.items():
         x, y = measured["concept"], measured["content"]
-        style = {"color": colour_of(name), "fmt": "*" if name == "student" else "o"}
+        style = {"color": colours[name], "fmt": "*" if name == "student" else "o"}
         style["ms"] = 13 if name == "student" else 6
         points(axis, [x["value"]], [y], label=name_of(report, name), **style)
         points(axis, [y["value"]], [x], across=True, fmt="none", color=style["color"])
     axis.set_xlabel("concept: how much an answer is as the weak model was told", fontsize=8)
     axis.set_ylabel("content: how right it is", fontsize=8)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return svg(figure, "content over concept of each system, with intervals on both axes")
+    both = [told(words, {name_of(report, name): found[words] for name, found in systems.items()}) for words in axes]
+    return svg(figure, "; ".join(both))

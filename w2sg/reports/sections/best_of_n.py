@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from w2sg.reports.figures import COLOURS, new_figure, points, svg
+from w2sg.reports.colours import COLOURS
+from w2sg.reports.figures import new_figure, points, svg, told
 from w2sg.reports.section import Report, Section
 from w2sg.reports.words import number, stacked
 
@@ -31,8 +32,13 @@ class BestOfN(Section):
             points(axis, [max(p["kl"], 0.0) for p in curve], [p[kind] for p in curve], fmt="o-", color=colour)
             axis.set_title("guide's value" if kind == "proxy" else "judge's reward", fontsize=9)
             axis.set_xlabel("KL from one sample, at most: log n − (n − 1)/n", fontsize=8)
+        value, reward = (
+            told(words, {f"n = {p['n']}": p[kind] for p in curve})
+            for kind, words in (("proxy", "guide's value of the best of n"), ("gold", "judge's reward"))
+        )
+        words = f"{value}; {reward}"
         rows = [(p["n"], number(p["kl"], 2), *(stacked(p[kind], 3, True) for kind in ("proxy", "gold"))) for p in curve]
-        return {"figure": svg(figure, "the guide's value and the judge's reward of the best of n"), "rows": rows}
+        return {"figure": svg(figure, words), "rows": rows}
 
     def warnings(self, report: Report) -> list[str]:
         """That there is no curve."""

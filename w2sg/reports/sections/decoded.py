@@ -9,10 +9,12 @@ import numpy as np
 from markupsafe import Markup
 
 from w2sg.decoding.decoders import decoder_in
-from w2sg.reports.figures import COLOURS, new_figure, points, svg
+from w2sg.reports.colours import looks
+from w2sg.reports.figures import keyed, legend_below, new_figure, points, svg, told
 from w2sg.reports.section import Report, Section, name_of
 from w2sg.reports.words import (
     NONE,
+    counted,
     cut_off_warning,
     estimate,
     judged,
@@ -24,7 +26,6 @@ from w2sg.reports.words import (
     wins_cell,
 )
 
-STEERED = COLOURS["student"]
 COLUMNS = (  # of the summary of runs
     "wins over plain",
     "wins over plain, length controlled",
@@ -116,7 +117,8 @@ class Decoded(Section):
         """The win rates."""
         decoding, system = report["decoding"], steered(report)
         if system is None:
-            return f"Plain samples to {decoding['prompts']:,} test prompts; other decoders are compared with these."
+            prompts = counted(decoding["prompts"], "test prompts")
+            return f"Plain samples to {prompts}; other decoders are compared with these."
         if "against" not in system:
             return "No judge was given: rewards and win rates are unknown."
         others = {"plain": "plain samples of the strong model", "guide": "the small aligned model alone"}
@@ -127,7 +129,7 @@ class Decoded(Section):
         ]
         if any(measured.get("without_verdict") for measured in over.values()):
             return f"The win rate is {'; '.join(parts)}."
-        return f"On {decoding['prompts']:,} test prompts the win rate is {'; '.join(parts)}."
+        return f"On {counted(decoding['prompts'], 'test prompts')} the win rate is {'; '.join(parts)}."
 
     def summary(self, report: Report) -> dict[str, Any]:
         """The decoder's (or, alone, plain samples') reward, wins, distance, length and cost."""
@@ -178,21 +180,24 @@ def _figure(report: Report) -> Markup | str:
         return ""
     far = all("surprise" in system for system in known.values())
     figure, axes = new_figure(4.2 * (1 + far), 0.5 * len(known) + 1.4, 1 + far)
-    axes = np.atleast_1d(axes)
+    axes, look = np.atleast_1d(axes), looks(report["decoding"]["systems"])
     for row, (name, system) in enumerate(known.items()):
-        colour = COLOURS.get(name, STEERED)
-        points(axes[0], [row], [system["reward"]], across=True, fmt="o", color=colour)
+        style = {"fmt": look[name].marker, "color": look[name].colour}
+        points(axes[0], [row], [system["reward"]], across=True, **style)
         if far:
-            style = {"fmt": "o", "color": colour, "label": name_of(report, name)}
-            points(axes[1], [system["surprise"]["value"]], [system["reward"]], **style)
+            keyed(axes[1], system["surprise"]["value"], system["reward"], name_of(report, name), look[name])
     axes[0].set_yticks(range(len(known)), [name_of(report, name) for name in known], fontsize=8)
     axes[0].invert_yaxis()
     axes[0].set_xlabel("judge's reward", fontsize=8)
     if far:
         axes[1].set_xlabel("surprise: minus log-probability per token\nunder the strong model", fontsize=8)
         axes[1].set_ylabel("judge's reward", fontsize=8)
-        axes[1].legend(frameon=False, fontsize=7)
-    return svg(figure, "the judge's reward of each system, and over the strong model's surprise at its replies")
+        legend_below(figure, axes[1], 3)
+    words = told("judge's reward", {name_of(report, name): system["reward"] for name, system in known.items()})
+    if far:
+        surprises = {name_of(report, name): system["surprise"] for name, system in known.items()}
+        words += f"; {told('surprise of the strong model per token', surprises, 2)}"
+    return svg(figure, words)
 
 
 class Cost(Section):

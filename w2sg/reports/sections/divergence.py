@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from w2sg.reports.figures import COLOURS, new_figure, points, svg
+from w2sg.reports.colours import COLOURS, Look, looks
+from w2sg.reports.figures import ends, keyed, legend_below, new_figure, points, svg, told
 from w2sg.reports.section import Report, Section, name_of
-from w2sg.reports.sections.decoded import STEERED
 from w2sg.reports.words import number, stacked
 
 WAYS = {"itself": "itself", "exact": "mean over its replies", "at most": "at most"}
@@ -37,7 +37,8 @@ class Divergence(Section):
         known = [(n, s) for n, s in decoding["systems"].items() if "kl" in s and "reward" in s]
         if len(known) < 2:
             return None
-        shown = [(name_of(report, n), COLOURS.get(n, STEERED), s) for n, s in known]
+        shown = {name_of(report, n): s for n, s in known}
+        look = {name_of(report, name): found for name, found in looks(decoding["systems"]).items()}
         rows = [
             (
                 name,
@@ -47,30 +48,33 @@ class Divergence(Section):
                 number(system["cost"]["strong"], 2),
                 number(system["cost"]["guide"], 2),
             )
-            for name, _, system in shown
+            for name, system in shown.items()
         ]
         without = [(name_of(report, name), why) for name, why in decoding["without_kl"].items()]
-        return {"figure": frontier_figure(shown, decoding.get("best_of_n")), "rows": rows, "without": without}
+        return {"figure": frontier_figure(shown, look, decoding.get("best_of_n")), "rows": rows, "without": without}
 
 
 def frontier_figure(
-    shown: Sequence[tuple[str, str, Mapping[str, Any]]], curve: Sequence[Mapping[str, Any]] | None = None
+    shown: Mapping[str, Mapping[str, Any]], look: Mapping[str, Look], curve: Sequence[Mapping[str, Any]] | None = None
 ) -> Markup:
     """Rewards over the divergence from the strong model.
 
     Args:
-        shown: name, colour and what was measured of each system. curve: of the best of n.
+        shown: what was measured of each system, by name. look: how each is drawn. curve: of the best of n.
     """
-    figure, axis = new_figure(5.6, 3.2)
+    figure, axis = new_figure(6.4, 3.6 + 0.1 * len(shown))
     if curve:
         style = {"fmt": ".--", "color": COLOURS["explicit"], "label": "the best of 1, 2, 4, …"}
         points(axis, [p["kl"] for p in curve], [p["gold"] for p in curve], **style)
-    for name, colour, system in shown:
-        kl, bound = system["kl"], system["kl"].get("how") == "at most"
-        points(axis, [kl["value"]], [system["reward"]], fmt="<" if bound else "o", color=colour, label=name)
+    for name, system in shown.items():
+        kl = system["kl"]
+        keyed(axis, kl["value"], system["reward"], name, look[name], "≤ " if kl.get("how") == "at most" else "")
         if kl["low"] is not None:
-            axis.hlines(system["reward"]["value"], kl["low"], kl["high"], color=colour, lw=1)
-    axis.set_xlabel("KL from the strong model, nats per reply (◂ at most)", fontsize=8)
+            axis.hlines(system["reward"]["value"], kl["low"], kl["high"], color=look[name].colour, lw=1)
+    axis.set_xlabel("KL from the strong model, nats per reply (≤: a bound)", fontsize=8)
     axis.set_ylabel("judge's reward", fontsize=8)
-    axis.legend(frameon=False, fontsize=7)
-    return svg(figure, "the judge's reward over the divergence from the strong model, in nats per reply")
+    legend_below(figure, axis)
+    rewards = told("judge's reward", {name: system["reward"] for name, system in shown.items()})
+    far = told("KL from the strong model in nats per reply", {name: system["kl"] for name, system in shown.items()}, 2)
+    rows = [(name, *ends(system["kl"]), *ends(system["reward"])) for name, system in shown.items()]
+    return svg(figure, f"{rewards}; {far}", (("", "KL", "low", "high", "reward", "low", "high"), rows))

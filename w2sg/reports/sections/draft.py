@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from w2sg.reports.figures import COLOURS, new_figure, svg
+from w2sg.reports.colours import COLOURS
+from w2sg.reports.figures import new_figure, svg
 from w2sg.reports.section import Report, Section
+from w2sg.reports.words import counted
 
 FATES = {
     "reached": "the strong model took over",
@@ -39,6 +42,10 @@ class Draft(Section):
         axis.hist(kept, bins=min(30, max(int(kept.max()) + 1, 2)), color=COLOURS["student"])
         axis.set_xlabel("tokens of the draft that were kept", fontsize=8)
         axis.set_ylabel("replies", fontsize=8)
-        counts = {FATES[fate]: f"{count} replies" for fate, count in switch["fates"].items()}
+        counts = {FATES[fate]: counted(count, "replies") for fate, count in switch["fates"].items()}
         counts |= {"share drafted": f"{switch['share']:.0%}"}
-        return {"figure": svg(figure, "how many tokens of the draft were kept"), "counts": counts}
+        words = f"tokens of the draft that were kept, of {counted(len(kept), 'replies')}: median {np.median(kept):.0f}"
+        return {
+            "figure": svg(figure, words, (("tokens kept", "replies"), sorted(Counter(switch["kept"]).items()))),
+            "counts": counts,
+        }

@@ -8,9 +8,10 @@ from markupsafe import Markup
 
 from w2sg.data import audit
 from w2sg.metrics.bootstrap import Bootstrap
-from w2sg.reports.figures import COLOURS, new_figure, svg
+from w2sg.reports.colours import COLOURS, INK, NOTE, PAPER
+from w2sg.reports.figures import new_figure, svg
 from w2sg.reports.section import Report, Section
-from w2sg.reports.words import overlap_warning
+from w2sg.reports.words import counted, overlap_warning
 
 
 def data_of(run: Any) -> dict[str, Any]:
@@ -35,8 +36,8 @@ def data_of(run: Any) -> dict[str, Any]:
 def tested(data: dict[str, Any]) -> str:
     """How many test rows there are, and of how many prompts."""
     within = data.get("prompts_within_test", {})
-    of = f" of {within['prompts']:,} prompts" if within and within["prompts"] < within["rows"] else ""
-    return f"{data['sizes']['test']:,} test rows{of}"
+    of = f" of {counted(within['prompts'], 'prompts')}" if within and within["prompts"] < within["rows"] else ""
+    return f"{counted(data['sizes']['test'], 'test rows')}{of}"
 
 
 class Splits(Section):
@@ -47,7 +48,7 @@ class Splits(Section):
     def show(self, report: Report) -> dict[str, Any]:
         """Sizes with uses, then everything else."""
         uses, sizes = report.get("uses_of_splits", {}), report["data"]["sizes"]
-        splits = {n: f"{size:,} rows{f'; {uses[n]}' if n in uses else ''}" for n, size in sizes.items()}
+        splits = {n: f"{counted(size, 'rows')}{f'; {uses[n]}' if n in uses else ''}" for n, size in sizes.items()}
         return {"rows": splits | {k: v for k, v in report["data"].items() if k != "sizes"}, "figure": ""}
 
     def warnings(self, report: Report) -> list[str]:
@@ -57,7 +58,7 @@ class Splits(Section):
         if within and within["prompts"] < within["rows"]:
             lines.append(
                 f"{within['rows that share a prompt']:,} of {within['rows']:,} test rows share their prompt with "
-                f"others ({within['prompts']:,} prompts): intervals and tests are over prompts, not rows"
+                f"others ({counted(within['prompts'], 'prompts')}): intervals and tests are over prompts, not rows"
             )
         return [*lines, *overlap_warning(data["overlaps"]), *data.get("notes", [])]
 
@@ -81,18 +82,18 @@ def split_figure(report: Report) -> Markup:
     axis.set_xlim(0, 10)
     axis.set_ylim(0, 4)
 
-    def box(x: float, y: float, text: str, colour: str, ink: str = "white") -> None:
-        patch = FancyBboxPatch((x, y), 2.1, 0.8, boxstyle="round,pad=0.02,rounding_size=0.12", color=colour)
+    def box(x: float, y: float, text: str, colour: str, ink: str = PAPER) -> None:
+        patch = FancyBboxPatch((x, y), 2.1, 0.8, boxstyle="round,pad=0.02,rounding_size=0.12", fc=colour, ec=NOTE)
         axis.add_patch(patch)
         axis.text(x + 1.05, y + 0.4, text, ha="center", va="center", fontsize=8.5, color=ink)
 
     def arrow(begin: tuple[float, float], end: tuple[float, float], text: str, above: float = 0.12) -> None:
-        axis.annotate("", end, begin, arrowprops={"arrowstyle": "-|>", "color": "#475569", "lw": 1.1})
+        axis.annotate("", end, begin, arrowprops={"arrowstyle": "-|>", "color": NOTE, "lw": 1.1})
         axis.text((begin[0] + end[0]) / 2, (begin[1] + end[1]) / 2 + above, text, ha="center", fontsize=7.5)
 
     rows = {"ground_truth": 3.0, "transfer": 1.6, "test": 0.2}
     for name, y in rows.items():
-        box(0.1, y, f"{name.replace('_', ' ')}\n{sizes[name]:,} rows", "#e2e8f0", "#1e293b")
+        box(0.1, y, f"{name.replace('_', ' ')}\n{counted(sizes[name], 'rows')}", "none", INK)
     noise = report["data"].get("label_noise") or {}
     hit = f"\n{noise['rate_applied']:.0%} {noise['kind']} noise" if noise.get("rows_hit") else ""
     if "weak" in report["metrics"]:
@@ -110,5 +111,6 @@ def split_figure(report: Report) -> Markup:
     arrow((2.25, 0.6), (4.15, 0.6), "all models answer")
     axis.text(4.25, 0.5, "accuracy, PGR, paired tests: joined by row id", fontsize=8.5)
     words = "; ".join(f"{k}: {v}" for k, v in shared.items() if v) or "none"
-    axis.text(0.1, -0.2, f"prompts shared between splits: {words}", fontsize=7.5, color="#475569")
-    return svg(figure, "which split trains which model")
+    axis.text(0.1, -0.2, f"prompts shared between splits: {words}", fontsize=7.5, color=NOTE)
+    counts = ", ".join(f"{name.replace('_', ' ')} {counted(sizes[name], 'rows')}" for name in rows)
+    return svg(figure, f"which split trains which model: {counts}; prompts shared between splits: {words}")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from w2sg.reports.figures import colour_of, new_figure, points, svg
+from w2sg.reports.colours import FAINT, PAPER, assigned
+from w2sg.reports.figures import new_figure, points, svg, told
 from w2sg.reports.section import Report, Section, name_of
 from w2sg.reports.sections.accuracy import accuracy_of
 from w2sg.reports.sections.alpha_sweep import length_cells
@@ -118,22 +119,31 @@ def systems_figure(report: Report) -> Markup | str:
         return ""
     figure, axes = new_figure(9.6 if rewarded else 5.6, 0.95 + 0.36 * len(names), 2 if rewarded else 1)
     axes = np.atleast_1d(axes)
+    colours = assigned(systems)
     for row, name in enumerate(names):
-        style = {"fmt": "o", "color": colour_of(name), "across": True}
+        style = {"fmt": "o", "color": colours[name], "across": True}
         if rewarded:
             points(axes[0], [row], [systems[name]["reward"]], **style)
         if against := systems[name].get("against", {}).get("base"):
             points(axes[-1], [row - 0.13], [against["win_rate"]], **style)
-            points(axes[-1], [row + 0.17], [against["length_controlled"]], mfc="white", **style)
+            points(axes[-1], [row + 0.17], [against["length_controlled"]], mfc=PAPER, **style)
     for axis in axes:
         axis.set_ylim(len(names) - 0.4, -0.6)
     if rewarded:
         axes[1].set_yticks(range(len(names)), [])
         axes[0].set_xlabel("explicit reward", fontsize=8)
     axes[0].set_yticks(range(len(names)), [name_of(report, n) for n in names])
-    axes[-1].axvline(0.5, color="#94a3b8", ls="--", lw=1)
+    axes[-1].axvline(0.5, color=FAINT, ls="--", lw=1)
     axes[-1].set_xlabel("win rate over the untrained strong model (hollow: length controlled)", fontsize=8)
-    return svg(figure, f"{'explicit reward and ' if rewarded else ''}win rate of each system with intervals")
+    wins = {
+        name_of(report, name): systems[name]["against"]["base"]["win_rate"]
+        for name in names
+        if "base" in systems[name].get("against", {})
+    }
+    words = told("win rate over the untrained strong model", wins)
+    if rewarded:
+        words = f"{told('explicit reward', {name_of(report, n): systems[n]['reward'] for n in names})}; {words}"
+    return svg(figure, words)
 
 
 def _table(report: Report) -> tuple[list[str], list[tuple[Any, ...]]]:
