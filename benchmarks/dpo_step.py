@@ -75,7 +75,7 @@ def main() -> None:
     if importlib.util.find_spec("trl") is not None:
         names += [TRL, TRL_CACHED]
     else:
-        print("TRL is not installed: `pip install 'w2sg[benchmarks]'`")
+        print("TRL is not installed: `pip install trl`")
 
     bench = Bench(args, [args.memory_of] if args.memory_of else names)
     if args.memory_of:

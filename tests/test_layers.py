@@ -26,6 +26,7 @@ compare
 known_answers
 cli
 api
+__main__
 """
 LEVELS = {name: level for level, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 

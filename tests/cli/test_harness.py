@@ -23,7 +23,7 @@ from w2sg.models.finished import FinishedModel, find_finished
 from w2sg.models.policy import load_policy
 from w2sg.models.source import find
 
-needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="pip install 'w2sg[harness]'")
+needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="pip install lm-eval")
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}!\n{% endfor %}"
     "{% if add_generation_prompt %}> {% endif %}"
@@ -150,7 +150,7 @@ def test_a_pruned_or_damaged_stage_says_how_it_is_made_anew(finished, tmp_path):
     report = json.loads((out / "a=1,b=2" / "report.json").read_text())
     report["config"]["store"] = str(out / "elsewhere")
     (out / "a=1,b=2" / "report.json").write_text(json.dumps(report))
-    with pytest.raises(UserError, match=r"stage of cong, cong-\w+, is not in .*pruned.*root=.*python train.py"):
+    with pytest.raises(UserError, match=r"stage of cong, cong-\w+, is not in .*pruned.*root=.*w2sg train"):
         named(out, "cong")
     folder = out / "moved" / stage(finished, "cong").name
     shutil.copytree(stage(finished, "cong"), folder)

@@ -261,14 +261,40 @@ def test_a_module_inside_a_package_says_what_it_could_not_import(users):
     assert line.startswith("method: there is no plugin_package.gone.distil (module 'plugin_package' has no attribute")
 
 
-def test_a_folder_that_is_not_there_and_names_that_are_taken(users):
+def test_a_folder_that_is_not_there_and_names_that_are_taken(users, capsys):
     (line,) = problems("--config-dir", str(users / "no"), "loss=first")
     assert line == f"--config-dir: there is no folder {users / 'no'}"
     (users / "model" / "gpt2.yaml").write_bytes((plugins.CONF / "model" / "gpt2.yaml").read_bytes())
     checked("--config-dir", str(users), "weak=gpt2", "trainer=cpu")  # the same file is no clash
     write(users / "loss" / "rkl.yaml", "_target_: plugin_losses.student_first\n_partial_: true\n")
-    (line,) = problems("--config-dir", str(users), "loss=first")
-    assert line.startswith(f"--config-dir: {users} has loss/rkl.yaml, as w2sg has, which would be read instead; rename")
+    (config,) = checked("--config-dir", str(users), "loss=rkl", "trainer=cpu")
+    assert config.loss["_target_"] == "plugin_losses.student_first"
+    said = capsys.readouterr().err
+    assert said == "note: mine/loss/rkl.yaml is read in place of w2sg's\n"
+
+
+def test_conf_of_the_working_folder_is_read_first(users, capsys):
+    conf = users.rename(users.parent / "conf")
+    write(conf / "model" / "gpt2.yaml", "# Mine\nname: mine/gpt2\n")  # no defaults list: those of all models
+    shipped = (plugins.CONF / "dataset" / "reviews.yaml").read_text(encoding="utf-8")
+    write(conf / "dataset" / "reviews.yaml", shipped.replace("rotten_tomatoes", "imdb"))
+    (config,) = checked("weak=gpt2", "strong=tiny", "loss=first", "weak.lr=1", "trainer=cpu")
+    assert (config.weak.name, config.weak.lr, config.strong.name) == ("mine/gpt2", 1, "gpt2")
+    assert config.dataset.subset == "imdb"
+    read = "conf/dataset/reviews.yaml, conf/model/gpt2.yaml are read in place of w2sg's of those names"
+    assert capsys.readouterr().err == f"note: {read}\n"
+    checked("weak=gpt2", "trainer=cpu")
+    assert capsys.readouterr().err == ""  # said once
+    with plugins.shipped_alone():
+        (config,) = checked("weak=gpt2", "trainer=cpu")
+    assert config.weak.name == "openai-community/gpt2"
+
+
+def test_the_repositorys_own_conf_is_nobodys_but_its(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert plugins.own() == []
+    checked("weak=gpt2", "trainer=cpu")
+    assert capsys.readouterr().err == ""
 
 
 def package(root: Path, name: str, value: str, **files: str) -> None:

@@ -172,12 +172,12 @@ UNKNOWN = [  # what is typed, what is offered
     ("trainer=ddpp", "trainer=ddp?"),
     ("logger=tensorbord", "logger=tensorboard?"),
     ("experiment=rkl_gpt", "experiment=rkl_gpt2"),
-    ("experiment=search_instruct", "evaluate.py decoder=..."),
+    ("experiment=search_instruct", "is read by `w2sg decode`"),
     ("optim=lora", "strong.tune=lora or weak.tune=lora?"),
     ("model=gpt2", "weak=gpt2 or strong=gpt2?"),
     ("judge=llm", "judges nothing; leave it out, or use method=cong or refine"),
-    ("decoder=search", "evaluate.py decoder=..."),
-    ("runs=outputs", "evaluate.py"),
+    ("decoder=search", "is read by `w2sg decode`"),
+    ("runs=outputs", "runs: is read by `w2sg compare outputs`"),
     ("loss=null", "needs a choice"),
     ("lr=1e-5", "strong.lr, weak.lr, optim.full.lr"),
     ("batch_size=16", "optim.full.global_batch_size"),
@@ -271,7 +271,7 @@ WRITERS = ["weak=gpt2", "strong=gpt2"]
     [
         ("evaluate", ["run=outputs"], "run: no such key; did you mean runs?"),
         ("evaluate", ["store=list,prune"], "store: list,prune are several values; give one"),
-        ("evaluate", ["loss=kl"], "loss: is read by `python train.py`"),
+        ("evaluate", ["loss=kl"], "loss: is read by `w2sg train`"),
         ("evaluate", ["decoder.kind=wsd"], "decoder.kind: no decoder is chosen; type decoder=wsd as well"),
         ("evaluate", ["decoder.beams=2"], "decoder.beams: no decoder is chosen; type decoder=search or"),
         ("evaluate", ["decoder.bems=2"], "decoder.bems: no decoder is chosen; type decoder=... as well"),
@@ -283,7 +283,7 @@ WRITERS = ["weak=gpt2", "strong=gpt2"]
         (
             "evaluate",
             ["judge=llm"],
-            "judge: is read by `python train.py` and `python evaluate.py decoder=...`, and not here",
+            "judge: is read by `w2sg train` and `w2sg decode`, and not here",
         ),
         ("decode", ["decoder=serch"], "did you mean decoder=search?"),
         ("decode", ["decoder.beam=3"], "did you mean decoder.beams?"),
@@ -377,7 +377,7 @@ def test_a_setting_that_nothing_reads_is_said(typed, words):
 def test_one_problem_is_one_line_on_the_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "lr=1e-5"])
     with pytest.raises(SystemExit) as ended:
-        cli.launch(lambda cfg: None, "train", check)
+        cli.launch(lambda cfg: None, "train")
     said = capsys.readouterr()
     assert (ended.value.code, said.out) == (1, "")
     assert said.err == (

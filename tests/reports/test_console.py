@@ -8,10 +8,11 @@ import re
 import sys
 
 import pytest
-from conftest import compose, run_script, the_script
+from conftest import compose, run_script
 from rich.table import Table
 from rich.text import Text
 
+from w2sg.cli.compare import gather
 from w2sg.compare.table import write_summary
 from w2sg.config.check import check
 from w2sg.console import LogFormatter, Plain, any_terminal
@@ -149,10 +150,10 @@ def test_a_folder_that_no_library_opens_is_refused_before_any_work():
 
 
 def test_a_summary_is_the_same_at_each_call(odd_run, capsys):
-    evaluate, console = the_script("evaluate"), Plain(width=80)
+    console = Plain(width=80)
     written = []
     for _ in range(2):
-        evaluate.gather(odd_run, console)
+        gather(odd_run, console)
         written.append({f.name: f.read_bytes() for f in odd_run.glob("summary*")})
     assert written[0] == written[1]
     assert set(written[0]) == {"summary.html", "summary.csv", "summary.json"}
@@ -185,7 +186,7 @@ def test_forged_reports_are_listed_with_the_reason_and_the_others_count(odd_run,
         (tmp_path / name / "report.json").write_text(forge(report), encoding="utf-8")
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe" / "report.json")
-    the_script("evaluate").gather(tmp_path, Plain(width=80))
+    gather(tmp_path, Plain(width=80))
     summary = read_json(tmp_path / "summary.json")
     assert summary["runs"] == 1
     assert {line.partition(":")[0] for line in summary["left_out"]} == {*FORGED, "pipe"}

@@ -267,10 +267,10 @@ def test_the_other_processes_of_a_job_run_that_job_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["/somewhere/launcher.py", "-m", "loss=ce,rkl"])
     command, folder = processes._command()
     assert folder == str(tmp_path)
-    assert command[1:4] == [str(ROOT / "train.py"), "--config-name", "train"]
-    assert command[4:8] == ["--config-path", str(CONF), "--config-dir", "/mine"]
-    assert command[8:12] == ["hydra.searchpath=[file:///more]", *typed]
-    parsed = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(command[12:])}
+    assert command[1:5] == [str(ROOT / "w2sg"), "train", "--config-name", "train"]
+    assert command[5:9] == ["--config-path", str(CONF), "--config-dir", "/mine"]
+    assert command[9:13] == ["hydra.searchpath=[file:///more]", *typed]
+    parsed = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(command[13:])}
     assert parsed == {
         "hydra.mode": "RUN",
         "hydra.run.dir": str(odd),

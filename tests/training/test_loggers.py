@@ -109,7 +109,9 @@ def test_what_wandb_refuses_at_the_end_leaves_the_run(asked, monkeypatch, caplog
     ]
 
 
-@pytest.mark.parametrize(("kind", "remedy"), [("tensorboard", "'w2sg[tensorboard]'"), ("wandb", "pip install wandb")])
+@pytest.mark.parametrize(
+    ("kind", "remedy"), [("tensorboard", "pip install tensorboard"), ("wandb", "pip install wandb")]
+)
 def test_a_logger_that_is_not_installed_is_said_before_any_work(kind, remedy, monkeypatch):
     import importlib.util
 

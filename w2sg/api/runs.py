@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def runs(folder: str | Path) -> pd.DataFrame:
-    """A row for each finished run below a folder: what ``python evaluate.py runs=FOLDER`` writes to summary.csv.
+    """A row for each finished run below a folder: what ``w2sg compare FOLDER`` writes to summary.csv.
 
     Columns say which run it is (``method``, ``folder``, ``split_seed``, ``seed``, ``setting``, ``loss``), then what
     its report measured. A run without a measure has NaN there. What cannot be used is logged as a warning, and stands

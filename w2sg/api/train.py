@@ -1,4 +1,4 @@
-"""Runs from Python: what ``python train.py`` and ``python evaluate.py decoder=`` do, with a report in return."""
+"""Runs from Python: what ``w2sg train`` and ``w2sg decode`` do, with a report in return."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def train(
     overrides: Sequence[str] = (), *, out: str | Path | None = None, config_dir: str | Path | None = None
 ) -> Report:
-    """Run one experiment, as ``python train.py`` with the same settings: the same stages, files and numbers.
+    """Run one experiment, as ``w2sg train`` with the same settings: the same stages, files and numbers.
 
     Stages are cached in the store below ``out``, so the same call continues what was interrupted, and a second one
     computes nothing. May be called several times in one process. The global random generators are seeded by each run.
@@ -46,7 +46,7 @@ def train(
 def decode(
     overrides: Sequence[str] = (), *, out: str | Path | None = None, config_dir: str | Path | None = None
 ) -> Report:
-    """Measure one decoder, as ``python evaluate.py decoder=...`` with the same settings.
+    """Measure one decoder, as ``w2sg decode`` with the same settings.
 
     Args:
         overrides: settings as on the command line, as ``["decoder=eft", "decoder.beta=0.5"]``.
@@ -134,13 +134,13 @@ def _hydra_of_its_own() -> Iterator[None]:
     program, configuration = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     job, groups = copy.deepcopy(JobRuntime.instance().conf), ConfigStore.instance().repo
     roles = [role for role in ("weak", "strong") if role not in groups]
-    users, named = list(plugins._users), OmegaConf.has_resolver("run_name")
+    users, named = list(plugins._given), OmegaConf.has_resolver("run_name")
     GlobalHydra.instance().clear()
     try:
         yield
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = program, configuration
-        JobRuntime.instance().conf, plugins._users[:] = job, users
+        JobRuntime.instance().conf, plugins._given[:] = job, users
         for role in roles:
             groups.pop(role, None)
         if not named:

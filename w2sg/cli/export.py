@@ -1,4 +1,4 @@
-"""One trained model of a finished run as an ordinary folder: `python evaluate.py export=RUN to=FOLDER`."""
+"""One trained model of a finished run as an ordinary folder: `w2sg export RUN to=FOLDER`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lm-evaluation-harness from the command line: `python evaluate.py harness=RUN system=cong tasks=[arc_easy]`."""
+"""The lm-evaluation-harness from the command line: `w2sg harness RUN system=cong tasks=[arc_easy]`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run_harness(
         UserError: the harness is not installed, there is no such model or task, or a task's data is not to be had.
     """
     if find_spec("lm_eval") is None:
-        raise UserError("harness: the package lm-eval is not installed; pip install 'w2sg[harness]'")
+        raise UserError("harness: the package lm-eval is not installed; pip install lm-eval")
     subject = find_subject(place, system, out, root)
     if baseline and subject.before is None:
         raise UserError(

@@ -1,11 +1,11 @@
-"""What train.py and evaluate.py share: a checked configuration in, and errors that a user can read out."""
+"""What all commands share: a checked configuration in, and errors that a user can read out."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from w2sg import stops
@@ -13,16 +13,21 @@ from w2sg.config import outputs
 from w2sg.errors import OutsideError, UserError
 
 
-def launch(task: Callable[[Any], Any], name: str, check: Callable[[Any, Mapping[str, str]], Any]) -> None:
+def launch(task: Callable[[Any], Any], name: str) -> None:
     """Run a program of Hydra's on ``sys.argv``, once every run that is typed there holds.
 
     Args:
         task: called with each run's configuration.
-        name: the file of conf/ that it starts from.
-        check: raises `UserError` where a composed configuration and its choices do not hold.
+        name: the file of conf/ that it starts from: train, decode or evaluate.
     """
+    from w2sg.cli.help import asks_help, print_help
+
+    if asks_help(sys.argv[1:]):
+        print_help(name)
+        return
     import hydra
 
+    from w2sg.config.check import check, check_evaluate
     from w2sg.config.composing import settle
     from w2sg.config.hydra import register
     from w2sg.config.plugins import CONF
@@ -34,10 +39,11 @@ def launch(task: Callable[[Any], Any], name: str, check: Callable[[Any, Mapping[
         line = typed(sys.argv[1:], sweeps=name != "evaluate")
         register(users=line.folder)
         sys.argv[1:] = line.arguments
-        shows = line.has("--help", "-h", "--cfg", "-c", "--info", "-i")
+        shows = line.has("--cfg", "-c", "--info", "-i")
         elsewhere = line.has("--config-path", "-cp", "--experimental-rerun")
         if not elsewhere and not line.has("--hydra-help", "--version", "--shell-completion", "-sc"):
-            settle(line.value("--config-name") or name, line, None if shows else check)
+            holds = (lambda cfg, _: check_evaluate(cfg)) if name == "evaluate" else check
+            settle(line.value("--config-name") or name, line, None if shows else holds)
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
 
 

@@ -1,4 +1,4 @@
-"""What a store holds, why a stage is the stage it is, and what can go: `python evaluate.py store=list|why|prune`."""
+"""What a store holds, why a stage is the stage it is, and what can go: `w2sg store list|why|prune`."""
 
 from __future__ import annotations
 
@@ -136,6 +136,23 @@ def _say_fields(lines: Sequence[tuple[str, *tuple[Any, ...]]], console: Plain) -
     width = max((len(field) for field, *_ in lines), default=0)
     for field, *values in lines:
         console.say("  ".join(["", f"{field:<{width}}", *map(repr, values)]))
+
+
+def used_stages(out: Path) -> set[str]:
+    """Stages that a report below ``out`` names."""
+    if not out.is_dir():
+        raise UserError(
+            f"out: there is no folder {out}, so nothing says which stages are in use; name the folder of the runs"
+        )
+    used: set[str] = set()
+    for file in out.rglob("report.json"):
+        try:
+            used |= {stage["key"] for stage in read_json(file)["stages"]}
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UserError(
+                f"{file} is no report of a run ({error!r}), so nothing says which stages it uses; correct or remove it"
+            ) from error
+    return used
 
 
 def prune(root: str | Path, used: set[str], apply: bool, console: Plain) -> int:

@@ -15,6 +15,7 @@ from w2sg.compare.names import methods_in_words, shortest
 from w2sg.compare.runs import Finished, common_to, read_runs
 from w2sg.compare.settings import Settings
 from w2sg.compare.table import write_summary
+from w2sg.config.programs import command
 from w2sg.errors import UserError
 from w2sg.reports.render import page, render
 from w2sg.reports.section import Section
@@ -124,7 +125,8 @@ def _summary(root: Path, runs: list[Finished], left_out: Sequence[str]) -> Summa
     content["seconds"] = _seconds(runs)
     json.dumps(content, allow_nan=False)  # numbers that are none show here, where their run can be left out
     left_out = [(f"left out: {first}", lines) for first, lines in folded(content["left_out"])]
-    values = {"title": heading(content), "root": str(root), "findings": findings(content), "left_out": left_out}
+    values = {"title": heading(content), "findings": findings(content), "left_out": left_out}
+    values |= {"root": str(root), "command": command("compare", str(root))}
     summary = render("summary.html", report=content, **values)
     html = page(heading(content), [summary, *(section.html(content) for section in sections)])
     return Summary(content, cells, html, _lines(cells, others), sections)

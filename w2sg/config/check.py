@@ -22,6 +22,7 @@ from w2sg.config import plugins
 from w2sg.config.data_schema import DatasetConfig
 from w2sg.config.evaluate_schema import EvaluateConfig
 from w2sg.config.option import MISSING, Options, defaults_of, hint_of, options_class
+from w2sg.config.programs import command
 from w2sg.config.schema import TrainConfig, TrainerConfig
 from w2sg.config.suggest import unknown_key
 from w2sg.errors import ConfigError, UserError
@@ -62,7 +63,7 @@ def check(cfg: Any, choices: Mapping[str, str] | None = None) -> TrainConfig:
     problems += plugins.clashes(choices or {})
     method = container.get("method")
     if isinstance(method, dict) and method.get("_target_") == DECODE and container.get("decoder") is None:
-        raise ConfigError(["method: a decoder is measured by `python evaluate.py decoder=...`; choose another method"])
+        raise ConfigError([f"method: a decoder is measured by `{command('decode')}`; choose another method"])
     if (choices or {}).get("judge") is not None and isinstance(method, dict) and _has_another_judge(method):
         problems.append(
             f"judge: {method.get('_target_')} has an option judge of its own and does not read judge="
@@ -101,7 +102,7 @@ def _misnamed(container: dict[str, Any], chosen: str | None) -> str | None:
 
 
 def check_evaluate(cfg: Any) -> EvaluateConfig:
-    """The same for evaluate.py."""
+    """The same for what looks at runs."""
     config, _, problems = _validate(EvaluateConfig, cfg)
     if problems:
         raise ConfigError(problems)
@@ -307,7 +308,7 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
     training, dataset = sections.get("optim"), sections.get("dataset")
     method = container.get("method")
     if container.get("decoder") is not None and not _is_read("decoder", method, container):
-        problems.append("decoder: read by `python evaluate.py decoder=...` alone; leave it out")
+        problems.append(f"decoder: read by `{command('decode')}` alone; leave it out")
     if container.get("refine") is not None and not _is_read("refine", method, container):
         problems.append("refine: read by method=refine alone; add that, or leave refine out")
     hard = dataset is not None and dataset.noise.kind == "hard_flip" and dataset.noise.rate > 0

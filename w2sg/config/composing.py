@@ -12,13 +12,15 @@ from typing import Any
 
 from w2sg.config import outputs, plugins, renamed
 from w2sg.config.defaults_source import is_code, node_of
+from w2sg.config.evaluate_schema import keys_read
+from w2sg.config.programs import JOBS, command
 from w2sg.config.suggest import ELSEWHERE, exists, leaves, listed, nearest, similar, unknown_key
 from w2sg.config.typed import Typed, problem_of
 from w2sg.errors import ConfigError, UserError
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 HERE = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher")
-PROGRAMS = {"train": "train.py", "decode": "evaluate.py decoder=...", "evaluate": "evaluate.py"}
+PROGRAMS = ("train", "decode", "evaluate")  # and the files of conf/ that they start from
 Check = Callable[[Any, Mapping[str, str]], Any]
 NULL_SECTIONS = ("chat_template_kwargs", "columns", "zero_shot", "difficulty")  # keys below them are given at once
 FEW = 14  # choices of a group that are all named
@@ -246,9 +248,8 @@ def _problem(name: str, override: str, kept: Sequence[str]) -> str:
             return f"{group}: {unknown_choice(group, wrong[0])}"
     known = exists(key, tree) or any(k.rpartition(".")[2] == key for k in leaves(tree))
     ours = group is None and (known or (key in ELSEWHERE and bool(nearest(key, tree))))
-    readers = (
-        [] if ours else [f"`python {p}`" for other, p in PROGRAMS.items() if other != name and _reads(other, override)]
-    )
+    others = [] if ours else [other for other in PROGRAMS if other != name and _reads(other, override)]
+    readers = [_program(other, override) for other in others]
     if readers:
         return f"{key}: is read by {' and '.join(readers)}" + ("" if name == "train" else ", and not here")
     if parsed.is_add() and exists(key, tree):
@@ -271,6 +272,16 @@ def _problem(name: str, override: str, kept: Sequence[str]) -> str:
     return f"{key}: no such key{_meant(name, key, value, tree, kept)}"
 
 
+def _program(name: str, override: str) -> str:
+    """What is typed for a program that reads an override; of those that look at runs, for the one of its key."""
+    if name != "evaluate":
+        return f"`{command(name)}`"
+    key, _, value = override.lstrip("+~").partition("=")
+    own = {verb: value for verb, read in JOBS.items() if read == key}
+    verbs = own or {verb: f"... {override}" for verb, read in JOBS.items() if key in keys_read(read)}
+    return listed([f"`{command(verb, words)}`" for verb, words in (verbs or {"compare": "..."}).items()])
+
+
 def _reads(name: str, override: str) -> bool:
     """Whether another program would take an override."""
     if _group(override):
@@ -282,7 +293,7 @@ def _meant(name: str, key: str, value: Any, tree: Mapping[str, Any], kept: Seque
     """What an unknown key may be meant for."""
     parts = key.replace("/", ".").split(".")
     if parts[0] == "hydra":
-        return " of Hydra's; `python train.py --cfg hydra` shows them"
+        return f" of Hydra's; `{command('train', '--cfg hydra')}` shows them"
     if exists(dotted := ".".join(parts), tree):
         return f"; did you mean {dotted}={value}?"
     groups = {*tree, "experiment", "pair"}
@@ -371,7 +382,7 @@ def unknown_choice(group: str, value: str) -> str:
     if len(choices) <= FEW:
         words += f"{'' if near else ';'} {'T' if near else 't'}he choices: {', '.join(choices)}"
     else:
-        words += f"{'' if near else '.'} All {len(choices)} are in `python train.py --help`"
+        words += f"{'' if near else '.'} All {len(choices)} are in `{command('train', '--help')}`"
     return words
 
 

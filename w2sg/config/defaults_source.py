@@ -87,7 +87,7 @@ def with_judge(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_defaults(group: str, name: str, content: dict[str, Any]) -> dict[str, Any]:
-    """A user's file that gives a ``_target_`` and no defaults list, with the defaults of what it names.
+    """A user's file without a defaults list, with the defaults of the ``_target_`` that it names, or of all models.
 
     Of what cannot be used there are none: the check of the whole configuration says what is wrong with it.
 
@@ -95,6 +95,8 @@ def with_defaults(group: str, name: str, content: dict[str, Any]) -> dict[str, A
         name: of the file, which names the rows of a dataset.
     """
     target = content.get("_target_")
+    if group == "model" and "defaults" not in content and not name.startswith("_"):
+        return {"defaults": ["_base", "_self_"], **content}
     if group not in CODE or "defaults" in content or not isinstance(target, str):
         return content
     try:

@@ -1,12 +1,14 @@
-"""What may be typed to evaluate.py where no decoder is measured."""
+"""What may be typed to the commands that look at runs, or to evaluate.py where no decoder is measured."""
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import PositiveInt
 
 from w2sg.config.option import Options, option
+from w2sg.config.programs import command
 
 
 class EvaluateConfig(Options):
@@ -22,9 +24,7 @@ class EvaluateConfig(Options):
         None,
         "a finished run, or a stage of the store: write a trained model as a folder for transformers",
     )
-    harness: str | None = option(
-        None, "the same, or a saved model: lm-evaluation-harness on it (pip install 'w2sg[harness]')"
-    )
+    harness: str | None = option(None, "the same, or a saved model: lm-evaluation-harness on it (pip install lm-eval)")
     annotations: str | None = option(
         None, "annotations.json of the alpaca_eval tool: its preferences as win rates (docs/decoding.md)"
     )
@@ -68,7 +68,8 @@ class EvaluateConfig(Options):
         if len(tasks) > 1:
             return [f"{tasks[0]}: one thing at a time; leave out all but one of {', '.join(f'{a}=' for a in tasks)}"]
         if self.store == "why" and self.key is None:
-            return ["key: store=why explains one stage; name it with key=, or see them all with store=list"]
+            why, every = command("store", "why", "key=STAGE"), command("store", "list")
+            return [f"key: name the stage that is to be explained: `{why}`; `{every}` shows them all"]
         if self.export is not None and self.to is None:
             return ["to: say which folder the model is to be written to"]
         if self.adapter and self.export is None:
@@ -78,3 +79,22 @@ class EvaluateConfig(Options):
         if self.of is not None and self.annotations is None:
             return ["of: read only with annotations=FILE; leave it out"]
         return []
+
+
+def keys_read(job: str) -> dict[str, str]:
+    """The keys that a job reads and what they mean, from the words before colons of their help.
+
+    Args:
+        job: the key that chooses it.
+
+    >>> list(keys_read("store"))
+    ['key', 'apply', 'out', 'root']
+    """
+    fields = {name: str(field.description) for name, field in EvaluateConfig.model_fields.items()}
+    own = {}
+    for name, words in fields.items():
+        for part in re.split(r"; (?=[\w, ]+: )", words):
+            readers, colon, rest = part.partition(": ")
+            if colon and job in re.split(r", |=\w+", readers):
+                own[name] = rest
+    return own | {name: fields[name] for name in ("out", "root")}

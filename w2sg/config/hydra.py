@@ -19,15 +19,15 @@ def register(conf: Path = CONF, users: Path | None = None) -> None:
 
     Args:
         conf: the folder of conf files to start from.
-        users: one more, of the user's (``--config-dir``).
+        users: the user's folder, where another than ``./conf`` is given (``--config-dir``).
 
     Raises:
-        UserError: there is no such folder, as in an installation from a wheel.
+        UserError: there is no such folder.
     """
     if not (conf / "model").is_dir():
         raise UserError(
-            f"there is no {conf}: a wheel of w2sg does not carry conf/, train.py and evaluate.py; clone the repository "
-            "and `pip install -e .` there, or give your own folder, register(conf)"
+            f"there is no {conf}/model: this installation of w2sg lacks its configuration files; install it once more, "
+            "or give your own folder, register(conf)"
         )
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf

@@ -1,4 +1,7 @@
-"""Conf files and code from outside: those of installed packages and of the user (``--config-dir``).
+"""Conf files and code from outside: those of the user and of installed packages.
+
+The user's are read first: a folder given by ``--config-dir``, then ``./conf`` of the working folder. A file of theirs
+with the name of a shipped one is read in its place, which is said once.
 
 A package offers its folder by an entry point of the group ``w2sg.plugins``. The entry point's value is the dotted name
 of the folder, as ``mine.conf``. The code that its files name is imported once one of them is chosen.
@@ -7,6 +10,7 @@ of the folder, as ``mine.conf``. The code that its files name is imported once o
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import inspect
 import logging
@@ -14,7 +18,7 @@ import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -23,12 +27,17 @@ from types import ModuleType
 from typing import Any
 
 from w2sg.config.suggest import listed, similar
+from w2sg.console import Plain
 from w2sg.errors import ConfigError, UserError
+from w2sg.stops import PARENT
 
 log = logging.getLogger(__name__)
-CONF = Path(__file__).resolve().parents[2] / "conf"
+PACKAGE = Path(__file__).resolve().parents[1]
+# The shipped files: w2sg/conf of an installed wheel, conf/ beside w2sg/ in a clone.
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 ENTRY_POINTS = "w2sg.plugins"
-_users: list[Path] = []  # the folder given by --config-dir; Hydra composes from a global place as well
+_given: list[Path] = []  # the folder given by --config-dir; Hydra composes from a global place as well
+_alone: list[bool] = []  # whether only shipped files count; see `shipped_alone`
 
 
 @cache
@@ -51,13 +60,34 @@ def packaged() -> dict[str, Path]:
     return folders
 
 
+def own(users: Path | None = None) -> list[Path]:
+    """The user's folders of conf files, the one that counts first.
+
+    Args:
+        users: as given by ``--config-dir``; None for the folder that `use` was given.
+    """
+    here = Path.cwd() / "conf"
+    found = [*(_given if users is None else [users.resolve()]), *([here.resolve()] if here.is_dir() else [])]
+    return [] if _alone else [folder for folder in dict.fromkeys(found) if folder != CONF.resolve()]
+
+
+@contextlib.contextmanager
+def shipped_alone() -> Iterator[None]:
+    """Leave out the user's files, where a result is compared with a known one."""
+    _alone.append(True)
+    try:
+        yield
+    finally:
+        _alone.pop()
+
+
 def folders(users: Path | None = None) -> list[Path]:
     """Every folder of conf files; of two files of one name, the first counts.
 
     Args:
-        users: the user's folder; None for the one that `use` was given.
+        users: as in `own`.
     """
-    return list(dict.fromkeys([CONF, *packaged().values(), *(_users if users is None else [users.resolve()])]))
+    return list(dict.fromkeys([*own(users), CONF, *packaged().values()]))
 
 
 def files(group: str, users: Path | None = None) -> dict[str, list[Path]]:
@@ -65,7 +95,7 @@ def files(group: str, users: Path | None = None) -> dict[str, list[Path]]:
 
     Args:
         group: as it is typed: ``weak`` and ``strong`` are chosen among the files of ``model``.
-        users: as in `folders`.
+        users: as in `own`.
     """
     folder = {"weak": "model", "strong": "model"}.get(group, group.partition("@")[0].strip("/"))
     choices: dict[str, list[Path]] = {}
@@ -77,16 +107,21 @@ def files(group: str, users: Path | None = None) -> dict[str, list[Path]]:
 
 
 def use(users: Path | None) -> None:
-    """Let Hydra search the folders of packages and the user's, and Python import what lies in the current folder.
+    """Let Hydra search the user's folders and those of packages, and Python import what lies in the current folder.
 
     Call before Hydra composes anything.
 
+    Args:
+        users: the folder given by ``--config-dir``.
+
     Raises:
-        ConfigError: there is no such folder, or it has a file of the name of a shipped one, which would not be read.
+        ConfigError: there is no such folder.
     """
-    if users is not None:
-        _check_users(users.absolute())
-    _users[:] = [] if users is None else [users.resolve()]
+    if users is not None and not users.is_dir():
+        raise ConfigError([f"--config-dir: there is no folder {users.absolute()}"])
+    _given[:] = [] if users is None else [users.resolve()]
+    for folder in own():
+        _say_overridden(folder)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that no file of the user's hides a package
 
@@ -100,26 +135,33 @@ def _search_path_plugin() -> type:
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 
     class Folders(SearchPathPlugin):
-        """Adds the folders after the shipped one."""
+        """Puts the user's folders before the shipped one, and those of packages after it."""
 
         def manipulate_search_path(self, search_path) -> None:
+            for folder in reversed(own()):
+                provider = "command-line" if folder in _given else "working folder"
+                search_path.prepend(provider=provider, path=f"file://{folder}", anchor="main")
             for name, folder in packaged().items():
                 search_path.append(provider=f"{ENTRY_POINTS}: {name}", path=f"file://{folder}")
-            for folder in _users:
-                search_path.append(provider="command-line", path=f"file://{folder}")
 
     return Folders
 
 
-def _check_users(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ConfigError([f"--config-dir: there is no folder {folder}"])
-    names = [file.relative_to(CONF) for file in CONF.rglob("*.yaml") if (folder / file.relative_to(CONF)).is_file()]
-    taken = sorted(str(name) for name in names if (folder / name).read_bytes() != (CONF / name).read_bytes())
-    if taken:
-        raise ConfigError(
-            [f"--config-dir: {folder} has {listed(taken)}, as w2sg has, which would be read instead; rename yours"]
-        )
+def _say_overridden(folder: Path) -> None:
+    """Say once which of a user's files are read in place of others of their names."""
+    theirs = [CONF, *packaged().values()]
+    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.yaml"))
+    others = {name: [other / name for other in theirs if (other / name).is_file()] for name in names}
+    taken = [name for name in names if any(o.read_bytes() != (folder / name).read_bytes() for o in others[name])]
+    if taken and PARENT not in os.environ:
+        shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        read = "is read in place of w2sg's" if len(taken) == 1 else "are read in place of w2sg's of those names"
+        _note(f"{', '.join(str(shown / name) for name in taken)} {read}")
+
+
+@cache
+def _note(line: str) -> None:
+    Plain(stderr=True).say(line, "note: ", "yellow")
 
 
 def clashes(choices: Mapping[str, str]) -> list[str]:
@@ -131,6 +173,7 @@ def clashes(choices: Mapping[str, str]) -> list[str]:
     problems = {}
     for group, choice in choices.items():
         several = files(group).get(str(choice), [])
+        several = [file for file in several if any(file.is_relative_to(folder) for folder in own())] or several
         if len({file.read_bytes() for file in several}) > 1:
             problems[several[0]] = (
                 f"{group}: {choice} is a file of {listed([str(file) for file in several])}; rename all but one of them"
@@ -193,7 +236,7 @@ def _place(error: Exception, target: str) -> str:
     if not places:
         return ""
     users = [place for place in places if Path(place.filename).stem in target.split(".")]
-    refused = Path(places[-1].filename).is_relative_to(CONF.parent / "w2sg")  # a class that w2sg does not take
+    refused = Path(places[-1].filename).is_relative_to(PACKAGE)  # a class that w2sg does not take
     place = users[-1] if refused and users else places[-1]
     file = Path(place.filename)
     shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file

@@ -258,8 +258,7 @@ class LoggerConfig(Options):
     def rules(self) -> list[str]:
         needs = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}.get(self.kind, ())
         if needs and not any(importlib.util.find_spec(name) for name in needs):
-            extra = "'w2sg[tensorboard]'" if self.kind == "tensorboard" else "wandb"
-            return [f"kind: the package {needs[0]} is not installed; pip install {extra}, or use logger=csv"]
+            return [f"kind: the package {needs[0]} is not installed; pip install {needs[0]}, or use logger=csv"]
         return []
 
 
@@ -277,7 +276,7 @@ class TrainConfig(Options):
     """A whole run, as composed from conf/train.yaml, or from conf/decode.yaml where a decoder is measured."""
 
     method: dict[str, Any] = option(..., "what is done: a function of the run and of options of its own")
-    decoder: dict[str, Any] | None = option(None, "how replies are written, where `evaluate.py decoder=` measures it")
+    decoder: dict[str, Any] | None = option(None, "how replies are written, where a decoder is measured")
     refine: dict[str, Any] | None = option(None, "how weak answers are refined, with method=refine")
     loss: dict[str, Any] = option(..., "what the student minimises: a function of logits, weak logits and progress")
     weak: ModelConfig = option(..., "the model that labels, or is aligned")

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from w2sg.config.programs import command
+
 # What transformers, TRL, PEFT, Lightning and common scripts call what has another name here: last parts of keys, or
 # what is to be typed.
 ELSEWHERE: dict[str, tuple[str, ...]] = {
@@ -297,4 +299,4 @@ def unknown_key(key: str, tree: Mapping[str, Any]) -> str:
     words = f"; did you mean {listed(near)}?" if near else ""
     if (names and not near) or (names and len(names) <= MOST and not any(k.startswith(f"{section}.") for k in near)):
         words += f" ({section} has {', '.join(names)})" if near else f"; {section} has {', '.join(names)}"
-    return words or "; `python train.py --cfg job` shows all keys"
+    return words or f"; `{command('train', '--cfg job')}` shows all keys"

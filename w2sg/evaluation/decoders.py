@@ -135,7 +135,7 @@ class Comparison:
             f"{name} ({decoder.setting()}) of {whom}, seed {config.seed}",
             names=NAMES | {decoder.kind: decoder.words},
             uses_of_splits={"test": "prompts that all systems answered"},
-            script="evaluate.py",
+            verb="decode",
         )
 
     # -- systems ------------------------------------------------------------------------------------------------------

@@ -124,9 +124,7 @@ def harness_imported() -> Iterator[None]:
             for part in ("lm_eval", "lm_eval.tasks", "lm_eval.models.huggingface"):
                 importlib.import_module(part)
         except ImportError as error:
-            raise UserError(
-                f"harness: lm-eval is not wholly installed ({error}); pip install 'w2sg[harness]'"
-            ) from error
+            raise UserError(f"harness: lm-eval is not wholly installed ({error}); pip install lm-eval") from error
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         yield

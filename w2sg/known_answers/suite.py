@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
+from w2sg.config.programs import command
 from w2sg.errors import UserError
 from w2sg.known_answers.bench import Bench
 from w2sg.known_answers.concepts import naive_floor, product_of_contexts, refinement, refinement_fails
@@ -161,7 +162,8 @@ def whole_page(name: str, finished: Iterable[Done]) -> str:
         for done in finished
     ]
     rows = [[(*cells(q), _mark(q.passed), q.why) for q in done.findings.quantities] for done in finished]
-    whole = render("known_answers.html", name=name, finished=finished, overview=overview, rows=rows, figure=figure)
+    typed = command("check-theory", name)
+    whole = render("known_answers.html", command=typed, finished=finished, overview=overview, rows=rows, figure=figure)
     return page("Experiments with known answers", [whole])
 
 

@@ -33,7 +33,7 @@ from scipy.stats import norm
 
 from w2sg.config.check import check
 from w2sg.config.hydra import register
-from w2sg.config.plugins import CONF
+from w2sg.config.plugins import CONF, shipped_alone
 from w2sg.data.splits import load_tables
 from w2sg.known_answers.bench import Bench, write_rows
 from w2sg.known_answers.result import Findings, known
@@ -89,11 +89,12 @@ def configured(*overrides: str) -> Any:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    register()
     around, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # an outer command continues
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return check(compose("train", overrides=list(overrides)))
+        with shipped_alone():  # a user's conf/ would change what the answers are known for
+            register()
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                return check(compose("train", overrides=list(overrides)))
     finally:
         GlobalHydra.instance().hydra = around
 

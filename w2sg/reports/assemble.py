@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from w2sg import __version__
+from w2sg.config.programs import command
 from w2sg.config.unread import unread
 from w2sg.errors import UserError
 from w2sg.reports.render import page, render
@@ -291,7 +292,7 @@ def heading(run: Any, story: Story) -> dict[str, Any]:
         "strong": config.strong.name,
         "loss": story.loss,
         "seed": config.seed,
-        "command": " ".join([f"python {story.script}", *run.typed]),
+        "command": command(story.verb, *run.typed),
         "unread": unread(config, run.typed),
         "names": dict(story.names),
         "uses_of_splits": dict(story.uses_of_splits),

@@ -25,7 +25,7 @@ class Story:
         verdict: the finding in two or three sentences, likewise; what the sections found follows it.
         loss: which objective was compared, in a word. names: systems in words, as "cong_s" is "ConG-S".
         uses_of_splits: what each split was used for, as {"test": "prompts that all systems answered"}.
-        script: which of the two scripts was typed.
+        verb: which command was typed, train or decode.
     """
 
     title: str | Callable[[Report], str]
@@ -33,7 +33,7 @@ class Story:
     loss: str = "none"
     names: Mapping[str, str] = field(default_factory=dict)
     uses_of_splits: Mapping[str, str] = field(default_factory=dict)
-    script: str = "train.py"
+    verb: str = "train"
 
 
 class Section:

@@ -25,6 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from w2sg.config.programs import command
 from w2sg.errors import UserError
 from w2sg.store.files import FAILING, FULL, TEMPORARY, UNWRITABLE, hash_file, read_json, remove, sync, write_json
 from w2sg.store.keys import REFERENCE, canonical, check_plain, differences, folder_name
@@ -319,7 +320,7 @@ class Store:
             here = next(folder for folder in [self.root, *self.root.parents] if folder.exists())
             raise UserError(
                 f"The disk became full while making {path} ({error}). The store's disk has "
-                f"{shutil.disk_usage(here).free / 1e9:.2f} GB free. Free some space (`python evaluate.py store=prune` "
+                f"{shutil.disk_usage(here).free / 1e9:.2f} GB free. Free some space (`{command('store', 'prune')}` "
                 "says what the store can do without) and give the same command again: it goes on from what is done. "
                 "Or set `store=` to a folder on another disk."
             ) from error

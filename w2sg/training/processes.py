@@ -20,7 +20,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 
 from w2sg import stops
-from w2sg.config.plugins import CONF
+from w2sg.config.plugins import PACKAGE
 from w2sg.stops import PARENT
 
 log = logging.getLogger(__name__)
@@ -63,9 +63,11 @@ def _command() -> tuple[list[str], str]:
     """What runs this job again, and where."""
     hydra = HydraConfig.get()
     script = Path(sys.argv[0]).absolute()
-    if script.stem != hydra.job.name:  # a launcher's own program
-        script = CONF.parent / "train.py"
-    command = [sys.executable, str(script), "--config-name", hydra.job.config_name]
+    if script.stem == hydra.job.name:
+        command = [sys.executable, str(script)]
+    else:  # the console command, evaluate.py, or a launcher's own program
+        command = [sys.executable, str(PACKAGE), "decode" if hydra.job.config_name == "decode" else "train"]
+    command += ["--config-name", hydra.job.config_name]
     for source in hydra.runtime.config_sources:
         if source.provider in {"main", "command-line"}:
             command += ["--config-path" if source.provider == "main" else "--config-dir", source.path]
