@@ -70,9 +70,7 @@ def load_classifier(trained: FinishedModel, seen: Collection[str] = ()) -> Class
         if not _known(source.config):
             made = Classifier(_own(model, model.score.weight, model.score.bias), notes=[_no_class(model)])
     tokenizer = copy.deepcopy(source.tokenizer)
-    tokenizer.truncation_side, tokenizer.padding_side = "left", "right"
-    tokenizer.model_max_length = trained.spec.max_length
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    set_to_read(tokenizer, trained.spec.max_length)
     _fill_with(tokenizer, made.model, {row[-1] for row in source.encode(list(seen)) if len(row)} if seen else set())
     config = made.model.config
     config.problem_type = "regression" if pairs else "single_label_classification"
@@ -81,6 +79,15 @@ def load_classifier(trained: FinishedModel, seen: Collection[str] = ()) -> Class
         names = ["reward"]
     config.id2label, config.label2id = dict(enumerate(names)), {name: k for k, name in enumerate(names)}
     return Classifier(made.model.eval(), tokenizer, made.constant, made.notes)
+
+
+def set_to_read(tokenizer: Any, max_length: int) -> None:
+    """Let a tokenizer cut texts as they are cut in training, at their start, and fill batches on the right."""
+    settings = {"truncation_side": "left", "padding_side": "right", "model_max_length": max_length}
+    settings["model_input_names"] = ["input_ids", "attention_mask"]
+    for name, value in settings.items():
+        setattr(tokenizer, name, value)
+        tokenizer.init_kwargs[name] = value  # what save_pretrained writes
 
 
 def _known(config: Any) -> bool:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from w2sg.errors import UserError
-from w2sg.models.classifier import CLOSE, load_classifier
+from w2sg.models.classifier import CLOSE, load_classifier, set_to_read
 from w2sg.models.finished import FinishedModel, source_of
 from w2sg.models.heads import BagOfWords
 from w2sg.models.policy import load_policy
@@ -99,6 +99,8 @@ def export_model(
     about: dict[str, Any] = {}
     if adapter:
         model, tokenizer, about = None, source_of(trained.spec, trained.role).tokenizer, {"form": "adapter"}
+        if trained.scoring is not None:
+            set_to_read(tokenizer, trained.spec.max_length)
     elif trained.scoring is None:
         model, tokenizer = load_merged(trained)
         about = {"form": "policy"}

@@ -149,6 +149,11 @@ def _loading(trained: FinishedModel, about: Mapping[str, Any], folder: str) -> l
         else:
             parts = []
         parts.append(CLASSIFIER.format(folder=folder, trust=", trust_remote_code=True" if own else ""))
+    if form == "adapter" and trained.scoring is not None:
+        parts.append(
+            "Read texts one by one, with `truncation=True`: a batch needs a token for filling that ends no text, which "
+            "this tokenizer need not have. Export without `adapter=true` for a folder that reads batches.\n"
+        )
     if pairs and any("mixture" in note for note in about.get("notes", ())):
         parts.append(
             "The logits are the rewards of its experts. `model.compare(logits_of_first, logits_of_second)` gives the "
