@@ -11,7 +11,7 @@ from conftest import ROOT, compose, run_script
 from w2sg.config.check import check
 
 README = (ROOT / "README.md").read_text()
-PAGES = {page.name: page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = {p.relative_to(ROOT / "docs").as_posix(): p.read_text() for p in sorted((ROOT / "docs").rglob("*.md"))}
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 for text in PAGES.values():
     BLOCKS += re.findall(r"<!-- tested -->\n```bash\n(.*?)```", text, re.S)
@@ -49,7 +49,7 @@ def run_kept(overrides: list[str], stand_ins: list[str], out: Path, name: str = 
     """Run a command but for its models and data; its report."""
     from w2sg.experiment.run import run_method
 
-    replaced = ("weak=", "strong=", "dataset=", "dataset.path=", "weak.before_alignment=")
+    replaced = ("weak=", "strong=", "dataset=", "dataset.path=", "dataset.columns=", "weak.before_alignment=")
     kept = [o for o in overrides if not o.startswith(replaced)]
     kept = ["method.links=[{keep_layers: 1}]" if o.startswith("method.links=") else o for o in kept]  # of two layers
     return run_method(check(compose(*kept, *stand_ins, name=name)), out / "run", kept).content
