@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from w2sg import losses
+    from w2sg.api.decoders import Writer, decoder
     from w2sg.api.report import Report, read_report
     from w2sg.api.runs import runs
     from w2sg.api.statistics import PGR, PairedTest, holm, paired_test, pgr
@@ -23,7 +24,9 @@ __all__ = [
     "PairedTest",
     "Report",
     "UserError",
+    "Writer",
     "decode",
+    "decoder",
     "holm",
     "losses",
     "paired_test",
@@ -38,7 +41,9 @@ _MODULES = {
     "PairedTest": "api.statistics",
     "Report": "api.report",
     "UserError": "errors",
+    "Writer": "api.decoders",
     "decode": "api.train",
+    "decoder": "api.decoders",
     "holm": "api.statistics",
     "paired_test": "api.statistics",
     "pgr": "api.statistics",

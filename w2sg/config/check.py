@@ -12,7 +12,7 @@ import inspect
 import os
 import pkgutil
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -24,7 +24,7 @@ from w2sg.config.evaluate_schema import EvaluateConfig
 from w2sg.config.option import MISSING, Options, defaults_of, hint_of, options_class
 from w2sg.config.programs import command
 from w2sg.config.schema import TrainConfig, TrainerConfig
-from w2sg.config.suggest import unknown_key
+from w2sg.config.suggest import similar, unknown_key
 from w2sg.errors import ConfigError, UserError
 from w2sg.printable import printable
 
@@ -107,6 +107,22 @@ def check_evaluate(cfg: Any) -> EvaluateConfig:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def check_options(kind: type[Options], options: Mapping[str, Any]) -> Any:
+    """The same for one class of options, from Python."""
+    known = {field.alias or name: name for name, field in kind.model_fields.items()}
+    wrong = [name for name in options if name not in known and name not in known.values()]
+    problems = [f"{name}: no such option{_meant(name, known)}" for name in wrong]
+    checked, _, more = _validate(kind, {name: value for name, value in options.items() if name not in wrong})
+    if problems := problems + more:
+        raise ConfigError(problems)
+    return checked
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    near = similar(name, list(known))
+    return f"; did you mean {near[0]}?" if near else f"; the options: {', '.join(known)}"
 
 
 def _validate(schema: type[Options], cfg: Any) -> tuple[Any, dict[str, Any], list[str]]:

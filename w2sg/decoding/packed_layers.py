@@ -39,6 +39,14 @@ def pack(model: nn.Module) -> None:
             _lay_out([module])
 
 
+def unpack(model: nn.Module) -> None:
+    """Take back what `pack` did, for a model that may be trained again by whoever owns it."""
+    for module in model.modules():
+        if isinstance(vars(module).get("forward"), _Packed):
+            del module.forward
+            vars(module).pop(_PACKED, None)
+
+
 def _lay_out(modules: Sequence[nn.Module]) -> None:
     """Lay out layers that read the same as one; none of them where this has been done."""
     parts = [part for module in modules for part in (module.weight, module.bias) if part is not None]

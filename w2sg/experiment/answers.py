@@ -11,10 +11,10 @@ from typing import Any
 from w2sg import stops
 from w2sg.data.replies import Prompts
 from w2sg.decoding.decoders import Decoder
+from w2sg.decoding.decoders.batches import write_batch
 from w2sg.decoding.decoders.engines import Engines
 from w2sg.decoding.decoders.written import from_file, pack_text, to_file
 from w2sg.decoding.server import ServerGrower
-from w2sg.experiment.steered import write_batch
 from w2sg.store.files import remove
 from w2sg.store.sealed import seal, sweep, unsound
 from w2sg.store.soundness import SCRATCH

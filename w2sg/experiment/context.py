@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from w2sg.errors import ConfigError, UserError
 from w2sg.models.reading import Reading
 from w2sg.models.source import Source, find
 from w2sg.models.trained import Trained
+from w2sg.store.keys import stage_seed
 from w2sg.store.store import Store
 from w2sg.training.devices import Devices
 from w2sg.training.inputs import InputMaker
@@ -93,7 +93,7 @@ class Context:
 
     def stage_seed(self, name: str) -> int:
         """The seed of a stage: runs that differ elsewhere draw the same numbers in it, so that they are paired."""
-        return int.from_bytes(hashlib.sha256(f"{self.seed}:{name}".encode()).digest()[:4], "big")
+        return stage_seed(self.seed, name)
 
     def hold_out(self, examples: Examples, part: float) -> tuple[Examples, Examples | None]:
         """Examples to learn, and the part held out to choose the best epoch; None where none is.

@@ -17,6 +17,7 @@ from w2sg.data.rows import ByPlace
 from w2sg.data.table import digest
 from w2sg.decoding.decoders import REWARD, STRONG, TUNED, UNTUNED, Decoder
 from w2sg.decoding.decoders import written as stored
+from w2sg.decoding.decoders.batches import write_batch
 from w2sg.decoding.decoders.engines import Engines
 from w2sg.decoding.decoders.served import Server, as_text, ends
 from w2sg.decoding.decoders.written import Written
@@ -26,7 +27,7 @@ from w2sg.experiment.context import Context
 from w2sg.experiment.generate import generate
 from w2sg.experiment.keys import key_of
 from w2sg.experiment.replies import load_trained
-from w2sg.experiment.steered import Pair, Steered, steered, trace_of, write_batch
+from w2sg.experiment.steered import Pair, Steered, steered, trace_of
 from w2sg.models.policy import padding
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained

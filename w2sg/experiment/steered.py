@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,6 @@ import numpy as np
 from w2sg.data.messages import Dialogue
 from w2sg.data.replies import Prompts, Replies
 from w2sg.decoding.decoders import Decoder, Written
-from w2sg.decoding.decoders.engines import Engines
-from w2sg.errors import UserError
 from w2sg.experiment.context import Context
 from w2sg.models.trained import Trained
 
@@ -42,23 +40,6 @@ class Steered:
     facts: list[dict[str, Any]]
     drafted: list[np.ndarray]
     stage: str
-
-
-def write_batch(decoder: Decoder, engines: Engines, prompts: Prompts) -> list[Written]:
-    """A batch's replies with what they cost: all its prompts are charged alike, since models read them together.
-
-    Raises:
-        UserError: the decoder does not write one reply to each prompt.
-    """
-    replies = decoder.write(engines, prompts)
-    kinds = {type(reply).__name__ for reply in replies} if isinstance(replies, list) else {type(replies).__name__}
-    if not isinstance(replies, list) or kinds - {Written.__name__}:
-        what = f"{'a list of ' if isinstance(replies, list) else ''}{' and '.join(sorted(kinds))}"
-        raise UserError(f"decoder={decoder.kind}: write returned {what}; return a list of Written, one to each prompt")
-    if len(replies) != len(prompts):
-        raise UserError(f"decoder={decoder.kind}: it wrote {len(replies)} replies to {len(prompts)} prompts")
-    read = engines.strong_read / len(prompts), engines.guide_read / len(prompts)
-    return [replace(reply, strong_read=read[0], guide_read=read[1], counted_by=engines.counted_by) for reply in replies]
 
 
 def steered(

@@ -11,7 +11,8 @@ from pydantic import PositiveInt
 from w2sg.config.option import Options, option
 from w2sg.config.options import Alignment
 from w2sg.decoding.decoders import REWARD, STRONG, AnyDecoder, Decoder, Plain
-from w2sg.errors import UserError, calling
+from w2sg.decoding.decoders.batches import check_vocabulary
+from w2sg.errors import calling
 from w2sg.judges import AnyJudge, RewardJudge, judge_of, options_of
 from w2sg.models.steps import lost_steps
 
@@ -85,7 +86,8 @@ def decode(
     if measure is not None:
         measure.independent_of(guides, writers)
     strong = Trained("strong", replace(run.strong, style=style))
-    check_vocabulary(decoder, run.weak, strong.source)
+    if decoder.adds_logits:
+        check_vocabulary(decoder, run.weak.chat, strong.source.chat)
     prompts = run.prompts("test", evaluation.prompts)
 
     pair, server, plain, systems = None, decoder.served_by, Plain.like(decoder), {}
@@ -124,22 +126,6 @@ def guide_and_writers(run: Run, decoder: Decoder) -> tuple[dict[str, Source], di
         if run.untuned is not None:
             guide["the small aligned model"] = run.weak
     return guide, writers
-
-
-def check_vocabulary(decoder: Decoder, weak: Source, strong: Source) -> None:
-    """Logits are added token by token, so every id must stand for the same text; equal numbers of ids say nothing.
-
-    Raises:
-        UserError: where they do not.
-    """
-    if decoder.adds_logits and weak.chat.vocabulary != strong.chat.vocabulary:
-        maps = [source.tokenizer.get_vocab() for source in (weak, strong)]
-        shared = sum(maps[1].get(token) == place for token, place in maps[0].items())
-        raise UserError(
-            f"decoder={decoder.kind}: {weak.spec.name} and {strong.spec.name} have different vocabularies ({shared:,} "
-            f"of {len(maps[0]):,} and {len(maps[1]):,} tokens have the same id), so their logits cannot be added; use "
-            "decoder=search (with tilt=0), best_of_n or wsd, which go by text"
-        )
 
 
 def problems(config: TrainConfig) -> list[str]:

@@ -172,19 +172,33 @@ def load_policy(source: Source, saved: Path | None = None, trainable: bool = Tru
         )
     if spec.train == "lora" and (trainable or saved is not None):
         model = with_lora(model, source, saved, TaskType.CAUSAL_LM, trainable)
-    policy = Policy(model).eval()
-    with reading(source.role, spec.name, "cannot be read by", "choose another architecture"):
-        _check_head(policy, source)
-    rows = len(policy.head()[0])
-    if len(missing_ids(source.chat, rows)):
-        policy.writable = torch.zeros(rows, dtype=torch.bool)
-        policy.writable[torch.from_numpy(source.chat.ids[source.chat.ids < rows])] = True
+    policy = checked_policy(model.eval(), source.chat, source.role, spec.name)
     if spec.gradient_checkpointing and trainable:
         policy.plain.activation_checkpointing_enable()
         if policy.adapted:
             policy.plain.enable_input_require_grads()
     if not trainable:
         policy.requires_grad_(False)
+    return policy
+
+
+def checked_policy(model: nn.Module, chat: Chat, role: str, name: str) -> Policy:
+    """A language model in memory as a policy that writes nothing but tokens of its tokenizer.
+
+    Args:
+        model: a ``...ForCausalLM``, or a peft model around one, in evaluation mode.
+        chat: how it writes dialogues. role, name: of the model, for messages.
+
+    Raises:
+        UserError: its logits are not a linear map of its final states.
+    """
+    policy = Policy(model)
+    with reading(role, name, "cannot be read by", "choose another architecture"):
+        _check_head(policy, role, name)
+    rows = len(policy.head()[0])
+    if len(missing_ids(chat, rows)):
+        policy.writable = torch.zeros(rows, dtype=torch.bool)
+        policy.writable[torch.from_numpy(chat.ids[chat.ids < rows])] = True
     return policy
 
 
@@ -201,10 +215,11 @@ def padding(source: Source) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _check_head(policy: Policy, source: Source) -> None:
+def _check_head(policy: Policy, role: str, name: str) -> None:
     """The output layer is applied here and not by the model, so that logits need not stand whole in memory."""
-    tokens = torch.arange(1, 6)[None]
-    batch = {"input_ids": tokens[:, :-1], "position_ids": torch.arange(4)[None], "source": torch.arange(4)}
+    device = policy.head()[0].device
+    tokens, places = torch.arange(1, 6, device=device)[None], torch.arange(4, device=device)
+    batch = {"input_ids": tokens[:, :-1], "position_ids": places[None], "source": places}
     with quiet_loading():
         theirs = policy.plain(input_ids=tokens[:, :-1], use_cache=False).logits[0].float().log_softmax(-1)
     ours = policy({**batch, "targets": tokens[0, 1:]})
@@ -212,7 +227,7 @@ def _check_head(policy: Policy, source: Source) -> None:
     tolerance = 1e-3 if policy.head()[0].dtype == torch.float32 else 0.1
     if not torch.allclose(ours, expected, atol=tolerance, rtol=tolerance):
         raise UserError(
-            f"{source.role}.name: {source.spec.name} ({type(policy.plain).__name__}): its logits are more than its "
+            f"{role}.name: {name} ({type(policy.plain).__name__}): its logits are more than its "
             "output layer applied to its final states, softcapped or times one number, which is all that is supported "
             "here; choose another architecture"
         )

@@ -13,6 +13,15 @@ from w2sg.errors import UserError
 REFERENCE = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)-(?P<hash>[0-9a-f]{16})")  # how a key names another stage
 
 
+def stage_seed(seed: int, name: str) -> int:
+    """The seed of a stage of a run with this seed.
+
+    >>> stage_seed(0, "plain") == stage_seed(0, "plain") != stage_seed(1, "plain")
+    True
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
+
+
 def canonical(key: dict) -> str:
     """The one text of a key, which its hash is taken from: JSON, sorted fields, no spaces, ASCII.
 
