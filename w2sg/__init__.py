@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from w2sg.api.report import Report, read_report
     from w2sg.api.runs import runs
     from w2sg.api.statistics import PGR, PairedTest, holm, paired_test, pgr
+    from w2sg.api.students import Student, load_student
     from w2sg.api.train import decode, train
     from w2sg.errors import UserError
 
@@ -23,11 +24,13 @@ __all__ = [
     "PGR",
     "PairedTest",
     "Report",
+    "Student",
     "UserError",
     "Writer",
     "decode",
     "decoder",
     "holm",
+    "load_student",
     "losses",
     "paired_test",
     "pgr",
@@ -40,10 +43,12 @@ _MODULES = {
     "PGR": "api.statistics",
     "PairedTest": "api.statistics",
     "Report": "api.report",
+    "Student": "api.students",
     "UserError": "errors",
     "Writer": "api.decoders",
     "decode": "api.train",
     "decoder": "api.decoders",
+    "load_student": "api.students",
     "holm": "api.statistics",
     "paired_test": "api.statistics",
     "pgr": "api.statistics",

@@ -719,10 +719,10 @@ def test_wrong_options_are_named(call, message):
 
 
 def test_examples_in_the_docstrings():
-    modules = losses.adaptive, losses.divergences, losses.labels, losses.marks
+    modules = losses, losses.adaptive, losses.divergences, losses.labels, losses.marks
     results = [doctest.testmod(module, extraglobs={"torch": torch}) for module in modules]
-    assert [result.failed for result in results] == [0] * 4
-    assert sum(result.attempted for result in results) >= 21
+    assert [result.failed for result in results] == [0] * 5
+    assert sum(result.attempted for result in results) >= 23
 
 
 # -- conf/loss --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import tensor
 
+from w2sg.errors import UserError
 from w2sg.losses import preferences as preference
 from w2sg.losses.preferences import (
     LOSSES,
@@ -360,3 +361,19 @@ def test_displacement_is_warned_of_where_there_is_a_reference_alone(loss):
     assert bool(lines) == (loss not in {"simpo", "reference_free"})
     assert preference.displacement("weak", loss, last | {"rewards/chosen": 0.2}) == []
     assert preference.displacement("weak", loss, {}) == []
+
+
+@pytest.mark.parametrize("loss", preference.LOSSES.values(), ids=preference.LOSSES)
+def test_shapes_that_would_be_broadcast_are_refused(loss):
+    with pytest.raises(UserError, match=r"takes \[B, 2\] sums, chosen and rejected; got policy \[4\]"):
+        loss(POLICY[:, 0], REFERENCE, LENGTHS, beta=0.1)
+    if loss.__name__ != "reference_free":  # which reads neither
+        with pytest.raises(UserError, match=r"\[1, 2\]"):
+            loss(POLICY, REFERENCE[:1], LENGTHS[:1], beta=0.1)
+    with pytest.raises(UserError, match=r"beta: must be above 0 \(got 0.0\)"):
+        loss(POLICY, REFERENCE, LENGTHS, beta=0.0)
+
+
+def test_half_of_the_pairs_turned_round_says_nothing():
+    with pytest.raises(UserError, match="label_smoothing: must be at least 0 and below one half"):
+        robust(POLICY, REFERENCE, LENGTHS, beta=0.1, label_smoothing=0.5)

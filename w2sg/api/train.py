@@ -72,18 +72,17 @@ def _run(name: str, overrides: Sequence[str], out: str | Path | None, config_dir
     line = _line(name, overrides, out, config_dir)
     any_terminal()
     outputs.one_notice_per_log()
-    folders: list[str] = []
+    folders: list[Path] = []
 
     def task(cfg: DictConfig) -> None:
         from hydra.core.hydra_config import HydraConfig
 
-        from w2sg.experiment.run import run_method
+        from w2sg.experiment.run import run_composed
 
-        chosen = HydraConfig.get()
-        config, folder = check(cfg, chosen.runtime.choices), chosen.runtime.output_dir
+        folder = Path(HydraConfig.get().runtime.output_dir)
         folders.append(folder)
-        with _logging(Path(folder) / f"{name}.log"):
-            run_method(config, folder, list(chosen.overrides.task))
+        with _logging(folder / f"{name}.log"):
+            run_composed(cfg)
 
     with _hydra_of_its_own():
         register(users=line.folder)

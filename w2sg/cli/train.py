@@ -13,15 +13,9 @@ if TYPE_CHECKING:
 def run(cfg: DictConfig) -> float | None:
     """Check the configuration, run its method, write its report; returns the student's accuracy for sweepers."""
     with readable_errors():
-        from hydra.core.hydra_config import HydraConfig
+        from w2sg.experiment.run import run_composed
 
-        from w2sg.config.check import check
-
-        hydra_config = HydraConfig.get()
-        config = check(cfg, hydra_config.runtime.choices)
-        from w2sg.experiment.run import run_method
-
-        report = run_method(config, hydra_config.runtime.output_dir, list(hydra_config.overrides.task))
+        report = run_composed(cfg)
         return report.content["metrics"].get("student", {}).get("accuracy")
 
 

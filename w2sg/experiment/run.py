@@ -12,6 +12,7 @@ from typing import Any
 
 from w2sg import losses
 from w2sg.config.build import build
+from w2sg.config.check import check
 from w2sg.config.schema import TrainConfig
 from w2sg.config.unread import unread
 from w2sg.data.labels import Labels
@@ -141,6 +142,21 @@ class Run(Context):
         if predictions:
             measured, columns = self.measure(predictions, taught, notes)
         return assemble(self, story or label_story(self.config), [*measured, *sections], columns or {}, samples, files)
+
+
+def run_composed(cfg: Any) -> Report:
+    """Run what Hydra composed for the job that it is at, in the job's folder.
+
+    Args:
+        cfg: the configuration, without its ``hydra`` node.
+
+    Raises:
+        UserError: the configuration does not hold, or as `run_method`.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    job = HydraConfig.get()
+    return run_method(check(cfg, job.runtime.choices), job.runtime.output_dir, list(job.overrides.task))
 
 
 def run_method(config: TrainConfig, out: str | Path, typed: list[str]) -> Report:

@@ -1,8 +1,16 @@
 """The DPO family as pure functions of log-probabilities: one loss per pair, never reduced.
 
-Every loss is ``(policy [B, 2], reference [B, 2], lengths [B, 2], *, beta, ...) -> [B]``: sums of log-probabilities of
-the chosen reply (first) and the rejected one by the model that is trained and by its reference, and their tokens.
-With D = log(policy / reference)(chosen) - log(policy / reference)(rejected) and z = beta D.
+Every loss is ``(policy, reference, lengths, *, beta, ...) -> [B]``. B pairs; column 0 is the chosen reply, column 1 the
+rejected one.
+
+- ``policy``: [B, 2] sums of the log-probabilities (nats) of a reply's tokens by the model that is trained.
+- ``reference``: [B, 2] the same by its reference, without gradient. `simpo` and `reference_free` do not read it.
+- ``lengths``: [B, 2] tokens of each reply. Losses on means over tokens read it.
+- ``beta``: strength of the pull towards the reference, above 0.
+
+D = log(policy / reference)(chosen) - log(policy / reference)(rejected), and z = beta D. Another shape or a beta of 0 is
+a `w2sg.errors.UserError`. `LOSSES` has all by the names that ``method.dpo.loss=`` takes, and
+`w2sg.losses.logprobs.token_logprobs` gives log-probabilities of tokens.
 
 >>> import torch
 >>> policy, reference = torch.tensor([[-12.3, -15.1]]), torch.tensor([[-13.0, -14.0]])
@@ -19,9 +27,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from w2sg.errors import UserError
 
-def _margin(policy: Tensor, reference: Tensor) -> Tensor:
+
+def _check(policy: Tensor, other: Tensor, what: str, beta: float) -> None:
+    """Refuse shapes that would be broadcast, and a beta that is no strength."""
+    if policy.ndim != 2 or policy.shape[1] != 2 or other.shape != policy.shape:
+        raise UserError(
+            f"a loss of preferences takes [B, 2] sums, chosen and rejected; got policy {list(policy.shape)} and {what} "
+            f"{list(other.shape)}"
+        )
+    if not beta > 0:
+        raise UserError(f"beta: must be above 0 (got {beta})")
+
+
+def _margin(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
     """[B] D: by how much more the policy has raised the chosen reply than the rejected one."""
+    _check(policy, reference, "reference", beta)
     ratio = policy - reference
     return ratio[:, 0] - ratio[:, 1]
 
@@ -30,7 +52,13 @@ def _per_token(sums: Tensor, lengths: Tensor) -> Tensor:
     return sums / lengths.clamp(min=1)
 
 
+def _check_smoothing(e: float) -> None:
+    if not 0 <= e < 0.5:
+        raise UserError(f"label_smoothing: must be at least 0 and below one half (got {e})")
+
+
 def _smoothed(z: Tensor, e: float) -> Tensor:
+    _check_smoothing(e)
     return -(1 - e) * F.logsigmoid(z) - e * F.logsigmoid(-z)
 
 
@@ -39,8 +67,12 @@ def sigmoid(policy: Tensor, reference: Tensor, lengths: Tensor, *, beta: float, 
 
     Args:
         label_smoothing: probability e that a pair is the wrong way round; the optimum is then z = log((1 - e) / e).
+
+    >>> policy, reference = torch.tensor([[-12.3, -15.1]]), torch.tensor([[-13.0, -14.0]])
+    >>> sigmoid(policy, reference, torch.tensor([[10, 12]]), beta=0.5, label_smoothing=0.1)
+    tensor([0.4312])
     """
-    return _smoothed(beta * _margin(policy, reference), label_smoothing)
+    return _smoothed(beta * _margin(policy, reference, beta), label_smoothing)
 
 
 def robust(policy: Tensor, reference: Tensor, lengths: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
@@ -48,28 +80,55 @@ def robust(policy: Tensor, reference: Tensor, lengths: Tensor, *, beta: float, l
 
     Args:
         label_smoothing: that share e, below one half.
+
+    >>> policy, reference = torch.tensor([[-12.3, -15.1]]), torch.tensor([[-13.0, -14.0]])
+    >>> robust(policy, reference, torch.tensor([[10, 12]]), beta=0.5, label_smoothing=0.1)
+    tensor([0.2287])
     """
-    z, e = beta * _margin(policy, reference), label_smoothing
+    z, e = beta * _margin(policy, reference, beta), label_smoothing
+    _check_smoothing(e)
     return (-(1 - e) * F.logsigmoid(z) + e * F.logsigmoid(-z)) / (1 - 2 * e)
 
 
 def hinge(policy: Tensor, reference: Tensor, lengths: Tensor, *, beta: float) -> Tensor:
-    """``max(0, 1 - z)`` (Zhao et al. 2023, arXiv 2305.10425, with a reference)."""
-    return F.relu(1 - beta * _margin(policy, reference))
+    """``max(0, 1 - z)`` (Zhao et al. 2023, arXiv 2305.10425, with a reference).
+
+    >>> policy, reference = torch.tensor([[-12.3, -15.1]]), torch.tensor([[-13.0, -14.0]])
+    >>> hinge(policy, reference, torch.tensor([[10, 12]]), beta=0.5)
+    tensor([0.1000])
+    """
+    return F.relu(1 - beta * _margin(policy, reference, beta))
 
 
 def ipo(policy: Tensor, reference: Tensor, lengths: Tensor, *, beta: float) -> Tensor:
-    """IPO, ``(D - 1 / (2 beta))^2`` on sums over tokens, as in the paper (arXiv 2310.12036, eq. 17)."""
-    return (_margin(policy, reference) - 1 / (2 * beta)).square()
+    """IPO, ``(D - 1 / (2 beta))^2`` on sums over tokens, as in the paper (arXiv 2310.12036, eq. 17).
+
+    >>> policy, reference = torch.tensor([[-12.3, -15.1]]), torch.tensor([[-13.0, -14.0]])
+    >>> ipo(policy, reference, torch.tensor([[10, 12]]), beta=0.5)
+    tensor([0.6400])
+    """
+    return (_margin(policy, reference, beta) - 1 / (2 * beta)).square()
 
 
 def ipo_mean(policy: Tensor, reference: Tensor, lengths: Tensor, *, beta: float) -> Tensor:
-    """IPO on means over tokens, as its authors later advised and TRL does."""
+    """IPO on means over tokens, as its authors later advised and TRL does.
+
+    >>> policy, reference = torch.tensor([[-12.3, -15.1]]), torch.tensor([[-13.0, -14.0]])
+    >>> ipo_mean(policy, reference, torch.tensor([[10, 12]]), beta=0.5)
+    tensor([0.7028])
+    """
+    _check(policy, lengths, "lengths", beta)
     return ipo(_per_token(policy, lengths), _per_token(reference, lengths), lengths, beta=beta)
 
 
 def sigmoid_norm(policy: Tensor, reference: Tensor, lengths: Tensor, *, beta: float) -> Tensor:
-    """DPO on means over tokens (length-normalised DPO, Lambert et al. 2024, arXiv 2411.15124)."""
+    """DPO on means over tokens (length-normalised DPO, Lambert et al. 2024, arXiv 2411.15124).
+
+    >>> policy, reference = torch.tensor([[-12.3, -15.1]]), torch.tensor([[-13.0, -14.0]])
+    >>> sigmoid_norm(policy, reference, torch.tensor([[10, 12]]), beta=0.5)
+    tensor([0.6535])
+    """
+    _check(policy, lengths, "lengths", beta)
     return sigmoid(_per_token(policy, lengths), _per_token(reference, lengths), lengths, beta=beta)
 
 
@@ -78,13 +137,23 @@ def simpo(policy: Tensor, reference: Tensor, lengths: Tensor, *, beta: float, ta
 
     Args:
         target_margin: gamma / beta, by how much the chosen reply's mean log-probability should be ahead.
+
+    >>> policy, reference = torch.tensor([[-12.3, -15.1]]), torch.tensor([[-13.0, -14.0]])
+    >>> simpo(policy, reference, torch.tensor([[10, 12]]), beta=2.0, target_margin=0.25)
+    tensor([0.9392])
     """
+    _check(policy, lengths, "lengths", beta)
     mean = _per_token(policy, lengths)
     return -F.logsigmoid(beta * (mean[:, 0] - mean[:, 1] - target_margin))
 
 
 def reference_free(policy: Tensor, reference: Tensor, lengths: Tensor, *, beta: float) -> Tensor:
-    """DPO against a uniform reference: ``-log sigmoid(beta (log policy(chosen) - log policy(rejected)))``."""
+    """DPO against a uniform reference: ``-log sigmoid(beta (log policy(chosen) - log policy(rejected)))``.
+
+    >>> policy, reference = torch.tensor([[-12.3, -15.1]]), torch.tensor([[-13.0, -14.0]])
+    >>> reference_free(policy, reference, torch.tensor([[10, 12]]), beta=0.5)
+    tensor([0.2204])
+    """
     return sigmoid(policy, torch.zeros_like(policy), lengths, beta=beta)
 
 
@@ -104,6 +173,12 @@ def supervised(policy_chosen: Tensor, lengths_chosen: Tensor) -> Tensor:
     """[B] negative log-likelihood per token of chosen replies (RPO, Pang et al. 2024, arXiv 2404.19733).
 
     Weighting each by its length and dividing by all tokens of the batch gives the token mean, which is another number.
+
+    Args:
+        policy_chosen: [B] sums of log-probabilities, nats. lengths_chosen: [B] tokens.
+
+    >>> supervised(torch.tensor([-12.0, -3.0]), torch.tensor([10, 3]))
+    tensor([1.2000, 1.0000])
     """
     return -_per_token(policy_chosen, lengths_chosen)
 
@@ -115,6 +190,9 @@ def auxiliary_confidence(given: Tensor, likeliest: Tensor, weight: float) -> Ten
         given: [T] log-probabilities of the weak model's tokens.
         likeliest: [T] of the tokens that the model itself finds likeliest.
         weight: of the likeliest.
+
+    >>> auxiliary_confidence(torch.tensor([-2.0]), torch.tensor([-1.0]), weight=0.25)
+    tensor([1.7500])
     """
     return -(1 - weight) * given - weight * likeliest
 
@@ -139,6 +217,10 @@ def wspo(
 
     Returns:
         [sequences]; 0 for a reply without tokens.
+
+    >>> strong, weak, zero = torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -2.0]), torch.zeros(2)
+    >>> wspo(strong, zero, weak, zero, torch.tensor([0, 0]), 1, gamma=1.0)
+    tensor([0.5000])
     """
     squares = (gamma * (strong - strong_reference) - (weak - weak_reference)).square()
     sums = squares.new_zeros(sequences).index_add(0, owner, squares)
