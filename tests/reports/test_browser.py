@@ -39,7 +39,7 @@ def a_cell(k):
         ("cross_entropy", "rkl")[k // 4],
     )
     mean = {"weak": 0.6, "student": 0.61 + 0.02 * k, "ceiling": 0.85}
-    pgr = {"value": 0.1 * k, "low": 0.05 * k, "high": 0.2 * k, "resolved": k != 3, "gap": 0.25, "gap_low": 0.2}
+    pgr = {"value": 0.1 * k, "low": 0.05 * k, "high": 0.2 * k, "resolved": k != 3, "gap": 0.2 + 0.01 * k}
     return {
         "setting": f"{weak} → {strong}",
         "values": {"weak.name": weak, "strong.name": strong},
@@ -49,7 +49,8 @@ def a_cell(k):
         "repeats": "2 seeds of one split",
         "accuracy": {name: {"mean": value, "sd": 0.01, "seeds": 2} for name, value in mean.items()},
         **dict.fromkeys(("length_only", "nll", "overconfidence", "gain", "misfit", "remainder"), 0.5),
-        "pgr": pgr | {"gap_high": 0.3},
+        "pgr": pgr | {"gap_low": 0.1, "gap_high": 0.3},
+        "parameters": {"weak": None, "strong": {"gpt2-medium": 354823168, "gpt2-xl": 1557611200}[strong]},
     }
 
 
@@ -67,7 +68,7 @@ def label_runs():
     against = [test | {"setting": cell["setting"], "loss": cell["loss"]} for cell in cells]
     content = {"cells": cells, "student_against_teacher": against, "between_losses": [], "ahead": [], "notes": []}
     content |= {"left_out": [], "seconds": {"computed": 1.0, "without_store": 2.0}}
-    more = {"title": "8 runs", "root": "outputs", "findings": ["one", "two"]}
+    more = {"title": "8 runs", "command": "python evaluate.py runs=outputs", "findings": ["one", "two"]}
     more["left_out"] = folded([f"run{k}: its report is of an earlier version" for k in range(40)])
     return page("8 runs", [render("summary.html", report=content, **more), LabelRuns().html(content)])
 
@@ -182,6 +183,23 @@ def test_nothing_is_wider_than_the_page_and_what_scrolls_has_the_focus(shown, ki
         )
         assert all(scrolls == focus and right <= width for scrolls, focus, right in boxes)
         opened.close()
+
+
+def test_a_sweep_over_pairs_has_the_figures_that_it_has_axes_for(shown):
+    opened = shown("label_runs")
+    names = [figure.get_attribute("aria-label") for figure in opened.query_selector_all(".plot svg")]
+    sizes, pairs, gaps = (
+        next(name for name in names if name.startswith(what))
+        for what in (
+            "accuracy of the student over the strong model's size",
+            "PGR of each pair",
+            "performance gap recover",
+        )
+    )
+    assert "gpt2 → gpt2-xl, rkl 0.730" in sizes
+    assert "opt-125m → gpt2-xl, cross entropy unknown" in pairs  # its gap is not resolved
+    assert "without 1 cell whose gap is not resolved" in gaps
+    assert len(names) == 5  # bars and differences, too; no number varies, so no lines
 
 
 def column(opened, place):

@@ -76,7 +76,7 @@ def test_the_page_shows_all_of_it_and_needs_nothing_else(content):
     found, html = content
     for words in ("Accuracy", "Confidence", "The student and its teacher", "Theory", "Data", "Training", "Stages"):
         assert f"<h2>{words}</h2>" in html
-    assert html.count("<svg") == 5  # accuracy, reliability, confidence, splits, curves
+    assert html.count("<svg") == 6  # accuracy, reliability, confidence, agreement, splits, curves
     assert "src=" not in html
     assert re.search(r"flip noise on \d+% of labels", html)
     assert "exact McNemar" in html
@@ -85,6 +85,13 @@ def test_the_page_shows_all_of_it_and_needs_nothing_else(content):
     assert "{" not in re.sub(
         r"<(style|script|pre|svg|p class=command)\b.*?</\1>|<p class=command>.*?</p>", "", html, flags=re.S
     )
+
+
+def test_the_size_of_the_strong_model_is_its_weights(content, tiny_gpt2):
+    from transformers import AutoModelForCausalLM
+
+    whole = AutoModelForCausalLM.from_pretrained(tiny_gpt2)
+    assert content[0]["parameters"] == {"weak": None, "strong": whole.num_parameters()}
 
 
 def test_warnings_name_what_a_reader_must_know(content):

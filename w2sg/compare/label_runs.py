@@ -224,6 +224,7 @@ def _row(cell: Cell) -> dict[str, Any]:
     for part in ("gain", "misfit", "remainder"):
         row[part] = float(np.mean([r["diagnostics"]["test"][part]["value"] for r in reports]))
     row["repeats"] = what_varies(cell.runs)
+    row["parameters"] = reports[0].get("parameters")  # None in reports of an earlier version
     if len(cell.runs) == 1:
         row["pgr"] = reports[0]["pgr"] | {"seeds": 1}
     else:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-from markupsafe import Markup
-
-from w2sg.compare.names import settings_in_words
-from w2sg.reports.colours import COLOURS, INK, NOTE, PALETTE, PAPER
-from w2sg.reports.figures import new_figure, reach, svg
+from w2sg.compare.label_figures import (
+    BASELINES,
+    bars_figure,
+    difference_figure,
+    gap_figure,
+    lines_figure,
+    pairs_figure,
+    settings_of,
+    size_figure,
+)
 from w2sg.reports.section import Report, Section
 from w2sg.reports.words import LEVEL, Cell, counted, estimate, number, p_text, p_value, stacked
-
-BASELINES = {"weak": "weak", "ceiling": "ceiling", "zero_shot": "untrained"}
 
 
 class LabelRuns(Section):
@@ -29,10 +31,13 @@ class LabelRuns(Section):
         several = any(len(row["seeds"]) > 1 for row in report["cells"])
         spread = "over splits (their seeds averaged), or over seeds where there is one split"
         accuracies, tests = _rows(report)
-        first = ["setting"] * (len(_settings(report)) > 1) + ["loss"]
+        first = ["setting"] * (len(settings_of(report)) > 1) + ["loss"]
         return {
             "bars": f"Bars are means, whiskers one standard deviation {spread}" if several else "Bars are single runs",
             "figures": [bars_figure(report), lines_figure(report), difference_figure(report)],
+            "sizes": size_figure(report),
+            "gaps": gap_figure(report),
+            "pairs": pairs_figure(report),
             "first": first,
             "accuracies": accuracies,
             "tests": tests,
@@ -60,7 +65,7 @@ class LabelRuns(Section):
 
         teachers = {(e["setting"], e["loss"]): e for e in report["student_against_teacher"]}
         grids = []
-        for setting in _settings(report):
+        for setting in settings_of(report):
             rows = [row for row in report["cells"] if row["setting"] == setting]
             shared = {m: row["accuracy"][m] for row in rows for m in BASELINES if m in row["accuracy"]}
             names = [f"{words} {_mean(shared[m])}" for m, words in BASELINES.items() if m in shared]
@@ -132,14 +137,6 @@ def _tests(entries: list[dict[str, Any]]) -> str:
     return "; ".join(dict.fromkeys(e["test"] for e in entries))
 
 
-def _settings(content: Report) -> list[str]:
-    return list(dict.fromkeys(row["setting"] for row in content["cells"]))
-
-
-def _losses(content: Report) -> list[str]:
-    return list(dict.fromkeys(row["loss"] for row in content["cells"]))
-
-
 def _mean(accuracy: dict[str, Any] | None) -> str:
     if accuracy is None:
         return "–"
@@ -159,7 +156,7 @@ def _pgr_cell(pgr: dict[str, Any]) -> Cell | str:
 def _rows(content: Report) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     """Accuracies, and tests of the student against its teacher, a row for each cell."""
     teachers = {(e["setting"], e["loss"]): e for e in content["student_against_teacher"]}
-    several = len(_settings(content)) > 1
+    several = len(settings_of(content)) > 1
     accuracies, tests = [], []
     for row in content["cells"]:
         test = teachers[row["setting"], row["loss"]]
@@ -184,7 +181,7 @@ def _rows(content: Report) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]
 
 def _matrices(content: Report) -> Iterator[tuple[str, list[str], list[tuple[Any, ...]]]]:
     """Per setting, the accuracy of the row's loss minus that of the column's."""
-    for setting in _settings(content):
+    for setting in settings_of(content):
         entries = {(e["a"], e["b"]): e for e in content["between_losses"] if e["setting"] == setting}
         names = [row["loss"] for row in content["cells"] if row["setting"] == setting]
         if not entries:
@@ -207,117 +204,3 @@ def _matrices(content: Report) -> Iterator[tuple[str, list[str], list[tuple[Any,
                     cells.append(Cell(shown, kind=kind))
             rows.append((a.replace("_", " "), *cells))
         yield setting, [n.replace("_", " ") for n in names], rows
-
-
-def _colour(content: Report) -> dict[str, str]:
-    return {loss: PALETTE[i % len(PALETTE)] for i, loss in enumerate(_losses(content))}
-
-
-def bars_figure(content: Report) -> Markup:
-    """Figure 2 of arXiv 2502.11107: a group of bars per pair (and setting), a bar per loss, sd over seeds."""
-    settings, losses, colour = _settings(content), _losses(content), _colour(content)
-    width = 0.82 / len(losses)
-    figure, axes = new_figure(max(6.5, 1.2 + len(settings) * max(1.1, 0.3 * len(losses))), 3.6)
-    lowest, highest, seen = 1.0, 0.0, set()
-    for x, setting in enumerate(settings):
-        rows = {row["loss"]: row for row in content["cells"] if row["setting"] == setting}
-        for k, loss in enumerate(losses):
-            if loss not in rows:
-                continue
-            accuracy = rows[loss]["accuracy"]["student"]
-            place = x + (k - (len(losses) - 1) / 2) * width
-            label = None if loss in seen else loss.replace("_", " ")
-            seen.add(loss)
-            axes.bar(place, accuracy["mean"], width * 0.92, color=colour[loss], label=label)
-            if accuracy["sd"] is not None:
-                axes.errorbar(place, accuracy["mean"], yerr=accuracy["sd"], color=INK, capsize=2, lw=1)
-            lowest, highest = min(lowest, accuracy["mean"]), max(highest, accuracy["mean"])
-        for model, style in (("weak", "-"), ("ceiling", "-"), ("zero_shot", ":")):
-            means = [row["accuracy"][model]["mean"] for row in rows.values() if model in row["accuracy"]]
-            if means:
-                axes.hlines(np.mean(means), x - 0.46, x + 0.46, color=COLOURS[model], ls=style, lw=1.6)
-                lowest, highest = min(lowest, *means), max(highest, *means)
-    axes.set_ylim(max(0.0, lowest - 0.05), min(1.0, highest + 0.03))
-    words = [s.replace(", ", "\n").replace(" → ", "\n→ ") for s in settings]
-    axes.set_xticks(range(len(settings)), words, fontsize=8 if len(settings) <= 4 else 7)
-    axes.set_ylabel("test accuracy", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    return svg(figure, "student accuracy by setting and loss")
-
-
-def lines_figure(content: Report) -> Markup | str:
-    """Accuracy over the one numeric setting that varies (a noise rate, say): a panel per rest of the setting."""
-    numeric = [
-        key
-        for key in content["cells"][0]["values"]
-        if all(
-            isinstance(row["values"][key], int | float) and not isinstance(row["values"][key], bool)
-            for row in content["cells"]
-        )
-        and len({row["values"][key] for row in content["cells"]}) > 1
-    ]
-    if len(numeric) != 1:
-        return ""
-    key, colour = numeric[0], _colour(content)
-
-    def rest(row: dict[str, Any]) -> tuple:
-        return tuple((k, str(v)) for k, v in row["values"].items() if k != key)
-
-    panels = list(dict.fromkeys(rest(row) for row in content["cells"]))
-    titles = settings_in_words([dict(panel) for panel in panels]) if len(panels) > 1 else [""]
-    figure, axes = new_figure(1.8 + 4.6 * len(panels), 3.2, len(panels))
-    for axis, panel, title in zip(np.atleast_1d(axes), panels, titles, strict=True):
-        group = [row for row in content["cells"] if rest(row) == panel]
-        for loss in dict.fromkeys(row["loss"] for row in group):
-            points = sorted((r["values"][key], r["accuracy"]["student"]) for r in group if r["loss"] == loss)
-            axis.errorbar(
-                [x for x, _ in points],
-                [p["mean"] for _, p in points],
-                yerr=[p["sd"] or 0.0 for _, p in points],
-                color=colour[loss],
-                marker="o",
-                ms=3,
-                lw=1.3,
-                capsize=2,
-                label=loss.replace("_", " "),
-            )
-        for model in ("weak", "ceiling"):
-            points = sorted({(r["values"][key], r["accuracy"][model]["mean"]) for r in group})
-            axis.plot(*zip(*points, strict=True), color=COLOURS[model], lw=1, ls="--", label=model)
-        axis.set_xlabel(key, fontsize=9)
-        axis.set_title(title, fontsize=9)
-    np.atleast_1d(axes)[0].set_ylabel("test accuracy", fontsize=9)
-    np.atleast_1d(axes)[-1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    return svg(figure, f"accuracy over {key}")
-
-
-def difference_figure(content: Report) -> Markup:
-    """Student minus teacher with intervals, a row per setting and loss."""
-    entries, colour = content["student_against_teacher"], _colour(content)
-    settings = _settings(content)
-    figure, axes = new_figure(7.4, 0.8 + 0.2 * len(entries) + 0.25 * len(settings))
-    y, ticks, names = 0.0, [], []
-    for setting in settings:
-        axes.text(0.0, y, setting, fontsize=8, weight="bold", transform=axes.get_yaxis_transform(), va="center")
-        y += 1
-        for entry in (e for e in entries if e["setting"] == setting):
-            firm = entry["p_holm"] < LEVEL
-            axes.errorbar(
-                entry["difference"],
-                y,
-                xerr=reach(entry["difference"], entry["low"], entry["high"]),
-                color=colour[entry["loss"]],
-                marker="o",
-                ms=5,
-                mfc=colour[entry["loss"]] if firm else PAPER,
-                lw=1.3,
-                capsize=2,
-            )
-            ticks.append(y)
-            names.append(entry["loss"].replace("_", " "))
-            y += 1
-    axes.axvline(0, color=NOTE, lw=1)
-    axes.set_yticks(ticks, names, fontsize=8)
-    axes.set_ylim(y - 0.4, -0.8)
-    axes.set_xlabel("accuracy of the student − accuracy of its teacher", fontsize=9)
-    return svg(figure, "student minus teacher by setting and loss")

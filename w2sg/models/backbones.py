@@ -66,6 +66,23 @@ def cut_to(config: PretrainedConfig, depth: int) -> None:
     setattr(config, key, depth)
 
 
+def weights_in(config: PretrainedConfig, depth: int) -> int:
+    """How many weights a language model of this configuration has with its first blocks alone; none are made."""
+    config = copy.deepcopy(config)
+    cut_to(config, depth)
+    known = config.to_json_string()
+    if known not in _WEIGHTS:
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        _WEIGHTS[known] = sum(weight.numel() for weight in model.parameters())  # what is tied counts once
+    return _WEIGHTS[known]
+
+
+_WEIGHTS: dict[str, int] = {}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What can be read at all
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from w2sg.data.dialogue import Chat, TextChat
 from w2sg.data.tokens import beginning
 from w2sg.errors import UserError
-from w2sg.models.backbones import attention_of, check_positions, check_vocabulary, depth_of, text_part
+from w2sg.models.backbones import attention_of, check_positions, check_vocabulary, depth_of, text_part, weights_in
 from w2sg.models.files import ends_of, files_of, has_score
 from w2sg.models.gguf_files import gguf_tokenizer, read_gguf
 from w2sg.models.heads import HashedWords
@@ -122,6 +122,20 @@ class Source:
                 "download it again, or remove it"
             ) from error
         return ends_of(ends, self.role, self.spec.name)
+
+    @cached_property
+    def parameters(self) -> int | None:
+        """Weights of the language model, as its configuration describes it; None where that cannot tell.
+
+        They are counted on the meta device, so nothing is loaded. A bag of words has no configuration.
+        """
+        if self.config is None:
+            return None
+        try:
+            return weights_in(self.config, self.depth)
+        except Exception:  # code of a model's own may need more than a configuration; no result hangs on its size
+            log.info("%s: how many weights %s has is not known", self.role, self.spec.name, exc_info=True)
+            return None
 
     @property
     def depth(self) -> int:

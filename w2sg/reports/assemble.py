@@ -159,8 +159,8 @@ def assemble(
     """Put a report together and write it, on the main process alone; all processes wait for it.
 
     Args:
-        run: what was run; its ``config``, ``typed``, ``data``, ``stages``, ``reading``, ``notes``, ``out``, ``loggers``
-            and ``devices`` are read.
+        run: what was run; its ``config``, ``typed``, ``weak``, ``strong``, ``data``, ``stages``, ``reading``,
+            ``notes``, ``out``, ``loggers`` and ``devices`` are read.
         story: what the method says of it.
         sections: in the order of the page; data, what models read, stages, versions and configuration follow.
         predictions: columns of predictions.parquet.
@@ -290,6 +290,7 @@ def heading(run: Any, story: Story) -> dict[str, Any]:
         "dataset": config.dataset.name,
         "weak": config.weak.name,
         "strong": config.strong.name,
+        "parameters": {role: getattr(run, role).parameters for role in ("weak", "strong") if hasattr(run, role)},
         "loss": story.loss,
         "seed": config.seed,
         "command": command(story.verb, *run.typed),

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from w2sg.metrics import labels as metrics
 from w2sg.metrics import theory
 from w2sg.metrics.bootstrap import Bootstrap
+from w2sg.reports.colours import RED, TEAL
+from w2sg.reports.figures import new_figure, points, svg, told
 from w2sg.reports.section import Report, Section
 from w2sg.reports.words import estimate
 
@@ -77,7 +80,7 @@ class Teacher(Section):
         ):
             parts = [part[group] if key is None else part[group][key] for part in splits.values()]
             rows.append((words, *(f"{estimate(part)} of {part['rows']:,}" for part in parts)))
-        return {"splits": list(splits), "rows": rows}
+        return {"splits": list(splits), "rows": rows, "figure": agreement_figure(splits)}
 
     def warnings(self, report: Report) -> list[str]:
         """A teacher that may have seen the transfer split."""
@@ -133,6 +136,28 @@ class Theory(Section):
         conditions = report["diagnostics"]["theorem_conditions"]
         met = ", ".join(f"{k.replace('_', ' ')}: {'yes' if v else 'no'}" for k, v in conditions.items())
         return {"splits": list(splits), "rows": rows, "met": met}
+
+
+def agreement_figure(splits: Mapping[str, Any]) -> Markup:
+    """How often the student agrees with its teacher where that is right, and where it is wrong."""
+    kinds = {
+        "teacher_right": ("where the teacher is right", TEAL, "o"),
+        "teacher_wrong": ("where the teacher is wrong (copied errors)", RED, "D"),
+    }
+    figure, axis = new_figure(6.8, 0.9 + 0.55 * len(splits))
+    shown = {}
+    for row, (name, part) in enumerate(splits.items()):
+        for shift, (key, (words, colour, marker)) in zip((-0.15, 0.15), kinds.items(), strict=True):
+            found = part["agreement"][key]
+            style = {"fmt": marker, "color": colour, "label": words if row == 0 else None}
+            points(axis, [row + shift], [found], across=True, **style)
+            shown[f"on {name} {words}"] = found
+    axis.set_yticks(range(len(splits)), list(splits))
+    axis.set_ylim(len(splits) - 0.5, -0.5)
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_xlabel("share of rows on which the student agrees with its teacher, with 95 % interval", fontsize=8)
+    axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+    return svg(figure, told("agreement of the student with its teacher", shown))
 
 
 def _splits(report: Report, key: str, test: str | None = None) -> Iterator[tuple[str, Any]]:
