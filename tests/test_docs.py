@@ -15,6 +15,7 @@ import yaml
 from conftest import ROOT, compose
 
 from w2sg.cli import messages
+from w2sg.cli.help import VERBS
 from w2sg.config.check import check, check_evaluate
 
 DOCS = ROOT / "docs"
@@ -143,6 +144,11 @@ def test_every_command_that_is_named_composes(command):
     composes(command)
 
 
+def test_every_verb_is_in_the_table_of_verbs():
+    listed = re.findall(r"^\| `w2sg ([\w-]+)", PAGES["docs/command_line.md"], re.M)
+    assert listed == list(VERBS)
+
+
 # -- messages ---------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +182,7 @@ def test_troubleshooting_explains_messages_that_there_are():
     for heading in headings:
         if heading.startswith("torch."):  # of a library
             continue
-        pattern = re.compile(".*".join(re.escape(part) for part in heading.split("…")), re.S)
+        pattern = re.compile(".*".join(re.escape(part) for part in heading.replace("strong.", "….").split("…")), re.S)
         assert any(pattern.match(text) for text in known), heading
 
 
