@@ -116,6 +116,8 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
                 yield from differences(value, new[key], f"{path}.{key}")
             else:
                 yield f"{path}.{key}: gone"
+    elif path == ".sections":  # a page may have more of them
+        yield from (f"{path}: gone: {key}" for key in old if key not in new)
     elif path == ".warnings":  # their order says nothing
         yield from (f"{path}: gone: {line[:200]}" for line in old if line not in new)
         yield from (f"{path}: new: {line[:200]}" for line in new if line not in old)

@@ -194,6 +194,9 @@ def test_csv_and_tensorboard_curves_are_by_stage(pairs_folder, tiny_gpt2, tmp_pa
     assert steps == ["2", "4", "6"]  # six steps, a point every two
     run(pairs_folder, tiny_gpt2, tmp_path, "logger=tensorboard", "seed=1")
     assert list((tmp_path / "run" / "tensorboard" / "student").glob("events*"))
+    run(pairs_folder, tiny_gpt2, tmp_path, "logger=csv", "logger.every=2")  # from the store
+    assert (tmp_path / "run" / "csv" / "student" / "metrics.csv").read_text() == curve
+    assert "cached: true" in (tmp_path / "run" / "csv" / "student" / "hparams.yaml").read_text()
 
 
 @pytest.mark.slow

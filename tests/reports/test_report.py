@@ -74,9 +74,18 @@ def test_tests_are_paired_and_baselines_are_there(content):
 
 def test_the_page_shows_all_of_it_and_needs_nothing_else(content):
     found, html = content
-    for words in ("Accuracy", "Confidence", "The student and its teacher", "Theory", "Data", "Training", "Stages"):
+    for words in (
+        "Accuracy",
+        "Confidence",
+        "The student and its teacher",
+        "Theory",
+        "Data",
+        "Accuracy over training steps",
+        "Training",
+        "Stages",
+    ):
         assert f"<h2>{words}</h2>" in html
-    assert html.count("<svg") == 6  # accuracy, reliability, confidence, agreement, splits, curves
+    assert html.count("<svg") == 8  # accuracy, reliability, confidence, agreement, splits, two over steps, curves
     assert "src=" not in html
     assert re.search(r"flip noise on \d+% of labels", html)
     assert "exact McNemar" in html
@@ -186,4 +195,4 @@ def test_the_dashboard_of_a_failed_run_is_marked_as_failed(dashboard, pairs_fold
     with pytest.raises(TrainingError):
         run(pairs_folder, tiny_gpt2, tmp_path, "logger=wandb", "logger.mode=offline", "strong.lr=1e30")
     assert dashboard.run.ended == 1
-    assert dashboard.asked["group"] == f"local: bag-of-words -> {tiny_gpt2.name}"
+    assert dashboard.asked["group"].startswith(f"finetune cross_entropy bag-of-words→{tiny_gpt2.name} local ")

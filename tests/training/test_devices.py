@@ -42,6 +42,7 @@ from w2sg.training import processes, sharding
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 ONE = ["trainer=cpu"]
+EVALUATED = "logger.eval_every=4"  # also what is measured during a fit is the same
 arguments = partial(label_arguments, **QUICK, trainer=None)  # which each test gives
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -142,7 +143,9 @@ def both(pairs_folder, tiny_gpt2, tiny_llama, tmp_path_factory):
     folder = tmp_path_factory.mktemp("both")
 
     def typed(name, how, on):
-        return arguments(pairs_folder, tiny_llama, folder / how / name, f"weak.name={tiny_gpt2}", *RUNS[name], *on)
+        return arguments(
+            pairs_folder, tiny_llama, folder / how / name, f"weak.name={tiny_gpt2}", EVALUATED, *RUNS[name], *on
+        )
 
     plan = {}
     for how, on in (("ddp", DDP), ("fsdp", FSDP)):

@@ -21,7 +21,9 @@ from w2sg.store.files import read_json
 from w2sg.store.shards import Shards
 from w2sg.store.store import Store
 from w2sg.training.devices import Devices
-from w2sg.training.label_modules import ReadingModule, SoftLabelModule, learning_rate_factor, oriented
+from w2sg.training.label_modules import SoftLabelModule, oriented
+from w2sg.training.reading_module import ReadingModule
+from w2sg.training.schedule import learning_rate_factor
 from w2sg.training.stages import FitJob, ReadJob, Stages, load_values
 
 LOSSES = {
@@ -47,10 +49,10 @@ def stages(tmp_path, **changes) -> Stages:
     return Stages(Store(tmp_path / "store"), devices(eval_tokens=256), lambda name: None, **settings)
 
 
-def job(loss=losses.cross_entropy, scorer=None, micro_batch=None, held_out=None, **changes) -> FitJob:
+def job(loss=losses.cross_entropy, scorer=None, micro_batch=None, held_out=None, watched=None, **changes) -> FitJob:
     torch.manual_seed(3)
     scorer = scorer or BagOfWords(64, True, 2)
-    return FitJob(scorer, soft(loss), examples(), held_out, options(**changes), seed=5, micro_batch=micro_batch)
+    return FitJob(scorer, soft(loss), examples(), held_out, options(**changes), 5, micro_batch, {}, watched or {})
 
 
 def weights(folder):
@@ -192,11 +194,12 @@ def test_a_fit_killed_at_any_step_ends_as_if_it_had_not_been(kill_at, selecting,
     changes = {"epochs": 3, "validation": 0.1 if selecting else 0.0}
 
     def make():
-        return job(LOSSES["confidence"], held_out=examples(20, seed=9) if selecting else None, **changes)
+        held_out = examples(20, seed=9) if selecting else None
+        return job(LOSSES["confidence"], held_out=held_out, watched={"test": examples(20, seed=4)}, **changes)
 
-    unbroken = stages(tmp_path / "a", checkpoint_minutes=0.0)
+    unbroken = stages(tmp_path / "a", checkpoint_minutes=0.0, eval_every=2)
     whole = unbroken.fit("m", {"k": 1}, make)
-    broken = stages(tmp_path / "b", checkpoint_minutes=0.0)
+    broken = stages(tmp_path / "b", checkpoint_minutes=0.0, eval_every=2)
     step = SoftLabelModule.training_step
 
     def dying(self, batch, index):

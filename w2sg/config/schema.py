@@ -9,7 +9,7 @@ import importlib.util
 import re
 from typing import Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from w2sg.config.data_schema import DatasetConfig
 from w2sg.config.option import Options, option
@@ -249,11 +249,15 @@ class LoggerConfig(Options):
     mode: Literal["online", "offline", "disabled"] | None = option(
         None, "W&B: online | offline (no network) | disabled; null: WANDB_MODE, or online"
     )
-    group: str | None = option(
-        None, "W&B group; null: WANDB_RUN_GROUP, or dataset and models: losses and seeds together"
-    )
+    group: str | None = option(None, "W&B group; null: WANDB_RUN_GROUP, or the setting without its seed")
     tags: list[str] = option([], "W&B tags, besides method, dataset and loss")
     every: PositiveInt = option(10, "optimizer steps between points of a curve")
+    eval_every: NonNegativeInt | None = option(
+        None,
+        "optimizer steps between measurements during a fit: accuracy and NLL on test and held-out rows; shown, never "
+        "used to choose; null: 20 in each fit of a bag of words or a head, none where the whole model would have to "
+        "read the rows again; 0: none",
+    )
 
     def rules(self) -> list[str]:
         needs = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}.get(self.kind, ())

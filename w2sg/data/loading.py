@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -192,6 +192,7 @@ class StageData(L.LightningDataModule):
         eval_tokens: padded tokens per forward when scoring.
         eval_rows: rows per forward and device when scoring, whatever their tokens; None goes by tokens.
         seed: of the batch order.
+        watched: rows that the model is measured on during training, by name.
     """
 
     def __init__(
@@ -204,11 +205,13 @@ class StageData(L.LightningDataModule):
         eval_tokens: int = 16384,
         seed: int = 0,
         eval_rows: int | None = None,
+        watched: Mapping[str, Examples] | None = None,
     ):
         super().__init__()
         self.train, self.held_out, self.score = train, held_out, score
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.eval_tokens, self.eval_rows, self.seed = eval_tokens, eval_rows, seed
+        self.watched = dict(watched or {})
 
     def _ranks(self) -> dict[str, int]:
         return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
@@ -225,7 +228,8 @@ class StageData(L.LightningDataModule):
         # A step is a batch, so the steps of a restored checkpoint say where to go on.
         return Loader(self.train, plan, self.micro_batch, **self._ranks(), given=self.trainer.global_step)
 
-    def _reading(self, examples: Examples) -> Loader:
+    def reading(self, examples: Examples) -> Loader:
+        """Each row once, in batches for forwards without a gradient."""
         # A batch is shared out between the devices, so it may hold that many times the tokens of one forward.
         world = self.trainer.world_size
         if self.eval_rows is None:
@@ -236,10 +240,10 @@ class StageData(L.LightningDataModule):
         return Loader(examples, lambda _: batches, **self._ranks())
 
     def val_dataloader(self) -> Loader | list:
-        return self._reading(self.held_out) if self.held_out is not None else []
+        return self.reading(self.held_out) if self.held_out is not None else []
 
     def predict_dataloader(self) -> Loader:
-        return self._reading(self.score)
+        return self.reading(self.score)
 
 
 __all__ = ["Batch", "Examples", "Features", "Inputs", "Loader", "Rows", "StageData", "make_batch"]

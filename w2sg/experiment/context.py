@@ -70,13 +70,14 @@ class Context:
         self.pairs, self.classes = self.data.test.kind == "pairs", self.data.test.classes
         self.loss = build(config.loss)
         self.devices = Devices(config.trainer)
-        self.loggers = Loggers(config, self.out, self.devices.main)
+        self.loggers = Loggers(config, self.out, self.devices.main, self.typed)
         self.stages = Stages(
             Store(config.store),
             self.devices,
             self.loggers.stage,
             config.trainer.checkpoint_minutes,
             config.logger.every,
+            config.logger.eval_every,
         )
         for source in filter(None, (self.weak, self.strong, self.untuned)):
             self.stages.notes += [line for line in source.notes if line not in self.stages.notes]
@@ -90,6 +91,11 @@ class Context:
         self.encoded: dict[tuple[str, ...], Encoded] = {}
         self.packs: dict[tuple, bool] = {}
         self.labelled: dict[str, Trained] = {}
+
+    def evaluates(self, cheap: bool) -> bool:
+        """Whether a fit is measured over its steps: by default only where reading the rows costs next to nothing."""
+        every = self.config.logger.eval_every
+        return cheap if every is None else every > 0
 
     def stage_seed(self, name: str) -> int:
         """The seed of a stage: runs that differ elsewhere draw the same numbers in it, so that they are paired."""

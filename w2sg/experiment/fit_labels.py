@@ -43,6 +43,7 @@ def fit(
     loss: partial | None = None,
     rows: np.ndarray | None = None,
     like: str | None = None,
+    evaluated: bool = True,
 ) -> Trained:
     """Train a model on labels.
 
@@ -55,6 +56,7 @@ def fit(
         loss: the run's loss, for the student; None is cross entropy on ground truth.
         rows: places of the rows that are learned, some of them perhaps more than once; None for all.
         like: the stage by whose name it is seeded, to be paired with it.
+        evaluated: its accuracy on the test split is measured over training steps, where ``logger.eval_every`` says so.
 
     Raises:
         UserError: labels are no numbers.
@@ -75,8 +77,9 @@ def fit(
         key["experts"] = [expert.folder.name for expert in experts]
     if like is not None:
         key["like"] = like
-    make = partial(_fit_job, run, like or name, source, labels, loss, options, layer, experts, rows)
-    folder = run.stages.fit(name, key, make)
+    watch = run.data.test if evaluated and run.evaluates(layer is not None or source.spec.arch == "bow") else None
+    make = partial(_fit_job, run, like or name, source, labels, loss, options, layer, experts, rows, watch)
+    folder = run.stages.fit(name, key, make, watch is not None)
     return Trained(name, source, folder, layer)
 
 
@@ -131,11 +134,16 @@ def _fit_job(
     layer: int | None,
     experts: list[Trained],
     rows: np.ndarray | None = None,
+    watch: Table | None = None,
 ) -> FitJob:
     table = labels.table
     seed = run.stage_seed(name)
     targets, notes = targets_of(run, labels, loss)
     states = run.inputs.features(source, table, layer) if layer is not None else None
+    seen = None
+    if layer is not None and watch is not None:
+        with run.inputs.aside():
+            seen = Features(run.inputs.features(source, watch, layer))
     # after everything that may or may not be in the store, so that the first weights do not depend on it
     L.seed_everything(seed, workers=True, verbose=False)
     if states is not None:
@@ -148,6 +156,9 @@ def _fit_job(
             log.log(logging.INFO if head == "drawn at random" else logging.WARNING, "%s: its head is %s", name, head)
         inputs = run.inputs.tokens(source, table, scorer)
         notes |= inputs.notes(source.spec.share_prompt)
+        if watch is not None:
+            with run.inputs.aside():
+                seen = run.inputs.tokens(source, watch, scorer)
     examples = Examples(inputs, table.ids, torch.as_tensor(table.first), targets, torch.as_tensor(table.labels))
     if rows is not None:
         examples = examples.take(rows)
@@ -156,7 +167,12 @@ def _fit_job(
         notes["held_out"] = len(held_out)
     gold = loss is not None and run.config.training.select_on == "gold"
     module = partial(SoftLabelModule, loss=loss or losses.cross_entropy, select_on_gold=gold)
-    return FitJob(scorer, module, examples, held_out, options, seed, source.spec.micro_batch, notes)
+    watched = {}
+    if watch is not None:
+        watched["test"] = Examples(seen, watch.ids, torch.as_tensor(watch.first), gold=torch.as_tensor(watch.labels))
+        if held_out is not None:
+            watched["held_out"] = held_out
+    return FitJob(scorer, module, examples, held_out, options, seed, source.spec.micro_batch, notes, watched)
 
 
 def _new_head(run: Context, states: Tensor, experts: list[Trained]) -> LinearHead:

@@ -69,9 +69,19 @@ def _fit(
         examples = Examples(completions, ids, torch.zeros(len(ids), dtype=torch.long), targets)
         examples, held_out = run.hold_out(examples, fit_options.validation)
         notes = {"dropped": run.dropped.get(name, {}), "packed": completions.packed}
-        return FitJob(policy, module, examples, held_out, fit_options, seed, spec.micro_batch, notes)
+        watched = {"held_out": held_out} if run.evaluates(cheap=False) and held_out is not None else {}
+        return FitJob(policy, module, examples, held_out, fit_options, seed, spec.micro_batch, notes, watched)
 
-    return Trained(name, source, run.stages.fit(name, full_key, make))
+    evaluated = run.evaluates(cheap=False) and fit_options.validation > 0
+    if run.evaluates(cheap=False) and not evaluated:
+        line = f"{name}: not measured over its steps (logger.eval_every), since no rows are held out; set its "
+        line += "validation_fraction above 0"
+        run.stages.notes += [line] if line not in run.stages.notes else []
+    folder = run.stages.fit(name, full_key, make, evaluated)
+    if name in run.stages.unmeasured:
+        line = f"{name}: comes from the store, from a run that did not measure it over its steps (logger.eval_every)"
+        run.stages.notes += [line] if line not in run.stages.notes else []
+    return Trained(name, source, folder)
 
 
 def sft(

@@ -137,7 +137,7 @@ class RewardModel(Judge):
                 self._reward_model = Trained(self.stage, self.source)
             else:
                 table = getattr(self.run.data, self.split)
-                self._reward_model = self.run.fit(self.stage, self.source, table, self.run.gold(table))
+                self._reward_model = self.run.fit(self.stage, self.source, table, self.run.gold(table), evaluated=False)
         return self._reward_model
 
     def key(self) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from w2sg.data.table import Table
 from w2sg.models.heads import LinearHead
 from w2sg.store.store import Store
 from w2sg.training.devices import Devices
-from w2sg.training.label_modules import SoftLabelModule, learning_rate_factor
+from w2sg.training.label_modules import SoftLabelModule
+from w2sg.training.schedule import learning_rate_factor
 from w2sg.training.stages import FitJob, ReadJob, Stages, values_of
 
 

@@ -83,10 +83,11 @@ def training_figures(curves: dict[str, list[dict[str, float]]]) -> Iterable[Mark
     """Losses of every fit over its steps; of preference tuning the rewards and their accuracy, too."""
     losses = {"loss": BLUE, "held_out_loss": ORANGE}
     rewards = {"rewards/chosen": TEAL, "rewards/rejected": RED, "rewards/margins": BLUE}
+    accuracies = {"rewards/accuracies": BLUE, "held_out_rewards/accuracies": ORANGE}
     others = []
     for name, logged in curves.items():
         if any("rewards/margins" in point for point in logged):
-            shown = {"loss": losses, "implicit rewards": rewards, "accuracy": {"rewards/accuracies": BLUE}}
+            shown = {"loss": losses, "implicit rewards": rewards, "accuracy": accuracies}
             yield _lines([(f"{name}: {words}", logged, keys) for words, keys in shown.items()])
         elif logged:
             others.append((f"{name}: loss", logged, losses))
@@ -100,7 +101,7 @@ def _lines(panels: Sequence[tuple[str, list[dict[str, float]], dict[str, str]]])
     for axis, (name, logged, keys) in zip(np.atleast_1d(axes), panels, strict=True):
         for key, colour in keys.items():
             if xy := [(p["step"], p[key]) for p in logged if key in p]:
-                words = key.rpartition("/")[2].replace("held_out", "held-out").replace("_", " ")
+                words = key.replace("rewards/", "").replace("held_out", "held-out").replace("_", " ")
                 axis.plot(*zip(*xy, strict=True), "." if len(xy) == 1 else "-", color=colour, lw=1, label=words)
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("optimizer step", fontsize=8)

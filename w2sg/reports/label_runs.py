@@ -17,6 +17,7 @@ from w2sg.reports.sections.accuracy import Accuracy, test_name
 from w2sg.reports.sections.confidence import Confidence
 from w2sg.reports.sections.overturned import Overturned
 from w2sg.reports.sections.splits import LabelSplits, tested
+from w2sg.reports.sections.steps import AccuracyOverSteps
 from w2sg.reports.sections.theory import Taught, Teacher, Theory
 from w2sg.reports.sections.training import LabelTraining
 from w2sg.reports.words import LEVEL, estimate, loss_name, p_text, short
@@ -66,6 +67,7 @@ def label_sections(
         Overturned.measure(predictions, test, config.report.texts),
         Theory.measure(predictions, labels, bootstrap, seen, conditions),
         LabelSplits(),
+        AccuracyOverSteps.measure(run.stages),
         LabelTraining.measure(config, run.stages, {k: v for k, v in (notes or {}).items() if k != "noise"}, models),
     ]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,10 @@ class InputMaker:
         self.stages, self.ground_truth, self.reading = stages, ground_truth, reading or Reading()
         self.precision, self.seed = precision, seed
         self._tokens: dict[tuple, Rows] = {}
-        self._read: dict[tuple, tuple[list[np.ndarray], int]] = {}
+        self._ids: dict[tuple, list[np.ndarray]] = {}
+        self._cut: dict[tuple, int] = {}  # texts of what was looked at
         self._states: dict[tuple, Tensor] = {}
+        self._aside = False
 
     def read(self, source: Source, table: Table) -> dict[str, Any]:
         """Tokenise the table's texts, look at them, and say what of it belongs into the keys of what reads them.
@@ -61,10 +65,25 @@ class InputMaker:
 
     def _encoded(self, source: Source, table: Table) -> tuple[list[np.ndarray], int]:
         memory = self._memory(source, table)
-        if memory not in self._read:
-            ids = [np.asarray(row, np.int32) for row in source.encode([t for texts in table.texts for t in texts])]
-            self._read[memory] = ids, self.reading.texts(source, table, ids)
-        return self._read[memory]
+        if memory not in self._ids:
+            texts = [t for texts in table.texts for t in texts]
+            self._ids[memory] = [np.asarray(row, np.int32) for row in source.encode(texts)]
+        ids = self._ids[memory]
+        if self._aside and memory not in self._cut:
+            return ids, sum(len(row) > source.spec.max_length for row in ids)
+        if memory not in self._cut:
+            self._cut[memory] = self.reading.texts(source, table, ids)
+        return ids, self._cut[memory]
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """For rows that a fit is measured on: no stage rests on them, and a report looks at them where they count."""
+        self._aside = True
+        try:
+            with self.stages.aside():
+                yield
+        finally:
+            self._aside = False
 
     @staticmethod
     def _memory(source: Source, table: Table) -> tuple:

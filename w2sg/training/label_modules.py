@@ -1,4 +1,4 @@
-"""The LightningModules: what every fit has in common, a scorer trained on soft labels, and a model that only reads.
+"""The LightningModules: what every fit has in common, and a scorer trained on soft labels.
 
 Optimization is manual so that one Lightning step is one optimizer step over one global batch, however it is cut into
 micro-batches and spread over devices. Only so can a loss that needs the whole batch (the confidence threshold) see it.
@@ -8,7 +8,6 @@ Shapes: b examples on this device, B in the global batch, C classes (2 for pairs
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,7 +24,10 @@ from w2sg.config.schema import FitOptions
 from w2sg.data.loading import Batch
 from w2sg.errors import TrainingError, UserError, calling, path_of
 from w2sg.losses import cross_entropy, hard_logits, needs_whole_batch
-from w2sg.store.shards import Found
+from w2sg.metrics.labels import correct
+from w2sg.training.evaluating import evaluate, replay
+from w2sg.training.random_state import random_state, set_random_state
+from w2sg.training.schedule import learning_rate_factor
 from w2sg.training.sharding import shard
 
 
@@ -43,19 +45,6 @@ def oriented(scores: Tensor, first: Tensor) -> Tensor:
 Watched = dict[str, tuple[Tensor, Tensor]]
 
 
-def learning_rate_factor(schedule: str, warmup: float, total: int) -> Callable[[int], float]:
-    """Multiplier of the learning rate at step k of ``total``: a linear rise in the warm-up, then the schedule to 0."""
-    rise = round(warmup * total)
-
-    def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        part = (step - rise) / max(1, total - rise)
-        return {"constant": 1.0, "linear": 1.0 - part, "cosine": 0.5 * (1.0 + math.cos(math.pi * part))}[schedule]
-
-    return factor
-
-
 @dataclass(frozen=True)
 class FitContext:
     """What every objective is given beside its own settings.
@@ -65,12 +54,14 @@ class FitContext:
         options: optimiser, schedule, clipping.
         total_steps: optimizer steps of the whole stage, for schedules and warm-ups.
         every: optimizer steps between points of the loss curve.
+        eval_every: optimizer steps between measurements on watched rows (`StageData.watched`); 0 makes none.
     """
 
     scorer: nn.Module
     options: FitOptions
     total_steps: int
     every: int = 10
+    eval_every: int = 0
 
 
 class FitModule(L.LightningModule):
@@ -85,6 +76,7 @@ class FitModule(L.LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not what is frozen
         self.scorer, self.options, self.total_steps, self.every = fit.scorer, fit.options, fit.total_steps, fit.every
+        self.eval_every, self.evaluated_at = fit.eval_every, -1
         self.curve: list[dict[str, float]] = []
         self.counts = {"useful": 0, "padded": 0, "examples": 0}  # of this device
         self.seconds = 0.0
@@ -110,6 +102,14 @@ class FitModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._clock = time.perf_counter()
+        if self.curve:  # of a fit that continues: the logger may be new
+            replay(self.logger, self.curve)
+        elif self.eval_every:
+            self._evaluate()
+
+    def on_train_end(self) -> None:
+        if self.eval_every and self.evaluated_at != self.global_step:  # stopped early
+            self._evaluate()
 
     def backward_pass(self, batch: Batch, parts: tuple[Tensor, ...], progress: float) -> tuple[Tensor, Watched]:
         """Add the gradient of this device's share of a global batch, times the number of devices (which average).
@@ -142,6 +142,8 @@ class FitModule(L.LightningModule):
         rate = optimizer.param_groups[0]["lr"]
         self.lr_schedulers().step()
         self._record(batch, loss, norm, rate, watched)
+        if self._evaluation_due():
+            self._evaluate()
 
     def _synchronised(self, last: bool):
         """Devices exchange gradients once per step, at the last micro-batch."""
@@ -201,6 +203,25 @@ class FitModule(L.LightningModule):
         if self.logger is not None:
             self.logger.log_metrics(values, step=self.global_step)
 
+    # -- measurements during training ---------------------------------------------------------------------------------
+
+    def _evaluation_due(self) -> bool:
+        step = self.global_step
+        return self.eval_every > 0 and (step % self.eval_every == 0 or step == self.total_steps)
+
+    def _evaluate(self) -> None:
+        self.evaluated_at = self.global_step
+        if values := evaluate(self, self.trainer.datamodule):
+            self._point(values)
+
+    def examine(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What `measures` needs of a batch of rows that are not trained on, from all devices."""
+        raise NotImplementedError
+
+    def measures(self, seen: list[tuple[Tensor, ...]]) -> dict[str, float]:
+        """Measures over what `examine` gave of every batch."""
+        raise NotImplementedError
+
     # -- checkpoints inside a stage -----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -212,17 +233,19 @@ class FitModule(L.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         checkpoint["w2sg"] = {
             "curve": self.curve,
+            "evaluated_at": self.evaluated_at,
             "counts": dict(zip(self.counts, counts, strict=True)),
             "seconds": self.seconds_so_far,
-            "random": _random_state(),
+            "random": random_state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = checkpoint["w2sg"]
         self.curve, self.seconds = kept["curve"], kept["seconds"]
+        self.evaluated_at = kept.get("evaluated_at", -1)
         if self.global_rank == 0:  # they are of all devices, which may have been more or fewer
             self.counts = kept["counts"]
-        _set_random_state(kept["random"])
+        set_random_state(kept["random"])
 
     @property
     def seconds_so_far(self) -> float:
@@ -282,14 +305,14 @@ class SoftLabelModule(FitModule):
         logits = []
         with torch.no_grad():
             for inputs, part in zip(batch.micro, parts, strict=True):
-                states.append(_random_state())  # with dropout, both passes must draw the same masks
+                states.append(random_state())  # with dropout, both passes must draw the same masks
                 logits.append(oriented(self.scorer(inputs), batch.first[part]))
         leaf = torch.cat(logits).requires_grad_()
         loss = self._objective(leaf, batch.targets, batch.weight, batch.total, progress)
         (gradient,) = torch.autograd.grad(loss, leaf)
         for i, (inputs, part) in enumerate(zip(batch.micro, parts, strict=True)):
             with self._synchronised(i == len(parts) - 1):
-                _set_random_state(states[i])
+                set_random_state(states[i])
                 again = oriented(self.scorer(inputs), batch.first[part])
                 self.manual_backward((again * gradient[part]).sum())
         return loss.detach()
@@ -331,15 +354,31 @@ class SoftLabelModule(FitModule):
 
     # -- held-out rows: early stopping and model selection ------------------------------------------------------------
 
+    def examine(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Logits [B, C], the labels' logits [B, C], and weights [B]."""
+        logits = oriented(self.scorer(batch.micro[0]), batch.first)
+        targets = batch.targets if batch.targets is not None else hard_logits(batch.gold, logits.shape[1])
+        return self._gathered(logits, targets, batch.weight)
+
+    def measures(self, seen: list[tuple[Tensor, ...]]) -> dict[str, float]:
+        """Accuracy against the likeliest label, and NLL (nats; the cross entropy of soft labels)."""
+        logits, targets, weight = (torch.cat(x) for x in zip(*seen, strict=True))
+        logits, targets = logits[weight > 0].double(), targets[weight > 0].double()
+        hit = correct(logits, targets.argmax(-1))
+        return {"accuracy": float(hit.double().mean()), "nll": float(cross_entropy(logits, targets).mean())}
+
+    def _gathered(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Rows of all devices."""
+        if self.trainer.world_size == 1:
+            return tensors
+        return tuple(self.all_gather(x).flatten(0, 1) for x in tensors)
+
     def validation_step(self, batch: Batch, _index: int) -> None:
         logits = oriented(self.scorer(batch.micro[0]), batch.first)
         targets = batch.targets
         if self.select_on_gold:
             targets = hard_logits(batch.gold, logits.shape[1])
-        gathered = [self.all_gather(x) for x in (logits, targets, batch.weight)]
-        if self.trainer.world_size > 1:
-            gathered = [x.flatten(0, 1) for x in gathered]
-        self._held_out.append(tuple(gathered))
+        self._held_out.append(self._gathered(logits, targets, batch.weight))
 
     def on_validation_epoch_end(self) -> None:
         if not self._held_out:
@@ -350,43 +389,3 @@ class SoftLabelModule(FitModule):
         held_out = values_of(loss, logits[weight > 0], targets[weight > 0], 1.0).mean()
         self.log("held_out_loss", held_out, prog_bar=True, logger=False)  # for early stopping and selection
         self._point({"held_out_loss": float(held_out)})
-
-
-def _random_state() -> list[Tensor]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return [torch.get_rng_state(), *cuda]
-
-
-def _set_random_state(state: list[Tensor]) -> None:
-    torch.set_rng_state(state[0].cpu())
-    if torch.cuda.is_available() and len(state) - 1 == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state[1:]])
-
-
-class ReadingModule(L.LightningModule):
-    """Runs a frozen model over rows: ``read(inputs)`` per micro-batch gives [b, ...] values, or `Found`; kept in fp32.
-
-    `predict_step` returns the rows' places in the examples, what was found, and the useful and padded tokens.
-    """
-
-    def __init__(self, model: nn.Module, read: Callable[[dict[str, Tensor]], Tensor | Found]):
-        super().__init__()
-        self.model = model
-        self._read = read
-
-    def configure_model(self) -> None:
-        if self.device_mesh is not None:
-            shard(self.model, self.device_mesh["data_parallel"])
-
-    def predict_step(self, batch: Batch, _index: int) -> dict[str, Any]:
-        real = batch.weight > 0
-        values = self._read(batch.micro[0])
-        values = (values if isinstance(values, Found) else Found(values)).take(real)
-        return {
-            "index": batch.index[real].cpu(),
-            "values": values.values.float().cpu(),
-            "sizes": None if values.sizes is None else values.sizes.cpu(),
-            "flags": None if values.flags is None else values.flags.cpu(),
-            "useful": batch.useful if values.useful is None else values.useful,
-            "padded": batch.padded if values.padded is None else values.padded,
-        }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from w2sg.store.soundness import SCRATCH
 from w2sg.store.store import Store
 from w2sg.training.checkpoints import Checkpoints, SealedFiles
 from w2sg.training.devices import Devices
-from w2sg.training.label_modules import FitContext, FitModule, ReadingModule
+from w2sg.training.evaluating import interval, is_evaluation, replay
+from w2sg.training.label_modules import FitContext, FitModule
+from w2sg.training.reading_module import ReadingModule
 from w2sg.training.sharding import large, load_weights, unshard
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class FitJob:
         module: ``(FitContext) -> FitModule``, which is the objective.
         train, held_out: rows; ``held_out`` (or None) decides early stopping and the best epoch.
         notes: anything the report should know (clamped labels, truncated texts, ...).
+        watched: rows that the model is measured on during training, by name; none where that is not wanted.
     """
 
     scorer: nn.Module
@@ -53,6 +56,7 @@ class FitJob:
     seed: int
     micro_batch: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    watched: dict[str, Examples] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,6 +102,7 @@ class Stages:
         logger: ``stage name -> Lightning logger or None``.
         checkpoint_minutes: between checkpoints inside a fit; 0 writes one every step.
         curve_every: optimizer steps between points of a loss curve.
+        eval_every: optimizer steps between measurements on watched rows; None spreads a few over each fit.
     """
 
     def __init__(
@@ -107,9 +112,11 @@ class Stages:
         logger: Callable[[str], Any],
         checkpoint_minutes: float,
         curve_every: int,
+        eval_every: int | None = None,
     ):
         self.store, self.devices, self.logger = store, devices, logger
-        self.checkpoint_minutes, self.curve_every = checkpoint_minutes, curve_every
+        self.checkpoint_minutes, self.curve_every, self.eval_every = checkpoint_minutes, curve_every, eval_every
+        self.unmeasured: list[str] = []  # fits from the store whose accuracy over steps is wanted and not there
         self.records: list[StageRecord] = []
         self.notes: list[str] = []  # of the run's models, what the report has to repeat
         self._walked: set[str] = set()  # stages that this run has asked for before
@@ -117,9 +124,16 @@ class Stages:
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
-    def fit(self, name: str, key: dict[str, Any], make: Callable[[], FitJob]) -> Path:
-        """Train a model, or find it trained. Returns the stage's folder, which holds ``model/`` and ``curve.json``."""
-        return self._stage(name, key, lambda part, hold: self._fit(name, make, part, hold))
+    def fit(self, name: str, key: dict[str, Any], make: Callable[[], FitJob], evaluated: bool = False) -> Path:
+        """Train a model, or find it trained. Returns the stage's folder, which holds ``model/`` and ``curve.json``.
+
+        Args:
+            evaluated: its job has rows to watch; a trained one that was not measured on them is noted.
+        """
+        folder = self._stage(name, key, lambda part, hold: self._fit(name, make, part, hold))
+        if evaluated and name not in self.unmeasured and not any(map(is_evaluation, curve_of(folder))):
+            self.unmeasured.append(name)
+        return folder
 
     def _fit(self, name: str, make: Callable[[], FitJob], part: Path, hold: stops.Deferral) -> dict[str, Any]:
         job = make()
@@ -131,9 +145,11 @@ class Stages:
             micro_batch=job.micro_batch,
             eval_tokens=self.devices.eval_tokens,
             seed=job.seed,
+            watched=job.watched,
         )
         steps = -(-len(job.train) // options.batch_size) * options.epochs
-        module = job.module(FitContext(job.scorer, options, steps, self.curve_every))
+        eval_every = interval(self.eval_every, steps) if job.watched else 0
+        module = job.module(FitContext(job.scorer, options, steps, self.curve_every, eval_every))
         files = SealedFiles()
         kept = Checkpoints(part / SCRATCH, files, 60.0 * self.checkpoint_minutes, job.held_out is not None, hold)
         callbacks: list[L.Callback] = [kept]
@@ -174,6 +190,7 @@ class Stages:
             "examples": int(examples),
             "steps": trainer.global_step,
             "best_epoch": chosen,
+            "best_step": None if chosen is None else chosen * -(-len(job.train) // options.batch_size),
             **job.notes,
         }
 
@@ -249,6 +266,8 @@ class Stages:
             self._recall(other)
         self._walked.add(path.name)
         self.records.append(StageRecord(name, path.name, cached, seconds, tokens, fraction, info))
+        if cached:
+            self._replay(name, path)
         if self.devices.main:
             log.info("%s: %s", name, "from the store" if cached else f"done in {seconds:.1f} s")
         return path
@@ -258,7 +277,25 @@ class Stages:
         if folder in self._walked or not (self.store.root / folder).is_dir():
             return
         self._walked.add(folder)
-        self.records.append(StageRecord(folder.rpartition("-")[0], folder, True, 0.0, 0, None, {}))
+        name = folder.rpartition("-")[0]
+        self.records.append(StageRecord(name, folder, True, 0.0, 0, None, {}))
+        self._replay(name, self.store.root / folder)
+
+    def _replay(self, name: str, folder: Path) -> None:
+        """Give the run's logger the curve of a fit from the store."""
+        if self.devices.main and (curve := curve_of(folder)) and (logger := self.logger(name)) is not None:
+            logger.log_hyperparams({"cached": True})
+            replay(logger, curve)
+            logger.finalize("success")
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Stages that are asked for inside are not what the stage in the making rests on."""
+        making, self._making = self._making, []
+        try:
+            yield
+        finally:
+            self._making = making
 
     def _announce(self, name: str, key: dict[str, Any], path: Path) -> None:
         if not self.devices.main:
@@ -273,6 +310,12 @@ class Stages:
             if shown:
                 why = f" ({other} differs in {shown}{', ...' if len(differences) > 3 else ''})"
         log.info("%s: working on %s%s", name, path.name, why)
+
+
+def curve_of(folder: Path) -> list[dict[str, float]]:
+    """The curve of a finished fit: points with ``step`` and values; empty for any other stage."""
+    file = folder / "curve.json"
+    return read_json(file) if file.exists() else []
 
 
 def load_values(folder: Path) -> tuple[list[str], Tensor]:

@@ -24,7 +24,8 @@ class ReplyModule(FitModule):
 
     def __init__(self, fit: FitContext):
         super().__init__(fit)
-        self._held_out: list[Tensor] = []
+        self._held_out: list[tuple[Tensor, ...]] = []
+        self._watches: list[str] = []
 
     def losses(self, inputs: dict[str, Tensor], batch: Batch, part: Tensor) -> tuple[Tensor, Tensor, Watched]:
         """Losses of a micro-batch: [k] sums, [k] what they are divided by in the global batch, things to watch [b]."""
@@ -43,22 +44,45 @@ class ReplyModule(FitModule):
         joined = {k: tuple(torch.cat(x) for x in zip(*(s[k] for s in watched), strict=True)) for k in watched[0]}
         return total, joined
 
-    def validation_step(self, batch: Batch, _index: int) -> None:
+    def examine(self, batch: Batch) -> tuple[Tensor, ...]:
+        """[2, k] losses and what they are divided by, and [n, 2] sums and weights of what is watched."""
         part = torch.arange(len(batch.ids), device=self.device)
-        sums, of, _ = self.losses(batch.micro[0], batch, part)
+        sums, of, watched = self.losses(batch.micro[0], batch, part)
         of = torch.as_tensor(of, device=self.device, dtype=sums.dtype).expand_as(sums)
+        self._watches = list(watched)
+        seen = [torch.stack([(v * w).sum(), w.sum()]) for v, w in watched.values()]
+        means = torch.stack(seen) if seen else torch.zeros(0, 2, device=self.device)
         if self.trainer.world_size > 1:  # what a batch is divided by is known on every device
-            sums = self.all_gather(sums).sum(0)
-        self._held_out.append(torch.stack([sums, of]))
+            sums, means = self.all_gather(sums).sum(0), self.all_gather(means).sum(0)
+        return torch.stack([sums, of]), means
+
+    def measures(self, seen: list[tuple[Tensor, ...]]) -> dict[str, float]:
+        """The loss, and the means of what is watched."""
+        means = torch.stack([part for _, part in seen]).sum(0)
+        values = (means[:, 0] / means[:, 1].clamp(min=1e-12)).tolist()
+        return {"loss": float(_loss(seen)), **dict(zip(self._watches, values, strict=True))}
+
+    def _evaluation_due(self) -> bool:
+        # where an epoch ends, the same rows are read to choose the best one
+        ends = self.trainer.is_last_batch and "held_out" in self.trainer.datamodule.watched
+        return super()._evaluation_due() and not ends
+
+    def validation_step(self, batch: Batch, _index: int) -> None:
+        self._held_out.append(self.examine(batch))
 
     def on_validation_epoch_end(self) -> None:
         if not self._held_out:
             return
-        sums, of = torch.stack(self._held_out).sum(0)
+        self.log("held_out_loss", _loss(self._held_out), prog_bar=True, logger=False)
+        self._point({f"held_out_{name}": value for name, value in self.measures(self._held_out).items()})
         self._held_out.clear()
-        held_out = (sums / of).sum()
-        self.log("held_out_loss", held_out, prog_bar=True, logger=False)
-        self._point({"held_out_loss": float(held_out)})
+        self.evaluated_at = self.global_step
+
+
+def _loss(seen: list[tuple[Tensor, ...]]) -> Tensor:
+    """The mean loss over what `ReplyModule.examine` gave."""
+    sums, of = torch.stack([part for part, _ in seen]).sum(0)
+    return (sums / of).sum()
 
 
 class SupervisedModule(ReplyModule):

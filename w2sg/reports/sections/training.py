@@ -146,7 +146,9 @@ class FitTraining(Section):
 
 
 def last_numbers(stages: Any) -> dict[str, dict[str, Any]]:
-    """Of each fit: the first and the last point of its curve, and how it went."""
+    """Of each fit: the first and the last point of its curve, all that were measured on held-out rows, and how it
+    went.
+    """
     fits = {}
     for record in stages.records:
         file = stages.store.root / record.key / "curve.json"
@@ -154,5 +156,6 @@ def last_numbers(stages: Any) -> dict[str, dict[str, Any]]:
             points = [point for point in read_json(file) if "loss" in point]
             facts = {key: record.info.get(key) for key in ("steps", "examples", "packed", "best_epoch")}
             ends = {"first": points[0], "last": points[-1]} if points else {"first": {}, "last": {}}
-            fits[record.name] = facts | ends
+            measured = [point for point in read_json(file) if "held_out_loss" in point]
+            fits[record.name] = facts | ends | ({"held_out": measured} if measured else {})
     return fits

@@ -1,0 +1,42 @@
+"""The LightningModule of a model that only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+
+from w2sg.data.loading import Batch
+from w2sg.store.shards import Found
+from w2sg.training.sharding import shard
+
+
+class ReadingModule(L.LightningModule):
+    """Runs a frozen model over rows: ``read(inputs)`` per micro-batch gives [b, ...] values, or `Found`; kept in fp32.
+
+    `predict_step` returns the rows' places in the examples, what was found, and the useful and padded tokens.
+    """
+
+    def __init__(self, model: nn.Module, read: Callable[[dict[str, Tensor]], Tensor | Found]):
+        super().__init__()
+        self.model = model
+        self._read = read
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    def predict_step(self, batch: Batch, _index: int) -> dict[str, Any]:
+        real = batch.weight > 0
+        values = self._read(batch.micro[0])
+        values = (values if isinstance(values, Found) else Found(values)).take(real)
+        return {
+            "index": batch.index[real].cpu(),
+            "values": values.values.float().cpu(),
+            "sizes": None if values.sizes is None else values.sizes.cpu(),
+            "flags": None if values.flags is None else values.flags.cpu(),
+            "useful": batch.useful if values.useful is None else values.useful,
+            "padded": batch.padded if values.padded is None else values.padded,
+        }
