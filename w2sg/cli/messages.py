@@ -83,7 +83,7 @@ def page() -> str:
 def cell(text: str) -> str:
     """A text as one cell of a table, in which no character is markup."""
     text = re.sub(r"\s*\n\s*", " / ", text.strip())
-    return re.sub(r"([\\`*_{}\[\]<>|#~^$])", r"\\\1", text).replace("\\<", "&lt;").replace("\\>", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|#])", r"\\\1", text).replace("<", "&lt;").replace(">", "&gt;")
 
 
 @cache
