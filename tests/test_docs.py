@@ -35,7 +35,7 @@ INLINE = sorted(
         command
         for name, text in WRITTEN.items()
         for command in re.findall(r"`(python (?:train|evaluate)\.py [^`\n]+)`", text)
-        if not name.startswith("docs/howto/") and not re.search(r"\.\.\.|[<|]|FOLDER|FILE|=$|--", command)
+        if not name.startswith("docs/howto/") and not re.search(r"\.\.\.|[<|]|\b[A-Z]{3,}\b|=$|--", command)
     }
 )
 

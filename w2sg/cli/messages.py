@@ -32,6 +32,7 @@ TITLES = {  # part of w2sg -> its heading
     "reports": "Reports",
     "compare": "Comparing runs",
     "known_answers": "Known answers",
+    "api": "From Python",
 }
 OTHER = "Everything else"
 HOLE = "…"  # stands for what a message fills in
@@ -94,9 +95,15 @@ def messages() -> tuple[Message, ...]:
     for file in sorted(PACKAGE.rglob("*.py")):
         name = file.relative_to(PACKAGE).as_posix()
         for text, kind in _of(ast.parse(file.read_text(encoding="utf-8")), errors):
-            if PIECE.match(text) is None and len(re.findall(r"\w{2,}", text)) > (1 if HOLE in text else 4):
+            if _whole(text, kind):
                 found.setdefault((text, name), Message(text, name, kind))
     return tuple(found.values())
+
+
+def _whole(text: str, kind: str) -> bool:
+    """Whether a text is a message, and no piece of one."""
+    least = 2 if HOLE in text else 3 if kind == "error" else 5
+    return PIECE.match(text) is None and len(re.findall(r"\w{2,}", text)) >= least
 
 
 def error_classes() -> set[str]:
