@@ -145,7 +145,7 @@ class PlainSampling(Sampling):
     """How one model is sampled, and by what."""
 
     engine: Literal["transformers", "vllm"] = option(
-        "transformers", "transformers | vllm (pip install vllm; whole models, GPU): what samples one model"
+        "transformers", "transformers | vllm (docs/install.md; whole models, GPU): what samples one model"
     )
 
 

@@ -18,7 +18,7 @@ from w2sg.errors import UserError
 def why_not(gguf: bool, adapted: bool) -> str | None:
     """Why vLLM cannot sample a model; None where it can."""
     if importlib.util.find_spec("vllm") is None:
-        return "the package vllm is not installed; `pip install vllm`"
+        return "the package vllm is not installed; docs/install.md says how"
     if gguf or adapted:
         return "it is given whole models with a folder or hub id of their own, not adapters or GGUF files"
     return None
@@ -45,7 +45,7 @@ def sample(
     try:
         from vllm import LLM, SamplingParams
     except ImportError as error:
-        raise UserError(f"vLLM is not wholly installed ({error}); pip install vllm, or engine=transformers") from error
+        raise UserError(f"vLLM is not wholly installed ({error}); docs/install.md says how it is installed, or engine=transformers") from error
 
     engine = LLM(
         model=model,
