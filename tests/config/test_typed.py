@@ -1,11 +1,13 @@
 """What is typed is read as it is meant: dashes, flags anywhere, text in quotes; what is not is said in one line."""
 
+import argparse
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from w2sg.cli import launch as cli
@@ -383,6 +385,26 @@ def test_one_problem_is_one_line_on_the_terminal(monkeypatch, capsys):
     assert said.err == (
         "error: lr: no such key; did you mean strong.lr, weak.lr, optim.full.lr, optim.lora.lr or optim.head.lr?\n"
     )
+
+
+def test_hydras_parser_is_made_where_argparse_checks_every_help(monkeypatch):
+    """As Python 3.14 does: https://github.com/facebookresearch/hydra/issues/3121."""
+
+    def check_help(parser, action):
+        assert "%" in (action.help or "") or True
+
+    def add(container, *names, **options):
+        action = before(container, *names, **options)
+        getattr(container, "_check_help", lambda _: None)(action)
+        return action
+
+    before = argparse._ActionsContainer.add_argument
+    monkeypatch.setattr(argparse._ActionsContainer, "add_argument", add)
+    monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check_help, raising=False)
+    with pytest.raises(TypeError, match="LazyCompletionHelp"):
+        get_args_parser()
+    with cli.late_help():
+        get_args_parser()
 
 
 @pytest.mark.slow

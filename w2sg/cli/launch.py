@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -44,7 +45,25 @@ def launch(task: Callable[[Any], Any], name: str) -> None:
         if not elsewhere and not line.has("--hydra-help", "--version", "--shell-completion", "-sc"):
             holds = (lambda cfg, _: check_evaluate(cfg)) if name == "evaluate" else check
             settle(line.value("--config-name") or name, line, None if shows else holds)
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+    with late_help():
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+
+
+@contextlib.contextmanager
+def late_help() -> Iterator[None]:
+    """Let Hydra make its parser, one help of which is no text until it is shown.
+
+    argparse checks that at once from Python 3.14 on, and Hydra 1.3 ends with an error (facebookresearch/hydra#3121).
+    """
+    check = getattr(argparse.ArgumentParser, "_check_help", None)
+    if check is None:
+        yield
+        return
+    argparse.ArgumentParser._check_help = lambda *_: None
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser._check_help = check
 
 
 @contextlib.contextmanager

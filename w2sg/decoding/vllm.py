@@ -45,7 +45,8 @@ def sample(
     try:
         from vllm import LLM, SamplingParams
     except ImportError as error:
-        raise UserError(f"vLLM is not wholly installed ({error}); docs/install.md says how it is installed, or engine=transformers") from error
+        remedy = "docs/install.md says how it is installed, or use engine=transformers"
+        raise UserError(f"vLLM is not wholly installed ({error}); {remedy}") from error
 
     engine = LLM(
         model=model,
