@@ -391,7 +391,7 @@ def test_hydras_parser_is_made_where_argparse_checks_every_help(monkeypatch):
     """As Python 3.14 does: https://github.com/facebookresearch/hydra/issues/3121."""
 
     def check_help(parser, action):
-        assert "%" in (action.help or "") or True
+        return action.help is not None and "%" in action.help
 
     def add(container, *names, **options):
         action = before(container, *names, **options)
