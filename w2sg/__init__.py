@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from w2sg.api.decoders import Writer, decoder
     from w2sg.api.report import Report, read_report
     from w2sg.api.runs import runs
-    from w2sg.api.statistics import PGR, PairedTest, holm, paired_test, pgr
+    from w2sg.api.statistics import PGR, PairedTest, paired_test, pgr
     from w2sg.api.students import Student, load_student
     from w2sg.api.train import decode, train
     from w2sg.errors import UserError
+    from w2sg.metrics.intervals import holm
 
 __version__ = "0.1.0"
 
@@ -49,7 +50,7 @@ _MODULES = {
     "decode": "api.train",
     "decoder": "api.decoders",
     "load_student": "api.students",
-    "holm": "api.statistics",
+    "holm": "metrics.intervals",
     "paired_test": "api.statistics",
     "pgr": "api.statistics",
     "read_report": "api.report",
@@ -58,14 +59,16 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "losses":
-        return importlib.import_module("w2sg.losses")
-    if name not in _MODULES:
-        raise AttributeError(f"module 'w2sg' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"w2sg.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # which would take every name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        if name == "losses":
+            return importlib.import_module("w2sg.losses")
+        if name not in _MODULES:
+            raise AttributeError(f"module 'w2sg' has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"w2sg.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

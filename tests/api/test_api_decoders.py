@@ -191,8 +191,8 @@ def test_models_are_left_as_they_were(models):
         (lambda m: writer("search", m, server={"url": "http://x/v1", "model": "x"}), "server: a server writes where"),
         (lambda m: writer("sampling", m, engine="vllm"), "engine: vllm samples where"),
         (lambda m: writer("sampling", m).write("one text"), "prompts: str was given; give a list"),
-        (lambda m: writer("sampling", m).write([]), "prompts: there are none"),
-        (lambda m: writer("sampling", m).write([" "]), "prompts: one is empty"),
+        (lambda m: writer("sampling", m).write([]), "prompts: none were given; give a list of texts"),
+        (lambda m: writer("sampling", m).write([" "]), "prompts: one of them is empty; leave it out"),
         (
             lambda m: writer("sampling", m).write([[{"role": "assistant", "content": "x"}]]),
             "ends with a message of the user",

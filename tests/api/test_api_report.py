@@ -110,3 +110,17 @@ def test_what_is_no_run_is_called_so(label_runs, tmp_path):
             w2sg.read_report(tmp_path)
     with pytest.raises(w2sg.UserError, match="no folder"):
         w2sg.runs(tmp_path / "nowhere")
+
+
+def test_the_student_of_a_report_says_what_it_said_in_the_run(label_runs):
+    report = w2sg.read_report(label_runs / "rkl")
+    table = report.predictions
+    pairs = list(zip(table["first_text"], table["second_text"], strict=True))
+    for system, student in (("weak", w2sg.load_student(report, "weak")), ("student", w2sg.load_student(report.folder))):
+        rewards = student.label_logits(pairs)
+        assert (rewards[:, 0] - rewards[:, 1]).tolist() == pytest.approx(table[system].tolist(), abs=1e-4)
+        assert student.score(["fair and kind", "rude"]).shape == (2, 1)
+    with pytest.raises(w2sg.UserError, match="this run has no nobody: weak, student, ceiling"):
+        w2sg.load_student(report, "nobody")
+    with pytest.raises(w2sg.UserError, match="dict was given; give a report or a folder"):
+        w2sg.load_student(dict(report.content))

@@ -11,6 +11,7 @@ import torch
 
 import w2sg
 from w2sg.api import statistics
+from w2sg.metrics import intervals, predictions
 
 DRAW = np.random.default_rng(0)
 LABELS = DRAW.integers(0, 2, 300)
@@ -98,9 +99,10 @@ def test_wrong_use_is_one_clear_error(call, said):
 
 
 def test_the_examples_of_the_docstrings_hold():
-    result = doctest.testmod(statistics)
-    assert result.attempted > 0
-    assert result.failed == 0
+    for module in (statistics, intervals, predictions):
+        result = doctest.testmod(module)
+        assert result.attempted > 0
+        assert result.failed == 0
 
 
 def test_names_are_imported_when_used_and_nothing_large_with_them():
@@ -122,7 +124,7 @@ def test_what_type_checkers_see_is_what_is_there():
     from pathlib import Path
 
     tree = ast.parse(Path(w2sg.__file__).read_text(encoding="utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.name for node in block.body for alias in node.names}
     assert seen == set(w2sg.__all__) == {*w2sg._MODULES, "losses"}
     assert all(getattr(w2sg, name) for name in w2sg.__all__)

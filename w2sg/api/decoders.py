@@ -78,8 +78,8 @@ class Writer:
         A reply is decided by the seed and its prompt alone, not by the other prompts of the call.
 
         Args:
-            prompts: [P] texts: a message of the user for a model with a chat template, else what the model goes on
-                with. A transcript ("Human: ... Assistant:") has the turns that it shows. Or lists of messages,
+            prompts: [P] texts: a message of the user for a model with a chat template, else what the model
+                continues. A transcript ("Human: ... Assistant:") has the turns that it shows. Or lists of messages,
                 ``{"role": ..., "content": ...}``.
             options: of the decoder, for this call alone, as ``max_new_tokens=64``.
 
@@ -143,7 +143,9 @@ class Writer:
             max_new_tokens=decoder.max_new_tokens,
             seed=stage_seed(self.seed, name),
         )
-        found = rows.write(engine, rows.collate(range(count)), chat.stop)
+        device = next(models[0].policy.parameters()).device
+        batch = {name: column.to(device) for name, column in rows.collate(range(count)).items()}
+        found = rows.write(engine, batch, chat.stop)
         parts = zip(found.tokens, found.log_probabilities, found.stopped.tolist(), strict=True)
         return [self._said(decoder, Written(row, logs[:, 0], finished=ended)) for row, logs, ended in parts]
 
@@ -205,7 +207,7 @@ def decoder(
 
     Args:
         kind: ``sampling``, ``contrastive``, ``eft``, ``search``, ``best_of_n``, ``wsd`` or ``nudging``
-            (docs/decoding.md), or the dotted path of a decoder class of your own.
+            (docs/decoding.md), or the dotted path of your decoder class.
         strong: the model that is steered: a ``...ForCausalLM`` on any device, or a name: a hub id, a folder, a .gguf
             file, ``package:<module>/<file>``.
         weak: ``(aligned, base)``, the small model after and before its alignment, each as ``strong``; or one of them

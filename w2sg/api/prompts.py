@@ -22,7 +22,7 @@ def prompts_of(given: Any) -> Prompts:
         raise UserError(f"prompts: {type(given).__name__} was given; give a list of texts, or of lists of messages")
     texts = [_dialogue(prompt) for prompt in given]
     if not texts:
-        raise UserError("prompts: there are none")
+        raise UserError("prompts: none were given; give a list of texts, or of lists of messages")
     return Prompts("prompts", [prompt_id(prompt) for prompt in texts], texts)
 
 
@@ -31,7 +31,7 @@ def _dialogue(prompt: Any) -> Dialogue:
         return prompt
     if isinstance(prompt, str):
         if not prompt.strip():
-            raise UserError("prompts: one is empty")
+            raise UserError("prompts: one of them is empty; leave it out")
         return Dialogue.of_text(prompt)
     try:
         messages = [(message["role"], message["content"]) for message in prompt]

@@ -153,7 +153,7 @@ class Report:
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """One row per test example: ``id``, ``prompt`` (a hash), ``label`` and a column for each model.
+        """One row per test example: ``id``, ``prompt`` (a hash), ``label``, a column for each model, and the texts.
 
         A model's column is the logit of class 0 against class 1 (of the first reply of a pair), or the logits of all
         classes. `pgr` and `paired_test` take this table as ``data``.

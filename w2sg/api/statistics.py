@@ -125,6 +125,3 @@ def paired_test(a: Any, b: Any, *, labels: Any = None, clusters: Clusters | str 
     """
     (x, y), groups = hits_of("paired_test", {"a": a, "b": b}, labels, clusters, data)
     return PairedTest(**intervals.paired_test(x, y, groups))
-
-
-holm = intervals.holm

@@ -31,7 +31,7 @@ def train(
     Args:
         overrides: settings as on the command line, as ``["loss=rkl", "seed=1"]``.
         out: the folder of runs and their store, as ``out=``; the default is ``outputs``.
-        config_dir: a folder of conf files of your own, as ``--config-dir``.
+        config_dir: your folder of conf files, as ``--config-dir``.
 
     Returns:
         The report, read from the run's folder.
@@ -84,7 +84,7 @@ def _run(name: str, overrides: Sequence[str], out: str | Path | None, config_dir
         with _logging(folder / f"{name}.log"):
             run_composed(cfg)
 
-    with _hydra_of_its_own():
+    with _hydra_restored():
         register(users=line.folder)
         settle(name, line, check)
         # a name that no script has: other ranks are then started as the command, and not as the caller's script
@@ -120,7 +120,7 @@ def _line(name: str, overrides: Sequence[str], out: str | Path | None, config_di
 
 
 @contextlib.contextmanager
-def _hydra_of_its_own() -> Iterator[None]:
+def _hydra_restored() -> Iterator[None]:
     """Leave Hydra as it was found: its program, its configuration and its groups may be another's."""
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
