@@ -1,4 +1,4 @@
-"""What runs left behind: ``w2sg compare|store|export|harness|annotations|check-theory``, or evaluate.py's keys."""
+"""What runs left behind: ``w2sg compare``, ``store``, ``export``, ``harness`` and others, or evaluate.py's keys."""
 
 from __future__ import annotations
 
@@ -66,6 +66,10 @@ def run(cfg: DictConfig) -> None:
 
             of, to = (None if name is None else Path(name) for name in (config.of, config.to))
             print_annotations(Path(config.annotations), of, to, console)
+        elif config.wandb_report is not None:
+            from w2sg.cli.wandb_report import write_report
+
+            write_report(Path(config.wandb_report), config.project, config.entity, console)
         elif config.known_answers is not None:
             from w2sg.known_answers.suite import run_known_answers
 

@@ -42,6 +42,10 @@ VERBS = {
         ("annotations.json", "annotations.json of=outputs/method=cong"),
     ),
     "check-theory": ("run small experiments with a known analytic answer", ("", "loss_values")),
+    "wandb-report": (
+        "save a workspace in W&B: accuracies, PGR, curves",
+        ("outputs", "outputs project=mine entity=team"),
+    ),
 }
 FORMS = {  # what a job takes before its settings
     "compare": "one FOLDER of runs",
@@ -50,6 +54,7 @@ FORMS = {  # what a job takes before its settings
     "harness": "one RUN",
     "annotations": "one FILE",
     "check-theory": "one NAME of an experiment, or none",
+    "wandb-report": "one FOLDER of runs",
 }
 # What may be chosen, in this order.
 GROUPS = {

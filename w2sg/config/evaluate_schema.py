@@ -34,6 +34,11 @@ class EvaluateConfig(Options):
     known_answers: str | None = option(
         None, "all, or one by name: experiments whose answer theory knows (docs/known_answers.md)"
     )
+    wandb_report: str | None = option(
+        None, "a folder of finished runs: a workspace in W&B with their accuracies, PGR and curves (docs/wandb.md)"
+    )
+    project: str | None = option(None, "wandb_report: project in W&B; null is WANDB_PROJECT, or the runs' own, or w2sg")
+    entity: str | None = option(None, "wandb_report: team or user in W&B; null is WANDB_ENTITY, or your default")
     # the beginning of a hash may read as a number
     key: str | int | float | None = option(None, "store=why: a stage, or the beginning of its name or hash")
     apply: bool = option(False, "store=prune: true removes; false is a dry run")
@@ -57,13 +62,14 @@ class EvaluateConfig(Options):
     root: str = option(..., "the store itself, where it was given another place")
 
     def rules(self) -> list[str]:
-        doing = ("runs", "store", "export", "harness", "annotations", "known_answers")
+        doing = ("runs", "store", "export", "harness", "annotations", "known_answers", "wandb_report")
         tasks = [name for name in doing if getattr(self, name) is not None]
         if not tasks:
             return [
                 "runs: say what to do: runs=FOLDER gathers finished runs; store=list, =why or =prune looks at a store; "
                 "export=RUN writes one of its models; harness=RUN evaluates one on downstream tasks; "
-                "annotations=FILE reads what alpaca_eval judged; known_answers=all checks against theory"
+                "annotations=FILE reads what alpaca_eval judged; known_answers=all checks against theory; "
+                "wandb_report=FOLDER saves a workspace in W&B"
             ]
         if len(tasks) > 1:
             return [f"{tasks[0]}: one thing at a time; leave out all but one of {', '.join(f'{a}=' for a in tasks)}"]
@@ -76,6 +82,8 @@ class EvaluateConfig(Options):
             return ["adapter: read only with export=RUN; leave it out"]
         if self.harness is not None and not self.tasks:
             return ["tasks: name the harness's tasks, as tasks=[arc_easy,gsm8k]"]
+        if (self.project or self.entity) and self.wandb_report is None:
+            return [f"{'project' if self.project else 'entity'}: read only with wandb_report=FOLDER; leave it out"]
         if self.of is not None and self.annotations is None:
             return ["of: read only with annotations=FILE; leave it out"]
         return []

@@ -13,6 +13,7 @@ JOBS = {
     "harness": "harness",
     "annotations": "annotations",
     "check-theory": "known_answers",
+    "wandb-report": "wandb_report",
 }
 SCRIPTS = ("train", "evaluate")  # train.py and evaluate.py of a clone
 

@@ -20,21 +20,35 @@ from lightning.pytorch.utilities import rank_zero_only
 from w2sg.config.hydra import NOT_IN_NAME
 from w2sg.config.schema import TrainConfig
 from w2sg.printable import printable
+from w2sg.store.keys import flatten
 from w2sg.training.ledger import Ledger
 
 log = logging.getLogger(__name__)
 LONGEST = 128  # characters of a name or a group
-IN_WORDS = ("method", "decoder", "loss", "weak", "strong", "weak.name", "strong.name", "dataset", "pair", "seed")
+IN_WORDS = (
+    "method",
+    "decoder",
+    "loss",
+    "weak",
+    "strong",
+    "weak.name",
+    "strong.name",
+    "dataset",
+    "pair",
+    "seed",
+    "dataset.split_seed",
+)
 CURVES = "w2sg-curves.json"  # in a run's folder: which points it holds
 LOST = "takes no more curves (%s); they are in the store and on the page"
 PATIENCE = 600  # seconds that a finished run waits for W&B to take what is left
 
 
 def setting_of(config: TrainConfig) -> str:
-    """A hash of all that a run's results depend on, apart from its seed: of devices, the precision alone."""
+    """A hash of all that a run's results depend on, apart from its two seeds: of devices, the precision alone."""
     content = config.model_dump(mode="json", by_alias=True)
     for key in ("seed", "out", "store", "logger", "report"):
         content.pop(key, None)
+    content["dataset"].pop("split_seed", None)
     content["trainer"] = {"precision": content["trainer"]["precision"]}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -67,17 +81,6 @@ def _learns_by_loss(config: TrainConfig) -> bool:
     target = config.method["_target_"]
     of_text = ("w2sg.methods.cong.", "w2sg.methods.decode.")
     return not target.startswith(of_text) and config.method.get("target", "labels") == "labels"
-
-
-def flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """A configuration by the keys that are typed, so that it meets the parameters of a sweep: ``strong.lr``."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{path}{key}.")
-        else:
-            found[f"{path}{key}"] = value
-    return found
 
 
 class StageLogger(Logger):
@@ -242,8 +245,9 @@ def asked_of_wandb(config: TrainConfig, out: Path, typed: Sequence[str]) -> dict
     None leaves it to W&B, which reads its variables itself.
     """
     options, setting, words = config.logger, setting_of(config), words_of(config, typed)
-    seed = f" seed {config.seed}"
-    run = hashlib.sha256(f"{setting}:{config.seed}:".encode() + os.fsencode(out.resolve())).hexdigest()
+    split = config.dataset.split_seed
+    seed = f" seed {config.seed}" + (f" split {split}" if split else "")
+    run = hashlib.sha256(f"{setting}:{config.seed}:{split}:".encode() + os.fsencode(out.resolve())).hexdigest()
     swept = bool(os.environ.get("WANDB_SWEEP_ID"))  # an agent gives its runs ids, and resumes none
     defaults = {
         "project": ("WANDB_PROJECT", options.project, "w2sg"),
@@ -264,7 +268,8 @@ def asked_of_wandb(config: TrainConfig, out: Path, typed: Sequence[str]) -> dict
     names = [method, config.dataset.name, *([loss] if _learns_by_loss(config) else [])]
     tags = [*(name[:64] for name in names), *options.tags, *os.environ.get("WANDB_TAGS", "").split(",")]
     given["tags"] = list(filter(None, dict.fromkeys(tags)))
-    given["config"] = flat(config.model_dump(mode="json", by_alias=True))
+    # by the keys that are typed, so that they meet the parameters of a sweep: strong.lr
+    given["config"] = flatten(config.model_dump(mode="json", by_alias=True))
     return given
 
 
