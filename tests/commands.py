@@ -36,6 +36,10 @@ def _run(script: str, overrides: Sequence[str], environment: dict[str, str], out
     for stream, path in ((sys.stdout, out), (sys.stderr, err)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, stream.fileno())
+        if os.isatty(file):  # the streams of this process were made for files
+            name = "stdout" if stream is sys.stdout else "stderr"
+            terminal = open(stream.fileno(), "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, terminal)
         os.close(file)
     os.environ.clear()
     os.environ.update(environment)

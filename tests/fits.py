@@ -49,7 +49,7 @@ def examples(n: int = 30, seed: int = 0) -> Examples:
 
 
 def devices(**changes) -> Devices:
-    node = {"accelerator": "cpu", "progress_bar": False, "eval_tokens": 256}
+    node = {"accelerator": "cpu", "eval_tokens": 256}
     return Devices(TrainerConfig.model_validate(node | changes))
 
 

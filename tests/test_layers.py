@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = """
 errors printable stops
 console
+live
+progress
 losses metrics
 config
 store

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import codecs
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from w2sg import stops
 from w2sg.printable import SHOWN, printable
 
+PROGRAMS = "w2sg", "train.py", "evaluate.py", "__main__.py"
+TYPED = list(sys.argv)  # before anything is taken from it
 # Replacements on terminals that lack these characters; any other character is shown as its code.
 ASCII = {
     **dict.fromkeys("–—−\u2011━╸╺", "-"),
@@ -49,6 +55,20 @@ def any_terminal() -> None:
     logging.lastResort.setFormatter(LogFormatter())  # for programs that set up no log
 
 
+def as_typed() -> str | None:
+    """The command line of this process as a shell would take it; None where a launcher or another program wrote it."""
+    launched = any(name in os.environ for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", stops.PARENT))
+    program = Path(TYPED[0]).name if TYPED else ""
+    if launched or program not in PROGRAMS:
+        return None
+    words, whole = TYPED[1:], list(sys.orig_argv)
+    if program == "w2sg":  # Python runs it
+        whole = ["w2sg", *words]
+    elif whole[len(whole) - len(words) :] != words:
+        whole = ["python", *TYPED]
+    return printable(shlex.join(whole))
+
+
 class Plain(Console):
     """A console that prints text literally: no markup, no emoji codes, no highlighting, no control characters."""
 
@@ -63,11 +83,13 @@ class Plain(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
-    def say(self, line: str, label: str = "", style: str = "") -> None:
-        """Print one line after a coloured word. Only the terminal wraps it."""
-        if label:
-            self.print(label, style=style, end="")
-        self.print(line, soft_wrap=True)
+    def say(self, line: str, label: str = "", style: str = "", words: bool = False) -> None:
+        """Print one line after a coloured word. Only the terminal wraps it.
+
+        Args:
+            words: it is a sentence, so on a terminal it is wrapped between words.
+        """
+        self.print(Text.assemble((label, style), line), soft_wrap=not (words and self.is_terminal))
 
 
 class LogFormatter(logging.Formatter):

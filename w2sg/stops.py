@@ -25,7 +25,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -123,6 +123,8 @@ class _Ear:
 
 _ear: _Ear | None = None
 _peers: Peers | None = None  # connections of this process's run
+describe: Callable[[], list[str]] = list  # lines on what a stop leaves behind
+erase = ""  # what takes away a line that is on the terminal now
 _ended = False
 _status: int | None = None  # exit status of the process, once its last command was stopped
 
@@ -301,7 +303,10 @@ def _end(stop: Stopped, chained: dict[int, Any]) -> None:
 
 
 def _line(number: int) -> str:
-    return f"ended by {signal.Signals(number).name}; the same command resumes from here\n"
+    lines = [f"{erase}ended by {signal.Signals(number).name}; the same command resumes from here"]
+    with contextlib.suppress(Exception):  # another thread may be changing what it looks at
+        lines += describe()
+    return "\n".join(lines) + "\n"
 
 
 def speaks() -> bool:
@@ -367,7 +372,8 @@ def _listen(ear: _Ear, read: int, ours: tuple[int, ...]) -> None:
                 _exit(ear.number)
         elif interrupted is not None and now - interrupted > NOTICE and not noticed and speaks():
             noticed = True
-            os.write(2, b"ending after this step and its checkpoint; Ctrl-C again ends at once, without it\n")
+            line = "ending after this step and its checkpoint; Ctrl-C again ends at once, without it\n"
+            os.write(2, (erase + line).encode())
 
 
 def _exit(number: int) -> None:

@@ -221,7 +221,7 @@ def test_the_last_of_two_counts():
     [
         "trainer=ddp",
         "trainer.devices=2",
-        "trainer.progress_bar=false",
+        "trainer.progress=none",
         "++trainer.num_nodes=2",
         "logger=wandb",
         "logger.tags=[a,b]",

@@ -40,7 +40,7 @@ def soft(loss):
 
 
 def devices(**changes) -> Devices:
-    node = {"accelerator": "cpu", "progress_bar": False}
+    node = {"accelerator": "cpu"}
     return Devices(TrainerConfig.model_validate(node | changes))
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
+import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,12 +33,17 @@ def launch(task: Callable[[Any], Any], name: str) -> None:
 
     from w2sg.config.check import check, check_evaluate
     from w2sg.config.composing import settle
-    from w2sg.config.hydra import register
+    from w2sg.config.hydra import register, tell_sweep
     from w2sg.config.plugins import CONF
+    from w2sg.config.programs import command
     from w2sg.config.typed import typed
-    from w2sg.console import any_terminal
+    from w2sg.console import Plain, any_terminal
+    from w2sg.live import clock
 
     any_terminal()
+    # a line for each run is ours to print
+    logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)
+    begun, jobs = time.monotonic(), None
     with readable_errors():
         line = typed(sys.argv[1:], sweeps=name != "evaluate")
         register(users=line.folder)
@@ -44,9 +52,16 @@ def launch(task: Callable[[Any], Any], name: str) -> None:
         elsewhere = line.has("--config-path", "-cp", "--experimental-rerun")
         if not elsewhere and not line.has("--hydra-help", "--version", "--shell-completion", "-sc"):
             holds = (lambda cfg, _: check_evaluate(cfg)) if name == "evaluate" else check
-            settle(line.value("--config-name") or name, line, None if shows else holds)
+            jobs = settle(line.value("--config-name") or name, line, None if shows else holds)
+    tell_sweep(jobs)
     with late_help():
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+    if jobs is not None and stops.speaks():
+        typed_out = [word.partition("=")[2] for word in line.overrides if word.startswith("out=")]
+        out = typed_out[-1] if typed_out else "outputs"
+        console = Plain()
+        console.say(f"{len(jobs)} run{'s' * (len(jobs) > 1)} in {clock(time.monotonic() - begun)}")
+        console.say(f"next: {command('compare', shlex.quote(out))}")
 
 
 @contextlib.contextmanager

@@ -26,13 +26,16 @@ NULL_SECTIONS = ("chat_template_kwargs", "columns", "zero_shot", "difficulty")  
 FEW = 14  # choices of a group that are all named
 
 
-def settle(name: str, typed: Typed, check: Check | None) -> None:
+def settle(name: str, typed: Typed, check: Check | None) -> list[list[str]] | None:
     """Compose and check every run that a command line asks for.
 
     Args:
         name: the file of conf/ that the program starts from.
         typed: the command line.
         check: what looks at a composed run and its choices; None composes alone.
+
+    Returns:
+        The overrides of each run of a sweep; None for a run that stands alone, and where a sweeper decides as it goes.
 
     Raises:
         ConfigError: everything that is wrong with any of the runs.
@@ -57,9 +60,9 @@ def settle(name: str, typed: Typed, check: Check | None) -> None:
         if not swept:
             if check is not None:
                 _checked(cfg, check)
-            return
-        if cfg.hydra.sweeper._target_ != BASIC:  # it decides on its runs as it goes
-            return
+            return None
+        if cfg.hydra.sweeper._target_ != BASIC:
+            return None
         try:
             jobs = _jobs(cfg, typed.overrides)
         except _refusals() as error:
@@ -80,6 +83,7 @@ def settle(name: str, typed: Typed, check: Check | None) -> None:
                     places_of.setdefault(problem, []).append(place)
         if places_of:
             raise ConfigError([p + _which(places, jobs) for p, places in places_of.items()])
+        return jobs
 
 
 def _conf() -> Any:

@@ -1,15 +1,22 @@
-"""How Hydra is started: one folder of models for two roles, and folders of runs without timestamps."""
+"""How Hydra is started: one folder of models for two roles, folders of runs without timestamps, and runs of sweeps."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from w2sg.config import plugins
 from w2sg.config.plugins import CONF
 from w2sg.errors import UserError
+from w2sg.progress import Sweep
+
+SWEEP = "W2SG_SWEEP"  # the environment variable that the runs of a sweep share
 
 
 def register(conf: Path = CONF, users: Path | None = None) -> None:
@@ -72,3 +79,30 @@ def run_name(overrides: list[str]) -> str:
     if readable == text and len(text) <= 120:
         return text
     return readable[:100] + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def tell_sweep(jobs: Sequence[Sequence[str]] | None) -> None:
+    """Let the runs of a sweep, which may be processes, know how many they are and what they share.
+
+    Args:
+        jobs: the overrides of each run; None where there is no sweep, or nobody knows.
+    """
+    os.environ.pop(SWEEP, None)
+    if jobs is not None:
+        os.environ[SWEEP] = json.dumps({"runs": len(jobs), "common": sorted(set.intersection(*map(set, jobs)))})
+
+
+def sweep_of(job: Any) -> Sweep | None:
+    """The place of a run in its sweep; None for one that stands alone.
+
+    Args:
+        job: Hydra's configuration of the run.
+    """
+    from hydra.types import RunMode
+
+    if job.mode != RunMode.MULTIRUN:
+        return None
+    known = json.loads(os.environ.get(SWEEP) or "{}")
+    words = [word for word in job.overrides.task if word not in known.get("common", ())]
+    apart = not str(job.launcher._target_).endswith(".BasicLauncher")
+    return Sweep(int(job.job.num) + 1, known.get("runs"), " ".join(words), apart)

@@ -18,18 +18,20 @@ _MODEL = {"train": "tune", "untuned": "before_alignment", "layer": "feature_laye
 _MODEL |= {"candidates": "feature_layer_candidates", "quantise": "round_weights", "micro_batch": "micro_batch_size"}
 _LAYERS = {"layer": "feature_layer", "candidates": "feature_layer_candidates"}
 _PREFERENCES = {"supervised": "sft_weight", "supervised_mean": "sft_mean"}
+_BARS = {"none": ("false", False), "auto": ("true", True)}  # as typed, and in a file
 # section, as a pattern -> old name of a key in it -> new name
 SECTIONS = {
     r"weak|strong|method\.(links|variants)\.\d+": _MODEL,
     r"(optim|training)\.(full|lora|head)|method\.(alignment|sft|dpo)": _TRAINING,
     r"method\.(alignment|dpo)": _PREFERENCES,
     r"(method\.)?judge|(method\.)?decoder\.guide": _LAYERS,
-    r"trainer": {"eval_tokens": "tokens_per_eval_batch"},
+    r"trainer": {"eval_tokens": "tokens_per_eval_batch", "progress_bar": "progress"},
     r"(method\.)?refine": {"batch_size": "context_size"},
     r"dataset\.sizes": {"ground_truth": "weak_train"},
 }
 GROUPS = {"training": "optim", "measure@method": "method"}  # also first parts of keys
-VALUES = {("method.ceiling_split", "ground_truth"): "weak_train"}
+VALUES: dict[tuple[str, Any], str] = {("method.ceiling_split", "ground_truth"): "weak_train"}
+VALUES |= {("trainer.progress", old): new for new, both in _BARS.items() for old in both}
 # group -> the section that its files fill; those of other groups fill the whole configuration
 PACKAGES = {"model": "weak", "training": "optim", "alignment": "method.alignment", "judge": "method.judge"}
 WHOLE = ("experiment", "pair", "")
@@ -80,10 +82,12 @@ def _is_of_training(key: str) -> bool:
     return exists(key, defaults_of(TrainConfig))
 
 
-def _value(key: str, value: str) -> str:
+def _value(key: str, value: Any) -> Any:
     new = VALUES.get((key, value), value)
     if new != value:
         say(f"{key}={value}", f"{key}={new}")
+    if not isinstance(new, str):
+        return new
     return re.sub(r"\$\{([\w.]+)\}", lambda match: "${" + new_key(match[1]) + "}", new)
 
 
@@ -113,7 +117,7 @@ def tree(content: Any, section: str = "", quiet: bool = False) -> Any:
     if isinstance(content, list):
         return [tree(inner, f"{section}.{place}", quiet) for place, inner in enumerate(content)]
     if not isinstance(content, dict):
-        return _value(section, content) if isinstance(content, str) else content
+        return _value(section, content) if isinstance(content, str | bool) else content
     renamed = {}
     for name, inner in content.items():
         key = f"{section}.{name}".lstrip(".")

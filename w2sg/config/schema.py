@@ -228,7 +228,10 @@ class TrainerConfig(Options):
         "padded tokens per forward when nothing is trained; null: 2048 on a CPU, 65536 on a GPU",
         alias="tokens_per_eval_batch",
     )
-    progress_bar: bool = option(True, "shown on a terminal only")
+    progress: Literal["auto", "plain", "none"] = option(
+        "auto",
+        "auto: one live line on a terminal, else lines | plain: lines | none: stages stand in the log file alone",
+    )
     deterministic: bool = option(False, "true asks torch for deterministic kernels (slower on a GPU)")
 
     def rules(self) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from w2sg import progress
 from w2sg.data.rows import ByPlace
 from w2sg.decoding.engine import Engine
 from w2sg.decoding.sampling import Settings, next_tokens
@@ -80,12 +81,18 @@ def decode(
         logits = logits[:, places]
     # the last token of a reply is never read, so it needs no position
     room = [most if engine.limit is None else min(most, engine.limit - len(prompts[p]) + 1) for p in prompt_of]
-    return go_on(engine, logits, settings, uniform, stop, room)[0]
+    return go_on(engine, logits, settings, uniform, stop, room, whole=True)[0]
 
 
 @torch.inference_mode()
 def go_on(
-    engine: Engine, logits: Tensor, settings: Settings, uniform: Tensor, stop: Sequence[int], room: Sequence[int]
+    engine: Engine,
+    logits: Tensor,
+    settings: Settings,
+    uniform: Tensor,
+    stop: Sequence[int],
+    room: Sequence[int],
+    whole: bool = False,
 ) -> tuple[Decoded, list[int]]:
     """Write on where the rows of an engine stand.
 
@@ -94,6 +101,7 @@ def go_on(
         settings: of the B rows. A repetition penalty is of what is written here.
         uniform: [B, T] random numbers; T is the most tokens that are written. stop: tokens that end a row.
         room: [B] the most tokens that each row may still have; a row without room writes nothing.
+        whole: these are whole replies, so the share of the batch that is done is known.
 
     Returns:
         What was written, and the rows that the engine is left with, in its order: all that did not stop or reach their
@@ -119,6 +127,9 @@ def go_on(
         written[live, step] = tokens[~done]
         kept[live, step] = logs.gather(2, tokens.expand(len(logs), -1)[..., None])[:, ~done, 0].T.to(kept.dtype)
         lengths[live] += 1
+        progress.tokens(len(live))
+        if whole:
+            progress.part((step + 1) / most)
         ended = torch.isin(tokens, ends) & ~done
         stopped[alive[ended]] = True
         done |= ended | (lengths[alive] >= room[alive])

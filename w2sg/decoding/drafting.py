@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from w2sg import progress
 from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import Decoded, go_on, keep_rows, stream
 from w2sg.decoding.sampling import Settings
@@ -188,6 +189,7 @@ class Drafting(Together):
         settings = Settings.alike(side.columns, len(live), logits.device)
         decoded, left = go_on(side.engine, logits, settings, torch.from_numpy(uniform), side.chat.stop, room)
         self.forwards += decoded.forwards
+        progress.part((max(written) + most) / self.rule.most)
         return decoded, left
 
     def _continue(self, who: int, left: list[int], going: list[tuple[int, int]], tokens: list[np.ndarray]) -> list[int]:

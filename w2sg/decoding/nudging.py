@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from w2sg import progress
 from w2sg.data.dialogue import Chat, TextChat
 from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import stream
@@ -110,6 +111,7 @@ class Nudging(Together):
         replies = list(live)
         while live:
             self._step(live)
+            progress.part(max(len(reply.tokens) for reply in live) / self.most)
             ended = [reply for reply in live if reply.done]
             if ended:
                 self._read(BASE, live, ended)
@@ -159,6 +161,7 @@ class Nudging(Together):
 
     def _append(self, who: int, reply: _Reply, token: int) -> None:
         reply.tokens, reply.writer = np.append(self._as(who, reply), token), who
+        progress.tokens(1)
         if who == BASE:
             reply.base, reply.nudged = reply.tokens, np.append(reply.nudged, False)
             cut, ended = self.chats[BASE].cut(reply.base, reply.begun)

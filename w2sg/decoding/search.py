@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from w2sg import progress
 from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import go_on, keep_rows, stream
 from w2sg.decoding.engine import Engine
@@ -297,6 +298,7 @@ class EngineGrower:
                 Hypothesis(parent.prompt, int(row), text, tokens, logs, stopped, cut, lineages[place], closing=closing)
             )
         self._grown = grown
+        progress.part(max((len(h.tokens) for h in grown), default=0) / self.most)
         return grown
 
     @torch.inference_mode()

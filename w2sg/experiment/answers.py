@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from w2sg import stops
+from w2sg import progress, stops
 from w2sg.data.replies import Prompts
 from w2sg.decoding.decoders import Decoder
 from w2sg.decoding.decoders.batches import write_batch
@@ -37,8 +37,10 @@ def ask(
     todo = [k for k, i in enumerate(prompts.ids) if i not in done]
     if done and todo:
         log.info("%d of %d prompts were answered before", len(done), len(prompts))
+    progress.count("asking", len(prompts), "prompts", len(done))
     for start in range(0, len(todo), decoder.batch_size):
         batch = prompts.take(todo[start : start + decoder.batch_size])
+        progress.at(len(done), len(batch))
         begun = time.perf_counter()
         replies = write_batch(decoder, engines(), batch)
         seconds = (time.perf_counter() - begun) / len(batch)
@@ -47,6 +49,8 @@ def ask(
         with stops.deferred():
             seal(scratch, f"answers-{len(done):06d}", ".json.gz", lambda file, content=content: file.write(content))
         done |= answers
+        progress.at(len(done))
+        progress.kept(len(done))
     if server.usage.uncounted:
         log.warning("the server does not count tokens: they are counted by the tokenizer of strong=")
     (folder / ANSWERS).write_bytes(to_file(done))

@@ -208,7 +208,7 @@ class Decoders:
 
         rows = ByPlace([len(row) for row in self.strong.source.chat.prompts(prompts.texts)])
         examples = Examples(rows, prompts.ids, torch.zeros(len(prompts)))
-        return ReadJob(modules, read, examples, rows=decoder.batch_size, whole=True)
+        return ReadJob(modules, read, examples, rows=decoder.batch_size, whole=True, verb="writing", unit="replies")
 
     def _ask(self, decoder: Decoder, prompts: Prompts, folder: Path) -> dict[str, Any]:
         modules, engines = self._models(decoder)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from w2sg import progress
 from w2sg.config.options import Sampling
 from w2sg.data.loading import Examples
 from w2sg.data.replies import Prompts, Replies
@@ -147,7 +148,7 @@ def _writing(
         return Found(values, sizes, flags, written.useful, written.forwards)
 
     examples = Examples(rows, ids, torch.zeros(len(ids), dtype=torch.long))
-    return ReadJob(policies, read, examples, rows=sampling.batch_size, whole=True)
+    return ReadJob(policies, read, examples, rows=sampling.batch_size, whole=True, verb="writing", unit="replies")
 
 
 def _by_vllm(run: Context, writer: Trained, rows: ReplyRows, row_ids: list[str], part: Path) -> dict[str, Any]:
@@ -157,6 +158,7 @@ def _by_vllm(run: Context, writer: Trained, rows: ReplyRows, row_ids: list[str],
     model = str(writer.saved or source.folder)
     revision = None if writer.saved else source.identity.get("revision")
     spec, ids = source.spec, source.chat.ids.tolist() if padding(source) else None
+    progress.count("writing by vLLM", unit="replies")  # which writes all in one call, with a bar of its own
     written = by_vllm.sample(model, revision, spec.dtype, spec.max_length, rows, source.chat.stop, ids)
     values, sizes, flags = _tensors(written)
     save_file({"values": values, "sizes": sizes, "flags": flags}, part / "values.safetensors")

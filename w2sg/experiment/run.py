@@ -6,15 +6,18 @@ Each verb is a stage of the store, or some of them: what was computed once under
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from w2sg import losses
+from w2sg import losses, progress
 from w2sg.config.build import build
 from w2sg.config.check import check
+from w2sg.config.hydra import sweep_of
 from w2sg.config.schema import TrainConfig
 from w2sg.config.unread import unread
+from w2sg.console import Plain
 from w2sg.data.labels import Labels
 from w2sg.errors import UserError
 from w2sg.experiment import alignment, fit_labels, fit_text, keys, replies
@@ -23,8 +26,10 @@ from w2sg.experiment import generate as generation
 from w2sg.experiment import predict as predictions
 from w2sg.experiment import score as scores
 from w2sg.experiment.context import Context
+from w2sg.experiment.plan import planned, remember
 from w2sg.metrics.theory import GAMMA
 from w2sg.reports.assemble import MakeFiles, Report, Rows, assemble
+from w2sg.reports.closing import show_closing
 from w2sg.reports.label_runs import check_names, columns_of, label_sections, label_story
 from w2sg.reports.section import Section, Story
 
@@ -93,6 +98,7 @@ class Run(Context):
             if "zero_shot" in predictions:
                 raise UserError("run.report: 'zero_shot' is the strong model's own score; give the model another name")
             predictions = {**predictions, "zero_shot": untrained}
+        progress.between("measuring")
         transfer = None
         if taught is not None:
             labels, student = taught
@@ -156,28 +162,38 @@ def run_composed(cfg: Any) -> Report:
     from hydra.core.hydra_config import HydraConfig
 
     job = HydraConfig.get()
-    return run_method(check(cfg, job.runtime.choices), job.runtime.output_dir, list(job.overrides.task))
+    config = check(cfg, job.runtime.choices)
+    return run_method(config, job.runtime.output_dir, list(job.overrides.task), sweep_of(job))
 
 
-def run_method(config: TrainConfig, out: str | Path, typed: list[str]) -> Report:
+def run_method(config: TrainConfig, out: str | Path, typed: list[str], sweep: progress.Sweep | None = None) -> Report:
     """Run the configured method in the folder ``out``; dashboards are closed whatever happens.
+
+    Args:
+        typed: what the user typed. sweep: the run's place in a sweep.
 
     Raises:
         UserError: the method returns no report.
     """
+    begun = time.monotonic()
     method = build(config.method)
     run = Run(config, Path(out), typed)
-    for line in unread(config, typed):
-        log.warning("%s", line)
-    failed = True
-    try:
-        report = method(run)
-        if not hasattr(report, "content"):
-            raise UserError(
-                f"{config.method['_target_']} returned {type(report).__name__} and no report; let it return what "
-                "run.report gives"
-            )
-        failed = False
+    with progress.showing(config.trainer.progress, sweep, run.devices.main, begun):
+        for line in unread(config, typed):
+            log.warning("%s", line)
+        progress.expect(planned(config))
+        failed = True
+        try:
+            report = method(run)
+            if not hasattr(report, "content"):
+                raise UserError(
+                    f"{config.method['_target_']} returned {type(report).__name__} and no report; let it return what "
+                    "run.report gives"
+                )
+            failed = False
+        finally:
+            run.loggers.finish(failed)
+        if run.devices.main:
+            remember(config, len(run.stages.records))
+            show_closing(report.content, run.out, typed, Plain())
         return report
-    finally:
-        run.loggers.finish(failed)

@@ -102,7 +102,7 @@ class Bench:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.devices = Devices(TrainerConfig(accelerator="cpu", progress_bar=False))
+        self.devices = Devices(TrainerConfig(accelerator="cpu"))
         self.stages = Stages(Store(folder / "store"), self.devices, lambda _: None, 10.0, curve_every=1)
 
     def fit(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
+from w2sg import progress
 from w2sg.config.programs import command
 from w2sg.errors import UserError
 from w2sg.known_answers.bench import Bench
@@ -65,18 +66,14 @@ def chosen(name: str) -> tuple[Check, ...]:
 
 def run_check(check: Check) -> Done:
     """Run one check in a temporary, empty store, so that stages of older code cannot answer for this code."""
-    begun, notices = time.perf_counter(), logging.getLogger("w2sg.training.stages")
-    before = notices.level
-    notices.setLevel(logging.WARNING)  # hundreds of stages that do not concern the user
+    begun = time.perf_counter()
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with progress.hidden(), tempfile.TemporaryDirectory() as folder:
             findings = check.run(Bench(Path(folder)))
     except Exception as error:  # one check that fails to run must not hide the results of the others
         log.exception("known_answers: %s could not be run", check.name)
         findings = Findings()
         findings.add("the check runs to its end", 1, 0, 0, f"{type(error).__name__}: {error}")
-    finally:
-        notices.setLevel(before)
     return Done(check, findings, time.perf_counter() - begun)
 
 

@@ -118,7 +118,7 @@ def whole_path(bench: Bench) -> Findings:
             "weak.epochs=16",
             f"strong.epochs={epochs}",
             "trainer=cpu",
-            "trainer.progress_bar=false",
+            "trainer.progress=none",
             "logger=none",
             f"out={out}",
             f"store={bench.folder / 'whole-store'}",

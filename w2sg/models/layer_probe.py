@@ -9,6 +9,8 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from torch import Tensor
 
+from w2sg import progress
+
 FOLDS = 5
 
 
@@ -27,7 +29,12 @@ def choose_layer(states: Tensor, labels: Tensor, ids: list[str], classes: int, l
     """
     fold = np.array([int.from_bytes(hashlib.sha256(f"fold:{i}".encode()).digest()[:8], "big") % FOLDS for i in ids])
     x, y = states.numpy().astype(np.float64), labels.numpy()
-    return [_accuracy(x[:, :, k], y, fold, classes, l2) for k in range(x.shape[2])]
+    progress.count("choosing", x.shape[2], "layers")
+    accuracies = []
+    for k in range(x.shape[2]):
+        accuracies.append(_accuracy(x[:, :, k], y, fold, classes, l2))
+        progress.at(k + 1)
+    return accuracies
 
 
 def _accuracy(x: np.ndarray, y: np.ndarray, fold: np.ndarray, classes: int, l2: float) -> float:

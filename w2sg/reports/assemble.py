@@ -18,15 +18,16 @@ from typing import Any
 
 import torch
 
-from w2sg import __version__
+from w2sg import __version__, progress
 from w2sg.config.programs import command
 from w2sg.config.unread import unread
 from w2sg.errors import UserError
+from w2sg.reports.closing import notes
 from w2sg.reports.render import page, render
 from w2sg.reports.section import Section, Story
 from w2sg.reports.sections.provenance import Provenance, Reading
 from w2sg.reports.sections.splits import Splits, data_of
-from w2sg.reports.words import PROMPTS_ALONE, folded
+from w2sg.reports.words import PROMPTS_ALONE
 from w2sg.store.files import write_json
 
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "peft")
@@ -85,7 +86,7 @@ class Report:
                 f"the report cannot be written to {out} ({error.strerror or error}); free space or choose another "
                 "folder with out=, and run the same command: all stages are in the store"
             ) from error
-        self.show(out)
+        self.show()
         return files
 
     def _write(self, out: Path) -> list[Path]:
@@ -112,22 +113,24 @@ class Report:
             raise failed
         return files
 
-    def show(self, out: Path) -> None:
-        """Print the title, the tables of the sections and the warnings."""
+    def show(self) -> None:
+        """Print the title, the tables of the sections and the warnings; of a run in a sweep what is new of these."""
         from w2sg.console import Plain
 
         content, console = self.content, Plain()
-        console.print(content["title"], style="italic")
-        for section in self.sections:
+        progress.rest()
+        alone = progress.sweep() is None
+        if alone:
+            console.print(content["title"], style="italic")
+        for section in self.sections if alone else ():
             try:
                 table = section.table(content)
             except Exception as error:
                 raise _broken(section, "table", error) from error
             if table is not None:
                 console.print(table)
-        for line, _ in folded([*content["warnings"], *content.get("unread", ())]):
-            console.say(f": {line}", "note", "yellow")
-        console.say(f"report: {out / 'report.html'}")
+        for line in notes(content):
+            console.say(f": {line}", "note", "yellow", words=True)
 
 
 def _write_parquet(columns: Mapping[str, list], file: Path) -> Path:
@@ -170,6 +173,7 @@ def assemble(
     Raises:
         UserError: two sections give the same key, a section cannot be shown, or the folder cannot be written.
     """
+    progress.between("writing the report")
     report = compose(run, story, sections, predictions, samples)
     files = files if run.config.report.texts else ()
     if run.devices.main:

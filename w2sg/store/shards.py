@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from w2sg import stops
+from w2sg import progress, stops
 from w2sg.store.files import remove
 from w2sg.store.sealed import seal, sweep, unsound
 
@@ -91,6 +91,7 @@ class Shards(L.Callback):
         with stops.deferred():
             seal(self.scratch, f"shard-{self.rank:04d}-{taken:06d}", ".safetensors", lambda f: f.write(save(tensors)))
             self.pending, self.flushed = [], now
+        progress.kept()
 
     @staticmethod
     def done(scratch: Path) -> np.ndarray:

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from w2sg import progress
 from w2sg.config.programs import command
 from w2sg.errors import UserError
 from w2sg.store.files import FAILING, FULL, TEMPORARY, UNWRITABLE, hash_file, read_json, remove, sync, write_json
@@ -33,6 +35,7 @@ from w2sg.store.soundness import DAMAGED, KEY, MANIFEST, PART, SCRATCH, digest, 
 
 log = logging.getLogger(__name__)
 
+HOLDER = ".holder"  # a file beside a lock, which says who holds it
 _holders: dict[Path, int] = {}  # lock file -> the thread of this process that holds it
 
 
@@ -263,14 +266,33 @@ class Store:
                     raise
                 if _holders.get(file) == threading.get_ident():
                     raise RuntimeError(f"{folder} is claimed inside its own claim, which would wait for ever") from None
-                log.info("waiting for another process that is making %s", self.root / folder)
-                lock.acquire(poll_interval=0.2)
+                self._wait(lock, file, folder)
+            if wait:
+                told = {"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}
+                with suppress(OSError):  # it serves only those who wait
+                    file.with_suffix(HOLDER).write_text(json.dumps(told), encoding="utf-8")
         _holders[file] = threading.get_ident()
         try:
             yield
         finally:
             del _holders[file]
+            if wait:
+                with suppress(OSError):
+                    file.with_suffix(HOLDER).unlink(missing_ok=True)
             lock.release()
+
+    def _wait(self, lock: FileLock, file: Path, folder: str) -> None:
+        """Wait for a lock, and say who holds it."""
+        who, seconds = "another process", 0.0
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            told = read_json(file.with_suffix(HOLDER))
+            where = "" if told["host"] == socket.gethostname() else f" on {told['host']}"
+            who, seconds = f"process {told['process']}{where}", max(0.0, time.time() - told["since"])
+        so_far = f" for {progress.clock(seconds)}" if seconds else ""
+        log.info("waiting for %s, which has been making %s%s", who, folder, so_far)
+        progress.count(f"waiting for {who}", waited=seconds)
+        lock.acquire(poll_interval=0.2)
+        progress.count("loading")
 
     @contextmanager
     def _locking(self, file: Path) -> Iterator[None]:

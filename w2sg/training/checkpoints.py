@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from w2sg import stops
+from w2sg import progress, stops
 from w2sg.store.files import FULL, remove
 from w2sg.store.sealed import seal, sweep, unsound
 
@@ -138,6 +138,7 @@ class Checkpoints(Checkpoint):
         self.files.spare = self.kept[0][0] if len(self.kept) > 1 else None
         trainer.save_checkpoint(self.folder / f"fit-{trainer.global_step:09d}.ckpt")
         self.written = time.perf_counter()
+        progress.kept(trainer.global_step)
         if trainer.is_global_zero:
             self.kept = [*(k for k in self.kept if k[0] != self.files.written), (self.files.written, self.best)][-2:]
             wanted = {file.name for file, _ in self.kept} | {best for _, best in self.kept} | {self.best}
@@ -148,10 +149,10 @@ class Checkpoints(Checkpoint):
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.validating and "loops" in checkpoint:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-            for counts in (progress["total"], progress["current"]):  # begun, so that it is begun again
+            loop = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            for counts in (loop["total"], loop["current"]):  # begun, so that it is begun again
                 counts |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-            progress["is_last_batch"] = False
+            loop["is_last_batch"] = False
 
     # -- from where ---------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from typing import Any, TypeVar
 
@@ -133,7 +132,7 @@ class Devices:
             strategy=strategy,
             precision=config.precision,
             inference_mode=not isinstance(strategy, Sharded),  # weights gathered in it could not be used outside
-            enable_progress_bar=config.progress_bar and sys.stderr.isatty(),
+            enable_progress_bar=False,  # w2sg.training.counting tells how far it is
             enable_model_summary=False,
             use_distributed_sampler=False,  # our loaders know their ranks
             num_sanity_val_steps=0,

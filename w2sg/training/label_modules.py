@@ -25,6 +25,7 @@ from w2sg.data.loading import Batch
 from w2sg.errors import TrainingError, UserError, calling, path_of
 from w2sg.losses import cross_entropy, hard_logits, needs_whole_batch
 from w2sg.metrics.labels import correct
+from w2sg.progress import part as micro_batch_begins
 from w2sg.training.evaluating import evaluate, replay
 from w2sg.training.random_state import random_state, set_random_state
 from w2sg.training.schedule import learning_rate_factor
@@ -145,10 +146,11 @@ class FitModule(L.LightningModule):
         if self._evaluation_due():
             self._evaluate()
 
-    def _synchronised(self, last: bool):
-        """Devices exchange gradients once per step, at the last micro-batch."""
+    def _synchronised(self, place: int, of: int):
+        """Devices exchange gradients once per step, at the last micro-batch. ``place``: of this one among so many."""
+        micro_batch_begins(place / of)
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
-        return nullcontext() if last or block is None else block()
+        return nullcontext() if place == of - 1 or block is None else block()
 
     # -- what is watched ----------------------------------------------------------------------------------------------
 
@@ -192,10 +194,9 @@ class FitModule(L.LightningModule):
                 sums = self.all_gather(sums).sum(0)
             means = dict(zip(watched, (sums[:, 0] / sums[:, 1].clamp(min=1e-12)).tolist(), strict=True))
         self._point({"loss": float(mean), "grad_norm": float(norm), "lr": rate, **means})
-        self.log("loss", float(mean), prog_bar=True, logger=False)
 
     def _point(self, values: dict[str, float]) -> None:
-        """One point of the curve: for the report, the progress bar and the logger.
+        """One point of the curve: for the report and the logger.
 
         The logger is told directly: Lightning would repeat the last values at every step in between.
         """
@@ -292,7 +293,7 @@ class SoftLabelModule(FitModule):
     def _one_pass(self, batch: Batch, parts: tuple[Tensor, ...], progress: float) -> Tensor:
         total = torch.zeros((), device=self.device)
         for i, (inputs, part) in enumerate(zip(batch.micro, parts, strict=True)):
-            with self._synchronised(i == len(parts) - 1):
+            with self._synchronised(i, len(parts)):
                 logits = oriented(self.scorer(inputs), batch.first[part])
                 loss = self._objective(logits, batch.targets[part], batch.weight[part], batch.total, progress)
                 self.manual_backward(loss)
@@ -311,7 +312,7 @@ class SoftLabelModule(FitModule):
         loss = self._objective(leaf, batch.targets, batch.weight, batch.total, progress)
         (gradient,) = torch.autograd.grad(loss, leaf)
         for i, (inputs, part) in enumerate(zip(batch.micro, parts, strict=True)):
-            with self._synchronised(i == len(parts) - 1):
+            with self._synchronised(i, len(parts)):
                 set_random_state(states[i])
                 again = oriented(self.scorer(inputs), batch.first[part])
                 self.manual_backward((again * gradient[part]).sum())
@@ -387,5 +388,5 @@ class SoftLabelModule(FitModule):
         self._held_out.clear()
         loss = cross_entropy if self.select_on_gold else self.loss
         held_out = values_of(loss, logits[weight > 0], targets[weight > 0], 1.0).mean()
-        self.log("held_out_loss", held_out, prog_bar=True, logger=False)  # for early stopping and selection
+        self.log("held_out_loss", held_out, logger=False)  # for early stopping and selection
         self._point({"held_out_loss": float(held_out)})

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from w2sg import stops
+from w2sg import progress, stops
 from w2sg.config.schema import FitOptions
 from w2sg.data.loading import Examples, StageData
 from w2sg.errors import UserError
@@ -27,6 +27,7 @@ from w2sg.store.shards import Found, Shards
 from w2sg.store.soundness import SCRATCH
 from w2sg.store.store import Store
 from w2sg.training.checkpoints import Checkpoints, SealedFiles
+from w2sg.training.counting import Counting
 from w2sg.training.devices import Devices
 from w2sg.training.evaluating import interval, is_evaluation, replay
 from w2sg.training.label_modules import FitContext, FitModule
@@ -67,6 +68,7 @@ class ReadJob:
         read: gives [b, ...] values, or `Found` where rows have several each.
         rows: in one forward and on one device; None fills it up to a number of tokens.
         whole: the model is held whole on each device, however the fits are cut.
+        verb, unit: what is done with rows and what they are, for `w2sg.progress`.
     """
 
     model: nn.Module
@@ -75,6 +77,8 @@ class ReadJob:
     notes: dict[str, Any] = field(default_factory=dict)
     rows: int | None = None
     whole: bool = False
+    verb: str = "reading"
+    unit: str = "rows"
 
 
 @dataclass
@@ -152,7 +156,7 @@ class Stages:
         module = job.module(FitContext(job.scorer, options, steps, self.curve_every, eval_every))
         files = SealedFiles()
         kept = Checkpoints(part / SCRATCH, files, 60.0 * self.checkpoint_minutes, job.held_out is not None, hold)
-        callbacks: list[L.Callback] = [kept]
+        callbacks: list[L.Callback] = [kept, Counting(steps)]
         if job.held_out is not None and options.patience is not None:
             callbacks.append(EarlyStopping("held_out_loss", patience=options.patience, min_delta=0.0))
         if self.devices.shards and not large(job.scorer):
@@ -211,7 +215,8 @@ class Stages:
             module = ReadingModule(job.model, job.read)
             writer = Shards(scratch, self.devices.rank, todo)
             cut = large(job.model) and not job.whole
-            trainer = self.devices.trainer(cut, callbacks=[writer], logger=False, enable_checkpointing=False)
+            told = Counting(rows=len(job.examples), read=len(done), verb=job.verb, unit=job.unit)
+            trainer = self.devices.trainer(cut, callbacks=[told, writer], logger=False, enable_checkpointing=False)
             score = job.examples.take(todo)
             data = StageData(score=score, eval_tokens=self.devices.eval_tokens, eval_rows=job.rows)
             trainer.predict(module, data, return_predictions=False)
@@ -238,13 +243,14 @@ class Stages:
     def _stage(self, name: str, key: dict[str, Any], work: Callable[[Path, stops.Deferral], dict[str, Any]]) -> Path:
         with contextlib.ExitStack() as stack:
             stack.enter_context(stops.heard())
+            shown = stack.enter_context(progress.stage(name))
             hold = stack.enter_context(stops.Deferral())
             claim = stack.enter_context(self.store.claim(name, key)) if self.devices.main else None
             path, part, cached = self.devices.agree(
                 (claim.path, claim.part, claim.cached) if claim is not None else None
             )
             if not cached:
-                self._announce(name, key, path)
+                shown.begin(self._why(name, key, path) if self.devices.main else "")
                 self._making.append({})
                 try:
                     info = work(part, hold)
@@ -255,22 +261,24 @@ class Stages:
                 if claim is not None:
                     claim.seal({**info, "rests_on": needs} if needs else info)
             info = self.devices.agree(claim.info if claim is not None else None)
+            self._record(name, path, cached, info, shown)
+        return path
+
+    def _record(self, name: str, path: Path, cached: bool, info: dict[str, Any], shown: progress.Stage) -> None:
         for making in self._making:
             making |= dict.fromkeys([*info.get("rests_on", ()), path.name])
         tokens, padded = info.get("tokens", 0), info.get("padded_tokens", 0)
         fraction = tokens / padded if padded else None
         seconds = float(info.get("seconds", 0.0))
         if path.name in self._walked:
-            return path
+            return
         for other in info.get("rests_on", ()):
             self._recall(other)
         self._walked.add(path.name)
         self.records.append(StageRecord(name, path.name, cached, seconds, tokens, fraction, info))
         if cached:
             self._replay(name, path)
-        if self.devices.main:
-            log.info("%s: %s", name, "from the store" if cached else f"done in {seconds:.1f} s")
-        return path
+        shown.finish(len(self.records), cached)
 
     def _recall(self, folder: str) -> None:
         """A stage that one from the store was made from, while it is there itself: the run rests on it, too."""
@@ -297,9 +305,8 @@ class Stages:
         finally:
             self._making = making
 
-    def _announce(self, name: str, key: dict[str, Any], path: Path) -> None:
-        if not self.devices.main:
-            return
+    def _why(self, name: str, key: dict[str, Any], path: Path) -> str:
+        """The folder of a stage that is made, and in what the nearest one in the store differs."""
         near = self.store.nearest(name, key)
         why = ""
         if near is not None:
@@ -309,7 +316,7 @@ class Stages:
             shown = ", ".join(f"{k}: {theirs} -> {ours}" for k, theirs, ours in differences[:3])
             if shown:
                 why = f" ({other} differs in {shown}{', ...' if len(differences) > 3 else ''})"
-        log.info("%s: working on %s%s", name, path.name, why)
+        return f"{path.name}{why}"
 
 
 def curve_of(folder: Path) -> list[dict[str, float]]:

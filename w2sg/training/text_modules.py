@@ -35,7 +35,7 @@ class ReplyModule(FitModule):
         world = self.trainer.world_size
         total, watched = torch.zeros((), device=self.device), []
         for i, (inputs, part) in enumerate(zip(batch.micro, parts, strict=True)):
-            with self._synchronised(i == len(parts) - 1):
+            with self._synchronised(i, len(parts)):
                 sums, of, seen = self.losses(inputs, batch, part)
                 loss = (sums / of).sum() * world
                 self.manual_backward(loss)
@@ -73,7 +73,7 @@ class ReplyModule(FitModule):
     def on_validation_epoch_end(self) -> None:
         if not self._held_out:
             return
-        self.log("held_out_loss", _loss(self._held_out), prog_bar=True, logger=False)
+        self.log("held_out_loss", _loss(self._held_out), logger=False)
         self._point({f"held_out_{name}": value for name, value in self.measures(self._held_out).items()})
         self._held_out.clear()
         self.evaluated_at = self.global_step

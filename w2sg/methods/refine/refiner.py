@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from w2sg import progress
 from w2sg.config.options import PlainSampling
 from w2sg.data.loading import Examples
 from w2sg.data.replies import Prompts, Replies
@@ -151,7 +152,8 @@ class Refiner(ContextWriter):
 
             def read(batch: dict[str, Tensor]) -> Found:
                 engine, values, rows = TransformersEngine(policy), [], batch["row"].tolist()
-                for row in rows:
+                for done, row in enumerate(rows):
+                    progress.part(done / len(rows))
                     q = places[row]
                     scores = log_likelihoods(engine, prompts[q], [c.tokens for c in candidates[q]])
                     values.append(torch.from_numpy(product_of_contexts(scores)))
