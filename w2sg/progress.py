@@ -74,7 +74,6 @@ class Stage:
             _shown.finish(self, done, found)
 
 
-_stack: list[Stage] = []  # of stages, each of which is made for the one before it
 _shown: Shown | None = None
 _silent = False
 
@@ -82,18 +81,20 @@ _silent = False
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[Stage]:
     """A stage of the run. Stages that it needs may be made inside."""
-    now = Stage(name, since=time.monotonic())
-    _stack.append(now)
+    now, shown = Stage(name, since=time.monotonic()), _shown
+    if shown is None:
+        yield now
+        return
+    shown.stack.append(now)
     try:
         yield now
     except BaseException:
-        if _shown is not None:
-            _shown.broken = _shown.broken or now
+        shown.broken = shown.broken or now
         raise
     finally:
-        _stack.remove(now)
-        if _stack:
-            _stack[-1].inner += time.monotonic() - now.since
+        shown.stack.remove(now)
+        if shown.stack:
+            shown.stack[-1].inner += time.monotonic() - now.since
 
 
 def count(verb: str, total: float | None = None, unit: str = "", done: float = 0, waited: float = 0.0) -> None:
@@ -102,8 +103,8 @@ def count(verb: str, total: float | None = None, unit: str = "", done: float = 0
     Args:
         done: units done in an earlier process. waited: seconds for which this is already going on.
     """
-    if _shown is not None and _stack:
-        now = _stack[-1]
+    if _shown is not None and _shown.stack:
+        now = _shown.stack[-1]
         now.verb, now.unit, now.total, now.done, now.batch, now.part, now.written = verb, unit, total, done, 0, 0, 0
         now.first, now.counted_since = done, time.monotonic() - waited
         _shown.counts(now)
@@ -111,30 +112,30 @@ def count(verb: str, total: float | None = None, unit: str = "", done: float = 0
 
 def at(done: float, batch: float = 0) -> None:
     """So many units are done. ``batch``: units that are begun now."""
-    if _shown is not None and _stack:
-        now = _stack[-1]
+    if _shown is not None and _shown.stack:
+        now = _shown.stack[-1]
         now.done, now.batch, now.part = done, batch, 0
         _shown.tick(now)
 
 
 def part(share: float) -> None:
     """The share of the units begun that is done. It never falls."""
-    if _shown is not None and _stack:
-        now = _stack[-1]
+    if _shown is not None and _shown.stack:
+        now = _shown.stack[-1]
         now.part = min(1.0, max(now.part, share))
         _shown.tick(now)
 
 
 def tokens(more: int) -> None:
     """So many more tokens were written."""
-    if _shown is not None and _stack:
-        _stack[-1].written += more
+    if _shown is not None and _shown.stack:
+        _shown.stack[-1].written += more
 
 
 def kept(done: float | None = None) -> None:
     """So many units of the stage, or all that are done, are on the disk: a stopped run does not repeat them."""
-    if _shown is not None and _stack:
-        _stack[-1].kept = _stack[-1].done if done is None else done
+    if _shown is not None and _shown.stack:
+        _shown.stack[-1].kept = _shown.stack[-1].done if done is None else done
 
 
 def elapsed() -> float | None:
@@ -148,10 +149,10 @@ def between(verb: str) -> None:
         _shown.last = Stage("", verb, since=time.monotonic())
 
 
-def expect(total: int | None) -> None:
-    """How many stages the run has; None where that is not known."""
+def expect(total: int | None, done: int = 0) -> None:
+    """How many stages the run has, and how many are done; None where that is not known."""
     if _shown is not None:
-        _shown.total = total
+        _shown.total, _shown.done = total, done
 
 
 def rest() -> None:
@@ -191,10 +192,11 @@ class Shown:
 
     Args:
         mode: ``auto`` is a live line where standard output and error are a terminal, else plain lines.
-        sweep: the run's place in a sweep.
+        sweep: the run's place in a sweep. noun: what its parts are called.
     """
 
-    def __init__(self, mode: Mode, sweep: Sweep | None = None):
+    def __init__(self, mode: Mode, sweep: Sweep | None = None, noun: str = "stage"):
+        self.noun = noun
         alone = sweep is None or not sweep.apart
         self.live = mode == "auto" and alone and is_terminal()
         self.plain = mode != "none" and not self.live
@@ -202,6 +204,7 @@ class Shown:
         self.begun = self.idle = time.monotonic()  # idle: since when there is no stage
         self.total: int | None = None
         self.done = 0
+        self.stack: list[Stage] = []  # each of which is made for the one before it
         self.broken: Stage | None = None
         self.last: Stage | None = None
         self._found: list[str] = []
@@ -261,12 +264,12 @@ class Shown:
         """As "stage 4 of 11 · ". A plan that turns out too short is not repeated."""
         mine = self.done + 1
         of = f" of {self.total}" if self.total is not None and self.total >= mine else ""
-        return f"{self._prefix()}stage {mine}{of} · "
+        return f"{self._prefix()}{self.noun} {mine}{of} · "
 
     def text(self, width: int | None = None) -> str:
         """The line of this moment, in at most ``width`` characters."""
         place = self.place().removesuffix(" · ")
-        now = _stack[-1] if _stack else self.last or Stage("", "preparing", since=self.idle)
+        now = self.stack[-1] if self.stack else self.last or Stage("", "preparing", since=self.idle)
         if now is self.last:
             place = self._prefix().removesuffix(" · ")
         what, counts, rate = now.name, "", ""
@@ -277,11 +280,9 @@ class Shown:
             speed = (now.reached - now.first) / max(1e-9, time.monotonic() - now.counted_since)
             left = (now.total - now.reached) / speed
         if now.written:
-            rate = f"{number(now.written / max(1e-9, time.monotonic() - now.counted_since))} tok/s"
+            rate = _rate(now.written / max(1e-9, time.monotonic() - now.counted_since), "tok")
         elif speed and now.unit:
-            rate = f"{speed:.1f} {now.unit}/s" if speed < 10 else f"{number(speed)} {now.unit}/s"
-            if speed < 0.1:
-                rate = f"{clock(1 / speed)} each"
+            rate = _rate(speed, now.unit)
         waited = time.monotonic() - (now.counted_since or now.since)
         so_far = f"{clock(waited)} so far" if waited >= 5 else ""
         time_left = f"{clock(max(left, 1), short=False)} left" if left is not None else so_far
@@ -292,12 +293,12 @@ class Shown:
             text = " · ".join(filter(None, [*words, time_left]))
             if width is None or len(text) <= width:
                 return text
-        return text[: max(0, width - 3)] + "..."
+        return (text[: max(0, width - 3)] + "...")[:width]
 
     def kept(self) -> list[str]:
         """Lines on what a stop leaves behind, and how to resume."""
         parts = [f"{self.done} finished stage{'s' * (self.done != 1)}"]
-        now = self.broken or (_stack[-1] if _stack else None)
+        now = self.broken or (self.stack[-1] if self.stack else None)
         if now is not None and now.kept:
             parts.append(f"{now.name} up to {_one(now)} {number(now.kept)} of {number(now.total or now.kept)}")
         of_run = "" if self.sweep is None else f" of {self.sweep.place}, and the runs before it"
@@ -331,18 +332,20 @@ class Shown:
 
 
 @contextlib.contextmanager
-def showing(mode: Mode, sweep: Sweep | None = None, main: bool = True, begun: float | None = None) -> Iterator[None]:
+def showing(
+    mode: Mode, sweep: Sweep | None = None, main: bool = True, begun: float | None = None, noun: str = "stage"
+) -> Iterator[None]:
     """Show what a run does inside this context. Inside of another such context it has no effect.
 
     Args:
         main: whether this process prints; of several ranks only the first does.
-        begun: when the run did, by `time.monotonic`.
+        begun: when the run did, by `time.monotonic`. noun: what its parts are called.
     """
     global _shown
     if _shown is not None or _silent or not main:
         yield
         return
-    shown = _shown = Shown(mode, sweep)
+    shown = _shown = Shown(mode, sweep, noun)
     shown.begun = begun or shown.begun
     stops.describe = shown.kept
     shown.start()
@@ -360,11 +363,16 @@ def hidden() -> Iterator[None]:
     global _shown, _silent
     before = _shown, _silent
     _shown, _silent = None, True
-    stack, _stack[:] = list(_stack), []
     try:
         yield
     finally:
-        (_shown, _silent), _stack[:] = before, stack
+        _shown, _silent = before
+
+
+def _rate(speed: float, unit: str) -> str:
+    if speed < 0.1:
+        return f"{clock(1 / speed)} each"
+    return f"{speed:.1f} {unit}/s" if speed < 10 else f"{number(speed)} {unit}/s"
 
 
 def _one(now: Stage) -> str:

@@ -20,7 +20,7 @@ from w2sg import live, progress
 from w2sg.config.check import check
 from w2sg.config.composing import settle
 from w2sg.config.hydra import register
-from w2sg.config.typed import typed
+from w2sg.config.typed import typed as taken_apart
 from w2sg.reports import closing
 
 LIVE = re.compile(r" left$|/s\b| so far$|: loading$|preparing$")
@@ -104,7 +104,7 @@ def in_a_file(folder: Path, *arguments: str) -> str:
 
 @pytest.mark.slow
 def test_a_terminal_has_one_line_that_leaves_nothing_behind(pairs_folder, tiny_llama, tmp_path):
-    arguments = label_arguments(pairs_folder, tiny_llama, tmp_path, "strong.epochs=20", **QUICK)
+    arguments = label_arguments(pairs_folder, tiny_llama, tmp_path, "strong.epochs=8", **QUICK)
     screen = Terminal("train.py", *arguments).end()
     shown = [line for line in screen.erased if "student" in line]
     assert any(re.search(r"^stage \d+ · student: training \d+/\d+ · [\d.]+ it/s · 0:\d\d left", line) for line in shown)
@@ -114,7 +114,7 @@ def test_a_terminal_has_one_line_that_leaves_nothing_behind(pairs_folder, tiny_l
     assert any(re.fullmatch(r"stage \d+ · student: \d+ steps in [\d.:]+( s)?", line) for line in screen.lines)
     words = " ".join(screen.lines)
     assert re.search(r"\d+ stages in [\d.:]+( s)?, 0 of them found in the store", words)
-    assert "next: python train.py -m" in words
+    assert re.search(r"next: python \S*train\.py -m dataset=local", "".join(screen.lines))
     assert "report: " in words
 
     # a second run of the same form knows how many stages there are; in a file there are lines alone
@@ -135,11 +135,11 @@ def test_a_terminal_has_one_line_that_leaves_nothing_behind(pairs_folder, tiny_l
     result = r"run (\d) of 2 · seed=\d · accuracy 0\.\d+ · PGR .* · done in [\d.:]+( s)?"
     assert [re.fullmatch(result, line)[1] for line in finished] == ["1", "2"]
     assert not any(line.startswith(("stage", "report:", "[20")) for line in screen.lines)
-    assert "next: python evaluate.py runs=" in " ".join(screen.lines)
+    assert re.search(r"next: python \S*evaluate\.py runs=", "".join(screen.lines))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_a_stop_says_what_is_kept_and_how_to_resume(number, pairs_folder, tiny_llama, tmp_path):
     arguments = label_arguments(pairs_folder, tiny_llama, tmp_path, "strong.epochs=400", **QUICK)
     terminal = Terminal("train.py", *arguments)
@@ -148,19 +148,20 @@ def test_a_stop_says_what_is_kept_and_how_to_resume(number, pairs_folder, tiny_l
     screen = terminal.end(128 + number)
     text = "".join(screen.lines)
     assert f"ended by {signal.Signals(number).name}; the same command resumes from here" in screen.lines
-    kept = re.search(r"kept: (\d+) finished stages and student up to step (\d+) of (\d+)resume: (.*)", text)
+    kept = re.search(r"kept: (\d+) finished stages and student up to step (\d+) of ([\d,]+)resume: (.*)", text)
     assert len(list((tmp_path / "store").glob("[a-z]*[0-9a-f]"))) == int(kept[1])
     (checkpoint,) = (tmp_path / "store").glob("student-*.part/scratch/fit-*.ckpt")
-    assert int(checkpoint.name[4:13]) == int(kept[2]) < int(kept[3])
-    assert shlex.split(kept[4]) == ["python", "train.py", *arguments]
+    assert int(checkpoint.name[4:13]) == int(kept[2]) < int(kept[3].replace(",", ""))
+    python, script, *typed = shlex.split(kept[4])
+    assert (python, Path(script).name, typed) == ("python", "train.py", arguments)
     assert not any(LIVE.search(line) for line in screen.lines)
 
 
-def test_a_line_fits_and_says_less_where_there_is_less_room(monkeypatch):
+def test_a_line_fits_and_says_less_where_there_is_less_room():
     shown = progress.Shown("plain", progress.Sweep(3, 12, "loss=rkl seed=1"))
     shown.live, shown.total, shown.done = True, 11, 3
     now = progress.Stage("student", "training", "it", 500, 120, first=20)
-    monkeypatch.setattr(progress, "_stack", [now])
+    shown.stack.append(now)
     now.counted_since = time.monotonic() - 50
     whole = "run 3 of 12 · loss=rkl seed=1 · stage 4 of 11 · student: training 120/500 · 2.0 it/s · 3:10 left"
     assert shown.text() == whole
@@ -253,6 +254,6 @@ def test_the_next_command_can_be_typed(script, words, content, tmp_path):
     for line in tries:
         program, *more = shlex.split(line)[1:]
         assert program == {"train": "train.py", "decode": "evaluate.py"}[script]
-        jobs = settle(script, typed(more), check)
+        jobs = settle(script, taken_apart(more), check)
         assert len(jobs or [1]) == (1 if script == "decode" else 9 if content["method"] == "finetune" else 3)
     assert bool(tries) != ("experiment=search_sentiment" in words)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from w2sg import progress
 from w2sg.console import Plain
 from w2sg.errors import UserError
 from w2sg.evaluation.lm_harness import (
@@ -64,10 +65,11 @@ def run_harness(
     with harness_imported():
         manager = task_manager(options)
         load_tasks(manager, options.tasks)  # what is missing is said before a model is loaded
-        lines = result_rows(subject.name, evaluate_tasks(subject.model, manager, options), options)
-        if baseline:
-            before = result_rows(subject.before.name, evaluate_tasks(subject.before, manager, options), options)
-            lines = [with_baseline(tuned, untuned) for tuned, untuned in zip(lines, before, strict=True)]
+        with progress.showing("auto", noun="model"):
+            lines = _asked(subject.name, subject.model, manager, options, 0, 1 + baseline)
+            if baseline:
+                before = _asked(subject.before.name, subject.before, manager, options, 1, 2)
+                lines = [with_baseline(tuned, untuned) for tuned, untuned in zip(lines, before, strict=True)]
     show_rows(lines, console)
     for row in lines:
         row.pop("each")
@@ -77,6 +79,13 @@ def run_harness(
         raise UserError(f"to: {folder / RESULT} cannot be written ({error.strerror or error})") from error
     console.say(f"written: {folder / RESULT}")
     return lines
+
+
+def _asked(name: str, model: Any, manager: Any, options: Options, place: int, of: int) -> list[dict[str, Any]]:
+    """The rows of one of the models that are evaluated."""
+    with progress.stage(name):
+        progress.expect(of, place)
+        return result_rows(name, evaluate_tasks(model, manager, options), options)
 
 
 def show_rows(lines: list[dict[str, Any]], console: Plain) -> None:

@@ -12,7 +12,7 @@ import importlib
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from w2sg import progress
 from w2sg.config.schema import OWN_CHAT, ModelConfig
 from w2sg.errors import UserError
 from w2sg.models.export import ORIGIN, load_merged
@@ -127,13 +128,51 @@ def harness_imported() -> Iterator[None]:
             raise UserError(f"harness: lm-eval is not wholly installed ({error}); pip install lm-eval") from error
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        yield
+        with _counted():
+            yield
     finally:
         sys.path[:] = path
         if known is not None:
             sys.modules["evaluate"] = known
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _counted() -> Iterator[None]:
+    """Let the harness's own bars tell `w2sg.progress` what they count."""
+    modules = [sys.modules[f"lm_eval.{name}"] for name in ("models.huggingface", "api.model", "api.task")]
+    bars = [module.tqdm for module in modules]
+    try:
+        for module in modules:
+            module.tqdm = _Counted
+        yield
+    finally:
+        for module, bar in zip(modules, bars, strict=True):
+            module.tqdm = bar
+
+
+class _Counted:
+    """What the harness calls a tqdm."""
+
+    def __init__(self, iterable: Iterable[Any] = (), total: int | None = None, disable: bool = False, **options: Any):
+        self.iterable, self.done, self.disabled = iterable, 0, disable
+        if not disable:
+            words = str(options.get("desc") or "asking").removeprefix("Running ").removesuffix(" requests")
+            progress.count(words, len(iterable) if total is None and isinstance(iterable, Sized) else total, "requests")
+
+    def __iter__(self) -> Iterator[Any]:
+        for one in self.iterable:
+            yield one
+            self.update()
+
+    def update(self, more: int = 1) -> None:
+        self.done += more
+        if not self.disabled:
+            progress.at(self.done)
+
+    def close(self) -> None:
+        """The next bar begins where it is made."""
 
 
 def task_manager(options: Options) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from w2sg import progress
 from w2sg.data.loading import Examples
 from w2sg.data.replies import Prompts
 from w2sg.data.rows import ByPlace
@@ -89,6 +90,8 @@ class Decoders:
 
         def work(part: Path) -> dict[str, Any]:
             modules, engines = self._models(decoder)
+            progress.count("writing", len(prompts), "replies")
+            progress.at(0, len(prompts))
             with self._on_device(modules):
                 replies = decoder.write(engines(trace=True), prompts)
             rounds = [trace_of(*row) for row in zip(prompts.texts, replies, strict=True)]

@@ -85,8 +85,11 @@ def run_known_answers(name: str, out: Path, console: Plain) -> bool:
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / "known_answers.html").touch()
-    for check in checks:
-        done = run_check(check)
+    for place, check in enumerate(checks):
+        with progress.showing("auto", noun="check"), progress.stage(check.name):
+            progress.expect(len(checks), place)
+            progress.count("running")
+            done = run_check(check)
         finished.append(done)
         show_check(done, console)
     failed = [done.check.name for done in finished if not done.findings.passed]
