@@ -310,7 +310,7 @@ class Shown:
     def say(self, line: str, hidden: bool = False) -> None:
         """A line that stays. It goes through the log, so that the run's file has it, too."""
         hidden = hidden or not (self.live or self.plain) or (self.live and self.sweep is not None)
-        if logging.getLogger().handlers:
+        if log.hasHandlers():
             log.info("%s", line, extra=FILE_ONLY if hidden else {})
         elif not hidden:  # no log is set up, as in a notebook
             print(line)

@@ -33,7 +33,7 @@ def show_closing(content: Mapping[str, Any], out: Path, typed: Sequence[str], co
     place, seconds = progress.sweep(), progress.elapsed()
     took = "" if seconds is None else f" in {clock(seconds)}"
     if place is not None:
-        parts = [place.place, place.label, *result(content), f"done{took}"]
+        parts = [place.place, place.label, *result(content), "" if seconds is None else clock(seconds)]
         console.say(" · ".join(filter(None, parts)))
         return
     if content["verdict"]:
