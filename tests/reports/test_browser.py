@@ -1,6 +1,7 @@
 """Every kind of page in a real browser: no error, all figures, sorting and filtering, no barrier, no clipped column."""
 
 import copy
+import json
 import shutil
 
 import pytest
@@ -118,7 +119,7 @@ def known_answers():
 def written(pairs_folder, tiny_gpt2, tmp_path_factory):
     out = tmp_path_factory.mktemp("pages")
     run_labels(pairs_folder, tiny_gpt2, out, "strong.epochs=2")
-    content = whole()
+    content = json.loads(json.dumps(whole()).replace("word " * 850, ""))  # axe looks at every line of a text
     content["warnings"] += [f"alpha-{k}: 1{k} examples longer than max_length and cut" for k in range(36)]
     made = {"labels": (out / "run" / "report.html").read_text(), "cong": text_page(content, CURVES)}
     made |= {"decoder": decoder(), "refine": refine(), "label_runs": label_runs(), "decoders": decoders()}
@@ -161,7 +162,8 @@ def test_a_page_has_no_barrier_in_either_scheme(shown, kind):
     for scheme in ("light", "dark"):
         opened = shown(kind, color_scheme=scheme)
         opened.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
-        found = axe.Axe().run(opened, options={"runOnly": WCAG, "resultTypes": ["violations"]}).response
+        rules = WCAG if scheme == "light" else ["color-contrast"]  # what else there is is the same in both
+        found = axe.Axe().run(opened, options={"runOnly": rules, "resultTypes": ["violations"]}).response
         broken = [(rule["id"], node["html"][:200]) for rule in found["violations"] for node in rule["nodes"]]
         assert broken == []
         sizes = [figure.bounding_box() for figure in opened.query_selector_all(".plot svg")]

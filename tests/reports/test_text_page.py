@@ -323,7 +323,7 @@ def test_replies_are_escaped_and_whole(rendered):
     assert "the judge &lt;is&gt; near chance" in page
     for reply in content["text"]["examples"][0]["replies"]:
         assert f"{reply['explicit']:+.3f}" in text
-    after = page[page.index("<details>") :]
+    after = page[page.index("<summary>The settings of the sweep") :]
     assert after.index("alpha plain") < after.index("</details>")
 
 

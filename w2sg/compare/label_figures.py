@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from w2sg.compare.names import settings_in_words, shortest
-from w2sg.reports.colours import COLOURS, INK, MARKERS, NOTE, ON_DARK, ON_LIGHT, PAPER, assigned
+from w2sg.reports.colours import COLOURS, INK, MARKERS, NOTE, PAPER, assigned, ink_on
 from w2sg.reports.figures import ends, legend_below, new_figure, reach, svg, told
 from w2sg.reports.section import Report
 from w2sg.reports.words import LEVEL, counted, number
@@ -172,6 +172,8 @@ def pairs_figure(content: Report) -> Markup:
         return Markup()
     rows, columns = shortest(weak), shortest(strong)
 
+    from matplotlib import colormaps
+
     def draw(axis: Any, group: Rows) -> None:
         table = np.full((len(weak), len(strong)), np.nan)
         for row in group:
@@ -179,7 +181,7 @@ def pairs_figure(content: Report) -> Markup:
             resolved = row["pgr"]["resolved"] and row["pgr"]["value"] is not None
             table[place] = row["pgr"]["value"] if resolved else np.nan
             shown = f"{table[place]:.2f}" if resolved else "no gap"
-            ink = ON_DARK if resolved and abs(table[place]) > 0.6 else ON_LIGHT if resolved else NOTE
+            ink = ink_on(*colormaps["RdBu"]((table[place] + 1) / 2)) if resolved else NOTE
             axis.text(place[1], place[0], shown, ha="center", va="center", fontsize=8, color=ink)
         axis.pcolormesh(np.arange(len(strong)), np.arange(len(weak)), table, cmap="RdBu", vmin=-1, vmax=1)
         tilted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
@@ -203,7 +205,8 @@ def difference_figure(content: Report) -> Markup:
     figure, axes = new_figure(7.4, 0.8 + 0.2 * len(entries) + 0.25 * len(settings))
     y, ticks, names = 0.0, [], []
     for setting in settings:
-        axes.text(0.01, y, setting, fontsize=8, weight="bold", transform=axes.get_yaxis_transform(), va="center")
+        over = {"transform": axes.get_yaxis_transform(), "va": "center", "bbox": {"fc": PAPER, "ec": "none", "pad": 1}}
+        axes.text(0.01, y, setting, fontsize=8, weight="bold", **over)
         y += 1
         for entry in (e for e in entries if e["setting"] == setting):
             firm = entry["p_holm"] < LEVEL

@@ -11,12 +11,12 @@ from markupsafe import Markup
 
 from w2sg.compare.names import key_of, losses_in_words, methods_in_words, settings_in_words
 from w2sg.compare.runs import Finished, by_split, loss_of, varying
-from w2sg.reports.colours import PALETTE, PAPER
-from w2sg.reports.figures import new_figure, reach, svg
+from w2sg.reports.colours import PAPER, looks
+from w2sg.reports.figures import legend_below, new_figure, reach, svg, told
 from w2sg.reports.section import Report, Section
 from w2sg.reports.sections.accuracy import COLUMNS as OF_LABELS
 from w2sg.reports.sections.decoded import COLUMNS as OF_DECODERS
-from w2sg.reports.words import number
+from w2sg.reports.words import Cell, number, stacked
 
 ON_TERMINAL = 6  # columns
 AXES = ("content", "concept")
@@ -54,7 +54,7 @@ class Settings(Section):
         rows = report["settings"]
         columns = columns_of(rows)
         cells = [
-            (row["method"], row["setting"], row["seeds"], *(cell(row["columns"].get(c)) for c in columns))
+            (row["method"], row["setting"], row["seeds"], *(_stacked(row["columns"].get(c)) for c in columns))
             for row in rows
         ]
         return {"columns": columns, "rows": cells, "figure": axes_figure(rows)}
@@ -143,27 +143,45 @@ def cell(column: Mapping[str, Any] | None, digits: int = 3) -> str:
     return number(column["mean"], digits) + inside
 
 
+def _stacked(column: Mapping[str, Any] | None) -> Cell | str:
+    """The same with what is known of its spread below, so that a row of many columns stays narrow."""
+    if column is None:
+        return "–"
+    if column["sd"] is not None:
+        return Cell(number(column["mean"]), f"± {number(column['sd'])}")
+    return stacked({**column, "value": column["mean"]})
+
+
 def axes_figure(rows: Sequence[Row]) -> Markup | str:
     """Concept over content of refined answers: each setting's student, its weak and its untrained model hollow."""
     known = [row for row in rows if all(f"student: {axis}" in row["columns"] for axis in AXES)]
     if not known:
         return ""
-    figure, axis = new_figure(6.4, 4.2)
-    for k, row in enumerate(known):
-        colour = PALETTE[k % len(PALETTE)]
-        for name, marker in (("student", "o"), ("weak", "v"), ("untrained", "s")):
-            x, y = (row["columns"].get(f"{name}: {part}") for part in AXES)
+    names = [f"{row['method']}: {row['setting']}" for row in known]
+    look = looks(names)
+    figure, axis = new_figure(6.4, 4.0 + 0.1 * len(known))
+    for row, name in zip(known, names, strict=True):
+        colour, _, key = look[name]
+        for system, marker in (("student", "o"), ("weak", "v"), ("untrained", "s")):
+            x, y = (row["columns"].get(f"{system}: {part}") for part in AXES)
             if x is None or y is None:
                 continue
-            main = name == "student"
-            style = {"mfc": colour if main else PAPER, "label": row["setting"] if main else None}
+            main = system == "student"
+            style = {"mfc": colour if main else PAPER, "label": f"{key}  {name}" if main else None}
             style |= {"fmt": marker, "color": colour, "capsize": 2, "lw": 1}
             axis.errorbar(x["mean"], y["mean"], xerr=_reach(x), yerr=_reach(y), **style)
+            place = {"xytext": (5, 4), "textcoords": "offset points"}
+            axis.annotate(key, (x["mean"], y["mean"]), color=colour, fontsize=8, **place)
     axis.set_xlabel("content")
     axis.set_ylabel("concept")
     axis.set_title("students (dots), weak models (triangles), untrained strong models (squares)", fontsize=8)
-    axis.legend(frameon=False, fontsize=7)
-    return svg(figure, "concept over content of each setting's student, weak model and untrained strong model")
+    legend_below(figure, axis, 1)
+    named = list(zip(names, known, strict=True))
+    students = [
+        told(f"{part} of the student", {name: row["columns"][f"student: {part}"]["mean"] for name, row in named})
+        for part in AXES
+    ]
+    return svg(figure, "; ".join(students))
 
 
 def _reach(column: Mapping[str, Any]) -> list[list[float]]:

@@ -182,4 +182,11 @@ def figure(panel: Panel) -> str:
     axis.set_ylabel(panel.y, fontsize=9)
     axis.set_title(panel.title, fontsize=10)
     axis.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))
-    return svg(drawn, f"{panel.title}: {panel.y} over {panel.x}, theory and runs")
+    data = [
+        (line.label, line.kind, *(f"{n:.5g}" for n in point), f"{error:.2g}" if line.error is not None else "")
+        for line in panel.lines
+        for *point, error in zip(line.x, line.y, line.error or [0.0] * len(line.x), strict=True)
+    ]
+    runs = sum(kind == "measured" for _, kind, *_ in data)
+    alt = f"{panel.title}: {panel.y} over {panel.x}; lines are theory, {counted(runs, 'runs')} are points"
+    return svg(drawn, alt, (("line", "of", panel.x, panel.y, "one standard error"), data))

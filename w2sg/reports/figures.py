@@ -98,17 +98,28 @@ def training_figures(curves: dict[str, list[dict[str, float]]]) -> Iterable[Mark
 def _lines(panels: Sequence[tuple[str, list[dict[str, float]], dict[str, str]]]) -> Markup:
     """Panels beside each other: a title, the points, and the colour of each key."""
     figure, axes = new_figure(2.85 * len(panels), 2.1, len(panels))
+    curves: dict[str, dict[float, float]] = {}  # in words, over steps
     for axis, (name, logged, keys) in zip(np.atleast_1d(axes), panels, strict=True):
         for key, colour in keys.items():
-            if xy := [(p["step"], p[key]) for p in logged if key in p]:
-                words = key.replace("rewards/", "").replace("held_out", "held-out").replace("_", " ")
-                axis.plot(*zip(*xy, strict=True), "." if len(xy) == 1 else "-", color=colour, lw=1, label=words)
+            if by_step := {p["step"]: p[key] for p in logged if key in p}:
+                words = key.rpartition("/")[2].replace("held_out", "held-out").replace("_", " ")
+                axis.plot(
+                    *zip(*by_step.items(), strict=True),
+                    ".-" if len(by_step) == 1 else "-",
+                    color=colour,
+                    lw=1,
+                    label=words,
+                )
+                curves[name if name.endswith(words) else f"{name}, {words}"] = by_step
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("optimizer step", fontsize=8)
         axis.xaxis.get_major_locator().set_params(integer=True)
         if len(axis.lines) > 1:
             axis.legend(frameon=False, fontsize=7)
-    return svg(figure, "; ".join(name for name, *_ in panels) + ", over optimizer steps")
+    steps = sorted({step for by_step in curves.values() for step in by_step})
+    rows = [(f"{step:g}", *(f"{c[step]:.5g}" if step in c else "" for c in curves.values())) for step in steps]
+    spans = (f"{name} from {next(iter(c.values())):.3f} to {[*c.values()][-1]:.3f}" for name, c in curves.items())
+    return svg(figure, f"over optimizer steps: {', '.join(spans)}", (("step", *curves), rows))
 
 
 def told(what: str, estimates: Mapping[str, Mapping[str, Any] | float | None], digits: int = 3) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
-from w2sg.reports.colours import COLOURS, NOTE, ON_BOTH, ON_DARK, ON_LIGHT, SLATE
+from w2sg.reports.colours import COLOURS, NOTE, SLATE, ink_on
 from w2sg.reports.figures import band, new_figure, points, svg, told
 from w2sg.reports.section import Report, Section
 from w2sg.reports.words import NONE, Cell, counted, judged, no_verdict_warning, p_value, stacked, wilson, wins_cell
@@ -238,10 +238,10 @@ def matrix_figure(sweep: Mapping[str, Any]) -> Markup:
     )
     side = 1.5 + (0.44 if len(order) < 9 else 0.36) * len(order)
     figure, axis = new_figure(side + 0.25, side)
-    axis.imshow(value, cmap="RdBu", vmin=0, vmax=1)
+    shades = axis.imshow(value, cmap="RdBu", vmin=0, vmax=1).to_rgba
     for i, j in zip(*np.nonzero(~np.isnan(value)), strict=True):
-        clear, shade = low[i, j] > 0.5 or high[i, j] < 0.5, ON_DARK if abs(value[i, j] - 0.5) > 0.35 else ON_LIGHT
-        ink = {"color": shade, "weight": "bold"} if clear else {"color": ON_BOTH}
+        clear = low[i, j] > 0.5 or high[i, j] < 0.5
+        ink = {"color": ink_on(*shades(value[i, j])), "weight": "bold" if clear else "normal"}
         words = f"{value[i, j]:.2f}".removeprefix("0")
         axis.text(j, i, words, ha="center", va="center", fontsize=8, **ink)
     axis.set_xticks(range(len(order)), order, rotation=45, ha="right", rotation_mode="anchor")
@@ -250,7 +250,7 @@ def matrix_figure(sweep: Mapping[str, Any]) -> Markup:
         labels[order.index(sweep["chosen"])].set_weight("bold")
     axis.spines[:].set_visible(False)
     axis.set_title(f"win rate of row over column,\nby {KINDS[kind]}", fontsize=9)
-    axis.set_xlabel("grey: interval includes .5; bold setting: used", fontsize=8)
+    axis.set_xlabel("bold: interval without .5; bold setting: used", fontsize=8)
     over = {name: None if np.isnan(value[k, 0]) else float(value[k, 0]) for k, name in enumerate(order) if k}
     return svg(figure, told(f"win rates between settings by {KINDS[kind]}; over {order[0]}", over, 2))
 
