@@ -292,6 +292,54 @@ def test_logits_of_different_vocabularies_are_not_added(arguments, tmp_path):
     assert searched["decoding"]["systems"]["search"]["replies"] == 8
 
 
+def with_positions(model: Path, folder: Path, positions: int, swapped: bool = False) -> Path:
+    """A copy of a model with fewer positions, and another vocabulary if that is asked for."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
+    if swapped:
+        content = json.loads((folder / "tokenizer.json").read_text())
+        words = content["model"]["vocab"]
+        first, second = sorted(words, key=words.get)[40:42]
+        words[first], words[second] = words[second], words[first]
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "swapped", "what"),
+    [
+        ("search", True, "go on there without its guidance"),
+        ("search", False, "end there, unfinished"),
+        ("wsd", False, "have no more of its words from there on"),
+        ("eft", False, "end there, unfinished"),
+    ],
+)
+def test_a_small_model_with_few_positions_ends_no_run(kind, swapped, what, arguments, pairs_folder, models, tmp_path):
+    """Prompts that it cannot read are left out and counted; replies that it cannot follow are counted."""
+    more = [f"strong.name={models['strong']}", *BARE, "weak.max_length=90", "decoder.max_new_tokens=20"]
+    text = Run(check(compose(*arguments(tmp_path, kind, *more), name="decode")), tmp_path / "run")
+    lengths = sorted(len(row) for row in text.strong.chat.prompts(text.prompts("test").texts))
+    llama = save_tiny_model(tmp_path / "llama", "llama", width=16, seed=3)
+    limit = lengths[-2] + 2
+    assert lengths[-1] <= limit + 12  # so that some fit and their replies do not
+    for name in ("tuned", "untuned"):
+        with_positions(llama, tmp_path / name, limit, swapped)
+    more += [f"weak.name={tmp_path / 'tuned'}", f"weak.before_alignment={tmp_path / 'untuned'}"]
+    for _ in range(2):  # from the store as well
+        report = run(arguments, tmp_path, kind, *more)
+        lines = [line for line in report["warnings"] if f"of the {limit} positions of weak (tuned)" in line]
+        said = [line for line in lines if not line.startswith("guide-alone: ")]
+        assert len(said) == 1, report["warnings"]
+        assert what in said[0]
+        assert "choose a model with more positions for weak" in said[0]
+    short = with_positions(llama, tmp_path / "short", lengths[0], swapped)
+    names = [f"weak.name={short}", f"weak.before_alignment={short}"]
+    report = run(arguments, tmp_path, kind, *more, *names)
+    assert any(f"longer than the {lengths[0]} positions of weak (short)" in line for line in report["warnings"])
+
+
 class Words:
     """A chat whose tokens are words, and ``*`` begins a turn of somebody else."""
 

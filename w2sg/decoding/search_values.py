@@ -21,7 +21,7 @@ class ImplicitValue:
 
     Each token is read once. With another tokenizer than the strong model's the text so far is tokenised anew after each
     chunk, and what came out otherwise than before is taken back and read again. The token that ends a reply counts for
-    finished replies alone.
+    finished replies alone. Of a reply that is longer than the guide has positions, what it could read counts.
 
     Args:
         engine: of two models, tuned and untuned. chat: how they write dialogues.
@@ -45,14 +45,17 @@ class ImplicitValue:
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Dialogue]) -> None:
-        self.engine.start(self.chat.prompts(prompts))
+        ids = self.chat.prompts(prompts)
+        self.engine.start(ids)
+        limit = self.engine.limit  # of the last token no state is needed
+        self.room = [None if limit is None else max(limit + 1 - len(row), 0) for row in ids]
         self.tokens = [np.zeros(0, np.int64) for _ in prompts]
         self.ratios = [np.zeros(0) for _ in prompts]
 
     @torch.inference_mode()
     def extend(self, grown: Sequence[Hypothesis]) -> np.ndarray:
         self.select([h.parent for h in grown])
-        wanted = [self.encode(h) for h in grown]
+        wanted = [self.encode(h)[:room] for h, room in zip(grown, self.room, strict=True)]
         common = [common_start(old, new) for old, new in zip(self.tokens, wanted, strict=True)]
         self.engine.rollback(np.array([len(old) - n for old, n in zip(self.tokens, common, strict=True)]))
         parts = self.engine.read([new[n:] for new, n in zip(wanted, common, strict=True)])
@@ -88,6 +91,7 @@ class ImplicitValue:
             if rows:
                 self.engine.select(torch.tensor(rows))
             self.tokens, self.ratios = [self.tokens[r] for r in rows], [self.ratios[r] for r in rows]
+            self.room = [self.room[r] for r in rows]
 
 
 def common_start(a: np.ndarray, b: np.ndarray) -> int:

@@ -22,11 +22,13 @@ from w2sg.decoding.decoders.batches import write_batch
 from w2sg.decoding.decoders.engines import Engines
 from w2sg.decoding.decoders.served import Server, as_text, ends
 from w2sg.decoding.decoders.written import Written
+from w2sg.decoding.sight import positions_of
 from w2sg.errors import UserError
 from w2sg.experiment.answers import ANSWERS, ask
 from w2sg.experiment.context import Context
 from w2sg.experiment.generate import generate
 from w2sg.experiment.keys import key_of
+from w2sg.experiment.positions import ENDS, UNDRAFTED, UNGUIDED, reaching, say_ends, too_long
 from w2sg.experiment.replies import load_trained
 from w2sg.experiment.steered import Pair, Steered, steered, trace_of
 from w2sg.models.policy import padding
@@ -78,7 +80,9 @@ class Decoders:
             folder = self.run.stages.compute(name, key, partial(self._ask, decoder, prompts))
             replies = {i: stored.unpack_text(answer) for i, answer in stored.from_file(folder / ANSWERS).items()}
             self._answered |= replies
-        return steered(self.run, decoder, self.strong, prompts, [replies[i] for i in prompts.ids], folder.name)
+        found = steered(self.run, decoder, self.strong, prompts, [replies[i] for i in prompts.ids], folder.name)
+        self._say_positions(name, decoder, found)
+        return found
 
     def traces(self, name: str, decoder: Decoder, prompts: Prompts) -> list[dict[str, Any]]:
         """The rounds of a few prompts, which all models have room for, written again.
@@ -120,18 +124,56 @@ class Decoders:
     def _sources(self, decoder: Decoder) -> list[Any]:
         return [self.strong.source] + ([self.pair.tuned.source] if decoder.needs_pair else [])
 
+    def _readers(self, decoder: Decoder) -> list[Any]:
+        """Models that read every prompt, with the untuned one where it is asked, too."""
+        return self._sources(decoder) + ([self.pair.untuned.source] if UNTUNED in decoder.needs else [])
+
+    def _say_positions(self, name: str, decoder: Decoder, found: Steered) -> None:
+        """How many replies came to the last position of a model, or were too long for a reward model that guides."""
+        prompts, replies = found.replies.prompts, found.replies
+        most, strong, texts = decoder.max_new_tokens, self.strong.source, [text.strip() for text in replies.texts]
+        said: set[tuple[Any, ...]] = set()
+        for place, source in enumerate(self._readers(decoder) if self.server is None else ()):
+            shared = source.chat.vocabulary == strong.chat.vocabulary
+            tokens = replies.tokens if shared else source.chat.replies(texts)
+            room = np.array([len(row) < most for row in replies.tokens])
+            ended = replies.finished | ~room if shared else np.ones(len(replies), bool)
+            who = (source.role, source.spec.name)
+            if who not in said and (count := reaching(source, prompts, tokens, ended)):
+                said.add(who)
+                what = ENDS if not place or (shared and not decoder.drafts) else UNGUIDED
+                say_ends(self.run, name, source, count, len(replies), UNDRAFTED if place and decoder.drafts else what)
+        if REWARD in decoder.needs:
+            guide = self.reward.source
+            lengths = [len(ids) for ids in guide.encode(self.reward.texts(prompts, texts))]
+            if lost := sum(n > guide.spec.max_length for n in lengths):
+                self.run.reading.say(
+                    f"{name}: {lost:,} of {len(lengths):,} replies with their prompts are longer than the "
+                    f"{guide.spec.max_length:,} tokens that the reward guide reads (decoder.guide.model), and lost "
+                    "their start to it; choose one with more positions, or lower max_new_tokens"
+                )
+
     def _fitting(self, name: str, decoder: Decoder, prompts: Prompts) -> Prompts:
         """Prompts that all models can read with some room left for a reply."""
         fits = np.ones(len(prompts), bool)
-        for source in self._sources(decoder):
+        short: dict[str, int] = {}
+        for source in self._readers(decoder):
             ids = source.chat.prompts(prompts.texts)
-            self.run.reading.chats(source.chat, prompts.texts, ids)
+            if source in self._sources(decoder):
+                self.run.reading.chats(source.chat, prompts.texts, ids)
             lengths = np.array([len(row) for row in ids])
             fits &= (lengths > 0) & (lengths < source.spec.max_length)
+            limit = positions_of(source.config)
+            if limit is not None and (beyond := int((fits & (lengths > limit)).sum())):
+                fits &= lengths <= limit
+                short[too_long(limit, source)] = beyond
         if not fits.any():
-            raise UserError(f"{name}: no prompt fits into max_length of all models; raise it")
-        if lost := int((~fits).sum()):
-            self.run.dropped[name] = {"prompt longer than max_length, or refused by a chat template": lost}
+            words = f" ({'; '.join(short)})" if short else ""
+            raise UserError(f"{name}: no prompt fits into max_length of all models{words}; raise it")
+        if lost := int((~fits).sum()) - sum(short.values()):
+            short = {"prompt longer than max_length, or refused by a chat template": lost, **short}
+        if short:
+            self.run.dropped[name] = short
         return prompts.take(np.flatnonzero(fits))
 
     def _key(self, decoder: Decoder, prompts: Prompts) -> dict[str, Any]:

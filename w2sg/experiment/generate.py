@@ -25,6 +25,7 @@ from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import UserError
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import key_of
+from w2sg.experiment.positions import limit_of, say_ends, too_long
 from w2sg.experiment.replies import load_trained
 from w2sg.models.policy import padding
 from w2sg.models.source import Source
@@ -69,14 +70,20 @@ def generate(
     ids = source.chat.prompts(prompts.texts)
     run.reading.chats(source.chat, prompts.texts, ids)
     room = source.spec.max_length
-    fits = [p for p, row in enumerate(ids) if 0 < len(row) < room]
+    limit, shortest = limit_of([source] if reference is None else [source, reference.source])
+    beyond = [] if limit is None else [p for p, row in enumerate(ids) if limit < len(row) < room]
+    fits = [p for p, row in enumerate(ids) if 0 < len(row) < room and (limit is None or len(row) <= limit)]
     if len(fits) < len(ids):
         refused = sum(len(row) == 0 for row in ids)
         counts = {"prompt refused by the chat template": refused, "prompt longer than max_length": -refused}
-        counts["prompt longer than max_length"] += len(ids) - len(fits)
+        counts["prompt longer than max_length"] += len(ids) - len(fits) - len(beyond)
+        if beyond:
+            counts[too_long(limit, shortest)] = len(beyond)
         run.dropped[name] = {reason: count for reason, count in counts.items() if count}
         log.info("%s: left out %s", name, ", ".join(f"{n} {reason}" for reason, n in run.dropped[name].items()))
     if not fits:
+        if beyond:
+            raise UserError(f"{name}: no prompt fits: every {too_long(limit, shortest)}; choose another model for it")
         raise UserError(f"{name}: every prompt is longer than max_length={room}; raise it")
     each = len(columns) * samples
     rows = ReplyRows(
@@ -113,6 +120,11 @@ def generate(
     _, tensors = load_tensors(folder)
     # of each reply [T, 1 + m]: a token's id, and its log-probability by each of m models
     parts = np.split(tensors["values"].numpy(), np.cumsum(tensors["sizes"].numpy())[:-1])
+    if limit is not None and engine != "vllm":
+        sizes, stopped = [len(part) for part in parts], tensors["flags"].numpy().astype(bool)
+        rooms = [limit + 1 - len(rows.prompts[p]) for p in rows.prompt_of]
+        full = [not end and n == r < rows.max_new_tokens for n, r, end in zip(sizes, rooms, stopped, strict=True)]
+        say_ends(run, name, shortest, sum(full), len(parts))
     cut = [source.chat.cut(part[:, 0].astype(np.int64)) for part in parts]
     tokens = [row for row, _ in cut]
     parts = [part[: len(row)] for part, row in zip(parts, tokens, strict=True)]
