@@ -153,6 +153,30 @@ def test_looking_while_it_is_drafted_finds_the_switch_of_the_whole_draft(many, c
     assert later > 0 or check == 16
 
 
+def test_a_repetition_penalty_is_of_the_whole_reply(many):
+    """So that looking more often changes no draft, and what the large one writes is not what was drafted."""
+    columns = [*SAMPLED[:-1], 1.7]
+    plain, changed = 0, 0
+    for tables, rule, prompts, _ in many[:8]:
+        found = [
+            drafted(
+                (TabularEngine(tables[:1]), TabularEngine(tables[1:])),
+                (Few(), Few()),
+                Rule(check=check, **rule),
+                prompts,
+                (columns, columns),
+            )
+            for check in (1, 16)
+        ]
+        assert [d.tokens.tolist() for d in found[0]] == [d.tokens.tolist() for d in found[1]]
+        unlike = drafted(
+            (TabularEngine(tables[:1]), TabularEngine(tables[1:])), (Few(), Few()), Rule(check=1, **rule), prompts
+        )
+        plain += len(unlike)
+        changed += sum(a.tokens.tolist() != b.tokens.tolist() for a, b in zip(unlike, found[0], strict=True))
+    assert changed > plain / 4
+
+
 def test_a_complete_draft_is_left_as_it_is():
     """Where nothing was reached and the small model came to an end, the large one writes nothing."""
     tables = np.full((2, 7, 6), 0.01)

@@ -589,9 +589,9 @@ def guides_of(models) -> Several:
     return Several(TransformersEngine(models[1]), TransformersEngine(models[2]))
 
 
-def grower_of(engine, prompts, chunk: int, most: int, stops=STOPS) -> EngineGrower:
+def grower_of(engine, prompts, chunk: int, most: int, stops=STOPS, columns=PLAIN) -> EngineGrower:
     """Each prompt is its own id."""
-    return EngineGrower(engine, Ids().prompts, Ids().text, prompts, PLAIN, stops, chunk, most, seed=4)
+    return EngineGrower(engine, Ids().prompts, Ids().text, prompts, columns, stops, chunk, most, seed=4)
 
 
 def searched(models, prompts, beams, children, chunk, most, stops=STOPS, trace=False):
@@ -605,9 +605,9 @@ def searched(models, prompts, beams, children, chunk, most, stops=STOPS, trace=F
     )
 
 
-def plain_samples(models, prompt: str, uniform):
+def plain_samples(models, prompt: str, uniform, columns=PLAIN):
     """Replies by the decoder alone, from given random numbers."""
-    settings = Settings.from_columns(torch.tensor([PLAIN] * len(uniform)))
+    settings = Settings.from_columns(torch.tensor([columns] * len(uniform)))
     ids, uniform = Ids().prompts([prompt]), torch.from_numpy(np.stack(uniform))
     return decode(TransformersEngine(models[0]), ids, settings, uniform, STOPS, [0] * len(uniform))
 
@@ -651,13 +651,14 @@ def test_values_of_sampled_replies_of_tables_are_exact():
         assert len({h.text for h in result.beam}) == len(result.beam)
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 12, 20])
-def test_one_beam_with_one_child_is_plain_sampling(models, chunk):
-    prompts = prompts_of(4, seed=1)
-    results = search(grower_of(TransformersEngine(models[0]), prompts, chunk, 12), None, prompts, 1, 1)
+@pytest.mark.parametrize(("chunk", "penalty"), [(1, 1.0), (5, 1.0), (12, 1.0), (20, 1.0), (1, 1.6), (5, 1.6)])
+def test_one_beam_with_one_child_is_plain_sampling(models, chunk, penalty):
+    """A repetition penalty is of the whole reply, and not of a chunk."""
+    prompts, columns = prompts_of(4, seed=1), [*PLAIN[:-1], penalty]
+    results = search(grower_of(TransformersEngine(models[0]), prompts, chunk, 12, columns=columns), None, prompts, 1, 1)
     assert len({result.best.finished for result in results}) == 2
     for prompt, result in zip(prompts, results, strict=True):
-        plain = plain_samples(models, prompt, [stream(4, prompt, 0, 12)])
+        plain = plain_samples(models, prompt, [stream(4, prompt, 0, 12)], columns)
         assert result.best.tokens.tolist() == plain.tokens[0].tolist()
         assert result.best.finished == plain.stopped[0]
         assert np.allclose(result.best.log_probabilities, plain.log_probabilities[0], atol=1e-4)

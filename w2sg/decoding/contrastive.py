@@ -92,15 +92,17 @@ def go_on(
     uniform: Tensor,
     stop: Sequence[int],
     room: Sequence[int],
+    before: Sequence[np.ndarray] = (),
     whole: bool = False,
 ) -> tuple[Decoded, list[int]]:
     """Write on where the rows of an engine stand.
 
     Args:
         logits: [m, B, V] of each row's next token.
-        settings: of the B rows. A repetition penalty is of what is written here.
+        settings: of the B rows. A repetition penalty is of the tokens ``before`` and of what is written here.
         uniform: [B, T] random numbers; T is the most tokens that are written. stop: tokens that end a row.
         room: [B] the most tokens that each row may still have; a row without room writes nothing.
+        before: [B] the tokens that each reply has already, where it has any.
         whole: these are whole replies, so the share of the batch that is done is known.
 
     Returns:
@@ -118,10 +120,12 @@ def go_on(
     uniform, ends = uniform.to(device), torch.tensor(sorted(stop), device=device)
     settings = settings.take(alive)
     allowed = getattr(engine, "writable", None), getattr(engine, "name", "the model")
+    earlier = filled_up(before, logits.shape[-1], device) if len(before) else written[:, :0]
     done = room <= 0
     forwards = 0
     for step in range(0 if bool(done.all()) else most):
-        tokens, logs = next_tokens(logits, settings, uniform[alive, step], written[alive, :step], *allowed)
+        so_far = torch.cat([earlier[alive], written[alive, :step]], 1)
+        tokens, logs = next_tokens(logits, settings, uniform[alive, step], so_far, *allowed)
         forwards += len(alive)
         live = alive[~done]
         written[live, step] = tokens[~done]
@@ -149,6 +153,14 @@ def go_on(
         forwards,
     )
     return decoded, alive.tolist()
+
+
+def filled_up(rows: Sequence[np.ndarray], filling: int, device: torch.device) -> Tensor:
+    """[B, t] of rows of token ids, with an id that none has where a row is shorter."""
+    table = np.full((len(rows), max(map(len, rows), default=0)), filling, np.int64)
+    for place, row in enumerate(rows):
+        table[place, : len(row)] = row
+    return torch.from_numpy(table).to(device)
 
 
 def keep_rows(engine: Engine, left: Sequence[int], rows: Sequence[int], last: Sequence[int]) -> None:

@@ -109,7 +109,7 @@ class Drafting(Together):
         # the small model drops prompts as their drafts end; the base model keeps all, for it goes on with most of them
         while live:
             limits = [min(rule.draft, room_of(small.engine, ids[SMALL][p], rule.draft)) - len(drafts[p]) for p in live]
-            written, left = self._go_on(SMALL, live, [len(drafts[p]) for p in live], rule.check, limits)
+            written, left = self._go_on(SMALL, live, [drafts[p] for p in live], rule.check, limits)
             chunks: list[np.ndarray] = [np.zeros(0, np.int64)] * count
             back, ended = np.zeros(count, np.int64), {}
             for place, p in enumerate(live):
@@ -157,7 +157,7 @@ class Drafting(Together):
             base.engine.read([np.zeros(0, np.int64)] * len(live))
         while live:
             limits = [room[p] - len(read[p]) for p in live]
-            written, left = self._go_on(BASE, live, [len(read[p]) for p in live], SCAN, limits)
+            written, left = self._go_on(BASE, live, [read[p] for p in live], SCAN, limits)
             going = []
             for place, p in enumerate(live):
                 read[p] = np.append(read[p], written.tokens[place])
@@ -172,22 +172,23 @@ class Drafting(Together):
         ]
 
     def _go_on(
-        self, who: int, live: list[int], written: list[int], most: int, room: list[int]
+        self, who: int, live: list[int], written: list[np.ndarray], most: int, room: list[int]
     ) -> tuple[Decoded, list[int]]:
         """Up to ``most`` tokens more of one model to each live prompt, and the rows that its engine is left with.
 
         Args:
-            live: prompts, in the order of the engine's rows. written: tokens of each reply so far.
+            live: prompts, in the order of the engine's rows. written: tokens of each reply so far, the
+                model's own.
             room: tokens that each may still have.
         """
         side = self.sides[who]
         uniform = np.ones((len(live), most))
-        for place, (p, n) in enumerate(zip(live, written, strict=True)):
+        for place, (p, n) in enumerate(zip(live, map(len, written), strict=True)):
             # by place in the reply, so that it does not matter in how many parts it is written
             uniform[place] = stream(self.seed, self.identities[p], STREAMS[who], n + most)[n:]
         logits = side.engine.logits
         settings = Settings.alike(side.columns, len(live), logits.device)
-        decoded, left = go_on(side.engine, logits, settings, torch.from_numpy(uniform), side.chat.stop, room)
+        decoded, left = go_on(side.engine, logits, settings, torch.from_numpy(uniform), side.chat.stop, room, written)
         self.forwards += decoded.forwards
         progress.part((max(written) + most) / self.rule.most)
         return decoded, left

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from w2sg.errors import UserError
 
@@ -88,12 +88,12 @@ def penalise(scores: Tensor, written: Tensor, penalty: Tensor) -> Tensor:
     to normalised log-probabilities, which a constant added to all scores does not change. Prompt tokens are not meant.
 
     Args:
-        scores: [B, V]. written: [B, t] tokens so far. penalty: [B], 1 for none.
+        scores: [B, V]. written: [B, t] tokens so far, filled up with V where a row has fewer. penalty: [B], 1 for none.
     """
     if not written.shape[1] or bool((penalty == 1).all()):
         return scores
-    scores = scores.log_softmax(-1)
-    return scores.scatter(1, written, scores.gather(1, written) * penalty[:, None])
+    scores = nn.functional.pad(scores.log_softmax(-1), (0, 1))  # a column for what fills rows up
+    return scores.scatter(1, written, scores.gather(1, written) * penalty[:, None])[:, :-1]
 
 
 def candidates(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:

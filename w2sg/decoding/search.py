@@ -280,7 +280,8 @@ class EngineGrower:
         logits = self.engine.logits
         settings = Settings.alike(self.columns, len(parents), logits.device)
         room = [self.room[live[row].prompt] - n for row, n in zip(parents, written, strict=True)]
-        chunks, self._left = go_on(self.engine, logits, settings, torch.from_numpy(uniform), self.stop, room)
+        before = [live[row].tokens for row in parents]
+        chunks, self._left = go_on(self.engine, logits, settings, torch.from_numpy(uniform), self.stop, room, before)
         self.forwards += chunks.forwards
         grown = []
         for place, row in enumerate(parents):

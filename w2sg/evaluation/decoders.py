@@ -24,6 +24,7 @@ from w2sg.reports.sections.judge import JudgeFacts
 from w2sg.reports.sections.replies import RepliesShown
 from w2sg.reports.sections.search_rounds import SearchRounds
 from w2sg.reports.sections.training import FitTraining
+from w2sg.reports.sections.won_and_lost import WonAndLost
 from w2sg.reports.words import SHOWN, short
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class Comparison:
             SearchRounds(traces),
             Divergence(*(kl or ())),
             AlignmentTax(tax),
+            *self._won_and_lost(compared),
             RepliesShown("decoding", rows, texts, self._drafts()),
             FitTraining("decoding", run.stages, run.dropped, losses),
             JudgeFacts("decoding", judge, on_replies),
@@ -229,6 +231,13 @@ class Comparison:
         whole = [np.array(rows) for rows in table.values() if len(rows) == count]
         stacked = np.stack(whole)
         return comparisons.best_of_n(stacked[..., 0], stacked[..., 1], Bootstrap(len(stacked)))
+
+    def _won_and_lost(self, compared: Comparisons | None) -> list[Section]:
+        kind = self.decoder.kind
+        if compared is None or kind not in self.replies or kind == "plain":
+            return []
+        preferred = compared.preferred(kind, "plain")
+        return [WonAndLost.measure((kind, "plain"), preferred, self.replies[kind], self.replies["plain"])]
 
     def _draft(self) -> Draft:
         facts = [self.systems[self.decoder.kind].facts[k] for k in self.rows[self.decoder.kind]]

@@ -26,6 +26,7 @@ from w2sg.reports.sections.judge import JudgeFacts
 from w2sg.reports.sections.replies import RepliesShown
 from w2sg.reports.sections.systems import Systems
 from w2sg.reports.sections.training import FitTraining
+from w2sg.reports.sections.won_and_lost import WonAndLost
 
 if TYPE_CHECKING:
     from w2sg.experiment.run import Run
@@ -101,7 +102,8 @@ def measure_systems(
     before = trained | dict(before or {})
     prompts = run.prompts("test", evaluation.prompts)
     replies = {name: run.generate(f"{model.name}-on-test", model, prompts, sampling) for name, model in systems.items()}
-    measured, rows = _replies(run, judge, systems, before, replies, evaluation)
+    compared = None if judge is None else Comparisons(judge, "replies-on-test", replies, tokens=True)
+    measured, rows = _replies(run, compared, systems, before, replies, evaluation)
     logits: dict[str, Tensor] = {}
     of_pairs = before if run.data.test.kind == "pairs" else {}
     for name, model in systems.items():
@@ -121,6 +123,9 @@ def measure_systems(
         JudgeFacts("text", None if judge is None else judge.accuracy()),
         FitTraining("text", run.stages, run.dropped, losses, pairs),
     ]
+    if compared is not None and student != "base":
+        preferred = compared.preferred(student, "base")
+        sections.append(WonAndLost.measure((student, "base"), preferred, replies[student], replies["base"]))
     return Measured(sections, rows, columns_of(run.data.test, logits, run.config.report.texts), replies, prompts)
 
 
@@ -160,14 +165,13 @@ class Measured:
 
 def _replies(
     run: Run,
-    judge: Judge | None,
+    compared: Comparisons | None,
     systems: Mapping[str, Trained],
     before: Mapping[str, Trained],
     replies: dict[str, Replies],
     evaluation: Evaluation,
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """What was measured of each system's replies, and the replies as rows."""
-    compared = None if judge is None else Comparisons(judge, "replies-on-test", replies, tokens=True)
     measured: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
     for name, written in replies.items():

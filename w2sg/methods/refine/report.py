@@ -25,6 +25,7 @@ from w2sg.reports.sections.identities import Identities
 from w2sg.reports.sections.judge import JudgeFacts
 from w2sg.reports.sections.labels_before_training import LabelsBeforeTraining
 from w2sg.reports.sections.training import FitTraining
+from w2sg.reports.sections.won_and_lost import WonAndLost
 from w2sg.reports.words import short
 from w2sg.store.files import read_json
 from w2sg.store.soundness import KEY
@@ -107,11 +108,18 @@ class Findings:
             "left_out": self.left_out,
         }
         labels = {"labels": self._labels(), "retention": self._retention(), "counts": self.refined.counts}
-        judge = None
+        judge, won = None, []
         if axes.judge is not None:
             known = next((scores[axis] for axis in scores if axes.axes[axis].kind == "reward"), None)
             compared = Comparisons(axes.judge, "answers-on-test", replies, rewards=known)
             systems["wins"] = {other: compared.over("student", other) for other in OTHERS if other in replies}
+            other = "weak" if "weak" in systems["wins"] else next(iter(systems["wins"]), None)
+            if other is not None:
+                won = [
+                    WonAndLost.measure(
+                        ("student", other), compared.preferred("student", other), replies["student"], replies[other]
+                    )
+                ]
             if run.data.test.kind == "pairs":  # else nobody knows what people prefer
                 judge = axes.judge.accuracy()
         if "content" in scores and {"weak", "ceiling"} <= scores["content"].keys():
@@ -126,6 +134,7 @@ class Findings:
             AxesSection(content={"refinement": systems}, warnings=self._judge_that_chose()),
             JudgeFacts("refinement", judge),
             LabelsBeforeTraining(content={"refinement": labels}),
+            *won,
             Answers([prompt.text for prompt in first.prompts[:count]], shown, self.refined.rows[:count]),
             FitTraining("refinement", run.stages, run.dropped),
             Identities(content={"refinement": {"trained": self._identities()}}),
