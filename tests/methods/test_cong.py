@@ -499,7 +499,7 @@ def test_prompts_that_do_not_fit_are_counted_and_nothing_is_joined_by_position(a
     content = run(arguments, tmp_path, "weak.max_length=17", "dataset.sizes.transfer=96", *CONG_SMALL)
     dropped = content["text"]["dropped"]
     assert dropped["contrastive"]["prompt longer than max_length"] > 0
-    with pytest.raises(UserError, match=r"none of 8 examples can be used .8 prompt longer than max_length"):
+    with pytest.raises(UserError, match=r"none of 8 examples can be used .8 prompts longer than max_length"):
         run(arguments, tmp_path, "strong.max_length=4", "method.prompts=8", *CONG_SMALL, name="none")
 
 

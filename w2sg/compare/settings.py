@@ -181,7 +181,7 @@ def axes_figure(rows: Sequence[Row]) -> Markup | str:
         told(f"{part} of the student", {name: row["columns"][f"student: {part}"]["mean"] for name, row in named})
         for part in AXES
     ]
-    return svg(figure, "; ".join(students))
+    return svg(figure, f"concept over content of each setting; {'; '.join(students)}")
 
 
 def _reach(column: Mapping[str, Any]) -> list[list[float]]:

@@ -30,6 +30,7 @@ from w2sg.experiment.replies import load_trained
 from w2sg.models.policy import padding
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
+from w2sg.reports.words import counted
 from w2sg.store.files import write_json
 from w2sg.store.shards import Found
 from w2sg.training.inputs import VERSION
@@ -80,7 +81,7 @@ def generate(
         if beyond:
             counts[too_long(limit, shortest)] = len(beyond)
         run.dropped[name] = {reason: count for reason, count in counts.items() if count}
-        log.info("%s: left out %s", name, ", ".join(f"{n} {reason}" for reason, n in run.dropped[name].items()))
+        log.info("%s: left out %s", name, ", ".join(counted(n, reason) for reason, n in run.dropped[name].items()))
     if not fits:
         if beyond:
             raise UserError(f"{name}: no prompt fits: every {too_long(limit, shortest)}; choose another model for it")

@@ -19,6 +19,7 @@ from w2sg.models.packing import MIXES, keeps_replies_apart
 from w2sg.models.policy import Policy, load_policy
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
+from w2sg.reports.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def encode_replies(run: Context, source: Source, data: Replies | ReplyPairs, nam
         if not len(data):
             raise UserError(
                 f"{name}: there is nothing to read or train on; left out were "
-                f"{', '.join(f'{n} {reason}' for reason, n in earlier.items()) or 'none'}"
+                f"{', '.join(counted(n, reason) for reason, n in earlier.items()) or 'none'}"
             )
         prompts = source.chat.prompts(sides[0].prompts)
         replies = list(zip(*(_unless_blank(side, source.chat) for side in sides), strict=True))
@@ -51,7 +52,7 @@ def encode_replies(run: Context, source: Source, data: Replies | ReplyPairs, nam
         if not len(encoded.kept):
             raise UserError(
                 f"{name}: none of {len(data)} examples can be used "
-                f"({', '.join(f'{len(v)} {k}' for k, v in encoded.dropped.items())}); raise max_length, or look at "
+                f"({', '.join(counted(len(v), k) for k, v in encoded.dropped.items())}); raise max_length, or look at "
                 "the data"
             )
         counts = {reason: len(rows) for reason, rows in encoded.dropped.items()}
@@ -60,7 +61,7 @@ def encode_replies(run: Context, source: Source, data: Replies | ReplyPairs, nam
             counts["cut to max_length (kept)"] = encoded.truncated
         run.dropped[name] = counts
         if counts:
-            log.info("%s: %s", name, ", ".join(f"{n} {reason}" for reason, n in counts.items()))
+            log.info("%s: %s", name, ", ".join(counted(n, reason) for reason, n in counts.items()))
         run.encoded[memory] = encoded
     return run.encoded[memory]
 

@@ -149,4 +149,4 @@ def _pareto(report: Report) -> Markup:
     axis.set_ylabel("content: how right it is", fontsize=8)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     both = [told(words, {name_of(report, name): found[words] for name, found in systems.items()}) for words in axes]
-    return svg(figure, "; ".join(both))
+    return svg(figure, f"content over concept of each system; {'; '.join(both)}")
