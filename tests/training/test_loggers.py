@@ -156,8 +156,30 @@ def test_where_wandb_cannot_be_reached_the_run_is_recorded_offline(monkeypatch, 
     found = start("logger.mode=online", out=tmp_path)
     assert modes == ["online", "offline"]
     assert found.wandb.offline
-    (line,) = caplog.messages
+    (line,) = (line for line in caplog.messages if line.startswith("Weights"))
     assert line.startswith("Weights & Biases could not start (no route to host\\x1b[31m); the run is recorded offline.")
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_be_reached_leaves_an_offline_run(monkeypatch, caplog, tmp_path):
+    """The real client, and an address where nobody listens."""
+    import wandb
+
+    for name in NAMES:
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
+    with caplog.at_level(logging.WARNING, logger="w2sg.training.wandb_run"):
+        found = start("logger.mode=online", out=tmp_path)
+    found.stage("weak").log_metrics({"loss": 0.5}, 1)
+    found.finish(failed=False)
+    wandb.teardown()  # the service has written everything
+    said = [line for line in caplog.messages if line.startswith("Weights & Biases")]
+    assert len(said) == 1
+    assert "the run is recorded offline" in said[0]
+    (run,) = offline_runs(tmp_path)
+    assert run.curve("weak", "loss") == [(1, 0.5)]
 
 
 def test_where_wandb_cannot_start_at_all_curves_are_csv(monkeypatch, caplog, tmp_path):
@@ -169,7 +191,8 @@ def test_where_wandb_cannot_start_at_all_curves_are_csv(monkeypatch, caplog, tmp
     monkeypatch.setattr(wandb, "init", refuse)
     found = start(out=tmp_path)
     assert isinstance(found.stage("student"), Curves)
-    assert [line.partition(" (")[0] for line in caplog.messages] == ["Weights & Biases could not start"]
+    said = [line for line in caplog.messages if line.startswith("Weights")]  # other lines are W&B's own
+    assert [line.partition(" (")[0] for line in said] == ["Weights & Biases could not start"]
     assert str(tmp_path / "csv") in caplog.text
 
 

@@ -40,6 +40,7 @@ IN_WORDS = (
 )
 CURVES = "w2sg-curves.json"  # in a run's folder: which points it holds
 LOST = "takes no more curves (%s); they are in the store and on the page"
+ANSWER = 30  # seconds that W&B has to answer at the start
 PATIENCE = 600  # seconds that a finished run waits for W&B to take what is left
 
 
@@ -147,12 +148,15 @@ class WandbRun:
         settings: dict[str, Any] = {"silent": True, "reinit": "finish_previous"}
         if "finish_timeout" in wandb.Settings.model_fields and "WANDB_FINISH_TIMEOUT" not in os.environ:
             settings |= {"finish_timeout": PATIENCE, "finish_timeout_raises": True}
+        if "WANDB_INIT_TIMEOUT" not in os.environ:
+            settings["init_timeout"] = ANSWER
         offline = _mode(given["mode"]) == "offline"
         try:
             return cls(wandb.init(**given, settings=wandb.Settings(**settings)), out, offline)
         except Exception as error:  # wandb raises its own, requests' and plain errors here
             why = _brief(error)
         try:
+            wandb.teardown()  # else its service still holds the run's id
             given |= {"mode": "offline", "resume": None}
             found = cls(wandb.init(**given, settings=wandb.Settings(**settings)), out, True)
         except Exception as error:
