@@ -1,10 +1,13 @@
 """Colours of figures can be told from the page and from each other, in both schemes, with any kind of sight."""
 
+import doctest
 from itertools import combinations
 
 import numpy as np
 import pytest
 
+from w2sg.compare import label_figures
+from w2sg.reports import colours, figures, words
 from w2sg.reports.colours import COLOURS, DARK, NOTE, PALETTE, PAPER, assigned
 
 # What is left of linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
@@ -51,3 +54,9 @@ def test_names_of_one_page_share_no_colour_while_there_are_enough():
     assert given["student"] == COLOURS["student"]
     assert assigned(["student", "a", "b"]) == assigned(["student", "a", "b", "a"])
     assert len(assigned(map(str, range(30)))) == 30
+
+
+def test_examples_of_words_and_figures_hold():
+    results = [doctest.testmod(module) for module in (words, colours, figures, label_figures)]
+    assert [result.failed for result in results] == [0] * 4
+    assert all(result.attempted for result in results)
