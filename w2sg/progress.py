@@ -143,6 +143,11 @@ def elapsed() -> float | None:
     return None if _shown is None else time.monotonic() - _shown.begun
 
 
+def prefix() -> str:
+    """What a line of the log begins with, where several runs share a terminal: "run 3 of 12 · "."""
+    return "" if _shown is None else _shown.prefix()
+
+
 def between(verb: str) -> None:
     """What the run does now that all its stages are done."""
     if _shown is not None:
@@ -235,7 +240,7 @@ class Shown:
         if self._found:
             names = dict.fromkeys(self._found)
             count = f"{len(names)} stage{'s' * (len(names) > 1)} found in the store: "
-            self.say(self._prefix() + fitting(count, list(names), self.width() - len(self._prefix())))
+            self.say(self.prefix() + fitting(count, list(names), self.width() - len(self.prefix())))
             self._found.clear()
 
     def counts(self, now: Stage) -> None:
@@ -264,14 +269,14 @@ class Shown:
         """As "stage 4 of 11 · ". A plan that turns out too short is not repeated."""
         mine = self.done + 1
         of = f" of {self.total}" if self.total is not None and self.total >= mine else ""
-        return f"{self._prefix()}{self.noun} {mine}{of} · "
+        return f"{self.prefix()}{self.noun} {mine}{of} · "
 
     def text(self, width: int | None = None) -> str:
         """The line of this moment, in at most ``width`` characters."""
         place = self.place().removesuffix(" · ")
         now = self.stack[-1] if self.stack else self.last or Stage("", "preparing", since=self.idle)
         if now is self.last:
-            place = self._prefix().removesuffix(" · ")
+            place = self.prefix().removesuffix(" · ")
         what, counts, rate = now.name, "", ""
         if now.total:
             counts = f" {number(now.reached)}/{number(now.total)}"

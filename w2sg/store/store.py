@@ -289,7 +289,7 @@ class Store:
             where = "" if told["host"] == socket.gethostname() else f" on {told['host']}"
             who, seconds = f"process {told['process']}{where}", max(0.0, time.time() - told["since"])
         so_far = f" for {progress.clock(seconds)}" if seconds else ""
-        log.info("waiting for %s, which has been making %s%s", who, folder, so_far)
+        log.info("%swaiting for %s, which has been making %s%s", progress.prefix(), who, folder, so_far)
         progress.count(f"waiting for {who}", waited=seconds)
         lock.acquire(poll_interval=0.2)
         progress.count("loading")
