@@ -16,6 +16,8 @@ from runs import KINDS, decode_arguments, run_all_decoders
 from runs import replies_of as said
 from runs import run_decoder as run
 
+from w2sg import console
+from w2sg.cli.export import print_export
 from w2sg.compare.collect import collect
 from w2sg.config.check import check
 from w2sg.data.replies import Prompts
@@ -33,6 +35,7 @@ from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.models.export import export_model
 from w2sg.models.finished import find_finished
+from w2sg.models.student import load_student
 
 BARE = ["method.judge.model=null", "method.evaluation.surprise=false"]  # what is written, and no more
 
@@ -417,6 +420,17 @@ def test_a_reply_is_read_back_as_it_was_stored():
     again = unpack_text(answer)
     assert (again.text, again.value, again.counted_by, again.candidates[0].text) == ("3 1", 0.5, "server", "")
     assert again.as_heard(Words)[0].tokens.tolist() == [3, 1, 9]
+
+
+@pytest.mark.slow
+def test_the_judge_of_a_run_is_exported_and_rewards_as_it_did(runs, tmp_path):
+    out, _ = runs
+    place = out / "search"
+    print_export(place, tmp_path / "judge", "judge", out, out / "store", console.Plain(quiet=True))
+    rows = pq.read_table(place / "samples.parquet").to_pylist()
+    found = load_student(tmp_path / "judge").score([f"{row['prompt']} {row['reply']}" for row in rows])[:, 0]
+    wanted = torch.tensor([row["reward"] for row in rows])
+    assert torch.allclose(found - found[0], wanted - wanted[0], atol=1e-4)
 
 
 def test_a_judge_reads_no_more_than_it_has_positions_for(arguments, tmp_path):

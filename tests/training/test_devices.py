@@ -180,14 +180,19 @@ def test_a_sharded_fit_that_is_killed_goes_on_on_any_devices(pairs_folder, tiny_
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
         )
-        deadline = time.time() + 120
+        deadline = time.time() + 240  # a loaded machine takes a minute to start two processes
         while time.time() < deadline and process.poll() is None:
             if list(store.glob(f"{moment}-*.part/scratch/fit-*.ckpt")):
                 break
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-        said, _ = process.communicate()  # until the other process, which holds the pipe too, has followed
+        try:  # until the other process, which holds the pipe too, has followed
+            said, _ = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"the other process did not end with the one that was killed: {process.communicate()[0]}")
         assert list(store.glob(f"{moment}-*.part")), said
     assert "student: goes on at step" in said
     content = run(tmp_path / "broken", arguments(pairs_folder, tiny_llama, tmp_path / "broken", *more, *ONE))

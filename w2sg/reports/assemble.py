@@ -139,7 +139,7 @@ def _write_parquet(columns: Mapping[str, list], file: Path) -> Path:
 
     temporary = file.with_name(f"{file.name}.tmp")
     with open(temporary, "wb") as opened:  # pyarrow takes no path that is not UTF-8
-        pq.write_table(pa.table(dict(columns)), opened)
+        pq.write_table(pa.table(dict(columns)), opened, compression="zstd")  # of texts a third less than snappy
     temporary.replace(file)
     return file
 
