@@ -190,7 +190,7 @@ class Drafting(Together):
         settings = Settings.alike(side.columns, len(live), logits.device)
         decoded, left = go_on(side.engine, logits, settings, torch.from_numpy(uniform), side.chat.stop, room, written)
         self.forwards += decoded.forwards
-        progress.part((max(written) + most) / self.rule.most)
+        progress.part((max(map(len, written)) + most) / self.rule.most)
         return decoded, left
 
     def _continue(self, who: int, left: list[int], going: list[tuple[int, int]], tokens: list[np.ndarray]) -> list[int]:
