@@ -262,7 +262,7 @@ class Shown:
 
     # -- texts --------------------------------------------------------------------------------------------------------
 
-    def _prefix(self) -> str:
+    def prefix(self) -> str:
         return "" if self.sweep is None or self.live else f"{self.sweep.place} · "
 
     def place(self) -> str:
