@@ -131,15 +131,15 @@ def test_an_overconfident_student_a_leaking_teacher_and_a_better_untrained_model
 
 def test_the_verdict_says_what_the_numbers_say(content):
     found = json.loads(json.dumps(content[0]))
-    for difference, p, words in ((0.05, 0.04, "better"), (-0.05, 0.04, "worse"), (0.05, 0.06, "not told apart")):
+    for difference, p, words in ((0.05, 0.04, "better"), (-0.05, 0.04, "worse"), (0.05, 0.06, "not distinguishable")):
         # the word is of the test whose p stands beside it, whatever an interval of another kind says
         found["tests"]["student - weak"] |= {"difference": difference, "p": p, "low": 0.001, "high": 0.1}
-        assert words in verdict(found)
+        assert f"The student is {words}" in verdict(found)
         assert "exact McNemar" in verdict(found)
     found["tests"]["student - weak"]["test"] = "exact sign flips over prompts"
     assert "intervals are over test prompts alone" in verdict(found)
     found["pgr"]["resolved"] = False
-    assert "no share of it is claimed" in verdict(found)
+    assert "no PGR is claimed" in verdict(found)
     assert "gap not resolved" in pgr_sentence({**found["pgr"], "gap_high": 0.1})
     assert "no gap" in pgr_sentence({**found["pgr"], "gap_high": -0.1})
 

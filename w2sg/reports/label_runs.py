@@ -10,17 +10,17 @@ from torch import Tensor
 
 from w2sg.errors import UserError
 from w2sg.metrics.bootstrap import Bootstrap
-from w2sg.metrics.intervals import MCNEMAR
 from w2sg.metrics.theory import theorem_conditions
 from w2sg.reports.section import Report, Section, Story
-from w2sg.reports.sections.accuracy import Accuracy, test_name
+from w2sg.reports.sections.accuracy import Accuracy
 from w2sg.reports.sections.confidence import Confidence
 from w2sg.reports.sections.overturned import Overturned
-from w2sg.reports.sections.splits import LabelSplits, tested
+from w2sg.reports.sections.splits import LabelSplits
 from w2sg.reports.sections.steps import AccuracyOverSteps
 from w2sg.reports.sections.theory import Taught, Teacher, Theory
 from w2sg.reports.sections.training import LabelTraining
-from w2sg.reports.words import LEVEL, estimate, loss_name, p_text, short
+from w2sg.reports.verdict import verdict
+from w2sg.reports.words import loss_name, short
 
 NAMES = {
     "weak": "weak supervisor",
@@ -121,24 +121,3 @@ def title(report: Report) -> str:
     if noise.get("rows_hit"):
         what += f", {noise['kind']} noise on {noise['rate_applied']:.0%} of labels"
     return f"{short(report['weak'])} supervises {short(report['strong'])} on {report['dataset']}: {what}"
-
-
-def verdict(report: Report) -> str:
-    """The finding in two sentences."""
-    measured, tests = report["metrics"], report["tests"]
-    if not {"weak", "student", "ceiling"} <= measured.keys():
-        return ""
-    weak, pgr = tests["student - weak"], report["pgr"]
-    resolved = weak["p"] < LEVEL
-    how = ("better than" if weak["difference"] > 0 else "worse than") if resolved else "not told apart from"
-    share = f"The performance gap recovered is {estimate(pgr, 2)}."
-    if not pgr["resolved"]:
-        share = "The gap to the ceiling is not resolved, so no share of it is claimed."
-    loss = f", trained by {report['loss']}," if "." in report["loss"] else ""
-    return (
-        f"The student{loss} is {how} its teacher: {measured['student']['accuracy']:.3f} against "
-        f"{measured['weak']['accuracy']:.3f}, a difference of "
-        f"{estimate({**weak, 'value': weak['difference']}, sign=True)} on {tested(report['data'])} "
-        f"({test_name(weak)}, p {p_text(weak['p'])}). {share} One run: intervals are over test "
-        f"{'prompts' if test_name(weak) != MCNEMAR else 'rows'} alone; other seeds and training rows add to them."
-    )

@@ -5,7 +5,7 @@ A section in ``x.py`` has its words in ``../templates/x.html``, unless the templ
 ========================  ============================================================================================
 kind of run               sections
 ========================  ============================================================================================
-labels (naive, filter …)  accuracy (its verdict: ``../label_runs.py``), confidence, theory (teacher.html, theory.html),
+labels (naive, filter …)  accuracy (its verdict: ``../verdict.py``), confidence, theory (teacher.html, theory.html),
                           overturned, splits, steps, training (label_training.html)
 replies (finetune, cong)  alpha_sweep (cong alone), systems (win rates of the student), held_out_pairs, judge,
                           training (fit_training.html), won_and_lost, replies
