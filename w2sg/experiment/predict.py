@@ -18,7 +18,8 @@ from w2sg.models.scorer import load_scorer
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.models.zero_shot import answers_key, load_zero_shot, questioned, why_not
-from w2sg.training.inputs import VERSION, content_key
+from w2sg.store.keys import folder_name
+from w2sg.training.inputs import VERSION, Beside, content_key
 from w2sg.training.label_modules import oriented
 from w2sg.training.stages import ReadJob, values_of
 
@@ -50,14 +51,33 @@ def _labels(folder: Path, name: str, table: Table) -> Labels:
 
 
 def zero_shot(run: Context, source: Source, table: Table) -> Labels | None:
-    """What the untrained model answers to ``dataset.zero_shot``; None where it has none (the notes say why)."""
+    """What the untrained model answers to ``dataset.zero_shot``; None where it has none (the notes say why).
+
+    Where its features of the table were read in this run, the same forward has given the answers (`asked`).
+    """
     task = run.config.dataset.zero_shot
     if reason := why_not(source, table, task):
         run.notes["zero_shot"] = f"none: {reason}"
         return None
     run.notes["zero_shot"] = f"{task.question!r}, {' or '.join(map(repr, task.answers))}"
     asking = questioned(table, task.question)
-    key = {
+    key = _zero_shot_key(run, source, asking)
+
+    def make() -> ReadJob:
+        scorer = load_zero_shot(source, run.pairs, task.answers)
+        inputs = run.inputs.tokens(source, asking, scorer)
+        examples = Examples(inputs, table.ids, torch.zeros(len(table), dtype=torch.long))
+        return ReadJob(scorer, scorer, examples, inputs.notes(source.spec.share_prompt))
+
+    name = f"zero-shot-on-{table.name}"
+    together = run.inputs.read_beside(folder_name(name, key))
+    folder = run.stages.read(name, key, make) if together is None else run.stages.copy(name, key, together)
+    return _labels(folder, "zero-shot", table)
+
+
+def _zero_shot_key(run: Context, source: Source, asking: Table) -> dict[str, Any]:
+    task = run.config.dataset.zero_shot
+    return {
         "version": VERSION,
         "model": found_key(source, asking),
         "answers": task.answers,
@@ -68,20 +88,27 @@ def zero_shot(run: Context, source: Source, table: Table) -> Labels | None:
         **run.inputs.read(source, asking),
     }
 
-    def make() -> ReadJob:
-        scorer = load_zero_shot(source, run.pairs, task.answers)
-        inputs = run.inputs.tokens(source, asking, scorer)
-        examples = Examples(inputs, table.ids, torch.zeros(len(table), dtype=torch.long))
-        return ReadJob(scorer, scorer, examples, inputs.notes(source.spec.share_prompt))
 
-    return _labels(run.stages.read(f"zero-shot-on-{table.name}", key, make), "zero-shot", table)
+def asked(run: Context, source: Source, table: Table) -> Beside | None:
+    """The strong model's zero-shot answers on test, which every report has, to be read with its features of these rows.
+
+    None where it has none, or where they are in the store.
+    """
+    task = run.config.dataset.zero_shot
+    if source is not run.strong or table is not run.data.test or why_not(source, table, task):
+        return None
+    asking = questioned(table, task.question)
+    stage = folder_name(f"zero-shot-on-{table.name}", _zero_shot_key(run, source, asking))
+    if run.devices.agree((run.stages.store.root / stage).is_dir() if run.devices.main else None):
+        return None
+    return Beside(stage, asking, lambda: load_zero_shot(source, run.pairs, task.answers))
 
 
 def _read_job(run: Context, model: Trained, table: Table) -> ReadJob:
     notes: dict[str, Any] = {}
     if model.layer is not None:
         scorer = load_head(model.folder / "model")
-        inputs = Features(run.inputs.features(model.source, table, model.layer))
+        inputs = Features(run.inputs.features(model.source, table, model.layer, asked(run, model.source, table)))
     else:
         saved = None if model.folder is None else model.folder / "model"
         scorer = load_scorer(model.source, run.pairs, run.classes, saved, as_it_is=model.folder is None)

@@ -70,6 +70,18 @@ class LanguageScorer(nn.Module):
 
         Layer k is the residual stream after block k; the last layer is what the backbone returns, after its norm.
         """
+        return self._states(batch, layers, batch["ends"])[0]
+
+    def features_and_scores(self, batch: dict[str, Tensor], layers: Sequence[int], back: int) -> tuple[Tensor, Tensor]:
+        """`features` of texts without their last ``back`` tokens, and `forward` of the whole texts, by one forward.
+
+        No token sees those after it, so the features are what a forward over the shorter texts gives.
+        """
+        states, final = self._states(batch, layers, batch["ends"] - back)
+        return states, self._score(self._gather(final, batch["ends"]))
+
+    def _states(self, batch: dict[str, Tensor], layers: Sequence[int], ends: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, n, len(layers), D] states at ``ends``, and the backbone's output at all tokens."""
         blocks = self._blocks()
         caught: dict[int, Tensor] = {}
 
@@ -92,8 +104,8 @@ class LanguageScorer(nn.Module):
                     f"{type(self._plain).__name__}: block {layer} hands on more than one stream, which no head can "
                     "read; train its last layer with feature_layer=null, which reads the final hidden state"
                 )
-        states = [self._gather(caught[k] if k < full else final, batch["ends"]).float() for k in layers]
-        return torch.stack(states, 2)
+        states = [self._gather(caught[k] if k < full else final, ends).float() for k in layers]
+        return torch.stack(states, 2), final
 
     def _blocks(self) -> nn.ModuleList:
         depth = self._plain.config.num_hidden_layers
@@ -107,7 +119,9 @@ class LanguageScorer(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Scores in fp32: [B, 2] rewards of a pair's texts, or [B, C] class logits."""
-        hidden = self.hidden(batch)
+        return self._score(self.hidden(batch))
+
+    def _score(self, hidden: Tensor) -> Tensor:
         head = self._plain.score
         scores = head(hidden.to(_weight(head).dtype)).float()
         return scores.squeeze(-1) if self.pairs else scores.squeeze(1)

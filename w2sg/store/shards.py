@@ -31,6 +31,7 @@ class Found:
         flags: [b] a whole number per row, or None.
         useful, padded: tokens that had to be read or were written, and positions computed for them; None leaves it to
             the batch to say.
+        beside: [b, ...] what another stage is to have of the same rows, or None.
     """
 
     values: Tensor
@@ -38,12 +39,13 @@ class Found:
     flags: Tensor | None = None
     useful: int | None = None
     padded: int | None = None
+    beside: Tensor | None = None
 
     def take(self, rows: Tensor) -> Found:
         """The rows [b] that are True."""
         values = self.values[rows if self.sizes is None else rows.repeat_interleave(self.sizes)]
-        sizes, flags = (None if x is None else x[rows] for x in (self.sizes, self.flags))
-        return Found(values, sizes, flags, self.useful, self.padded)
+        sizes, flags, beside = (None if x is None else x[rows] for x in (self.sizes, self.flags, self.beside))
+        return Found(values, sizes, flags, self.useful, self.padded, beside)
 
 
 class Shards(L.Callback):
@@ -84,7 +86,7 @@ class Shards(L.Callback):
             "padded": torch.tensor(sum(p["padded"] for p in self.pending)),
             "seconds": torch.tensor(now - self.flushed, dtype=torch.float64),
         }
-        for name in ("sizes", "flags"):
+        for name in ("sizes", "flags", "beside"):
             if self.pending[0][name] is not None:
                 tensors[name] = torch.cat([p[name] for p in self.pending])
         taken = len(list(self.scratch.glob(f"shard-{self.rank:04d}-*.safetensors")))

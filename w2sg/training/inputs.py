@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from w2sg.data.table import Table
 from w2sg.models.layer_probe import choose_layer
 from w2sg.models.packing import MIXES, rules_key, separates_texts
 from w2sg.models.reading import Reading
-from w2sg.models.scorer import load_language_model
+from w2sg.models.scorer import LanguageScorer, load_language_model
 from w2sg.models.source import Source
 from w2sg.store.files import read_json, write_json
-from w2sg.training.stages import ReadJob, Stages, load_values
+from w2sg.store.shards import Found
+from w2sg.training.stages import ReadJob, Stages, holds, load_values
 
 log = logging.getLogger(__name__)
 VERSION = 1  # part of every key: raise it when a stage's meaning changes, so that old outputs are no longer used
@@ -32,6 +34,19 @@ VERSION = 1  # part of every key: raise it when a stage's meaning changes, so th
 def content_key(table: Table) -> dict[str, Any]:
     """A table's texts as part of a cache key (not its labels, nor which reply is first, nor where it came from)."""
     return {"split": table.name, "rows": len(table), "content": table.content_hash()}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Scores of the same texts by the same model, perhaps with more tokens at their ends, which are still to be read.
+
+    Attributes:
+        stage: folder name of their stage. table: with the whole texts. load: the model with its head.
+    """
+
+    stage: str
+    table: Table
+    load: Callable[[], LanguageScorer]
 
 
 class InputMaker:
@@ -53,6 +68,7 @@ class InputMaker:
         self._cut: dict[tuple, int] = {}  # texts of what was looked at
         self._states: dict[tuple, Tensor] = {}
         self._aside = False
+        self._beside: dict[str, Path] = {}
 
     def read(self, source: Source, table: Table) -> dict[str, Any]:
         """Tokenise the table's texts, look at them, and say what of it belongs into the keys of what reads them.
@@ -135,12 +151,16 @@ class InputMaker:
 
         return read_json(self.stages.compute("layer", key, work) / "layer.json")["layer"]
 
-    def features(self, source: Source, table: Table, layer: int) -> Tensor:
-        """[N, n, D] frozen states of the table's texts at one layer, in the table's order."""
+    def features(self, source: Source, table: Table, layer: int, beside: Beside | None = None) -> Tensor:
+        """[N, n, D] frozen states of the table's texts at one layer, in the table's order.
+
+        Args:
+            beside: scores that the same forward gives, where one text begins the other; `read_beside` finds them then.
+        """
         layers = [layer]
         if source.spec.layer == "auto" and table.content_hash() == self.ground_truth.content_hash():
             layers = self._candidates(source)  # where the layer was chosen, its states are there already
-        folder = self._features_stage(source, table, layers)
+        folder = self._features_stage(source, table, layers, beside)
         if (folder.name, layer) not in self._states:
             ids, values = load_values(folder)
             place = {i: row for row, i in enumerate(ids)}
@@ -148,11 +168,31 @@ class InputMaker:
             self._states[folder.name, layer] = states
         return self._states[folder.name, layer]
 
+    def read_beside(self, stage: str) -> Path | None:
+        """The folder of features that holds the values of another stage, by its folder name; None where none does."""
+        return self._beside.get(stage)
+
+    def _more(self, source: Source, table: Table, whole: Table) -> int | None:
+        """How many tokens the whole texts have after those of the table; None where no forward can be shared."""
+        if source.spec.quantise is not None:  # the untrained model keeps its own weights
+            return None
+        short, long = (self._encoded(source, t)[0] for t in (table, whole))
+        counts = {len(b) - len(a) for a, b in zip(short, long, strict=True)}
+        begins = all(np.array_equal(a, b[: len(a)]) for a, b in zip(short, long, strict=True))
+        if len(counts) > 1 or not begins or max(map(len, long)) > source.spec.max_length:
+            return None
+        more = counts.pop()
+        if more and table.kind == "pairs":  # in a packed row the shorter text must end among its own tokens
+            rows = pack(whole.texts, lambda _: long, source.spec.max_length)
+            if (rows.sizes <= more).any():
+                return None
+        return more
+
     @staticmethod
     def _candidates(source: Source) -> list[int]:
         return sorted(set(source.spec.candidates))
 
-    def _features_stage(self, source: Source, table: Table, layers: list[int]) -> Path:
+    def _features_stage(self, source: Source, table: Table, layers: list[int], beside: Beside | None = None) -> Path:
         spec = source.spec
         key = {
             "version": VERSION,
@@ -172,10 +212,28 @@ class InputMaker:
 
         def make() -> ReadJob:
             L.seed_everything(self.seed, workers=True, verbose=False)
+            if beside is not None and (more := self._more(source, table, beside.table)) is not None:
+                return self._shared_job(source, table, layers, beside, more)
             scorer = load_language_model(source, table.kind == "pairs", table.classes, depth=max(layers))
             rows = self.tokens(source, table, scorer)
             examples = Examples(rows, table.ids, torch.zeros(len(table), dtype=torch.long))
             notes = {**rows.notes(spec.share_prompt), "layers": layers}
             return ReadJob(scorer, lambda batch: scorer.features(batch, layers), examples, notes)
 
-        return self.stages.read(f"features-on-{table.name}", key, make)
+        folder = self.stages.read(f"features-on-{table.name}", key, make)
+        if beside is not None and holds(folder, beside.stage):
+            self._beside[beside.stage] = folder
+        return folder
+
+    def _shared_job(self, source: Source, table: Table, layers: list[int], beside: Beside, more: int) -> ReadJob:
+        """One forward over the whole texts gives the states where the table's texts end, and the scores."""
+        scorer = beside.load()
+        rows = self.tokens(source, beside.table, scorer)
+
+        def read(batch: dict[str, Tensor]) -> Found:
+            states, scores = scorer.features_and_scores(batch, layers, more)
+            return Found(states, beside=scores)
+
+        examples = Examples(rows, table.ids, torch.zeros(len(table), dtype=torch.long))
+        notes = {**rows.notes(source.spec.share_prompt), "layers": layers}
+        return ReadJob(scorer, read, examples, notes, beside=beside.stage)

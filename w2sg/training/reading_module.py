@@ -37,6 +37,7 @@ class ReadingModule(L.LightningModule):
             "values": values.values.float().cpu(),
             "sizes": None if values.sizes is None else values.sizes.cpu(),
             "flags": None if values.flags is None else values.flags.cpu(),
+            "beside": None if values.beside is None else values.beside.float().cpu(),
             "useful": batch.useful if values.useful is None else values.useful,
             "padded": batch.padded if values.padded is None else values.padded,
         }

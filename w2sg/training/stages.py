@@ -14,6 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from w2sg.config.schema import FitOptions
 from w2sg.data.loading import Examples, StageData
 from w2sg.errors import UserError
 from w2sg.store.files import read_json, write_json
-from w2sg.store.keys import REFERENCE
+from w2sg.store.keys import REFERENCE, folder_name
 from w2sg.store.shards import Found, Shards
 from w2sg.store.soundness import SCRATCH
 from w2sg.store.store import Store
@@ -69,6 +70,7 @@ class ReadJob:
         rows: in one forward and on one device; None fills it up to a number of tokens.
         whole: the model is held whole on each device, however the fits are cut.
         verb, unit: what is done with rows and what they are, for `w2sg.progress`.
+        beside: folder of another stage whose values ``read`` finds as well (`Found`); they are kept by its name.
     """
 
     model: nn.Module
@@ -79,6 +81,7 @@ class ReadJob:
     whole: bool = False
     verb: str = "reading"
     unit: str = "rows"
+    beside: str | None = None
 
 
 @dataclass
@@ -207,6 +210,8 @@ class Stages:
     def _read(self, make: Callable[[], ReadJob], part: Path) -> dict[str, Any]:
         job = make()
         scratch = part / SCRATCH
+        if job.beside is not None:  # shards of a reading without it, which was stopped, lack these values
+            scratch = scratch / "beside"
         done = self.devices.agree(Shards.done(scratch) if self.devices.main else None)
         todo = np.setdiff1d(np.arange(len(job.examples)), done)
         if len(done):
@@ -224,9 +229,23 @@ class Stages:
         counts: dict[str, Any] = {}
         if self.devices.main:
             tensors, counts = Shards.join(scratch, len(job.examples), self.devices.world)
+            if job.beside is not None:
+                tensors[job.beside] = tensors.pop("beside")
             save_file(tensors, part / "values.safetensors")
             write_json(part / "ids.json", job.examples.ids)
         return {"examples": len(job.examples), **counts, **job.notes}
+
+    def copy(self, name: str, key: dict[str, Any], folder: Path) -> Path:
+        """A reading whose values stand beside those of another one (`ReadJob.beside`), as a stage like any other."""
+        stage = folder_name(name, key)
+
+        def work(part: Path) -> dict[str, Any]:
+            ids, tensors = load_tensors(folder)
+            save_file({"values": tensors[stage]}, part / "values.safetensors")
+            write_json(part / "ids.json", ids)
+            return {"examples": len(ids), "read_with": folder.name}
+
+        return self.compute(name, key, work)
 
     # -- any stage ----------------------------------------------------------------------------------------------------
 
@@ -329,6 +348,12 @@ def load_values(folder: Path) -> tuple[list[str], Tensor]:
     """Ids and values of a finished read stage."""
     ids, tensors = load_tensors(folder)
     return ids, tensors["values"]
+
+
+def holds(folder: Path, name: str) -> bool:
+    """Whether a finished read stage has values by this name."""
+    with safe_open(folder / "values.safetensors", "pt") as tensors:
+        return name in tensors.keys()  # noqa: SIM118 (not a dict)
 
 
 def values_of(folder: Path, ids: Sequence[str]) -> Tensor:
