@@ -65,7 +65,7 @@ def test_every_dataset_composes(name):
 @pytest.mark.parametrize("name", names("method"))
 def test_every_method_composes(name):
     writers = ["weak=gpt2", "strong=gpt2-medium"] if name in ("cong", "refine") else []  # a bag of words cannot write
-    writers += ["method.links=[{keep_layers: 6}]"] if name == "chain" else []
+    writers += ["method.links=[{feature_layer: 8}]"] if name == "chain" else []
     if name == "decode":
         with pytest.raises(ConfigError, match="method: a decoder is measured by `w2sg decode`"):
             check(compose("method=decode"))

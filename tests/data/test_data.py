@@ -776,8 +776,9 @@ def test_sentences_of_critics_and_viewers_are_told_apart_by_their_words_alone():
         assert set(sentence) <= set("abcdefghijklmnopqrstuvwxyz0123456789' ")
         assert 10 <= len(sentence.split()) <= 30
     assert [row for _, row in critics(None).pools["all"]] == rows
-    tables = load_tables(node("critics"), 0)
+    tables = load_tables(node("critics", sizes={"ground_truth": 200, "transfer": 1500, "test": 1000}), 0)
     assert [len(t) for t in each(tables)] == [200, 1500, 1000]
+    assert all(0.4 < table.labels.mean() < 0.6 for table in each(tables))
     with pytest.raises(UserError, match=r"dataset\.subset: critics has no subsets"):
         load_tables(node("critics", subset="imdb"), 0)
 
