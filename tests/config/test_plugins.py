@@ -196,7 +196,8 @@ def test_a_file_whose_target_is_not_there_gets_one_line(group, open_code):
 def test_a_misspelled_option_in_a_decoders_file_gets_one_line(open_code):
     write(open_code / "decoder" / "typo.yaml", "_target_: plugin_open.Mine\nsampels: 3\n")
     (line,) = problems("--config-dir", str(open_code), "decoder=typo", "trainer=cpu", name="decode")
-    assert line.startswith("decoder.sampels: no such key here; did you mean decoder.samples?")
+    assert line.startswith("decoder.sampels: no such key")
+    assert "did you mean decoder.samples?" in line
 
 
 def test_options_that_are_called_like_a_group_are_the_methods_own(open_code):

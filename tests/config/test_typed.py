@@ -11,7 +11,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from w2sg.cli import launch as cli
-from w2sg.config import composing
+from w2sg.config import choices, composing
 from w2sg.config.check import check, check_evaluate
 from w2sg.config.hydra import register, run_name
 from w2sg.config.plugins import CONF
@@ -177,6 +177,11 @@ UNKNOWN = [  # what is typed, what is offered
     ("experiment=search_instruct", "is read by `w2sg decode`"),
     ("optim=lora", "strong.tune=lora or weak.tune=lora?"),
     ("model=gpt2", "weak=gpt2 or strong=gpt2?"),
+    ("loss=dpo", "method=cong, whose preference loss is method.dpo.loss"),
+    ("trainer=2", "trainer.devices=2?"),
+    ("optim=adamw_torch", "an optimizer is typed optim.full.optimizer="),
+    ("dataset.sizes.train=100", "did you mean dataset.sizes.weak_train or dataset.sizes.transfer?"),
+    ("weak_model=gpt2", "did you mean weak=gpt2?"),
     ("judge=llm", "judges nothing; leave it out, or use method=cong or refine"),
     ("decoder=search", "is read by `w2sg decode`"),
     ("runs=outputs", "runs: is read by `w2sg compare outputs`"),
@@ -233,7 +238,10 @@ def test_one_line_names_what_was_meant(argument, words, refused):
     ("argument", "words"),
     [
         ("--lr=0.1", "lr: no such key; did you mean strong.lr, weak.lr, optim.full.lr"),
-        ("+lr=1", "lr: no such key here; did you mean strong.lr, weak.lr, optim.full.lr"),
+        ("+lr=1", "lr: no such key; did you mean strong.lr, weak.lr, optim.full.lr"),
+        ("+loss.alpha=1", "loss.alpha: no such key of this loss; it is of loss=conf_ce"),
+        ("+method.dpo.beta=0.2", "method.dpo.beta: no such key of method=finetune; it is of method=cong"),
+        ("dataset=conf/dataset/reviews.yaml", "without its folder and ending; did you mean dataset=reviews?"),
         ("+strong.rank=8", "did you mean strong.lora.r?"),
         ("dataset.noise=flip", "a section with the keys kind, rate, shrink, rates"),
         ("optim.full.lr=[1,2]", "to run each of several values: -m optim.full.lr=1,2"),
@@ -345,6 +353,13 @@ def test_words_of_other_libraries_stand_for_keys_that_there_are():
             trees.append(OmegaConf.to_container(hydra.compose(name, choices)))
     lost = [word for word in ELSEWHERE if not any(nearest(word, tree) for tree in trees)]
     assert lost == []
+
+
+def test_a_choice_is_no_file():
+    assert choices.file_problem("loss=rkl.yaml").endswith("did you mean loss=rkl?")
+    assert choices.file_problem("strong=/home/me/tiny.yaml").endswith("put it into ./conf/model and type strong=tiny")
+    assert choices.file_problem("loss=losses/mine.py").endswith("type loss=losses.mine.NAME")
+    assert choices.file_problem("strong=gpt2") is None
 
 
 def test_names_that_differ_in_signs_alone_are_first():

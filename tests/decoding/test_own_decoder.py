@@ -118,7 +118,7 @@ def test_its_source_text_is_part_of_the_key(own, arguments, tmp_path):
     ("typed", "said"),
     [
         (["decoder.samples=0"], "decoder.samples: input should be greater than 0"),
-        (["+decoder.sampels=3"], "decoder.sampels: no such key here"),
+        (["+decoder.sampels=3"], "decoder.sampels: no such key"),
         (["decoder._target_=my_decoders.Longest"], "decoder._target_: there is no my_decoders.Longest"),
         (["decoder._target_=my_decoders.Brevity"], "decoder._target_: my_decoders.Brevity is no decoder"),
         (["+decoder.server.url=http://localhost/v1"], "decoder.server: this decoder is not written for one"),

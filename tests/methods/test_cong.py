@@ -468,7 +468,7 @@ def test_alpha_and_gamma_name_the_same_law(arguments, tmp_path):
         (["method.decoding.gamma=1.0"], "method.decoding.alpha: give either alpha (as in ConG) or gamma"),
         (["method.decoding.alpha=1.5"], "method.decoding.alpha"),
         (["method.analysis.alphas=[0.1,2.0]"], "method.analysis.alphas: different numbers between 0 and 1"),
-        (["+method.dpo.betta=1"], "method.dpo.betta: no such key here"),
+        (["+method.dpo.betta=1"], "method.dpo.betta: no such key"),
         (["method.baselines=[burns]"], "method.baselines"),
         (
             ["method.judge.feature_layer=auto"],

@@ -261,7 +261,7 @@ def target_problems(key: str, node: dict[str, Any], tree: Mapping[str, Any] | No
     problems = []
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         unread = sorted(given.keys() - options.keys())
-        problems += [f"{key}.{k}: {target} takes {takes}; remove it (~{key}.{k})" for k in unread if k != "judge"]
+        problems += [f"{key}.{k}: {target} takes {takes}; leave it out" for k in unread if k != "judge"]
         if "judge" in unread:  # a group that is typed as judge=
             problems.append(f"judge: {target} judges nothing; leave it out, or use method=cong or refine")
     for name, parameter in options.items():

@@ -11,19 +11,19 @@ from functools import cache
 from typing import Any
 
 from w2sg.config import outputs, plugins, renamed
-from w2sg.config.defaults_source import is_code, node_of
+from w2sg.config.choices import aliases, file_problem, options, unknown_choice
+from w2sg.config.defaults_source import is_code
 from w2sg.config.evaluate_schema import keys_read
 from w2sg.config.programs import JOBS, command
-from w2sg.config.suggest import ELSEWHERE, exists, leaves, listed, nearest, similar, unknown_key
+from w2sg.config.suggest import ELSEWHERE, exists, leaves, listed, nearest, unknown_key
 from w2sg.config.typed import Typed, problem_of
-from w2sg.errors import ConfigError, UserError
+from w2sg.errors import ConfigError
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 HERE = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher")
 PROGRAMS = ("train", "decode", "evaluate")  # and the files of conf/ that they start from
 Check = Callable[[Any, Mapping[str, str]], Any]
 NULL_SECTIONS = ("chat_template_kwargs", "columns", "zero_shot", "difficulty")  # keys below them are given at once
-FEW = 14  # choices of a group that are all named
 
 
 def settle(name: str, typed: Typed, check: Check | None) -> list[list[str]] | None:
@@ -44,8 +44,11 @@ def settle(name: str, typed: Typed, check: Check | None) -> list[list[str]] | No
     from hydra.types import RunMode
 
     _tree.cache_clear()
-    _files.cache_clear()
-    problem_in = {o: problem_of(o, typed.multirun, typed.sweeps, _is_group(o)) for o in typed.overrides}
+    aliases.cache_clear()
+    problem_in = {
+        o: problem_of(o, typed.multirun, typed.sweeps, _is_group(o)) or (file_problem(o) if _is_group(o) else None)
+        for o in typed.overrides
+    }
     if problems := [p for p in problem_in.values() if p]:
         with _conf():
             problems += _refused(name, [o for o, p in problem_in.items() if p is None and not _is_sweep(o)], check)
@@ -59,7 +62,10 @@ def settle(name: str, typed: Typed, check: Check | None) -> list[list[str]] | No
         swept = typed.multirun or cfg.hydra.mode == RunMode.MULTIRUN
         if not swept:
             if check is not None:
-                _checked(cfg, check)
+                try:
+                    _checked(cfg, check)
+                except ConfigError as error:
+                    raise ConfigError(_of_added(name, single, error.problems)) from error
             return None
         if cfg.hydra.sweeper._target_ != BASIC:
             return None
@@ -105,6 +111,19 @@ def _checked(cfg: Any, check: Check) -> None:
         raise ConfigError([*error.problems, *([unwritable] if unwritable else [])]) from error
     if unwritable:
         raise ConfigError([unwritable])
+
+
+def _of_added(name: str, overrides: Sequence[str], problems: Sequence[str]) -> list[str]:
+    """Problems in which a key that was typed with a + is explained as the same key without it."""
+    explained = list(problems)
+    for override in (o for o in overrides if o.startswith("+") and not _group(o)):
+        key = _parse(override).key_or_group
+        others = tuple(o for o in overrides if o is not override and not o.startswith("+"))
+        new = not exists(key, _tree(name, others) or {})
+        for place, problem in enumerate(problems):
+            if new and f"{key}.".startswith(f"{problem.partition(':')[0]}."):
+                explained[place] = _problem(name, override.lstrip("+"), others)
+    return list(dict.fromkeys(explained))
 
 
 def _is_sweep(override: str) -> bool:
@@ -191,7 +210,7 @@ def _refused(
         try:
             _checked(hydra.compose(name, overrides=kept, return_hydra_config=True), check)
         except ConfigError as error:
-            problems += error.problems
+            problems += _of_added(name, kept, error.problems)
     return problems
 
 
@@ -212,11 +231,6 @@ def _parse(override: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_override(override)
-
-
-def options(group: str) -> list[str]:
-    """The choices of a group."""
-    return list(plugins.files(group))
 
 
 def _is_group(override: str) -> bool:
@@ -321,7 +335,7 @@ def _meant(name: str, key: str, value: Any, tree: Mapping[str, Any], kept: Seque
     alone = not nearest(key, tree) or (len(parts) > 1 and parts[0] not in tree)
     if alone and (others := _elsewhere(name, key, tree, kept)):
         return f"; did you mean {listed(others)}?"
-    return unknown_key(renamed.new_key(key), tree)
+    return unknown_key(renamed.new_key(key), tree, value)
 
 
 def _holders(name: str, key: str, kept: Sequence[str]) -> list[str]:
@@ -355,51 +369,3 @@ def _chosen(tree: Mapping[str, Any], group: str, kept: Sequence[str]) -> str:
     node = tree.get(group)
     target = str((node or {}).get("_target_", "")).rpartition(".")[2] if isinstance(node, Mapping) else ""
     return f"{group}={target}" if target in options(group) else f"this {group}"
-
-
-def unknown_choice(group: str, value: str) -> str:
-    """What to do about a choice that a group does not have.
-
-    >>> print(unknown_choice("trainer", "ddpp"))
-    there is no ddpp; did you mean trainer=ddp? The choices: auto, cpu, ddp, fsdp, gpu
-    """
-    if is_code(group.partition("@")[0], value):
-        try:
-            node_of(group.partition("@")[0], value)
-        except UserError as error:
-            return str(error)
-    choices = options(group)
-    aliases = _files(group)
-    exact = [c for c, words in aliases.items() if value.casefold() in words]
-    near = exact or similar(value, choices)
-    if not near:
-        near = [c for c, words in aliases.items() if similar(value, words, 1, 0.8)][:3]
-    words = f"there is no {value}"
-    if near:
-        words += f"; did you mean {listed([f'{group}={c}' for c in near])}?"
-    elif group == "optim" and value in ("full", "lora", "head"):
-        return words + f"; did you mean strong.tune={value} or weak.tune={value}?"
-    elif group in ("weak", "strong"):
-        words += f" here; one of the hub, a folder or a file is typed {group}=hf {group}.name={value}"
-    elif group == "dataset" and ("/" in value or "." in value):
-        return words + f" here; one of the hub, a folder or a file is typed dataset=local dataset.path={value}"
-    if len(choices) <= FEW:
-        words += f"{'' if near else ';'} {'T' if near else 't'}he choices: {', '.join(choices)}"
-    else:
-        words += f"{'' if near else '.'} All {len(choices)} are in `{command('train', '--help')}`"
-    return words
-
-
-@cache
-def _files(group: str) -> dict[str, list[str]]:
-    """What else each choice may be called: its function, its model's or its data's name."""
-    import yaml
-
-    aliases = {}
-    for choice, (file, *_) in plugins.files(group).items():
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        words = [str(content.get(key, "")) for key in ("_target_", "name", "path", "kind")]
-        words[0] = words[0].rpartition(".")[2]
-        words += [word.rpartition("/")[2] for word in words]
-        aliases[choice] = [word.casefold() for word in words if word]
-    return aliases

@@ -9,14 +9,15 @@ from typing import Any
 
 from w2sg.config.programs import command
 
-# What transformers, TRL, PEFT, Lightning and common scripts call what has another name here: last parts of keys, or
-# what is to be typed.
+# What transformers, TRL, PEFT, Lightning and common scripts call what has another name here: whole keys or their last
+# parts, or what is to be typed.
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     "learning_rate": ("lr",),
     "rate": ("lr",),
     "batch_size": ("global_batch_size",),
     "micro_batch": ("micro_batch_size",),
     "train": ("tune",),
+    "dataset.sizes.train": ("dataset.sizes.weak_train", "dataset.sizes.transfer"),
     "untuned": ("before_alignment",),
     "clip": ("max_grad_norm",),
     "warmup": ("warmup_fraction",),
@@ -134,6 +135,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "n_docs": ("dataset.sizes.weak_train", "dataset.sizes.transfer"),
     "n_test_docs": ("dataset.sizes.test",),
     "max_train_samples": ("dataset.sizes.weak_train", "dataset.sizes.transfer"),
+    "max_samples": ("dataset.sizes.weak_train", "dataset.sizes.transfer", "dataset.sizes.test"),
+    "num_samples": ("dataset.sizes.weak_train", "dataset.sizes.transfer", "dataset.sizes.test"),
     "max_eval_samples": ("dataset.sizes.test",),
     "train_size": ("dataset.sizes.weak_train", "dataset.sizes.transfer"),
     "test_size": ("dataset.sizes.test",),
@@ -230,7 +233,9 @@ def nearest(key: str, tree: Mapping[str, Any]) -> list[str]:
     inside = [k for k in keys if k.startswith(section + ".")] if section else []
     if whole := [k for k in keys if k.endswith(f".{key}")]:
         return _ordered(whole)
-    alias = [k for name in ELSEWHERE.get(last.casefold(), ()) for k in _stands_for(name, inside, keys)]
+    alias = [
+        k for name in ELSEWHERE.get(key, ELSEWHERE.get(last.casefold(), ())) for k in _stands_for(name, inside, keys)
+    ]
     if here := [k for k in alias if k in inside]:
         return here
     if same := [k for k in inside if k.endswith(f".{last}")]:
@@ -291,10 +296,15 @@ def listed(names: Sequence[str], most: int = MOST) -> str:
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def unknown_key(key: str, tree: Mapping[str, Any]) -> str:
-    """What to do about a key that is not there, to follow ``key: no such key``."""
+def unknown_key(key: str, tree: Mapping[str, Any], value: Any = None) -> str:
+    """What to do about a key that is not there, to follow ``key: no such key``.
+
+    Args:
+        value: what was typed for it, which a group that is meant may be given.
+    """
     section, node = above(key, tree)
-    near = nearest(key, tree)
+    typed = str(value) if isinstance(value, str) else ""
+    near = [name + typed if name.endswith("=") else name for name in nearest(key, tree)]
     names = [str(k) for k in node if not str(k).startswith("_")] if section and isinstance(node, Mapping) else []
     words = f"; did you mean {listed(near)}?" if near else ""
     if (names and not near) or (names and len(names) <= MOST and not any(k.startswith(f"{section}.") for k in near)):

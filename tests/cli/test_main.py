@@ -1,0 +1,91 @@
+"""The command w2sg: verbs, help and completion."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from w2sg.cli import completion, main
+from w2sg.cli.help import VERBS, about, page, shorten
+from w2sg.config import plugins
+from w2sg.errors import ConfigError
+
+SCRIPT = r"""
+t() { COMP_LINE="$1"; COMP_POINT=${#1}; COMP_WORDS=(w2sg); _w2sg; (IFS='|'; echo "${COMPREPLY[*]}"); }
+source "$1"; t "w2sg tr"; t "w2sg train loss=rk"; t "w2sg train -m loss=ce,rk"; t "w2sg store l"
+"""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_fits_80_columns_and_has_two_examples(verb):
+    lines = list(page(verb))
+    assert max(map(len, lines)) <= 80
+    place = lines.index("Examples:")
+    assert [line.startswith(f"  w2sg {verb}") for line in lines[place + 1 : place + 3]] == [True, True]
+
+
+def test_every_choice_has_a_line():
+    for group in (
+        "method",
+        "loss",
+        "model",
+        "dataset",
+        "decoder",
+        "judge",
+        "refine",
+        "trainer",
+        "logger",
+        "experiment",
+    ):
+        for file, *_ in plugins.files(group).values():
+            assert len(about(file)) > 10, file
+    assert shorten("Ends early; not here (arXiv 1): never", 19) == "Ends early"
+
+
+def test_help_is_fast_and_imports_no_torch():
+    code = (
+        "import sys; from w2sg.cli.main import main; sys.argv[1:] = ['train', '-h']; main(); "
+        "assert 'torch' not in sys.modules and 'hydra' not in sys.modules"
+    )
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "* finetune" in done.stdout
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "did you mean `w2sg train`?"),
+        (["loss=rkl"], "a verb comes first, as `w2sg train loss=rkl`"),
+        (["compare"], "needs one FOLDER of runs, as `w2sg compare outputs`"),
+        (["store", "list", "more"], "more: w2sg store takes list, why or prune"),
+    ],
+)
+def test_a_wrong_verb_is_one_line(words, said):
+    with pytest.raises(ConfigError) as error:
+        main._program(words)
+    assert said in str(error.value)
+
+
+def test_the_tab_key_completes_in_bash(tmp_path):
+    command = tmp_path / "bin" / "w2sg"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m w2sg "$@"\n')
+    command.chmod(0o755)
+    path = f"{command.parent}:{os.environ['PATH']}"
+    known = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(tmp_path), "PATH": path}
+    subprocess.run(["w2sg", "--install-completion", "bash"], env=known, check=True, capture_output=True)
+    file = tmp_path / "bash-completion" / "completions" / "w2sg"
+    done = subprocess.run(
+        ["bash", "-c", SCRIPT, "bash", str(file)], env=known, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines() == ["train ", "rkl ", "ce,rkl ", "list "], done.stderr
+
+
+def test_hydra_completes_keys_below_a_group():
+    assert "dataset.sizes.test=" in completion.candidates(["train", "dataset.sizes.t"])
