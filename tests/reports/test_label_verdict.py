@@ -24,14 +24,14 @@ def report(**accuracies):
 
 WORKED = "Weak-to-strong generalization worked: the student is better than its teacher."
 NOT_SEEN = "Weak-to-strong generalization was not seen: the student's gain over its teacher is not resolved."
-PERHAPS = "The student is better than its teacher, but it may not have learnt this from its teacher."
+PERHAPS = "The student is better than its teacher, but it may not have learned this from its teacher."
 FAILED = "Weak-to-strong generalization failed: the student is worse than its teacher."
 CASES = {
-    "worked": (dict(weak=0.6, student=0.7, ceiling=0.8, zero_shot=0.5), WORKED, "did not already know"),
+    "worked": (dict(weak=0.6, student=0.7, ceiling=0.8, zero_shot=0.5), WORKED, "does not explain"),
     "worked, nothing asked": (dict(weak=0.6, student=0.7, ceiling=0.8), WORKED, "was not measured"),
     "known before": (dict(weak=0.6, student=0.7, ceiling=0.8, zero_shot=0.8), PERHAPS, "it already knew more"),
     "perhaps known": (dict(weak=0.6, student=0.7, ceiling=0.8, zero_shot=0.7), PERHAPS, "may already have known"),
-    "no gain": (dict(weak=0.6, student=0.6, ceiling=0.8, zero_shot=0.5), NOT_SEEN, "did not already know"),
+    "no gain": (dict(weak=0.6, student=0.6, ceiling=0.8, zero_shot=0.5), NOT_SEEN, "does not explain"),
     "no gain, known": (dict(weak=0.6, student=0.6, ceiling=0.8, zero_shot=0.8), NOT_SEEN, "it already knew more"),
     "worse": (dict(weak=0.6, student=0.5, ceiling=0.8, zero_shot=0.5), FAILED, "may already have known"),
     "no gap": (
@@ -54,8 +54,11 @@ def test_the_first_sentence_is_the_answer_and_the_others_say_why(case):
     assert said.startswith(answer)
     assert why in said
     student, weak, ceiling = (accuracies[name] for name in ("student", "weak", "ceiling"))
-    how = "better than" if student > weak else "worse than" if student < weak else "not distinguishable from"
-    assert f"The student is {how} its teacher on 400 test rows: {student:.3f} against {weak:.3f}" in said
+    gain = f"{student - weak:+.3f}".replace("-0.000", "+0.000")
+    assert (
+        f"On 400 test rows, the student has {student:.3f} against its teacher's {weak:.3f}, a difference of {gain} ["
+        in said
+    )
     assert f"The gap from teacher to ceiling is {ceiling - weak:+.3f} [" in said
     assert ("recovers" in said) == (ceiling > weak)
     if ceiling > weak:

@@ -48,11 +48,10 @@ def _answer(report: Report) -> str:
     elif untrained is None or _side(untrained) > 0:
         answer = "Weak-to-strong generalization worked: the student is better than its teacher"
     else:
-        answer = "The student is better than its teacher, but it may not have learnt this from its teacher"
+        answer = "The student is better than its teacher, but it may not have learned this from its teacher"
     loss = f", trained by {report['loss']}," if "." in report["loss"] else ""
-    how = {1: "better than", 0: "not distinguishable from", -1: "worse than"}[side]
     numbers = (
-        f"The student{loss} is {how} its teacher on {tested(report['data'])}: {_accuracy(report, 'student')} against "
+        f"On {tested(report['data'])}, the student{loss} has {_accuracy(report, 'student')} against its teacher's "
         f"{_accuracy(report, 'weak')}, a difference of {estimate({**gain, 'value': gain['difference']}, sign=True)} "
         f"({test_name(gain)}, p {p_text(gain['p'])})."
     )
@@ -74,7 +73,7 @@ def _untrained(report: Report) -> str:
     alone = f"The strong model without any training has {_accuracy(report, 'zero_shot')}"
     side = _side(untrained)
     if side > 0:
-        return f"{alone}, less than the student, so it did not already know the answers that the student gives."
+        return f"{alone}, less than the student, so what it already knew does not explain the student's answers."
     if side < 0:
         return f"{alone}, more than the student: it already knew more than the student shows."
     return f"{alone}, not distinguishable from the student: it may already have known what the student can do."
