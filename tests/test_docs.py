@@ -183,7 +183,7 @@ def test_troubleshooting_explains_messages_that_there_are():
         if heading.startswith("torch."):  # of a library
             continue
         pattern = re.compile(".*".join(re.escape(part) for part in heading.replace("strong.", "….").split("…")), re.S)
-        assert any(pattern.match(text) for text in known), heading
+        assert any(pattern.match(text) or pattern.match(text.removeprefix("…")) for text in known), heading
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_sentences_are_short(name):
 
 
 def test_the_readme_is_short():
-    prose = re.sub(r"```.*?```|<!--.*?-->|!?\[([^\]]*)\]\([^)]*\)", r"\1", WRITTEN["README.md"], flags=re.S)
+    prose = re.sub(r"```.*?```|<!--.*?-->|!\[.*?\)|\[([^\]]*)\]\([^)]*\)", r"\1", WRITTEN["README.md"], flags=re.S)
     assert len(prose.split()) <= 700
 
 
