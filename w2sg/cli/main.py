@@ -96,8 +96,8 @@ def unknown(verb: str) -> str:
     if "=" in verb:
         return f"{verb}: a verb comes first, as `w2sg train {verb}`"
     near = similar(verb, VERBS, 1)
-    words = f"did you mean `w2sg {near[0]}`? " if near else ""
-    return f"{verb}: there is no such verb; {words}The verbs: {', '.join(VERBS)}"
+    words = f"did you mean `w2sg {near[0]}`?" if near else f"choose one of {', '.join(VERBS)}"
+    return f"{verb}: there is no such verb; {words}"
 
 
 if __name__ == "__main__":
