@@ -460,6 +460,11 @@ def test_alpha_and_gamma_name_the_same_law(arguments, tmp_path):
         (["loss=rkl"], "loss: not read by method=cong"),
         (["strong.micro_batch_size=9"], "strong.micro_batch_size: 9 is more than the batch of 8 it is a part of"),
         (["strong.tune=head"], "strong.tune: a language model is trained whole or by adapters"),
+        (
+            ["strong.tune=head", "strong.feature_layer=1"],
+            "strong.tune: a language model is trained whole or by adapters; use strong.tune=lora, or full, and "
+            "strong.feature_layer=null",
+        ),
         (["method.dpo.loss=dpo"], "method.dpo.loss: there is no 'dpo'; choose"),
         (
             ["method.dpo.loss=hinge", "method.dpo.label_smoothing=0.1"],

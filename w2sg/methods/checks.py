@@ -65,7 +65,8 @@ def writer_problems(config: TrainConfig, role: str) -> list[str]:
     if model.arch != "hf":
         return [f"{role}.arch: a bag of words cannot write; choose a language model"]
     if model.train == "head":
-        return [f"{role}.tune: a language model is trained whole or by adapters; use {role}.tune=lora, or full"]
+        also = "" if model.layer is None else f", and {role}.feature_layer=null"
+        return [f"{role}.tune: a language model is trained whole or by adapters; use {role}.tune=lora, or full{also}"]
     return []
 
 
