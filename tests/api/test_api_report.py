@@ -120,6 +120,16 @@ def test_the_student_of_a_report_says_what_it_said_in_the_run(label_runs):
         rewards = student.label_logits(pairs)
         assert (rewards[:, 0] - rewards[:, 1]).tolist() == pytest.approx(table[system].tolist(), abs=1e-4)
         assert student.score(["fair and kind", "rude"]).shape == (2, 1)
+    for call, said in (
+        (lambda: student.score("fair and kind"), "one text was given; give a list of texts"),
+        (lambda: student.score([("fair", "rude")]), "is no text; give each dialogue or reply as one text"),
+        (lambda: student.score([[{"role": "user", "content": "fair"}]]), "is no text; give each"),
+        (lambda: student.score(["fair", ""]), "'' has no tokens"),
+        (lambda: student.label_logits(["no", "ok"]), "give tuples of one text each"),
+        (lambda: student.label_logits([("fair", "rude"), ("fair",)]), "give tuples of one text each"),
+    ):
+        with pytest.raises(w2sg.UserError, match=said):
+            call()
     with pytest.raises(w2sg.UserError, match="this run has no nobody: weak, student, ceiling"):
         w2sg.load_student(report, "nobody")
     with pytest.raises(w2sg.UserError, match="dict was given; give a report or a folder"):

@@ -52,6 +52,7 @@ def test_every_form_of_the_same_rows_gives_the_same_number():
         w2sg.pgr(data=table.assign(weak=[np.array(row) for row in two[0]])),
     ]
     assert all(form == expected for form in forms)
+    assert w2sg.pgr(*(iter(hits.tolist()) for hits in right)) == expected
 
 
 def test_rows_of_one_prompt_count_as_one_draw():
@@ -63,6 +64,7 @@ def test_rows_of_one_prompt_count_as_one_draw():
     assert w2sg.paired_test(*right[:2], clusters=prompts).test == "exact sign flips over prompts"
     table = pd.DataFrame({"weak": right[0], "student": right[1], "ceiling": right[2], "prompt": prompts})
     assert w2sg.pgr(data=table) == together
+    assert w2sg.pgr(*right, clusters=[(k // 3, "of a file") for k in range(300)]) == together
 
 
 @pytest.mark.parametrize(
@@ -73,11 +75,18 @@ def test_rows_of_one_prompt_count_as_one_draw():
         (lambda: w2sg.pgr([0.2, 1.0], [1, 1], [1, 1]), "weak holds 0.2; give whether each row was right"),
         (lambda: w2sg.pgr(np.eye(3), np.eye(3), np.eye(3)), r"weak is \[3, 3\].*with logits \[N, C\] give labels="),
         (lambda: w2sg.pgr(np.zeros((2, 2, 2)), [1, 1], [1, 1]), r"weak is \[2, 2, 2\]; give one row per example"),
-        (lambda: w2sg.pgr([np.nan, 1], [1, 1], [1, 1]), r"weak has no number \(NaN\) in 1 places"),
+        (lambda: w2sg.pgr([np.nan, 1], [1, 1], [1, 1]), r"weak has no number \(NaN\) in 1 of 2 rows"),
         (lambda: w2sg.pgr(["yes"], ["no"], ["no"]), "weak holds 'yes', which is no number"),
         (lambda: w2sg.pgr(), "weak is 'weak', a column's name; give its table as data="),
         (lambda: w2sg.pgr([1.0], [1.0], [1.0], labels=[2]), r"a label 2, and \[N\] logits are of class 0 against"),
         (lambda: w2sg.pgr([1.0], [1.0], [1.0], labels=[0.5]), "give the gold class of each row"),
+        (lambda: w2sg.pgr(*[v < 0 for v in (WEAK, STUDENT, CEILING)], labels=LABELS), "weak holds True and False, and"),
+        (lambda: w2sg.pgr([0.3, 0.9], [0.2, 0.8], [0.0, 1.0], labels=[0, 1]), "weak lies between 0 and 1 everywhere"),
+        (lambda: w2sg.pgr([-1, 1], [1, 1], [-1, 1], labels=[0, 1]), "weak holds the class -1"),
+        (lambda: w2sg.pgr([1, 1, 1], [1, 1, 0], [np.nan] * 3), r"ceiling has no number \(NaN\) in 3 of 3 rows"),
+        (lambda: w2sg.paired_test([1, 0], [0, 1], clusters=[np.nan, "a"]), "clusters has no name in 1 of 2 rows"),
+        (lambda: w2sg.paired_test({"a": 1}, {"a": 1}), "a is a dict; give a list"),
+        (lambda: w2sg.holm({"a": 0.1}), "p values between 0 and 1"),
         (lambda: w2sg.pgr(series(WEAK), STUDENT, CEILING), "student has no ids and weak does"),
         (
             lambda: w2sg.pgr(series(WEAK), series(STUDENT)[1:], series(CEILING), labels=series(LABELS)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def hits_of(
         columns = _of_table(what, table_of(what, data), columns)
     elif texts := [name for name, column in columns.items() if isinstance(column, str)]:
         raise UserError(f"{what}: {texts[0]} is {columns[texts[0]]!r}, a column's name; give its table as data=")
-    columns = {name: column for name, column in columns.items() if column is not None}
+    columns = {name: _listed(what, name, column) for name, column in columns.items() if column is not None}
     if missing := [name for name in models if name not in columns]:
         raise UserError(f"{what}: {missing[0]} is missing; give whether each row was right, [N]")
     arrays = _joined(what, columns)
@@ -44,7 +45,8 @@ def hits_of(
     if not count:
         raise UserError(f"{what}: there are no rows")
     gold = None if labels is None and "labels" not in arrays else _classes(what, arrays["labels"])
-    return [_hits(what, name, arrays[name], gold) for name in models], arrays.get("clusters")
+    own = not isinstance(data, str | Path) and (data is None or hasattr(data, "columns"))
+    return [_hits(what, name, arrays[name], gold, own) for name in models], arrays.get("clusters")
 
 
 def table_of(what: str, data: Any) -> pd.DataFrame:
@@ -130,12 +132,19 @@ def _joined(what: str, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: _array(what, name, column.loc[index]) for name, column in with_ids.items()}
 
 
+def _listed(what: str, name: str, column: Any) -> Any:
+    """A column with rows: iterators are read, and what has no order of rows is refused."""
+    if isinstance(column, Mapping | set | frozenset):
+        raise UserError(f"{what}: {name} is a {type(column).__name__}; give a list, an array or a pandas Series")
+    return list(column) if isinstance(column, Iterator) else column
+
+
 def _array(what: str, name: str, column: Any) -> np.ndarray:
     if hasattr(column, "detach"):  # a tensor
         column = column.detach().cpu()
         column = (column.float() if column.is_floating_point() else column).numpy()
-    if name == "clusters":  # any names, whatever their type
-        return np.asarray(column)
+    if name == "clusters":
+        return _names(what, column)
     array = np.asarray(column)
     if array.dtype == object and len(array) and hasattr(array[0], "__len__"):  # lists of logits
         try:
@@ -152,8 +161,21 @@ def _array(what: str, name: str, column: Any) -> np.ndarray:
     if array.ndim not in (1, 2):
         raise UserError(f"{what}: {name} is {list(array.shape)}; give one row per example, [N], or logits [N, C]")
     if array.dtype.kind == "f" and np.isnan(array).any():
-        raise UserError(f"{what}: {name} has no number (NaN) in {int(np.isnan(array).any(-1).sum()):,} places")
+        rows = int(np.isnan(array.reshape(len(array), -1)).any(1).sum())
+        raise UserError(f"{what}: {name} has no number (NaN) in {rows:,} of {len(array):,} rows")
     return array
+
+
+def _names(what: str, column: Any) -> np.ndarray:
+    """[N] what each row belongs to, by any names, whatever their type."""
+    listed = column.tolist() if hasattr(column, "tolist") else list(column)
+    names = np.empty(len(listed), object)
+    names[:] = [tuple(name) if isinstance(name, list) else name for name in listed]
+    isna = getattr(column, "isna", None)
+    lost = int(isna().sum()) if isna else sum(n is None or (isinstance(n, float) and math.isnan(n)) for n in listed)
+    if lost:
+        raise UserError(f"{what}: clusters has no name in {lost:,} of {len(names):,} rows; name the prompt of each")
+    return names
 
 
 def _first(array: np.ndarray) -> Any:
@@ -166,9 +188,14 @@ def _classes(what: str, labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _hits(what: str, name: str, column: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """[N] bools of one column."""
-    if labels is None or column.dtype == bool:
+def _hits(what: str, name: str, column: np.ndarray, labels: np.ndarray | None, typed: bool) -> np.ndarray:
+    """[N] bools of one column. ``typed``: by the caller, and not a report's, whose logits may be small."""
+    if labels is not None and column.dtype == bool:
+        raise UserError(
+            f"{what}: {name} holds True and False, and there are labels; give classes as whole numbers, or leave the "
+            "labels out where it says what was right"
+        )
+    if labels is None:
         if column.ndim != 1:
             hint = "" if labels is not None else "; with logits [N, C] give labels= as well"
             raise UserError(f"{what}: {name} is {list(column.shape)}; give whether each row was right, [N]{hint}")
@@ -179,9 +206,21 @@ def _hits(what: str, name: str, column: np.ndarray, labels: np.ndarray | None) -
             )
         return column.astype(bool)
     if column.ndim == 1 and column.dtype.kind in "iu":
+        if (column < 0).any():
+            raise UserError(
+                f"{what}: {name} holds the class {column.min()}; classes are numbered from 0, as labels are"
+            )
         return column == labels
     classes = 2 if column.ndim == 1 else column.shape[1]
     if labels.max() >= classes:
         form = "[N] logits are of class 0 against class 1" if column.ndim == 1 else f"{name} has {classes} classes"
-        raise UserError(f"{what}: there is a label {labels.max()}, and {form}; give [N, C] logits of all classes")
+        raise UserError(
+            f"{what}: there is a label {labels.max()}, and {form}; give [N, C] logits of all classes, or classes as "
+            "whole numbers"
+        )
+    if column.ndim == 1 and typed and ((column >= 0) & (column <= 1)).all():
+        raise UserError(
+            f"{what}: {name} lies between 0 and 1 everywhere, as probabilities or classes do, and [N] floats are "
+            "logits of class 0 against class 1; give classes as whole numbers, or [N, C] of all classes"
+        )
     return right(column, labels)

@@ -321,7 +321,10 @@ def holm(p: Sequence[float]) -> list[float]:
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    p = np.asarray(p, np.float64)
+    try:
+        p = np.asarray(p, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"holm: takes a list of p values between 0 and 1 (got {str(p)[:60]})") from error
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():  # NaN is not, either, and would be sorted to the end
         raise UserError(f"holm: takes a list of p values between 0 and 1 (got {p.tolist()})")
     order = np.argsort(p, kind="stable")

@@ -164,7 +164,7 @@ def _unknown(content: dict[str, Any], system: str | None, run: Path) -> str:
                 f"the report of {run} is of an earlier version, which did not note the stage of {system}; start the "
                 f"run again, which computes nothing twice ({content['command']}); until then there are"
             )
-        return f"{system} combines several models and is none that could be written; name one of them"
+        return f"{system} is not one trained model, and cannot be written; name one of them"
     return f"this run has no {system}"
 
 

@@ -21,6 +21,12 @@ from w2sg.models.standalone import bag_of_words, w2sg_classifier
 from w2sg.models.unreadable import quiet_loading, reading
 
 
+def _listed(what: str, of: str, given: Any) -> list[Any]:
+    if isinstance(given, str):  # a list of its letters, otherwise
+        raise UserError(f"{what}: one text was given; give a list of {of}")
+    return list(given)
+
+
 @dataclass(frozen=True)
 class Student:
     """A trained model with its tokenizer.
@@ -49,6 +55,12 @@ class Student:
         """
         if self.kind == "policy":
             raise UserError(f"{self.name}: it writes and gives no scores; use its model and tokenizer")
+        texts = _listed("score", "texts", texts)
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise UserError(
+                f"score: {str(wrong[0])[:60]!r} is no text; give each dialogue or reply as one text, as the run's rows "
+                "are (label_logits takes pairs)"
+            )
         parts = [self._some(texts[k : k + batch_size]) for k in range(0, len(texts), batch_size)]
         return torch.cat(parts) if parts else torch.zeros(0, 1)
 
@@ -59,8 +71,12 @@ class Student:
         Args:
             texts: tuples of one text, or of two that are compared.
         """
-        n = len(texts[0])
-        flat = self.score([text for row in texts for text in row], batch_size).unflatten(0, (-1, n))
+        rows = _listed("label_logits", "pairs, or of tuples of one text", texts)
+        sizes = {0 if isinstance(row, str) else len(row) for row in rows}
+        if not sizes <= {1} and not sizes <= {2}:
+            raise UserError("label_logits: give tuples of one text each, or of the two texts of a pair each")
+        n = max(sizes, default=1)
+        flat = self.score([text for row in rows for text in row], batch_size).unflatten(0, (-1, n))
         if n == 1:
             return flat[:, 0]
         if getattr(getattr(self.model, "config", None), "experts", 0):
@@ -75,6 +91,8 @@ class Student:
             batch = {k: v.to(device) for k, v in rows.collate(range(len(texts))).items()}
             return self.model(batch).float().view(len(texts), -1)
         batch = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(device)
+        if len(empty := (batch["attention_mask"].sum(1) == 0).nonzero()):
+            raise UserError(f"score: {texts[int(empty[0])]!r} has no tokens; leave it out")
         return self.model(**batch).logits.float()
 
 
