@@ -31,7 +31,7 @@ VERBS = {
     "store": ("list cached stages, say why one was made, prune", ("list", "prune apply=true")),
     "export": (
         "write a trained model as a transformers folder",
-        ("outputs/method=cong to=my_model", "outputs/method=cong system=weak to=my_model"),
+        ("outputs/default system=student to=my_model", "outputs/default system=weak to=my_model"),
     ),
     "harness": (
         "run lm-evaluation-harness on a trained model",
