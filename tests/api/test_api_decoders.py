@@ -44,6 +44,14 @@ def writer(kind, loaded, **options):
     )
 
 
+def of_few_words():
+    """A model with fewer tokens than the tokenizer of the others."""
+    from model_folders import llama
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(llama())
+
+
 def test_every_kind_of_decoder_is_tried_here():
     assert {kind for kind, one in KINDS.items() if one.__module__.startswith("w2sg.")} == {
         *PAIR,
@@ -185,6 +193,19 @@ def test_models_are_left_as_they_were(models):
             lambda m: w2sg.decoder("sampling", strong=torch.nn.Linear(2, 2), tokenizer=m["tokenizer"]),
             "Linear is no language",
         ),
+        (
+            lambda m: w2sg.decoder("sampling", strong=m["strong"], tokenizer="a/name"),
+            "str is no tokenizer; give one of",
+        ),
+        (
+            lambda m: w2sg.decoder("nudging", strong=m["strong"], weak=of_few_words(), tokenizer=m["tokenizer"]),
+            "the model rows for 64 of them.*take the model's own tokenizer",
+        ),
+        (
+            lambda m: writer("sampling", m, style="chatml"),
+            "style: there is no 'chatml'; choose among chat, roles, urial",
+        ),
+        (lambda m: writer("best_of_n", m, reward=3), "reward: 3 is no function"),
         (lambda m: w2sg.decoder("sampling", strong="./nowhere"), "no model folder or .gguf file at nowhere"),
         (lambda m: writer("eft", m, reward=len), "no reward guides it"),
         (lambda m: writer("search", m, guide={"reward": 1.0, "model": "x"}), "give the reward function as reward="),

@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from w2sg.api.prompts import prompts_of
 from w2sg.config.check import check_options
@@ -22,6 +22,7 @@ from w2sg.decoding.decoders.batches import check_vocabulary, write_batch
 from w2sg.decoding.decoders.engines import Engines
 from w2sg.decoding.packed_layers import unpack
 from w2sg.errors import UserError
+from w2sg.models.backbones import check_vocabulary as check_tokenizer
 from w2sg.models.backbones import name_body
 from w2sg.models.files import ends_of
 from w2sg.models.policy import Policy, checked_policy, load_policy
@@ -42,7 +43,8 @@ class _Rewards:
         self.rewards, self.read = rewards, 0  # what it reads is not known
 
     def __call__(self, prompts: Sequence[Dialogue], replies: Sequence[str]) -> np.ndarray:
-        found = np.asarray(self.rewards([prompt.text for prompt in prompts], list(replies)), np.float64)
+        found = self.rewards([prompt.text for prompt in prompts], list(replies))
+        found = np.asarray(found.detach().cpu().float() if isinstance(found, Tensor) else found, np.float64)
         if found.shape != (len(replies),) or not np.isfinite(found).all():
             raise UserError(
                 f"reward: it gave {list(found.shape)} for {len(replies)} replies; give one finite number for each"
@@ -223,6 +225,10 @@ def decoder(
     Raises:
         UserError: a model or an option is missing, not read by this decoder, or does not fit.
     """
+    if style not in get_args(Style):
+        raise UserError(f"style: there is no {style!r}; choose among {', '.join(get_args(Style))}")
+    if reward is not None and not callable(reward):
+        raise UserError(f"reward: {reward!r} is no function; give one of prompts and replies")
     if reward is not None:
         only = {"implicit": 0.0} if "guide" not in options else {}
         options["guide"] = {"reward": 1.0, "model": "reward", **only, **options.get("guide", {})}
@@ -293,6 +299,12 @@ def _model(model: Any, tokenizer: Any, role: str, style: str) -> _Model:
         )
     if tokenizer is None:
         raise UserError(f"{role}: the tokenizer of {name} is missing; give it as tokenizer= (or weak_tokenizer=)")
+    if not hasattr(tokenizer, "chat_template"):
+        raise UserError(
+            f"{role}: {type(tokenizer).__name__} is no tokenizer; give one of transformers, as "
+            "AutoTokenizer.from_pretrained makes it"
+        )
+    check_tokenizer(tokenizer, model.config.get_text_config(decoder=True), role, name)
     chat = Chat(tokenizer, name=name) if style == "chat" else TextChat(tokenizer, style, name=name)
     ends = ends_of(getattr(model.generation_config, "eos_token_id", None), role, name)
     chat.stop = sorted({*chat.stop, *ends})
