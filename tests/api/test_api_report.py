@@ -37,7 +37,7 @@ def test_the_numbers_are_those_of_the_report(label_runs):
         assert (test.only_a, test.only_b, test.test) == (found["only_student"], found["only_other"], found["test"])
 
 
-def test_a_report_is_what_its_folder_holds_and_is_not_changed(label_runs):
+def test_a_report_is_what_its_folder_holds_and_is_not_changed(label_runs, monkeypatch):
     report = w2sg.read_report(label_runs / "rkl")
     content = json.loads((label_runs / "rkl" / "report.json").read_text(encoding="utf-8"))
     assert json.loads(json.dumps(report.content)) == content | {"config": json.loads(json.dumps(report.config))}
@@ -54,6 +54,13 @@ def test_a_report_is_what_its_folder_holds_and_is_not_changed(label_runs):
     assert report.predictions["label"].any()
     with pytest.raises(TypeError, match="read-only"):
         report.metrics["student"]["accuracy"] = 1.0
+    monkeypatch.setenv("HOME", str(label_runs))
+    monkeypatch.chdir(label_runs)
+    near, home = w2sg.read_report("rkl"), w2sg.read_report("~/rkl")
+    assert near.folder == home.folder == report.folder
+    monkeypatch.chdir(label_runs.parent)
+    assert near.predictions.equals(report.predictions)
+    assert len(w2sg.runs("~")) == 2
     assert copy.deepcopy(report.content) == pickle.loads(pickle.dumps(report)).content == report.content
     assert pd.DataFrame(report.metrics).T.loc["weak", "accuracy"] == content["metrics"]["weak"]["accuracy"]
 

@@ -79,7 +79,7 @@ def test_a_decoder_is_measured(pairs_folder, models, tmp_path, undisturbed):
         (["seed=one", "strong.lr=-1"], r"(?s)strong\.lr.*seed"),
         (["loss=ce,rkl"], "loss: ce,rkl are several values"),
         (["experiment=rkl_noise"], "several runs"),
-        (["-m", "seed=1,2"], "-m is of the command line"),
+        (["-m", "seed=1,2"], "-m is of the command line; call train once for each run"),
         ("seed=1", r"overrides is a text; give a list of settings, as \['seed=1'\]"),
     ],
 )

@@ -64,12 +64,20 @@ def test_help_is_fast_and_imports_no_torch():
         (["loss=rkl"], "a verb comes first, as `w2sg train loss=rkl`"),
         (["compare"], "needs one FOLDER of runs, as `w2sg compare outputs`"),
         (["store", "list", "more"], "more: w2sg store takes list, why or prune"),
+        (["export", "outputs/one", "folder"], "folder: w2sg export takes one RUN; did you mean to=folder?"),
+        (["help", "trian"], "did you mean `w2sg train`?"),
     ],
 )
 def test_a_wrong_verb_is_one_line(words, said):
     with pytest.raises(ConfigError) as error:
         main._program(words)
     assert said in str(error.value)
+
+
+def test_a_shell_without_completion_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        main._main(["--install-completion", "csh"])
+    assert "csh is no shell here; give one of bash, zsh, fish" in capsys.readouterr().err
 
 
 def test_the_tab_key_completes_in_bash(tmp_path):

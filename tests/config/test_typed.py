@@ -248,7 +248,7 @@ def test_one_line_names_what_was_meant(argument, words, refused):
         ("optim.full.lr=1e-5,1e-4", "optim.full.lr: 1e-5,1e-4 are several values; add -m"),
         ("optim.full.lr=[1", "optim.full.lr: [1 cannot be read"),
         ("strong.feature_layer=None", "nothing is written null"),
-        ("dataset.name=hh_rlhf", "choose dataset=hh_rlhf"),
+        ("dataset.name=hh_rlhf", "choose dataset=hh_rlhf, and in a file of yours that builds on it set name: "),
         ("rkl", "rkl: a setting is typed key=value"),
         ("strong.lora={rank: 8}", "strong.lora.rank: no such key; did you mean strong.lora.r?"),
         ("+seed=3", "seed: is there already; leave out the +"),

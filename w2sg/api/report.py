@@ -219,7 +219,7 @@ def read_report(folder: str | Path) -> Report:
     Raises:
         UserError: there is no finished run in the folder.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser().absolute()  # which is found after a change of the working folder, too
     if not folder.is_dir():
         raise UserError(f"read_report: there is no folder {folder}")
     if not (folder / FILE).is_file():

@@ -29,7 +29,7 @@ def runs(folder: str | Path) -> pd.DataFrame:
 
     from w2sg.compare.collect import collect
 
-    summary = collect(Path(folder))
+    summary = collect(Path(folder).expanduser())
     names, *lines = summary.lines
     table = pd.DataFrame([[None if value == "" else value for value in line] for line in lines], columns=names)
     table.attrs["left_out"] = list(summary.content["left_out"])

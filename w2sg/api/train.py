@@ -110,9 +110,14 @@ def _line(name: str, overrides: Sequence[str], out: str | Path | None, config_di
         raise UserError(f"{name}: overrides is a text; give a list of settings, as [{overrides!r}]")
     words = [str(word) for word in overrides]
     if flags := [word for word in words if word.startswith("-") and "=" not in word]:
-        raise UserError(f"{name}: {flags[0]} is of the command line; give settings alone, as key=value")
-    words += [] if out is None else [f"out={out}"]
-    words += [] if config_dir is None else [f"--config-dir={config_dir}"]
+        todo = (
+            f"call {name} once for each run"
+            if flags[0] in ("-m", "--multirun")
+            else "give settings alone, as key=value"
+        )
+        raise UserError(f"{name}: {flags[0]} is of the command line; {todo}")
+    words += [] if out is None else [f"out={Path(out).expanduser()}"]
+    words += [] if config_dir is None else [f"--config-dir={Path(config_dir).expanduser()}"]
     line = typed(words)
     if line.multirun:
         raise UserError(f"{name}: these settings are several runs; call {name} once for each")

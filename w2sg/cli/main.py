@@ -34,6 +34,8 @@ def _program(words: list[str]) -> Callable[[], None]:
     """What is to be called; ``sys.argv`` holds what it reads."""
     verb, *rest = words or ["help"]
     if verb in HELP:
+        if rest and "=" not in rest[0] and rest[0] not in (*VERBS, *HELP, "evaluate"):
+            raise ConfigError([unknown(rest[0])])
         return lambda: print_help(rest[0] if rest else None)
     if verb == "--version":
         from w2sg import __version__
@@ -42,7 +44,10 @@ def _program(words: list[str]) -> Callable[[], None]:
     if verb in ("--install-completion", "--complete"):
         from w2sg.cli import completion
 
-        return lambda: (completion.install if verb == "--install-completion" else completion.complete)(rest)
+        if verb == "--install-completion":
+            completion.install(rest)
+            return lambda: None
+        return lambda: completion.complete(rest)
     if verb not in VERBS:
         raise ConfigError([unknown(verb)])
     if asks_help(rest):
@@ -75,7 +80,8 @@ def settings(verb: str, words: list[str]) -> list[str]:
     elif not named:
         raise ConfigError([f"w2sg {verb}: needs {FORMS[verb]}, as `w2sg {verb} {VERBS[verb][1][0]}`"])
     if more := [word for word in left if not is_setting(word)]:
-        raise ConfigError([f"{more[0]}: w2sg {verb} takes {FORMS[verb]}; a setting is typed key=value"])
+        meant = f"did you mean to={more[0]}?" if verb == "export" else "a setting is typed key=value"
+        raise ConfigError([f"{more[0]}: w2sg {verb} takes {FORMS[verb]}; {meant}"])
     return [*typed, *left]
 
 

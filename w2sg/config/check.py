@@ -58,7 +58,7 @@ def check(cfg: Any, choices: Mapping[str, str] | None = None) -> TrainConfig:
     if (name := _misnamed(container, (choices or {}).get("dataset"))) is not None:
         problems.append(
             f"dataset.name: it only names the rows, which are those of dataset={choices['dataset']}; for those of "
-            f"{name} choose dataset={name}"
+            f"{name} choose dataset={name}, and in a file of yours that builds on it set name: {choices['dataset']}"
         )
     problems += plugins.clashes(choices or {})
     method = container.get("method")
