@@ -88,7 +88,7 @@ def test_a_sweep_becomes_settings_losses_and_seeds(sweep):
         "noise.rate 0",
         "noise.rate 0.4",
     }
-    assert heading(found.content) == ("18 runs: bag-of-words → SmolLM2-135M-Instruct.Q4_1.gguf, reviews, finetune")
+    assert heading(found.content) == ("18 runs: bag-of-words → SmolLM2-135M-Instruct.Q4_1.gguf, critics, finetune")
     row = found.content["cells"][0]
     assert row["accuracy"]["student"]["mean"] == pytest.approx(np.mean([draw(0.74, s).mean() for s in range(3)]))
     sd = np.std([draw(0.74, s).mean() for s in range(3)], ddof=1)

@@ -80,7 +80,7 @@ def test_the_users_files_are_chosen_like_shipped_ones(users):
         (["experiment=mien"], "experiment: there is no mien; did you mean experiment=mine?"),
         (["loss=first", "loss.powr=2"], "loss.powr: no such key; did you mean loss.power?"),
         (["loss=first", "loss.power=much"], "loss.power: input should be a valid number (got 'much')"),
-        (["loss=first", "+loss.base=2"], "loss.base: plugin_losses.student_first takes power; remove it"),
+        (["loss=first", "+loss.base=2"], "loss.base: no such key; loss has power"),
     ],
 )
 def test_mistakes_with_the_users_files_name_them(arguments, line, users):
@@ -279,15 +279,15 @@ def test_conf_of_the_working_folder_is_read_first(users, capsys):
     write(conf / "model" / "gpt2.yaml", "# Mine\nname: mine/gpt2\n")  # no defaults list: those of all models
     shipped = (plugins.CONF / "dataset" / "reviews.yaml").read_text(encoding="utf-8")
     write(conf / "dataset" / "reviews.yaml", shipped.replace("rotten_tomatoes", "imdb"))
-    (config,) = checked("weak=gpt2", "strong=tiny", "loss=first", "weak.lr=1", "trainer=cpu")
+    (config,) = checked("weak=gpt2", "dataset=reviews", "strong=tiny", "loss=first", "weak.lr=1", "trainer=cpu")
     assert (config.weak.name, config.weak.lr, config.strong.name) == ("mine/gpt2", 1, "gpt2")
     assert config.dataset.subset == "imdb"
     read = "conf/dataset/reviews.yaml, conf/model/gpt2.yaml are read in place of w2sg's of those names"
     assert capsys.readouterr().err == f"note: {read}\n"
-    checked("weak=gpt2", "trainer=cpu")
+    checked("weak=gpt2", "dataset=reviews", "trainer=cpu")
     assert capsys.readouterr().err == ""  # said once
     with plugins.shipped_alone():
-        (config,) = checked("weak=gpt2", "trainer=cpu")
+        (config,) = checked("weak=gpt2", "dataset=reviews", "trainer=cpu")
     assert config.weak.name == "openai-community/gpt2"
 
 

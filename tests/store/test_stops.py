@@ -149,7 +149,7 @@ def test_a_run_that_waits_for_another_says_so_and_hears_signals(tmp_path, caplog
         with pytest.raises(stops.Stopped):
             work.compute("m", {}, lambda part: {})
     assert time.monotonic() - began < 5
-    assert "waiting for another process that is making" in caplog.text
+    assert "waiting for another process, which has been making" in caplog.text
 
 
 def test_what_is_ignored_stays_ignored_and_a_launcher_keeps_its_own_handler(capsys):

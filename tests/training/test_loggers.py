@@ -59,7 +59,7 @@ def start(*typed, out=Path("outputs/seed=0")):
 def test_without_environment_our_defaults_count(asked):
     start()
     assert asked["project"] == "w2sg"
-    words = "finetune cross_entropy bag-of-words→bag-of-words reviews"
+    words = "finetune cross_entropy bag-of-words→bag-of-words critics"
     assert asked["name"] == f"{words} seed 0"
     assert asked["group"][:-6] == f"{words} "
     assert (asked["dir"], asked["resume"], asked["job_type"]) == ("outputs/seed=0", "allow", "train")
@@ -99,16 +99,16 @@ def test_offline_runs_are_not_resumed_but_share_an_id(asked, monkeypatch):
 
 
 def test_tags_of_both_are_given(asked, monkeypatch):
-    monkeypatch.setenv("WANDB_TAGS", "a,b,reviews")
+    monkeypatch.setenv("WANDB_TAGS", "a,b,critics")
     start("logger.tags=[mine]")
-    assert asked["tags"] == ["finetune", "reviews", "cross_entropy", "mine", "a", "b"]
+    assert asked["tags"] == ["finetune", "critics", "cross_entropy", "mine", "a", "b"]
 
 
 def test_names_say_the_setting_and_groups_join_its_seeds(asked):
     start("loss=rkl", "dataset.noise.rate=0.3", "dataset.noise.kind=flip", "strong.lr=0.1", "seed=1")
     first = dict(asked)
     assert first["name"] == (
-        "finetune reverse_kl bag-of-words→bag-of-words reviews rate=0.3 kind=flip strong.lr=0.1 seed 1"
+        "finetune reverse_kl bag-of-words→bag-of-words critics rate=0.3 kind=flip strong.lr=0.1 seed 1"
     )
     start("loss=rkl", "dataset.noise.rate=0.3", "dataset.noise.kind=flip", "strong.lr=0.1", "seed=2")
     assert asked["group"] == first["group"]
@@ -117,7 +117,7 @@ def test_names_say_the_setting_and_groups_join_its_seeds(asked):
     assert asked["group"] != first["group"]
     start("dataset.zero_shot.question=" + "x" * 200)
     assert len(asked["group"]) <= 128
-    assert asked["name"] == "finetune cross_entropy bag-of-words→bag-of-words reviews … seed 0"
+    assert asked["name"] == "finetune cross_entropy bag-of-words→bag-of-words critics … seed 0"
 
 
 def test_one_setting_seed_and_folder_are_one_run_whatever_the_devices(asked):
