@@ -444,3 +444,15 @@ def test_help_of_hydra_is_left_alone():
         [sys.executable, "train.py", "seed=3", "--cfg", "job", "-p", "seed"], cwd=ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout.strip()) == (0, "3")
+
+
+def test_a_tilde_is_the_home_folder_of_every_folder_that_is_written(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    line = typed(["out=~/runs", "--store", "~/store", "export=x", "to=~/m", "dataset.path=~/rows"])
+    assert line.overrides == [
+        "out=/home/somebody/runs",
+        "store=/home/somebody/store",
+        "export=x",
+        "to=/home/somebody/m",
+        "dataset.path='~/rows'",
+    ]

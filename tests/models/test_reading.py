@@ -141,7 +141,7 @@ def test_the_page_shows_what_was_read():
     page = ReadingSection().html(content)
     assert "&lt;|im_start|&gt;user" in page
     assert page.count("<h3>") == 1
-    assert page.count("<pre class=said>") == 2
+    assert page.count("<pre class=said ") == 2
     assert "3 (1.5%)" in page
     assert "<script>" not in page
     assert "m<b>" not in page

@@ -55,10 +55,11 @@ def test_the_first_sentence_is_the_answer_and_the_others_say_why(case):
     assert why in said
     student, weak, ceiling = (accuracies[name] for name in ("student", "weak", "ceiling"))
     gain = f"{student - weak:+.3f}".replace("-0.000", "+0.000")
-    assert (
-        f"On 400 test rows, the student has {student:.3f} against its teacher's {weak:.3f}, a difference of {gain} ["
-        in said
-    )
+    compared = f"has {student:.3f} against its teacher's {weak:.3f}"
+    if ceiling <= weak:
+        how = "better than" if student > weak else "not distinguishable from"
+        compared = f"is {how} its teacher: {student:.3f} against {weak:.3f}"
+    assert f"On 400 test rows, the student {compared}, a difference of {gain} [" in said
     assert f"The gap from teacher to ceiling is {ceiling - weak:+.3f} [" in said
     assert ("recovers" in said) == (ceiling > weak)
     if ceiling > weak:

@@ -134,7 +134,7 @@ def test_the_verdict_says_what_the_numbers_say(content):
     for difference, p, words in ((0.05, 0.04, "better"), (-0.05, 0.04, "worse"), (0.05, 0.06, "not distinguishable")):
         # the word is of the test whose p stands beside it, whatever an interval of another kind says
         found["tests"]["student - weak"] |= {"difference": difference, "p": p, "low": 0.001, "high": 0.1}
-        assert f"The student is {words}" in verdict(found)
+        assert f"the student is {words}" in verdict(found)
         assert "exact McNemar" in verdict(found)
     found["tests"]["student - weak"]["test"] = "exact sign flips over prompts"
     assert "intervals are over test prompts alone" in verdict(found)

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import compose
@@ -207,7 +208,7 @@ def test_two_sections_do_not_say_the_same(outside):
     taken = Section("three", {"text": {"systems": {"a": {"kl": 3}}}})
 
     class Run:
-        pass
+        config = SimpleNamespace(report=SimpleNamespace(texts=True))
 
     from w2sg.reports.assemble import _merge
 
@@ -272,7 +273,7 @@ def test_a_summary_holds_numbers(outside, which, words):
 
 def test_what_a_section_found_follows_the_verdict_of_the_method(outside):
     verdict = run(outside, "concluding", "concluding").content["verdict"]
-    assert "The student is " in verdict
+    assert "the student is " in verdict
     mean = read_json(outside / "concluding" / "report.json")["words"]["mean"]
     assert verdict.endswith(f"add to them. A text has {mean:.1f} words.")
     with pytest.raises(UserError, match=r"section 'words' .*its finding cannot be made .*NoneType, not text"):
@@ -286,6 +287,6 @@ def test_a_loss_from_outside_is_told_apart_from_one_of_the_same_name(outside):
     assert [met["reverse_kl"] for met in conditions] == [True, False]
     assert ": labels, reverse kl, seed 0" in of_the_tree["title"]
     assert ": labels, outside_section.reverse_kl, seed 0" in of_outside["title"]
-    assert "The student, trained by outside_section.reverse_kl, is " in of_outside["verdict"]
+    assert "the student, trained by outside_section.reverse_kl, is " in of_outside["verdict"]
     losses = {row["loss"] for row in collect(outside).content["cells"]}
     assert len(losses) == 2

@@ -436,7 +436,7 @@ def test_a_damaged_checkpoint_costs_what_was_done_since_the_one_before(damaged, 
     caplog.set_level("INFO")
     assert equal(work(tmp_path), undisturbed)
     steps = [int(file.name[4:13]) for file in fits]
-    expected = {"newest": f"goes on at step {steps[0]},"}.get(damaged, "starts afresh")
+    expected = {"newest": f"resumes at step {steps[0]},"}.get(damaged, "starts afresh")
     assert expected in caplog.text
     assert "is damaged and removed" in caplog.text
 

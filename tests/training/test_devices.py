@@ -194,7 +194,7 @@ def test_a_sharded_fit_that_is_killed_goes_on_on_any_devices(pairs_folder, tiny_
             os.killpg(process.pid, signal.SIGKILL)
             pytest.fail(f"the other process did not end with the one that was killed: {process.communicate()[0]}")
         assert list(store.glob(f"{moment}-*.part")), said
-    assert "student: goes on at step" in said
+    assert "student: resumes at step" in said
     content = run(tmp_path / "broken", arguments(pairs_folder, tiny_llama, tmp_path / "broken", *more, *ONE))
     assert stages_of(content)["student"]["cached"]
     assert not stages_of(content)["ceiling"]["cached"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from w2sg.models.files import ends_of
 from w2sg.models.policy import Policy, checked_policy, load_policy
 from w2sg.models.source import find
 from w2sg.store.keys import stage_seed
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from w2sg.data.messages import Dialogue
@@ -255,6 +258,14 @@ def decoder(
         raise UserError(f"decoder {made.kind}: weak is one model without adapters; give (aligned, base)")
     if len(small) == 2 and small[0].chat.vocabulary != small[1].chat.vocabulary:
         raise UserError("weak: the two models have different vocabularies; give one model after and before alignment")
+    if weak_tokenizer is None and big is not None and small and not any(map(_named, parts)):
+        sizes = [model.policy.model.config.get_text_config().vocab_size for model in (small[0], big)]
+        if sizes[0] != sizes[1]:
+            log.warning(
+                "weak is read with strong's tokenizer, but has %d ids and strong %d; if it has a tokenizer of "
+                "another kind, give weak_tokenizer=",
+                *sizes,
+            )
     if made.adds_logits and big is not None and small:
         check_vocabulary(made, small[0].chat, big.chat)
     return Writer(made, big, small, None if reward is None else _Rewards(reward), seed)

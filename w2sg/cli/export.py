@@ -43,6 +43,7 @@ def print_export(
     content = report_of(trained.run)
     texts, own, reason = _rows(trained, content) if trained.scoring is not None else ([], None, "")
     said: list[str] = []
+    console.say(f"export: reading {trained.name}, then writing it" + " and comparing it with its run" * bool(texts))
 
     def finish(part: Path, about: dict[str, Any]) -> None:
         if trained.scoring is not None and not adapter:

@@ -27,6 +27,7 @@ ALONE = {
     "--multirun": "-m",
     "--shell-completion": "-sc",
 }
+FOLDERS = ("out", "store", "root", "to")  # keys of folders that are made where they are missing
 WITH_VALUE = {
     "--cfg": "-c",
     "--package": "-p",
@@ -130,7 +131,7 @@ def typed(arguments: Sequence[str], sweeps: bool = True) -> Typed:
             problems.append(f"{word}: {_no_flag(word)}")
     if problems:
         raise ConfigError(problems)
-    line.overrides = [renamed.override(override) for override in of_judges(line.overrides)]
+    line.overrides = [_at_home(renamed.override(override)) for override in of_judges(line.overrides)]
     line.multirun = sweeps and (
         line.has("--multirun", "-m")
         or any(o.lstrip("+").replace(" ", "").lower() == "hydra.mode=multirun" for o in line.overrides)
@@ -138,6 +139,12 @@ def typed(arguments: Sequence[str], sweeps: bool = True) -> Typed:
     )
     line.overrides = [quoted(override, line.multirun) for override in line.overrides]
     return line
+
+
+def _at_home(override: str) -> str:
+    """``out=~/runs`` with the home folder's path; a shell leaves the tilde as it is after ``=``."""
+    key, _, value = override.partition("=")
+    return f"{key}={Path(value).expanduser()}" if key in FOLDERS and value.startswith("~") else override
 
 
 def _takes_next(word: str, left: Sequence[str]) -> bool:

@@ -50,10 +50,14 @@ def _answer(report: Report) -> str:
     else:
         answer = "The student is better than its teacher, but it may not have learned this from its teacher"
     loss = f", trained by {report['loss']}," if "." in report["loss"] else ""
+    student, weak = _accuracy(report, "student"), _accuracy(report, "weak")
+    compared = f"has {student} against its teacher's {weak}"
+    if not pgr["resolved"]:  # then the answer has not said it
+        how = {1: "better than", 0: "not distinguishable from", -1: "worse than"}[side]
+        compared = f"is {how} its teacher: {student} against {weak}"
     numbers = (
-        f"On {tested(report['data'])}, the student{loss} has {_accuracy(report, 'student')} against its teacher's "
-        f"{_accuracy(report, 'weak')}, a difference of {estimate({**gain, 'value': gain['difference']}, sign=True)} "
-        f"({test_name(gain)}, p {p_text(gain['p'])})."
+        f"On {tested(report['data'])}, the student{loss} {compared}, a difference of "
+        f"{estimate({**gain, 'value': gain['difference']}, sign=True)} ({test_name(gain)}, p {p_text(gain['p'])})."
     )
     return f"{answer}. {numbers}"
 

@@ -184,7 +184,7 @@ class Checkpoints(Checkpoint):
             with suppress(OSError):
                 remove(file)
         if newest is not None:
-            log.info("%s: goes on at step %d, from %s", name, newest[1], self.folder.parent.name)
+            log.info("%s: resumes at step %d, from %s", name, newest[1], self.folder.parent.name)
         elif refused:
             log.warning("%s: there is no other checkpoint; the stage starts afresh", name)
         return newest
