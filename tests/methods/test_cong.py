@@ -165,11 +165,11 @@ def test_a_kill_in_the_middle_of_any_stage_costs_nothing_but_the_last_batch(
     working = {}
     from w2sg.training.stages import Stages
 
-    announce = Stages._announce
+    announce = Stages._why
 
     def remember(self, name, key, path):
         working["name"] = name
-        announce(self, name, key, path)
+        return announce(self, name, key, path)
 
     step, batch_end = FitModule.training_step, Shards.on_predict_batch_end
     counted = Counter()
@@ -184,7 +184,7 @@ def test_a_kill_in_the_middle_of_any_stage_costs_nothing_but_the_last_batch(
 
         return wrapped
 
-    monkeypatch.setattr(Stages, "_announce", remember)
+    monkeypatch.setattr(Stages, "_why", remember)
     monkeypatch.setattr(FitModule, "training_step", dies(step, 1))
     monkeypatch.setattr(Shards, "on_predict_batch_end", dies(batch_end, 1))
     monkeypatch.setattr("w2sg.training.devices.Devices.eval_tokens", 256)
