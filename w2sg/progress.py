@@ -356,6 +356,7 @@ def showing(
     shown.start()
     try:
         yield
+        stops.describe = list  # what is stopped after this run is not this run
     finally:
         shown.flush()
         shown.stop()

@@ -85,7 +85,8 @@ class Peers:
         except OSError:
             heard = []
         if not heard:
-            self.lines.remove(line)
+            with contextlib.suppress(ValueError):  # `close` came first
+                self.lines.remove(line)
             line.close()
             heard = [LEFT]
         for byte in heard:

@@ -179,7 +179,7 @@ def test_what_is_ignored_stays_ignored_and_a_launcher_keeps_its_own_handler(caps
             signal.signal(number, handler)
     assert calls == ["bypassed", None, "kept", "queued again"]
     assert caught.value.code == 140
-    assert capsys.readouterr().err == "ended by SIGUSR2; the same command resumes from here\n"
+    assert capsys.readouterr().err.startswith("ended by SIGUSR2; the same command resumes from here\n")
 
 
 def test_handlers_are_put_back():

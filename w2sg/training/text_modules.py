@@ -64,7 +64,8 @@ class ReplyModule(FitModule):
 
     def _evaluation_due(self) -> bool:
         # where an epoch ends, the same rows are read to choose the best one
-        ends = self.trainer.is_last_batch and "held_out" in self.trainer.datamodule.watched
+        watched = getattr(self.trainer.datamodule, "watched", ())  # none where only batches were given
+        ends = self.trainer.is_last_batch and "held_out" in watched
         return super()._evaluation_due() and not ends
 
     def validation_step(self, batch: Batch, _index: int) -> None:
