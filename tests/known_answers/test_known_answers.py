@@ -235,8 +235,8 @@ def test_a_student_that_is_trained_on_gold_is_noticed(monkeypatch, one_run):
 def test_a_join_that_is_reversed_is_noticed(monkeypatch, one_run):
     plain = run.columns_of
 
-    def reversed_ids(test, predictions):
-        found = plain(test, predictions)
+    def reversed_ids(*arguments):
+        found = plain(*arguments)
         return found | {"id": found["id"][::-1]}
 
     monkeypatch.setattr(run, "columns_of", reversed_ids)
