@@ -25,11 +25,8 @@ from w2sg.live import ERASE, FILE_ONLY, Bar, Diversion, clock, fitting, is_termi
 
 log = logging.getLogger(__name__)
 Mode = Literal["auto", "plain", "none"]
-EVERY, OFTEN, SHARE = (
-    30.0,
-    300.0,
-    0.1,
-)  # plain lines: seconds between two, unless this share was done; and at the latest
+# Plain lines: seconds between two, unless this share was done since, and seconds at the latest.
+EVERY, OFTEN, SHARE = 30.0, 300.0, 0.1
 TICK = 0.1  # seconds between two looks at the counters
 
 

@@ -54,7 +54,7 @@ def test_measuring_changes_nothing_that_is_learned(tmp_path):
     points = [point for point in measured[1] if "test_accuracy" in point]
     assert [point for point in measured[1] if point not in points] == plain[1]
     assert [point["step"] for point in points] == [0, 5, 10, 12]  # before the first step, every fifth, after the last
-    assert points[0].keys() == {"step", "test_accuracy", "test_nll", "held_out_accuracy", "held_out_nll"}
+    assert points[0].keys() == {"step", "rows", "test_accuracy", "test_nll", "held_out_accuracy", "held_out_nll"}
     assert points[0] != points[-1]
 
 
@@ -112,11 +112,29 @@ def test_fits_from_the_store_without_a_curve_are_said_once(pairs_folder, tiny_gp
         )  # a bag of words is measured by default, a whole model not
     assert second["accuracy_over_steps"]["from_the_store"] == ["weak"]
     said = [line for line in caplog.messages if "not measured" in line]
-    assert said == ["accuracy over training steps: not measured for weak, which the store has from a run without it"]
+    assert said == [
+        "accuracy over training steps: not measured for weak, which the store has from a run without it or with "
+        "other test rows"
+    ]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Not measured for weak: the store has it from a" in page
     assert "Not measured for student, ceiling: each measurement would read the test split with the whole model." in page
     assert second["metrics"] == first["metrics"]
+
+
+def test_a_curve_over_other_test_rows_is_not_taken_for_one_over_these(pairs_folder, tiny_gpt2, tmp_path):
+    """The store finds a fit whatever the test split is, and its curve was measured on that of the run that made it."""
+    first = run_labels(pairs_folder, tiny_gpt2, tmp_path)
+    assert first["accuracy_over_steps"]["fits"]["weak"]["points"]
+    other = run_labels(pairs_folder, tiny_gpt2, tmp_path, "dataset.sizes.test=6")
+    assert next(stage["cached"] for stage in other["stages"] if stage["name"] == "weak")
+    assert other["accuracy_over_steps"]["fits"] == {}
+    assert other["accuracy_over_steps"]["from_the_store"] == ["weak"]
+    assert "or with other test rows" in (tmp_path / "run" / "report.html").read_text()
+    again = run_labels(pairs_folder, tiny_gpt2, tmp_path)
+    assert (
+        again["accuracy_over_steps"]["fits"]["weak"]["points"] == first["accuracy_over_steps"]["fits"]["weak"]["points"]
+    )
 
 
 @pytest.mark.slow

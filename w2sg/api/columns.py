@@ -197,8 +197,11 @@ def _hits(what: str, name: str, column: np.ndarray, labels: np.ndarray | None, t
         )
     if labels is None:
         if column.ndim != 1:
-            hint = "" if labels is not None else "; with logits [N, C] give labels= as well"
-            raise UserError(f"{what}: {name} is {list(column.shape)}; give whether each row was right, [N]{hint}")
+            shape = list(column.shape)
+            raise UserError(
+                f"{what}: {name} is {shape}; give whether each row was right, [N]; with logits [N, C] give labels= as "
+                "well"
+            )
         if not np.isin(column, (0, 1)).all():
             wrong = column[~np.isin(column, (0, 1))][0]
             raise UserError(

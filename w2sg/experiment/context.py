@@ -24,6 +24,7 @@ from w2sg.models.trained import Trained
 from w2sg.store.keys import stage_seed
 from w2sg.store.store import Store
 from w2sg.training.devices import Devices
+from w2sg.training.evaluating import rows_of
 from w2sg.training.inputs import InputMaker
 from w2sg.training.loggers import Loggers
 from w2sg.training.stages import Stages
@@ -78,6 +79,7 @@ class Context:
             config.trainer.checkpoint_minutes,
             config.logger.every,
             config.logger.eval_every,
+            rows_of(self.data.test.ids, self.data.test.labels.tolist()),
         )
         for source in filter(None, (self.weak, self.strong, self.untuned)):
             self.stages.notes += [line for line in source.notes if line not in self.stages.notes]

@@ -5,15 +5,17 @@ The rows are the test split and, where some are held out, those. What is measure
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 
 from w2sg.data.loading import StageData
+from w2sg.data.table import digest
 from w2sg.training.random_state import random_state, set_random_state
 
+Point = dict[str, float | str]  # ``step``, measures, and ``rows``: which test rows they were measured on
 DEFAULT_POINTS = 20  # of a fit whose evaluation costs next to nothing, besides the one before its first step
 
 
@@ -27,7 +29,33 @@ def interval(chosen: int | None, steps: int) -> int:
     return max(1, -(-steps // DEFAULT_POINTS)) if chosen is None else chosen
 
 
-def is_evaluation(point: dict[str, float]) -> bool:
+def rows_of(ids: Iterable[str], labels: Iterable[int]) -> str:
+    """Which rows with which gold labels, in any order, as a hash: curves over other rows are not comparable."""
+    return digest(*sorted(f"{i}:{y}" for i, y in zip(ids, labels, strict=True)))
+
+
+def test_rows(data: StageData) -> str | None:
+    """`rows_of` the test rows that a fit watches; None where it watches none."""
+    test = data.watched.get("test")
+    return None if test is None else rows_of(test.ids, test.gold.tolist())
+
+
+def on_rows(curve: list[Point], rows: str | None) -> list[Point]:
+    """A curve without what was measured on other test rows than these, such as those of an earlier run.
+
+    >>> on_rows([{"step": 0, "loss": 1.0}, {"step": 2, "test_accuracy": 0.5, "rows": "a"}], "b")
+    [{'step': 0, 'loss': 1.0}]
+    """
+    kept = [{k: v for k, v in p.items() if p.get("rows") == rows or not k.startswith("test_")} for p in curve]
+    return [point for point in kept if point.keys() - {"step", "rows"}]
+
+
+def on_test(curve: list[Point]) -> bool:
+    """Whether any point was measured on test rows."""
+    return any(key.startswith("test_") for point in curve for key in point)
+
+
+def is_evaluation(point: Point) -> bool:
     """Whether a point of a curve was measured on watched rows (``test_accuracy``, ``held_out_accuracy``, ...)."""
     return any(key.startswith(("test_", "held_out_")) and key != "held_out_loss" for key in point)
 
@@ -67,8 +95,9 @@ class Log(Protocol):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
 
 
-def replay(logger: Log | None, curve: list[dict[str, float]]) -> None:
+def replay(logger: Log | None, curve: list[Point]) -> None:
     """Give a logger the points of a curve that was recorded before."""
     if logger is not None:
         for point in curve:
-            logger.log_metrics({k: v for k, v in point.items() if k != "step"}, step=int(point["step"]))
+            values = {k: v for k, v in point.items() if k not in ("step", "rows")}
+            logger.log_metrics(values, step=int(point["step"]))

@@ -26,7 +26,7 @@ from w2sg.errors import TrainingError, UserError, calling, path_of
 from w2sg.losses import cross_entropy, hard_logits, needs_whole_batch
 from w2sg.metrics.labels import correct
 from w2sg.progress import part as micro_batch_begins
-from w2sg.training.evaluating import evaluate, replay
+from w2sg.training.evaluating import Point, evaluate, on_rows, replay, test_rows
 from w2sg.training.random_state import random_state, set_random_state
 from w2sg.training.schedule import learning_rate_factor
 from w2sg.training.sharding import shard
@@ -78,7 +78,7 @@ class FitModule(L.LightningModule):
         self.strict_loading = False  # checkpoints hold what is trained, not what is frozen
         self.scorer, self.options, self.total_steps, self.every = fit.scorer, fit.options, fit.total_steps, fit.every
         self.eval_every, self.evaluated_at = fit.eval_every, -1
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[Point] = []
         self.counts = {"useful": 0, "padded": 0, "examples": 0}  # of this device
         self.seconds = 0.0
         self._unchecked: list[tuple[int, list[str], Tensor]] = []
@@ -104,7 +104,7 @@ class FitModule(L.LightningModule):
     def on_train_start(self) -> None:
         self._clock = time.perf_counter()
         if self.curve:  # of a fit that continues: the logger may be new
-            replay(self.logger, self.curve)
+            replay(self.logger, on_rows(self.curve, test_rows(self.trainer.datamodule)))
         elif self.eval_every:
             self._evaluate()
 
@@ -195,12 +195,13 @@ class FitModule(L.LightningModule):
             means = dict(zip(watched, (sums[:, 0] / sums[:, 1].clamp(min=1e-12)).tolist(), strict=True))
         self._point({"loss": float(mean), "grad_norm": float(norm), "lr": rate, **means})
 
-    def _point(self, values: dict[str, float]) -> None:
+    def _point(self, values: dict[str, float], rows: str | None = None) -> None:
         """One point of the curve: for the report and the logger.
 
         The logger is told directly: Lightning would repeat the last values at every step in between.
+        ``rows``: which test rows the values were measured on.
         """
-        self.curve.append({"step": self.global_step, **values})
+        self.curve.append({"step": self.global_step, **values, **({"rows": rows} if rows is not None else {})})
         if self.logger is not None:
             self.logger.log_metrics(values, step=self.global_step)
 
@@ -213,7 +214,7 @@ class FitModule(L.LightningModule):
     def _evaluate(self) -> None:
         self.evaluated_at = self.global_step
         if values := evaluate(self, self.trainer.datamodule):
-            self._point(values)
+            self._point(values, test_rows(self.trainer.datamodule))
 
     def examine(self, batch: Batch) -> tuple[Tensor, ...]:
         """What `measures` needs of a batch of rows that are not trained on, from all devices."""

@@ -30,7 +30,7 @@ from w2sg.store.store import Store
 from w2sg.training.checkpoints import Checkpoints, SealedFiles
 from w2sg.training.counting import Counting
 from w2sg.training.devices import Devices
-from w2sg.training.evaluating import interval, is_evaluation, replay
+from w2sg.training.evaluating import Point, interval, is_evaluation, on_rows, on_test, replay
 from w2sg.training.label_modules import FitContext, FitModule
 from w2sg.training.reading_module import ReadingModule
 from w2sg.training.sharding import large, load_weights, unshard
@@ -110,6 +110,7 @@ class Stages:
         checkpoint_minutes: between checkpoints inside a fit; 0 writes one every step.
         curve_every: optimizer steps between points of a loss curve.
         eval_every: optimizer steps between measurements on watched rows; None spreads a few over each fit.
+        test_rows: the run's test rows, as `w2sg.training.evaluating.rows_of` names them.
     """
 
     def __init__(
@@ -120,9 +121,11 @@ class Stages:
         checkpoint_minutes: float,
         curve_every: int,
         eval_every: int | None = None,
+        test_rows: str | None = None,
     ):
         self.store, self.devices, self.logger = store, devices, logger
         self.checkpoint_minutes, self.curve_every, self.eval_every = checkpoint_minutes, curve_every, eval_every
+        self.test_rows = test_rows
         self.unmeasured: list[str] = []  # fits from the store whose accuracy over steps is wanted and not there
         self.records: list[StageRecord] = []
         self.notes: list[str] = []  # of the run's models, what the report has to repeat
@@ -138,8 +141,10 @@ class Stages:
             evaluated: its job has rows to watch; a trained one that was not measured on them is noted.
         """
         folder = self._stage(name, key, lambda part, hold: self._fit(name, make, part, hold))
-        if evaluated and name not in self.unmeasured and not any(map(is_evaluation, curve_of(folder))):
-            self.unmeasured.append(name)
+        if evaluated and name not in self.unmeasured:
+            whole, kept = curve_of(folder), self.curve(folder)
+            if not any(map(is_evaluation, kept)) or on_test(whole) != on_test(kept):
+                self.unmeasured.append(name)
         return folder
 
     def _fit(self, name: str, make: Callable[[], FitJob], part: Path, hold: stops.Deferral) -> dict[str, Any]:
@@ -308,9 +313,13 @@ class Stages:
         self.records.append(StageRecord(name, folder, True, 0.0, 0, None, {}))
         self._replay(name, self.store.root / folder)
 
+    def curve(self, folder: Path) -> list[Point]:
+        """The curve of a finished fit, without what was measured on other test rows than this run's."""
+        return on_rows(curve_of(folder), self.test_rows)
+
     def _replay(self, name: str, folder: Path) -> None:
         """Give the run's logger the curve of a fit from the store."""
-        if self.devices.main and (curve := curve_of(folder)) and (logger := self.logger(name)) is not None:
+        if self.devices.main and (curve := self.curve(folder)) and (logger := self.logger(name)) is not None:
             logger.log_hyperparams({"cached": True})
             replay(logger, curve)
             logger.finalize("success")
@@ -338,8 +347,8 @@ class Stages:
         return f"{path.name}{why}"
 
 
-def curve_of(folder: Path) -> list[dict[str, float]]:
-    """The curve of a finished fit: points with ``step`` and values; empty for any other stage."""
+def curve_of(folder: Path) -> list[Point]:
+    """The whole curve of a finished fit, on whatever test rows it was measured; empty for any other stage."""
     file = folder / "curve.json"
     return read_json(file) if file.exists() else []
 

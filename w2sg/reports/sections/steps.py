@@ -12,7 +12,6 @@ from markupsafe import Markup
 from w2sg.reports.colours import NOTE, assigned
 from w2sg.reports.figures import new_figure, svg, told
 from w2sg.reports.section import Report, Section, name_of
-from w2sg.store.files import read_json
 
 log = logging.getLogger(__name__)
 MEASURES = {"accuracy": "accuracy", "nll": "NLL (nats)"}
@@ -37,10 +36,10 @@ class AccuracyOverSteps(Section):
         fits: dict[str, Any] = {}
         others: list[str] = []
         for record in stages.records:
-            file = stages.store.root / record.key / "curve.json"
-            if not file.exists() or "expert" in record.name:
+            folder = stages.store.root / record.key
+            if not (folder / "curve.json").exists() or "expert" in record.name:
                 continue
-            kept = [{"step": p["step"], **{k: p[k] for k in KEYS if k in p}} for p in read_json(file)]
+            kept = [{"step": p["step"], **{k: p[k] for k in KEYS if k in p}} for p in stages.curve(folder)]
             if points := [point for point in kept if len(point) > 1]:
                 chosen = record.info.get("best_step")
                 fits[record.name] = {"cached": record.cached, "chosen_step": chosen, "points": points}
@@ -48,7 +47,8 @@ class AccuracyOverSteps(Section):
                 others.append(record.name)
         if stages.unmeasured and stages.devices.main:
             log.info(
-                "accuracy over training steps: not measured for %s, which the store has from a run without it",
+                "accuracy over training steps: not measured for %s, which the store has from a run without it or with "
+                "other test rows",
                 ", ".join(stages.unmeasured),
             )
         missing = {"from_the_store": list(stages.unmeasured), "not_asked_for": others}
