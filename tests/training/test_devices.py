@@ -77,6 +77,7 @@ def differences(one, two):
             weights = max(weights, *(float((a[k] - b[k]).abs().max()) for k in a))
         curves = [json.loads((folder.parent / "curve.json").read_text()) for folder in folders]
         for a, b in zip(*curves, strict=True):  # with the gradient's norm, to whose scale an Adam step is blind
+            assert a.pop("rows", None) == b.pop("rows", None), name  # which test rows a point was read on
             assert a == pytest.approx(b, rel=1e-4), name
         found[name] = (float((columns[0] - columns[1]).abs().max()), weights)
     print(f"{one} and {two}:", found)
