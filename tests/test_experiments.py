@@ -87,6 +87,7 @@ def test_every_job_of_a_figure_is_in_order(name):
         cfg.pop("hydra")
         config = check(cfg)
         # the protocol of the paper
+        assert (config.trainer.precision, config.trainer.matmul) == ("32-true", "highest")
         assert config.dataset.sizes.ground_truth == config.dataset.sizes.transfer == 4000
         for model in (config.weak, config.strong):
             assert (model.dropout, model.max_length, model.dtype, model.layers) == (0.0, 512, "float32", None)

@@ -371,7 +371,8 @@ def test_a_stages_key_holds_what_changes_its_result(pairs_folder, tiny_gpt2, tmp
     noisy = fit_keys(*base, "dataset.noise.kind=flip", "dataset.noise.rate=0.2")
     assert noisy[0] == weak
     assert noisy[1] != student
-    for change in ("seed=1", "trainer.precision=bf16-mixed", "optim.full.global_batch_size=16"):
+    other = ("seed=1", "trainer.precision=bf16-mixed", "trainer.matmul=high", "optim.full.global_batch_size=16")
+    for change in other:
         other_weak, other_student = fit_keys(*base, change)
         assert other_weak != weak
         assert other_student != student

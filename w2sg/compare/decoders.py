@@ -47,6 +47,7 @@ class DecoderGroups(Section):
             # prompts, judge and strong model; what an older report does not know is as if it were not set
             same = {key: config[key] for key in ("strong", "dataset", "optim", "seed")}
             same |= {"style": method["style"], "judge": method["judge"], "precision": config["trainer"]["precision"]}
+            same |= {"matmul": "high"} if config["trainer"].get("matmul") == "high" else {}
             flat = {k: v for k, v in flatten(same).items() if v is not None}
             groups[key_of(flat)].append(run)
         return cls(content={"decoders": [_group(runs) for runs in groups.values()]})

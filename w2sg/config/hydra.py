@@ -50,8 +50,8 @@ def register(conf: Path = CONF, users: Path | None = None) -> None:
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
-# The precision is the one setting of a trainer that changes what comes out.
-NOT_IN_NAME = re.compile(r"^[+~]{0,2}(out|store|logger|trainer(?!\.precision)|hydra)([.=@/]|$)")
+# The precision is what of a trainer's settings changes what comes out.
+NOT_IN_NAME = re.compile(r"^[+~]{0,2}(out|store|logger|trainer(?!\.(?:precision|matmul))|hydra)([.=@/]|$)")
 
 
 def run_name(overrides: list[str]) -> str:

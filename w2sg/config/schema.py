@@ -217,8 +217,15 @@ class TrainerConfig(Options):
     devices: int | str = option(1, "devices per node; -1 takes all")
     num_nodes: PositiveInt = option(1, "machines; start the same command on each, with torchrun or SLURM")
     strategy: Literal["auto", "ddp", "fsdp"] = option("auto", "auto | ddp | fsdp")
-    precision: Literal["32-true", "bf16-mixed"] = option(
-        "32-true", "32-true | bf16-mixed (matrix products in bf16, weights in fp32); part of cache keys"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = option(
+        "auto",
+        "auto: bf16-mixed on a CUDA GPU, else 32-true | 32-true | bf16-mixed (matrix products in bf16, weights fp32); "
+        "what was used is part of cache keys",
+    )
+    matmul: Literal["auto", "highest", "high"] = option(
+        "auto",
+        "matrix products that stay fp32: highest in fp32 | high in TF32, faster with 10 binary digits in place of 23 | "
+        "auto: high on a GPU that has it, else highest; part of cache keys where it is high",
     )
     checkpoint_minutes: float = option(
         10, "between checkpoints inside a stage; a killed run continues from the last one", ge=0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from w2sg.models.source import Source, find
 from w2sg.models.trained import Trained
 from w2sg.store.keys import stage_seed
 from w2sg.store.store import Store
+from w2sg.training import precision
 from w2sg.training.devices import Devices
 from w2sg.training.evaluating import rows_of
 from w2sg.training.inputs import InputMaker
 from w2sg.training.loggers import Loggers
 from w2sg.training.stages import Stages
+
+log = logging.getLogger(__name__)
 
 NOISE_OPTIONS = {
     "none": [],
@@ -42,7 +46,7 @@ class Context:
     """One experiment's configuration, data, models and store.
 
     Args:
-        config: as checked by `w2sg.config.check.check`.
+        config: as checked by `w2sg.config.check.check`; the run's has the precision of its devices in it.
         out: the run's folder.
         typed: what the user typed, for the report.
 
@@ -55,7 +59,7 @@ class Context:
     """
 
     def __init__(self, config: TrainConfig, out: Path, typed: list[str] | None = None):
-        self.config, self.out, self.typed = config, Path(out), typed or []
+        self.out, self.typed = Path(out), typed or []
         # Whatever can be found missing is looked for before any work is done.
         self.weak = find(config.weak, "weak")
         self.strong = find(config.strong, "strong", weights=not _served(config))
@@ -71,6 +75,8 @@ class Context:
         self.pairs, self.classes = self.data.test.kind == "pairs", self.data.test.classes
         self.loss = build(config.loss)
         self.devices = Devices(config.trainer)
+        self.config = config = config.model_copy(update={"trainer": self.devices.config})
+        self.precision = precision.key_of(self.devices.config)
         self.loggers = Loggers(config, self.out, self.devices.main, self.typed)
         self.stages = Stages(
             Store(config.store),
@@ -81,14 +87,15 @@ class Context:
             config.logger.eval_every,
             rows_of(self.data.test.ids, self.data.test.labels.tolist()),
         )
+        for line in self.devices.notes:
+            log.warning("%s", line)
+        self.stages.notes += self.devices.notes
         for source in filter(None, (self.weak, self.strong, self.untuned)):
             self.stages.notes += [line for line in source.notes if line not in self.stages.notes]
         self.reading = Reading(self.stages.notes)
-        self.inputs = InputMaker(
-            self.stages, self.data.ground_truth, config.trainer.precision, config.seed, self.reading
-        )
+        self.inputs = InputMaker(self.stages, self.data.ground_truth, self.precision, config.seed, self.reading)
         self.notes: dict[str, Any] = {}
-        self.seed, self.precision = config.seed, config.trainer.precision
+        self.seed = config.seed
         self.dropped: dict[str, dict[str, int]] = {}
         self.encoded: dict[tuple[str, ...], Encoded] = {}
         self.packs: dict[tuple, bool] = {}

@@ -267,7 +267,7 @@ class Decoders:
         """Models outside a stage that Lightning runs, with its precision."""
         device = self.run.devices.fabric.device
         modules.to(device)
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.run.precision == "bf16-mixed")
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.run.config.trainer.precision == "bf16-mixed")
 
 
 def decode(

@@ -29,10 +29,12 @@ from w2sg.reports.sections.provenance import Provenance, Reading
 from w2sg.reports.sections.splits import Splits, data_of
 from w2sg.reports.words import PROMPTS_ALONE
 from w2sg.store.files import write_json
+from w2sg.training.precision import words_of
 
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "peft")
 STAND_FIRST = ("metrics", "diagnostics")  # in every report.json, empty where nothing of the kind was measured
-STAND_LAST = ("data", "reading", "stages", "versions", "config", "sections", "title", "verdict", "warnings", "summary")
+STAND_LAST = ("data", "reading", "stages", "arithmetic", "versions", "config")
+STAND_LAST += ("sections", "title", "verdict", "warnings", "summary")
 
 TEXTS_LEFT_OUT = (
     "texts are left out of this page and of the files beside it (report.texts=false): no examples are shown, and "
@@ -203,6 +205,7 @@ def compose(
         _merge(content, section.content, section.key)
     _merge(content, {"data": data_of(run)}, "data")
     content["stages"] = [record.as_dict() for record in run.stages.records]
+    content["arithmetic"] = words_of(run.config.trainer)
     content["versions"] = versions()
     content["config"] = run.config.model_dump(by_alias=True)
     run.reading.into(content)

@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from w2sg import stops
 from w2sg.config.schema import TrainerConfig
 from w2sg.errors import UserError
-from w2sg.training import processes
+from w2sg.training import precision, processes
 from w2sg.training.checkpoints import SealedFiles
 from w2sg.training.sharding import Sharded
 
@@ -32,12 +32,19 @@ class Devices:
     """The devices of a run. Making one starts the other processes (unless torchrun or SLURM did).
 
     Every rank walks every stage in step; rank 0 alone takes locks and writes.
+
+    Attributes:
+        config: with the precision that this device has in the place of ``auto``.
+        notes: what the report has to say of them.
+
+    Raises:
+        ConfigError: they do not have the precision that was asked for.
+        UserError: SLURM started another number of tasks.
     """
 
     def __init__(self, config: TrainerConfig):
         quiet()
         processes.disband()  # the processes of the sweep's last job
-        self.config = config
         self.environment = started_by(config.num_nodes)
         try:
             self.fabric = Fabric(
@@ -65,6 +72,9 @@ class Devices:
             if not self.main:
                 logging.getLogger("w2sg").setLevel(logging.ERROR)  # rank 0 says it
             stops.join(self._line())
+        self.config = precision.settled(config, self.fabric.device)
+        self.notes = precision.notes(config, self.config, self.fabric.device) if self.main else []
+        torch.set_float32_matmul_precision(self.config.matmul)
         torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
 
     def _line(self) -> stops.Peers:

@@ -22,6 +22,7 @@ from w2sg.config.schema import TrainConfig
 from w2sg.printable import printable
 from w2sg.store.keys import flatten
 from w2sg.training.ledger import Ledger
+from w2sg.training.precision import key_of
 
 log = logging.getLogger(__name__)
 LONGEST = 128  # characters of a name or a group
@@ -50,7 +51,7 @@ def setting_of(config: TrainConfig) -> str:
     for key in ("seed", "out", "store", "logger", "report"):
         content.pop(key, None)
     content["dataset"].pop("split_seed", None)
-    content["trainer"] = {"precision": content["trainer"]["precision"]}
+    content["trainer"] = {"precision": key_of(config.trainer)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -32,7 +32,9 @@ class Reading(Section):
 
 
 class Provenance(Section):
-    """Stages with their keys and seconds, versions, configuration (``stages``, ``versions``, ``config``)."""
+    """Stages with their keys and seconds, in which numbers was computed, versions, configuration (``stages``,
+    ``arithmetic``, ``versions``, ``config``).
+    """
 
     key, template = "provenance", "provenance.html"
 
