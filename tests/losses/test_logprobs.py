@@ -210,6 +210,47 @@ def test_autocast_changes_no_measure():
         assert all(torch.equal(mine, right) for mine, right in zip(measures(), expected, strict=True))
 
 
+class Gpu(TorchDispatchMode):
+    """A device whose products of bf16 numbers are in fp32, which no CPU is; notes what it multiplies."""
+
+    def __init__(self):
+        super().__init__()
+        self.products = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in PRODUCTS:
+            self.products.append({x.dtype for x in args if isinstance(x, torch.Tensor)})  # fp32: what is added to
+        if function is torch.ops.aten.mm.dtype:
+            return args[0].float() @ args[1].float()
+        if function is torch.ops.aten.addmm.dtype:
+            return args[0] + args[1].float() @ args[2].float()
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("trained", [("hidden",), ("hidden", "weight", "bias")])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_under_autocast_a_gpu_multiplies_bf16_into_fp32(trained, softcap, monkeypatch):
+    """All products of a forward and its backward have operands in bf16; values are near those of fp32 weights."""
+    right = case(torch.float64, trained)
+    plain(*right, softcap).sum().backward()
+    mine = [x.detach().float().requires_grad_(x.requires_grad) for x in right[:3]]
+    monkeypatch.setattr(logprobs, "WIDE_RESULTS", {"cpu"})
+    with Gpu() as gpu:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = token_logprobs(mine[0], mine[1], right[3], mine[2], 4, softcap)
+        found.sum().backward()
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, found.bfloat16().float())  # as it would be of logits that were rounded
+    torch.testing.assert_close(found.double(), plain(*right, softcap), rtol=0, atol=0.03)
+    for ours, exact in zip(mine, right, strict=False):
+        if exact.requires_grad:
+            assert ours.grad.dtype == torch.float32
+            assert (ours.grad.double() - exact.grad).norm() < 0.01 * exact.grad.norm()
+    # of each chunk: logits, logits again, and both gradients; where the layer is frozen its one is made at once
+    assert len(gpu.products) == 3 * ((2 if softcap is None else 3) if len(trained) == 1 else 4)
+    assert all(torch.bfloat16 in product for product in gpu.products)
+
+
 def test_far_apart_logits_stay_finite():
     hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
     found = token_logprobs(hidden, torch.tensor([[1.0], [0.0]]), torch.tensor([1, 1]))

@@ -1,7 +1,9 @@
 """Log-probabilities of chosen tokens, without logits of the whole vocabulary ever standing whole in memory.
 
 The output layer is applied to a few positions at a time, and only to those whose token is asked for. Its logits and
-log-softmax are in fp32 (fp64 for fp64 states), whatever the weights are.
+log-softmax are in fp32 (fp64 for fp64 states), whatever the weights are. Under autocast on a GPU its products are of
+bf16 numbers with sums and results in fp32, which is as quick as bf16 and rounds no logit; a CPU has no such product,
+and multiplies what the weights are in.
 
 Shapes: M positions, D width of the states, V tokens in the vocabulary, c positions in a chunk.
 """
@@ -17,7 +19,20 @@ from torch.utils.checkpoint import checkpoint
 
 from w2sg.errors import UserError
 
-CHUNK = 256  # 50 MB of fp32 logits for 49,000 tokens, 156 MB for 152,000
+CHUNK = 256  # on a CPU: 50 MB of fp32 logits for 49,000 tokens, 156 MB for 152,000
+TABLE = 1.25 * 2**30  # bytes of fp32 logits at once on a GPU, whose products are slow if they are small
+WIDE_RESULTS = {"cuda"}  # devices that multiply bf16 into fp32 (torch.mm with out_dtype)
+
+
+def chunk_for(vocabulary: int, device: str) -> int:
+    """Positions whose logits are made at once.
+
+    >>> [chunk_for(size, "cuda") for size in (50_257, 128_256, 262_144)], chunk_for(50_257, "cpu")
+    ([4096, 2048, 1024], 256)
+    """
+    if device == "cpu":
+        return CHUNK
+    return min(4096, max(CHUNK, 1 << int(TABLE / (4 * vocabulary)).bit_length() - 1))
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -25,9 +40,49 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _operands(weight: Tensor) -> torch.dtype:
+    """The precision of what is multiplied: autocast's, where fp32 comes out all the same, else that of the weights."""
+    device = weight.device.type
+    if device in WIDE_RESULTS and torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in the precision of logits; of bf16 numbers it is rounded to bf16 only where a device cannot but do so."""
+    if a.device.type in WIDE_RESULTS and a.dtype.itemsize == 2 and len(a):
+        return _WideProduct.apply(a, b)
+    return _wide(a @ b)
+
+
+class _WideProduct(torch.autograd.Function):
+    """A product of bf16 numbers in fp32; torch has no gradient of it."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return torch.mm(a, b, out_dtype=torch.float32)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        a, b = ctx.saved_tensors
+        low = grad.to(a.dtype)
+        return torch.mm(low, b.T) if ctx.needs_input_grad[0] else None, (
+            torch.mm(a.T, low) if ctx.needs_input_grad[1] else None
+        )
+
+
+def _added(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total + a b, in the precision of the total, which may be overwritten."""
+    if a.device.type in WIDE_RESULTS and a.dtype.itemsize == 2 and a.shape[1]:
+        return torch.addmm(total, a, b, out_dtype=torch.float32)
+    return total.addmm_(a.to(total.dtype), b.to(total.dtype))
+
+
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None = None) -> Tensor:
-    """[c, V] in fp32: the product in the dtype of the weights, as the model itself makes it."""
-    logits = _wide(hidden.to(weight.dtype) @ weight.T)
+    """[c, V] in fp32, of states and weights in the precision of the weights."""
+    logits = _product(hidden.to(weight.dtype), weight.T)
     if bias is not None:
         logits = logits + _wide(bias)
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
@@ -41,7 +96,8 @@ class _TokenLogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, chunk, recorded):
+    def forward(ctx, hidden, weight, bias, targets, chunk, recorded, operands):
+        given, weight = weight, weight.to(operands)
         chosen = torch.empty(len(hidden), dtype=_wide(hidden[:0]).dtype, device=hidden.device)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         # needs_input_grad says what requires a gradient, even where grad mode is off and nothing is recorded
@@ -53,8 +109,9 @@ class _TokenLogProbs(torch.autograd.Function):
             chosen[part] = (logits.gather(1, targets[part, None]) - norm)[:, 0]
             if early:
                 slopes[part] = _slopes(logits.sub_(norm), weight, targets[part]).to(slopes.dtype)
-        ctx.chunk, ctx.early = chunk, early
-        ctx.save_for_backward(*((slopes,) if early else (hidden, weight, bias, targets)))
+        ctx.chunk, ctx.early, ctx.operands = chunk, early, operands
+        # the weights as they are given, which are there anyway, and not a copy in bf16
+        ctx.save_for_backward(*((slopes,) if early else (hidden, given, bias, targets)))
         return chosen
 
     @staticmethod
@@ -62,11 +119,12 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx, grad):
         if ctx.early:
             (slopes,) = ctx.saved_tensors
-            return (slopes * grad[:, None].to(slopes.dtype)), None, None, None, None, None
-        hidden, weight, bias, targets = ctx.saved_tensors
+            return (slopes * grad[:, None].to(slopes.dtype)), None, None, None, None, None, None
+        hidden, given, bias, targets = ctx.saved_tensors
+        weight = given.to(ctx.operands)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         to_hidden = torch.empty_like(hidden) if wants_hidden else None
-        to_weight = torch.zeros_like(weight, dtype=_wide(weight[:0]).dtype) if wants_weight else None
+        to_weight = torch.zeros_like(given, dtype=_wide(given[:0]).dtype) if wants_weight else None
         to_bias = torch.zeros_like(bias, dtype=_wide(bias[:0]).dtype) if wants_bias else None
         with _no_autocast(grad):  # backward may be called inside of autocast, where the logits would come out in bf16
             for part in _parts(len(hidden), ctx.chunk):
@@ -74,14 +132,17 @@ class _TokenLogProbs(torch.autograd.Function):
                 # -g p, and g more at the target: the gradient to the logits
                 slope = logits.softmax(-1).mul_(-grad[part, None])
                 slope.scatter_add_(1, targets[part, None], grad[part, None].to(slope.dtype))
-                if to_hidden is not None:
-                    to_hidden[part] = (slope.to(weight.dtype) @ weight).to(hidden.dtype)
-                if to_weight is not None:
-                    to_weight.addmm_(slope.T, hidden[part].to(slope.dtype))
                 if to_bias is not None:
                     to_bias += slope.sum(0)
-        back = [None if x is None else x.to(like.dtype) for x, like in ((to_weight, weight), (to_bias, bias))]
-        return to_hidden, *back, None, None, None
+                low = slope.to(weight.dtype)
+                if to_hidden is not None:
+                    to_hidden[part] = _product(low, weight).to(hidden.dtype)
+                if to_weight is not None:
+                    # in fp32 where the device cannot add products of bf16 up in it
+                    slope = low if slope.device.type in WIDE_RESULTS else slope
+                    to_weight = _added(to_weight, slope.T, hidden[part].to(slope.dtype))
+        back = [None if x is None else x.to(like.dtype) for x, like in ((to_weight, given), (to_bias, bias))]
+        return to_hidden, *back, None, None, None, None
 
 
 def _no_autocast(like: Tensor) -> torch.autocast:
@@ -98,7 +159,7 @@ def _parts(count: int, chunk: int) -> Iterator[slice]:
 
 def _slopes(log_probabilities: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """[c, D] gradients of target log-probabilities to the states; overwrites the log-probabilities."""
-    expected = log_probabilities.exp_().to(weight.dtype) @ weight
+    expected = _product(log_probabilities.exp_().to(weight.dtype), weight)
     return weight[targets] - expected
 
 
@@ -107,7 +168,7 @@ def token_logprobs(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
     """Log-probabilities of given tokens, [M] in fp32, with gradients to the states and the output layer.
@@ -116,7 +177,7 @@ def token_logprobs(
         hidden: [M, D] states that predict the tokens.
         weight: [V, D] of the output layer; bias: [V].
         targets: [M] token ids.
-        chunk: positions at a time.
+        chunk: positions at a time; None is what suits the device (`chunk_for`).
         softcap: Gemma 2 bends its logits by ``c tanh(x / c)`` (arXiv 2408.00118, section 2).
 
     Returns:
@@ -129,9 +190,14 @@ def token_logprobs(
     >>> token_logprobs(states, layer, torch.tensor([0, 2]))
     tensor([-0.5514, -2.2395])
     """
+    operands = _operands(weight)
+    if chunk is None:
+        chunk = chunk_for(len(weight), weight.device.type)
     with _no_autocast(hidden):
         if softcap is None:
-            return _TokenLogProbs.apply(hidden, weight, bias, targets, chunk, torch.is_grad_enabled())
+            recorded = torch.is_grad_enabled()
+            return _TokenLogProbs.apply(hidden, weight, bias, targets, chunk, recorded, operands)
+        weight = weight.to(operands)
 
         def one(h: Tensor, t: Tensor) -> Tensor:
             logits = _logits(h, weight, bias, softcap)
@@ -144,7 +210,8 @@ def token_logprobs(
 
 
 @torch.no_grad()
-def _by_chunk(hidden: Tensor, chunk: int, one: Callable[[slice], Tensor]) -> Tensor:
+def _by_chunk(hidden: Tensor, weight: Tensor, chunk: int | None, one: Callable[[slice], Tensor]) -> Tensor:
+    chunk = chunk_for(len(weight), weight.device.type) if chunk is None else chunk
     with _no_autocast(hidden):
         return torch.cat([one(part) for part in _parts(len(hidden), chunk)])
 
@@ -156,7 +223,7 @@ def position_kl(
     weight_q: Tensor,
     bias_p: Tensor | None = None,
     bias_q: Tensor | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
     """Exact KL(p || q) of the next token at each position, over the whole vocabulary: [M] nats, without gradients.
@@ -164,15 +231,17 @@ def position_kl(
     Args:
         hidden_p, hidden_q: [M, D] and [M, D'] states of the two models. weight, bias: of their output layers.
     """
+    weight_p, weight_q = (weight.to(_operands(weight)) for weight in (weight_p, weight_q))
 
     def one(part: slice) -> Tensor:
         p = _logits(hidden_p[part], weight_p, bias_p, softcap).log_softmax(-1)
         q = _logits(hidden_q[part], weight_q, bias_q, softcap).log_softmax(-1)
         return torch.linalg.vecdot(p.exp(), p - q)
 
-    return _by_chunk(hidden_p, chunk, one)
+    return _by_chunk(hidden_p, weight_p, chunk, one)
 
 
-def top_tokens(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, chunk: int = CHUNK) -> Tensor:
+def top_tokens(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, chunk: int | None = None) -> Tensor:
     """[M] the likeliest token at each position; a softcap does not change it."""
-    return _by_chunk(hidden, chunk, lambda part: _logits(hidden[part], weight, bias).argmax(-1))
+    low = weight.to(_operands(weight))
+    return _by_chunk(hidden, low, chunk, lambda part: _logits(hidden[part], low, bias).argmax(-1))

@@ -66,6 +66,13 @@ def cut_to(config: PretrainedConfig, depth: int) -> None:
     setattr(config, key, depth)
 
 
+def set_dropout(config: PretrainedConfig, p: float) -> None:
+    """Set every dropout rate that the architecture's configuration knows."""
+    for key in config.to_dict():
+        if re.search(r"(^|_)(dropout|pdrop|dropout_prob|layerdrop)$", key):
+            setattr(config, key, p)
+
+
 def weights_in(config: PretrainedConfig, depth: int) -> int:
     """How many weights a language model of this configuration has with its first blocks alone; none are made."""
     config = copy.deepcopy(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from w2sg.errors import UserError
-from w2sg.models.backbones import INSIDE, cut_to, name_body, offer_scorer
+from w2sg.models.backbones import INSIDE, cut_to, name_body, offer_scorer, set_dropout
 from w2sg.models.gguf_files import dequantised
 from w2sg.models.quantise import round_weights
 from w2sg.models.rope import rows_by_themselves
@@ -48,7 +47,7 @@ def load_transformer(
     cut_to(config, depth or source.depth)
     for key, value in settings.items():
         setattr(config, key, value)
-    _set_dropout(config, spec.dropout)
+    set_dropout(config, spec.dropout)
     if "num_labels" in settings:
         offer_scorer(config)
     options: dict[str, Any] = {
@@ -151,10 +150,3 @@ def with_lora(model: nn.Module, source: Source, saved: Path | None, task: Any, t
     )
     with reading(role, spec.name, "takes no adapters", "name layers that it has in {role}.lora.targets"):
         return get_peft_model(model, config)
-
-
-def _set_dropout(config: PretrainedConfig, p: float) -> None:
-    """Set every dropout rate that the architecture's configuration knows."""
-    for key in config.to_dict():
-        if re.search(r"(^|_)(dropout|pdrop|dropout_prob|layerdrop)$", key):
-            setattr(config, key, p)
