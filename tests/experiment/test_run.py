@@ -139,6 +139,11 @@ def test_options_run_and_tell_the_report(change, pairs_folder, tiny_llama, tmp_p
         assert any("GOLD" in line for line in content["warnings"])
     if "loss=rce" in change:
         assert content["training"]["student"]["hard_labels_clamped"] == content["data"]["label_noise"]["rows_hit"] > 20
+    if "trainer.precision=bf16-mixed" in change:
+        assert content["arithmetic"].startswith(
+            "mixed precision: matrix products in bf16, those that stay fp32 in fp32"
+        )
+        assert content["arithmetic"] in (tmp_path / "run" / "report.html").read_text()
     if "method.ceiling_split=weak_train" in change:
         assert content["training"]["ceiling_split"] == "weak_train"
 

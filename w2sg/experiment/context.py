@@ -101,6 +101,11 @@ class Context:
         self.packs: dict[tuple, bool] = {}
         self.labelled: dict[str, Trained] = {}
 
+    @property
+    def scoring_precision(self) -> str:
+        """`precision` in the keys of what scores: heads compute in fp32 whatever it is, and once did not."""
+        return f"{self.precision}, fp32 heads" if self.devices.mixed else self.precision
+
     def evaluates(self, cheap: bool) -> bool:
         """Whether a fit is measured over its steps: by default only where reading the rows costs next to nothing."""
         every = self.config.logger.eval_every

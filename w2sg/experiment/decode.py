@@ -31,6 +31,7 @@ from w2sg.experiment.keys import key_of
 from w2sg.experiment.positions import ENDS, UNDRAFTED, UNGUIDED, reaching, say_ends, too_long
 from w2sg.experiment.replies import load_trained
 from w2sg.experiment.steered import Pair, Steered, steered, trace_of
+from w2sg.models.mixed import hold_in_bf16
 from w2sg.models.policy import padding
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
@@ -203,7 +204,7 @@ class Decoders:
         if any(chat.thoughts != "strip" for chat in chats):
             key["thoughts"] = [chat.thoughts for chat in chats]
         if REWARD in decoder.needs:
-            key["reward"] = self.reward.key()
+            key |= {"reward": self.reward.key(), "precision": self.run.scoring_precision}
         if self.server is not None:
             positions = getattr(self.strong.source.config, "max_position_embeddings", None)
             key |= {"texts": digest(*as_text(chats[0], prompts.texts)), "strings": ends(chats[0])}
@@ -265,9 +266,11 @@ class Decoders:
 
     def _on_device(self, modules: nn.ModuleList) -> torch.autocast:
         """Models outside a stage that Lightning runs, with its precision."""
-        device = self.run.devices.fabric.device
+        device, mixed = self.run.devices.fabric.device, self.run.devices.mixed
+        if mixed:
+            hold_in_bf16(modules)
         modules.to(device)
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.run.config.trainer.precision == "bf16-mixed")
+        return torch.autocast(device.type, torch.bfloat16, enabled=mixed)
 
 
 def decode(

@@ -119,7 +119,7 @@ def fit_key(
         "labels": labels.key,
         "objective": objective,
         "optimization": options.model_dump(),
-        "precision": run.precision,
+        "precision": run.scoring_precision,
         "seed": run.seed,
         **run.inputs.read(source, table),
     }

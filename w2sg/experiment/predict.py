@@ -31,7 +31,7 @@ def predict(run: Context, model: Trained, table: Table) -> Labels:
         key["model"] = model.folder.name
     else:
         key["model"] = found_key(model.source, table)
-        key["precision"] = run.precision
+        key["precision"] = run.scoring_precision
     key |= run.inputs.read(model.source, table)
     folder = run.stages.read(f"{model.name}-on-{table.name}", key, lambda: _read_job(run, model, table))
     run.labelled[folder.name] = model
@@ -83,7 +83,7 @@ def _zero_shot_key(run: Context, source: Source, asking: Table) -> dict[str, Any
         "answers": task.answers,
         "question": task.question,
         "data": content_key(asking),
-        "precision": run.precision,
+        "precision": run.scoring_precision,
         **answers_key(source, task.answers),
         **run.inputs.read(source, asking),
     }

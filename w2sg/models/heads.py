@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from w2sg.data.rows import PADDING, PREFIX
+from w2sg.models.mixed import in_fp32
 from w2sg.store.files import write_json
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -25,7 +26,7 @@ from w2sg.store.files import write_json
 class LinearHead(nn.Module):
     """A linear head without bias over frozen features, which it standardises with the training split's moments.
 
-    Reads ``batch["features"]`` [B, n, D]; returns rewards [B, 2] (pairs) or class logits [B, C].
+    Reads ``batch["features"]`` [B, n, D]; returns rewards [B, 2] (pairs) or class logits [B, C], in fp32.
     """
 
     def __init__(self, width: int, pairs: bool, classes: int):
@@ -45,8 +46,12 @@ class LinearHead(nn.Module):
         self.std.copy_(flat.std(0).clamp_min(1e-6))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        scores = self.score((batch["features"] - self.mean) / self.std)
+        scores = self._scores(batch["features"])
         return scores.squeeze(-1) if self.pairs else scores.squeeze(1)
+
+    def _scores(self, features: Tensor) -> Tensor:
+        with in_fp32(features):
+            return self.score((features - self.mean) / self.std)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +90,7 @@ class MixtureHead(LinearHead):
         """The experts brought their moments with them."""
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        scores = self.score((batch["features"] - self.mean) / self.std)  # [B, n, K * outputs]
+        scores = self._scores(batch["features"])  # [B, n, K * outputs]
         per_expert = scores.unflatten(-1, (-1, self.outputs))  # [B, n, K, outputs]
         logits = per_expert[..., 0].transpose(1, 2) if self.pairs else per_expert[:, 0]  # [B, K, C]
         return (F.log_softmax(logits, -1) + F.log_softmax(self.weights, 0)[:, None]).logsumexp(1)
@@ -139,7 +144,8 @@ class BagOfWords(nn.Module):
         numbers = torch.arange(1, n + 1, device=segments.device)[None, :, None]
         seen = (segments[:, None] == numbers) | (segments[:, None] == PREFIX)  # [B, n, L]
         seen = (seen & (segments[:, None] != PADDING)).float()
-        scores = seen @ self.words(batch["input_ids"]) * self.scale / seen.sum(-1, keepdim=True).clamp_min(1.0)
+        with in_fp32(seen):
+            scores = seen @ self.words(batch["input_ids"]) * self.scale / seen.sum(-1, keepdim=True).clamp_min(1.0)
         return scores.squeeze(-1) if self.pairs else scores.squeeze(1)
 
     def save(self, folder: Path) -> None:

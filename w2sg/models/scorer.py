@@ -18,6 +18,7 @@ from w2sg.data.masks import attention_mask, run_backbone
 from w2sg.errors import UserError
 from w2sg.models.heads import BagOfWords
 from w2sg.models.loading import load_transformer, save_transformer, with_lora
+from w2sg.models.mixed import in_fp32
 from w2sg.models.source import Source
 
 
@@ -118,12 +119,13 @@ class LanguageScorer(nn.Module):
         )
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Scores in fp32: [B, 2] rewards of a pair's texts, or [B, C] class logits."""
+        """Scores in fp32, also under autocast: [B, 2] rewards of a pair's texts, or [B, C] class logits."""
         return self._score(self.hidden(batch))
 
     def _score(self, hidden: Tensor) -> Tensor:
         head = self._plain.score
-        scores = head(hidden.to(_weight(head).dtype)).float()
+        with in_fp32(hidden):
+            scores = head(hidden.to(_weight(head).dtype)).float()
         return scores.squeeze(-1) if self.pairs else scores.squeeze(1)
 
     def sharded_parts(self) -> list[nn.Module]:

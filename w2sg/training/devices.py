@@ -104,6 +104,11 @@ class Devices:
         return self.config.strategy == "fsdp" and self.world > 1
 
     @property
+    def mixed(self) -> bool:
+        """Whether matrix products are taken in bf16 while weights that are trained stay fp32."""
+        return self.config.precision == precision.MIXED
+
+    @property
     def eval_tokens(self) -> int:
         """Padded tokens per forward when nothing is trained. A CPU is fastest while activations stay in its cache."""
         return self.config.eval_tokens or (2048 if self.fabric.device.type == "cpu" else 65536)

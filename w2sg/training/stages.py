@@ -22,6 +22,7 @@ from w2sg import progress, stops
 from w2sg.config.schema import FitOptions
 from w2sg.data.loading import Examples, StageData
 from w2sg.errors import UserError
+from w2sg.models.mixed import hold_in_bf16
 from w2sg.store.files import read_json, write_json
 from w2sg.store.keys import REFERENCE, folder_name
 from w2sg.store.shards import Found, Shards
@@ -169,6 +170,8 @@ class Stages:
             callbacks.append(EarlyStopping("held_out_loss", patience=options.patience, min_delta=0.0))
         if self.devices.shards and not large(job.scorer):
             log.info("%s: too small to be cut over the devices; each holds all of it", name)
+        if self.devices.mixed and not (self.devices.shards and large(job.scorer)):  # FSDP casts as it gathers
+            hold_in_bf16(job.scorer, trained=False)
         trainer = self.devices.trainer(
             large(job.scorer),
             files,
@@ -225,6 +228,8 @@ class Stages:
             module = ReadingModule(job.model, job.read)
             writer = Shards(scratch, self.devices.rank, todo)
             cut = large(job.model) and not job.whole
+            if self.devices.mixed and not (self.devices.shards and cut):
+                hold_in_bf16(job.model)
             told = Counting(rows=len(job.examples), read=len(done), verb=job.verb, unit=job.unit)
             trainer = self.devices.trainer(cut, callbacks=[told, writer], logger=False, enable_checkpointing=False)
             score = job.examples.take(todo)
