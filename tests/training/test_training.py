@@ -4,6 +4,7 @@ import os
 import signal
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -334,7 +335,8 @@ def test_heads_train_on_features_without_reading_a_token(tmp_path):
 
 def test_a_loader_counts_its_epochs_and_goes_on_in_the_middle_of_one():
     data = StageData(train=examples(), batch_size=8, seed=1)
-    trainer = data.trainer = type("T", (), {"global_rank": 0, "world_size": 1, "global_step": 0})()
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer = data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, strategy=strategy)
     loader = data.train_dataloader()
     epochs = [[batch.ids for batch in loader] for _ in range(3)]
     assert epochs[0] != epochs[1] != epochs[2]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 
+from w2sg.data.ahead import Ahead
 from w2sg.data.rows import ByPlace, Rows, epoch_plan, split_by_rank, token_plan
 
 
@@ -63,6 +64,14 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether a batch of them is a few rows of a matrix, so that there is nothing to lay out."""
+        inputs = self.inputs
+        while isinstance(inputs, _Subset):
+            inputs = inputs.inputs
+        return isinstance(inputs, ByPlace)
 
     def take(self, index: np.ndarray) -> Examples:
         return Examples(
@@ -124,14 +133,20 @@ class Batch:
     targets: Tensor | None = None
     gold: Tensor | None = None
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=non_blocking)
+    def to(self, device: torch.device) -> Batch:
+        """On a device; nothing waits for the copy of what is `pinned`."""
+        waits = torch.device(device).type != "cuda"
+        return self._each(lambda x: x.to(device, non_blocking=not waits))
 
-        micro = [{k: v.to(device, non_blocking=non_blocking) for k, v in m.items()} for m in self.micro]
-        moved = {k: move(getattr(self, k)) for k in ("index", "first", "weight", "targets", "gold")}
-        same = {k: getattr(self, k) for k in ("total", "sizes", "useful", "padded")}
-        return Batch(micro, self.ids, **same, **moved)
+    def pinned(self) -> Batch:
+        """In memory that a GPU copies from by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, act: Callable[[Tensor], Tensor]) -> Batch:
+        micro = [{k: act(v) for k, v in m.items()} for m in self.micro]
+        tensors = {k: getattr(self, k) for k in ("index", "first", "weight", "targets", "gold")}
+        done = {k: None if v is None else act(v) for k, v in tensors.items()}
+        return replace(self, micro=micro, **done)
 
 
 def make_batch(examples: Examples, rows: np.ndarray, rank: int, world: int, micro_batch: int | None) -> Batch:
@@ -159,9 +174,12 @@ def make_batch(examples: Examples, rows: np.ndarray, rank: int, world: int, micr
 class Loader:
     """Epochs of batches, one per iteration, that can begin in the middle of one.
 
+    Batches are made beside the steps (`w2sg.data.ahead`), save where making one is a look-up and no GPU waits for it.
+
     Attributes:
         plan: epoch -> global batches, the same number in every epoch.
         given: batches given out since the beginning, which is what says where we are.
+        gpu: the one that batches are pinned for; None for another device.
     """
 
     examples: Examples
@@ -170,15 +188,33 @@ class Loader:
     rank: int = 0
     world: int = 1
     given: int = 0
+    gpu: torch.device | None = None
+    ahead: Ahead[Batch] | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.plan(0))
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, position = divmod(self.given, len(self))
-        for rows in self.plan(epoch)[position:]:
+        places = self.plan(epoch)[position:]
+        batches: Any = map(self._make, places)
+        if self.gpu is not None or not self.examples.looked_up:
+            batches = self.ahead = Ahead(self._make, places)
+        for batch in batches:
             self.given += 1
-            yield make_batch(self.examples, rows, self.rank, self.world, self.micro_batch)
+            yield batch
+
+    def _make(self, rows: np.ndarray) -> Batch:
+        batch = make_batch(self.examples, rows, self.rank, self.world, self.micro_batch)
+        if self.gpu is None:
+            return batch
+        with torch.cuda.device(self.gpu):  # a thread begins on the first one
+            return batch.pinned()
+
+    def close(self) -> None:
+        """End what is at work beside the steps, in the middle of an epoch."""
+        if self.ahead is not None:
+            self.ahead.close()
 
 
 class StageData(L.LightningDataModule):
@@ -212,9 +248,24 @@ class StageData(L.LightningDataModule):
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.eval_tokens, self.eval_rows, self.seed = eval_tokens, eval_rows, seed
         self.watched = dict(watched or {})
+        self._loaders: list[Loader] = []
 
-    def _ranks(self) -> dict[str, int]:
-        return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
+    def _loader(self, *given: Any, **more: Any) -> Loader:
+        """A loader of this device, which ends with the stage."""
+        device = self.trainer.strategy.root_device
+        ranks = {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
+        loader = Loader(*given, **ranks, **more, gpu=device if device.type == "cuda" else None)
+        self._loaders.append(loader)
+        return loader
+
+    def teardown(self, stage: str) -> None:
+        """When the stage is done."""
+        while self._loaders:
+            self._loaders.pop().close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """When it is not going to be."""
+        self.teardown("")
 
     def train_dataloader(self) -> Loader:
         lengths, memory = self.train.inputs.lengths, {}
@@ -226,7 +277,7 @@ class StageData(L.LightningDataModule):
             return memory[epoch]
 
         # A step is a batch, so the steps of a restored checkpoint say where to go on.
-        return Loader(self.train, plan, self.micro_batch, **self._ranks(), given=self.trainer.global_step)
+        return self._loader(self.train, plan, self.micro_batch, given=self.trainer.global_step)
 
     def reading(self, examples: Examples) -> Loader:
         """Each row once, in batches for forwards without a gradient."""
@@ -237,7 +288,7 @@ class StageData(L.LightningDataModule):
         else:
             order = np.argsort(-examples.inputs.lengths, kind="stable")
             batches = [order[i : i + self.eval_rows * world] for i in range(0, len(order), self.eval_rows * world)]
-        return Loader(examples, lambda _: batches, **self._ranks())
+        return self._loader(examples, lambda _: batches)
 
     def val_dataloader(self) -> Loader | list:
         return self.reading(self.held_out) if self.held_out is not None else []
