@@ -317,7 +317,7 @@ def test_the_guard_of_the_hub_works(no_hub, monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([], ["runs: say what to do", "store=list, =why or =prune"]),
+        ([], ["runs: say what to do", "store=list, =why, =prune or =verify"]),
         (["runs=OUT", "store=list"], ["runs: one thing at a time"]),
         (["runs=OUT/nowhere"], ["runs: there is no folder"]),
         (["store=nonsense"], ["store: ", "'list', 'why' or 'prune'", "'nonsense'"]),

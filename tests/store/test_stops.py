@@ -20,7 +20,7 @@ from runs import DDP, FSDP, QUICK, label_arguments
 from w2sg import stops
 from w2sg.cli.launch import readable_errors
 from w2sg.models.heads import BagOfWords
-from w2sg.store import store as stores
+from w2sg.store import digests
 from w2sg.training.stages import ReadJob, load_values
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
@@ -130,8 +130,8 @@ def test_a_signal_where_nothing_is_to_be_kept_ends_in_place(tmp_path):
 
 
 def test_a_signal_while_a_stage_is_sealed_waits_for_that(tmp_path, monkeypatch):
-    work, hashed = stages(tmp_path), stores.hash_file
-    monkeypatch.setattr(stores, "hash_file", lambda file: send(signal.SIGTERM) or hashed(file))
+    work, hashed = stages(tmp_path), digests.hash_file
+    monkeypatch.setattr(digests, "hash_file", lambda file: send(signal.SIGTERM) or hashed(file))
     with pytest.raises(stops.Stopped):
         work.compute("m", {}, lambda part: {})
     assert work.store.peek("m", {}).cached

@@ -19,7 +19,7 @@ import w2sg
 from w2sg.cli import store as inventory
 from w2sg.console import Plain as Terminal
 from w2sg.errors import UserError
-from w2sg.store import soundness, store
+from w2sg.store import digests, soundness, store
 from w2sg.store.files import hash_file, read_json, write_json
 from w2sg.store.keys import ABSENT, canonical, differences, flatten, folder_name
 from w2sg.store.store import Store
@@ -339,7 +339,7 @@ def test_a_change_of_equal_size_is_noticed_by_a_process_that_did_not_hash_the_fo
 def test_hashes_are_compared_once_per_process_and_peek_compares_none(tmp_path, monkeypatch):
     make(tmp_path)
     hashed = []
-    monkeypatch.setattr(soundness, "hash_file", lambda path: hashed.append(path.name) or hash_file(path))
+    monkeypatch.setattr(digests, "hash_file", lambda path: hashed.append(path.name) or hash_file(path))
     assert Store(tmp_path).find("weak", KEY)  # sealed by this process, so it knows the hashes
     soundness.verified.clear()
     assert Store(tmp_path).peek("weak", KEY).cached

@@ -106,7 +106,7 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 
 def _of_job(verb: str, before: Sequence[str]) -> list[str]:
-    first = ["list", "why", "prune"] if verb == "store" and not before else []
+    first = ["list", "why", "prune", "verify"] if verb == "store" and not before else []
     return [*first, *keys_of(verb)]
 
 

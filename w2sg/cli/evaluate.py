@@ -28,7 +28,7 @@ def downstream(config: EvaluateConfig, console: Plain) -> None:
 
 def inventory(config: EvaluateConfig, console: Plain) -> None:
     """What a store holds, why, and what can go."""
-    from w2sg.cli.store import print_list, print_why, prune, used_stages
+    from w2sg.cli.store import print_list, print_why, prune, used_stages, verify
     from w2sg.config.programs import command
 
     root = Path(config.root)
@@ -36,6 +36,9 @@ def inventory(config: EvaluateConfig, console: Plain) -> None:
         print_list(root, console)
     elif config.store == "why":
         print_why(root, str(config.key), console)
+    elif config.store == "verify":
+        if not verify(root, console):
+            sys.exit(1)
     else:
         prune(root, used_stages(Path(config.out)), config.apply, console)
         if not config.apply:

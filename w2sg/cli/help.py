@@ -28,7 +28,7 @@ VERBS = {
         ("decoder=search", "-m decoder=sampling,eft,best_of_n,search"),
     ),
     "compare": ("gather finished runs: one table, one page, paired tests", ("outputs", "outputs/noise")),
-    "store": ("list cached stages, say why one was made, prune", ("list", "prune apply=true")),
+    "store": ("list cached stages, say why one was made, prune, verify", ("list", "prune apply=true")),
     "export": (
         "write a trained model as a transformers folder",
         ("outputs/default system=student to=my_model", "outputs/default system=weak to=my_model"),
@@ -49,7 +49,7 @@ VERBS = {
 }
 FORMS = {  # what a job takes before its settings
     "compare": "one FOLDER of runs",
-    "store": "list, why or prune, and after why one STAGE",
+    "store": "list, why, prune or verify, and after why one STAGE",
     "export": "one RUN",
     "harness": "one RUN",
     "annotations": "one FILE",

@@ -17,8 +17,10 @@ class EvaluateConfig(Options):
     runs: str | None = option(
         None, "a folder of finished runs: one table, one page, paired tests (summary.html, .csv, .json)"
     )
-    store: Literal["list", "why", "prune"] | None = option(
-        None, "list: what is in the store | why: what made a stage | prune: remove what no run uses"
+    store: Literal["list", "why", "prune", "verify"] | None = option(
+        None,
+        "list: what is in the store | why: what made a stage | prune: remove what no run uses | verify: compare every "
+        "byte with what was written",
     )
     export: str | None = option(
         None,
@@ -66,8 +68,8 @@ class EvaluateConfig(Options):
         tasks = [name for name in doing if getattr(self, name) is not None]
         if not tasks:
             return [
-                "runs: say what to do: runs=FOLDER gathers finished runs; store=list, =why or =prune looks at a store; "
-                "export=RUN writes one of its models; harness=RUN evaluates one on downstream tasks; "
+                "runs: say what to do: runs=FOLDER gathers finished runs; store=list, =why, =prune or =verify looks at "
+                "a store; export=RUN writes one of its models; harness=RUN evaluates one on downstream tasks; "
                 "annotations=FILE reads what alpaca_eval judged; known_answers=all checks against theory; "
                 "wandb_report=FOLDER saves a workspace in W&B"
             ]

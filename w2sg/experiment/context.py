@@ -22,6 +22,7 @@ from w2sg.errors import ConfigError, UserError
 from w2sg.models.reading import Reading
 from w2sg.models.source import Source, find
 from w2sg.models.trained import Trained
+from w2sg.store.digests import remember_in
 from w2sg.store.keys import stage_seed
 from w2sg.store.store import Store
 from w2sg.training import precision
@@ -60,6 +61,7 @@ class Context:
 
     def __init__(self, config: TrainConfig, out: Path, typed: list[str] | None = None):
         self.out, self.typed = Path(out), typed or []
+        remember_in(config.store)
         # Whatever can be found missing is looked for before any work is done.
         self.weak = find(config.weak, "weak")
         self.strong = find(config.strong, "strong", weights=not _served(config))

@@ -14,7 +14,6 @@ from torch import Tensor
 from w2sg.errors import UserError
 from w2sg.models.unreadable import quiet_loading
 from w2sg.models.weights import COMPUTED, names
-from w2sg.store.files import hash_file
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -46,12 +45,12 @@ def gguf_tokenizer(folder: str, file: str, _sha256: str, trust_remote_code: bool
 
 
 @functools.lru_cache(maxsize=8)
-def read_gguf(path: Path, _size: int, _mtime: int) -> tuple[str, PretrainedConfig]:
-    """Hash and configuration of a GGUF file; parsing takes seconds, and the runs of a sweep share one file."""
+def read_gguf(path: Path, _sha256: str) -> PretrainedConfig:
+    """Configuration of a GGUF file; parsing takes seconds, and the runs of a sweep share one file."""
     from transformers import AutoConfig
 
     with quiet_loading(bars=True), _parsed_once():
-        return hash_file(path), AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+        return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
 
 
 @functools.lru_cache(maxsize=1)

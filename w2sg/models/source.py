@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import importlib.util
 import logging
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from w2sg.models.gguf_files import gguf_tokenizer, read_gguf
 from w2sg.models.heads import HashedWords
 from w2sg.models.tokenizer_files import load_tokenizer, read_template
 from w2sg.models.unreadable import first_line, quiet_loading, reading, whole_file
-from w2sg.store.files import hash_file
+from w2sg.store.digests import of_models
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -84,6 +85,15 @@ class Source:
         tokenizer = self.tokenizer
         options = {"return_attention_mask": False, "verbose": False, "add_special_tokens": not self.templated}
         return lambda texts: tokenizer(texts, **options)["input_ids"]
+
+    @cached_property
+    def tokens_key(self) -> dict[str, Any]:
+        """What decides what `encode` gives, for cache keys: equal for models of one tokenizer."""
+        backend = None if self.spec.arch == "bow" else getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return {**self.identity, "templated": self.templated}
+        whole = f"{type(self.tokenizer).__name__}:{backend.to_str()}"
+        return {"tokenizer": hashlib.sha256(whole.encode()).hexdigest()[:16], "templated": self.templated}
 
     @cached_property
     def first(self) -> list[int]:
@@ -189,15 +199,15 @@ def find(spec: ModelConfig, role: str, weights: bool = True) -> Source:
         if not path.exists() and not path.is_symlink():
             raise UserError(f"{role}.name: there is no file {path}")
         whole_file(path, role)
-        state = path.stat()
         with reading(role, name, "is no GGUF file that can be read"):
-            sha256, config = read_gguf(path, state.st_size, state.st_mtime_ns)
+            sha256 = of_models([path])[path.name]
+            config = read_gguf(path, sha256)
         source = Source(spec, {"gguf": sha256}, str(path.parent), path.name, copy.deepcopy(config))
         if getattr(source.config, "quantization_config", None) is not None:
             del source.config.quantization_config
     elif is_folder:
         files = files_of(path, role, weights=weights and not spec.random_init)
-        source = Source(spec, {"files": {p.name: hash_file(p) for p in files}}, str(path), scored=has_score(files))
+        source = Source(spec, {"files": of_models(files)}, str(path), scored=has_score(files))
         with reading(role, name, "has a config.json that cannot be read"), quiet_loading():
             source.config = AutoConfig.from_pretrained(str(path), trust_remote_code=spec.trust_remote_code)
     elif path.is_absolute() or name.startswith((".", "~")):

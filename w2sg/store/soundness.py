@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from w2sg.errors import UserError
-from w2sg.store.files import TEMPORARY, hash_file, read_json
+from w2sg.store.digests import of_stage, state
+from w2sg.store.files import TEMPORARY, read_json
 from w2sg.store.keys import REFERENCE, canonical, differences, folder_name
 
 KEY, MANIFEST, SCRATCH = "key.json", "manifest.json", "scratch"
@@ -20,7 +21,7 @@ PART, DAMAGED = ".part", ".damaged"
 verified: dict[Path, list] = {}  # folder -> its files' sizes and times when this process last hashed all of them
 
 
-def problem(folder: Path, key: dict | None = None, hashes: bool = True) -> str | None:
+def problem(folder: Path, key: dict | None = None, hashes: bool = True, afresh: bool = False) -> str | None:
     """What is wrong with a sealed folder, in words, or None where it is sound.
 
     Files that the manifest does not name cannot have been part of the result, but what loads a model might read them:
@@ -28,8 +29,10 @@ def problem(folder: Path, key: dict | None = None, hashes: bool = True) -> str |
 
     Args:
         key: what key.json must hold; without it, key.json must hold the key that the folder is named after.
-        hashes: also compare every file's sha256, unless this process did and no size or time has changed since;
-            without it only presence and sizes are looked at.
+        hashes: also compare every file's sha256, unless this process did and no size or time has changed since; the
+            digest of a large file is that of an earlier process where its size, times and inode are what they were
+            (`w2sg.store.digests`). Without it only presence and sizes are looked at.
+        afresh: read every byte, whatever is known: what a disk has changed by itself has no new time.
 
     Raises:
         PermissionError: something in it may not be read, which says nothing about its soundness.
@@ -60,10 +63,13 @@ def problem(folder: Path, key: dict | None = None, hashes: bool = True) -> str |
                 return f"{file} has {status.st_size} bytes instead of {expected['size']}"
             seen.append(file_state(file, status))
         seen.append(file_state(MANIFEST, os.lstat(folder / MANIFEST)))
-        if hashes and verified.get(folder) != seen:
-            for file, expected in manifest["files"].items():
-                if hash_file(folder / file) != expected["sha256"]:
-                    return f"{file} has another sha256 than when it was written"
+        if hashes and (afresh or verified.get(folder) != seen):
+            digests = of_stage(folder, afresh)
+            found = {file: digests.of(folder / file, file) for file in manifest["files"]}
+            digests.keep()
+            if wrong := [file for file, expected in manifest["files"].items() if found[file] != expected["sha256"]]:
+                verified.pop(folder, None)
+                return f"{wrong[0]} has another sha256 than when it was written"
             verified[folder] = seen
     except PermissionError:
         raise
@@ -76,9 +82,9 @@ def problem(folder: Path, key: dict | None = None, hashes: bool = True) -> str |
     return None
 
 
-def file_state(name: str, status: os.stat_result) -> tuple[str, int, int, int, int]:
-    """What changes with a file's content: a time can be set back, but not that of the change itself."""
-    return name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+def file_state(name: str, status: os.stat_result) -> list:
+    """A file of a stage, by name, and what changes with its content."""
+    return [name, *state(status)]
 
 
 def _not_of(manifest: dict, folder: Path) -> str | None:

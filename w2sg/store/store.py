@@ -29,7 +29,8 @@ from filelock import FileLock, Timeout
 from w2sg import progress
 from w2sg.config.programs import command
 from w2sg.errors import UserError
-from w2sg.store.files import FAILING, FULL, TEMPORARY, UNWRITABLE, hash_file, read_json, remove, sync, write_json
+from w2sg.store.digests import forget, of_stage
+from w2sg.store.files import FAILING, FULL, TEMPORARY, UNWRITABLE, read_json, remove, sync, write_json
 from w2sg.store.keys import REFERENCE, canonical, check_plain, differences, folder_name
 from w2sg.store.soundness import DAMAGED, KEY, MANIFEST, PART, SCRATCH, digest, file_state, problem, verified
 
@@ -81,11 +82,12 @@ class Claim:
         check_plain(info, "info")
         # The order is what makes a crash harmless: results, manifest and folders are on the disk before the one rename
         # that makes them a stage, and checkpoints go only after it.
+        digests = of_stage(self.path, afresh=True)
         with self._store._writing(self.part):
             files = {}
             for file in self._results():
                 name = file.relative_to(self.part).as_posix()
-                files[name] = {"size": file.stat().st_size, "sha256": hash_file(file)}
+                files[name] = {"size": file.stat().st_size, "sha256": digests.of(file, name)}
                 sync(file)
             manifest = {"sealed": time.time(), "info": info, "files": files}
             write_json(self.part / MANIFEST, {**manifest, "check": digest(manifest)})
@@ -99,6 +101,7 @@ class Claim:
         self._open, self.cached = False, True
         shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
         verified[self.path] = [file_state(name, (self.path / name).lstat()) for name in [*files, MANIFEST]]
+        digests.keep()
         return self.path
 
     def _results(self) -> list[Path]:
@@ -128,6 +131,7 @@ class Claim:
         remove(aside)
         os.rename(self.path, aside)
         verified.pop(self.path, None)
+        forget(self.path)
         log.warning("%s is damaged: %s. It is made anew; what was there is now %s", self.path.name, wrong, aside.name)
 
     def _prepare(self) -> None:
@@ -206,7 +210,8 @@ class Store:
     def find(self, name: str, key: dict) -> Path | None:
         """The folder of a stage if it is sealed and sound, else None, with a warning where it is damaged.
 
-        Takes no lock and changes nothing. Every file's sha256 is compared once per process, its size each time.
+        Takes no lock and changes no stage. Every file's sha256 is compared once per process, its size each time; see
+        `problem` for what counts as its sha256.
         """
         claim = Claim(self, name, key)
         with self._reading():
