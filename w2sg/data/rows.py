@@ -51,14 +51,14 @@ class Rows:
     """Packed token rows of one table, in the table's order.
 
     Attributes:
-        tokens: per row, the shared tokens followed by the own tokens of each text.
+        tokens: [N] per row, the shared tokens followed by the own tokens of each text.
         shared: [N] how many tokens at the start of each row belong to all its texts.
         sizes: [N, n] tokens that each text has of its own.
         truncated: how many texts lost tokens on the left to ``max_length``.
         packed: False gives each text a row of its own, for backbones that cannot keep two texts in a row apart.
     """
 
-    tokens: list[np.ndarray]
+    tokens: Sequence[np.ndarray]
     shared: np.ndarray
     sizes: np.ndarray
     truncated: int
@@ -179,16 +179,43 @@ def pack(
     """
     n = len(texts[0])
     flat = encode([text for example in texts for text in example])
-    truncated = sum(len(ids) > max_length for ids in flat)
-    flat = [np.asarray(cut_left(ids, max_length, first), np.int64) for ids in flat]
-    rows, shared, sizes = [], np.zeros(len(texts), np.int64), np.zeros((len(texts), n), np.int64)
+    rows = _Joined(flat, np.zeros(len(texts), np.int64), n, max_length, first)
+    sizes, truncated = np.zeros((len(texts), n), np.int64), 0
     for i in range(len(texts)):
-        parts = flat[i * n : (i + 1) * n]
+        truncated += sum(len(ids) > max_length for ids in map(flat.__getitem__, range(i * n, i * n + n)))
+        parts = rows.parts(i)
         if packed and n > 1:
-            shared[i] = _common_prefix(parts)
-        sizes[i] = [len(part) - shared[i] for part in parts]
-        rows.append(np.concatenate([parts[0][: shared[i]], *(part[shared[i] :] for part in parts)]))
-    return Rows(rows, shared, sizes, truncated, packed)
+            rows.shared[i] = _common_prefix(parts)
+        sizes[i] = [len(part) - rows.shared[i] for part in parts]
+    return Rows(rows, rows.shared, sizes, truncated, packed)
+
+
+@dataclass(frozen=True)
+class _Joined(Sequence[np.ndarray]):
+    """Rows that are put together when they are read, so that tokens are held once, or not at all where they are mapped.
+
+    Attributes:
+        flat: [N * n] ids of the texts, nothing cut off.
+        shared: [N] tokens that the n texts of an example begin with.
+    """
+
+    flat: Sequence[Sequence[int]]
+    shared: np.ndarray
+    n: int
+    max_length: int
+    first: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.shared)
+
+    def parts(self, row: int) -> list[np.ndarray]:
+        """The texts of an example, cut."""
+        ids = (self.flat[row * self.n + j] for j in range(self.n))
+        return [np.asarray(cut_left(x, self.max_length, self.first), np.int32) for x in ids]
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        whole, *others = self.parts(row)
+        return np.concatenate([whole, *(part[self.shared[row] :] for part in others)]) if others else whole
 
 
 def _common_prefix(parts: list[np.ndarray]) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from w2sg.data.loading import Examples
+from w2sg.data.ragged import Ragged
 from w2sg.data.rows import Rows, pack
 from w2sg.data.table import Table
 from w2sg.models.layer_probe import choose_layer
@@ -26,6 +27,7 @@ from w2sg.models.source import Source
 from w2sg.store.files import read_json, write_json
 from w2sg.store.shards import Found
 from w2sg.training.stages import ReadJob, Stages, holds, load_values
+from w2sg.training.tokens import encoded
 
 log = logging.getLogger(__name__)
 VERSION = 1  # part of every key: raise it when a stage's meaning changes, so that old outputs are no longer used
@@ -64,7 +66,7 @@ class InputMaker:
         self.stages, self.ground_truth, self.reading = stages, ground_truth, reading or Reading()
         self.precision, self.seed = precision, seed
         self._tokens: dict[tuple, Rows] = {}
-        self._ids: dict[tuple, list[np.ndarray]] = {}
+        self._ids: dict[tuple, Ragged] = {}
         self._cut: dict[tuple, int] = {}  # texts of what was looked at
         self._states: dict[tuple, Tensor] = {}
         self._aside = False
@@ -79,11 +81,12 @@ class InputMaker:
         _, count = self._encoded(source, table)
         return {"beginning": "kept"} if count and source.first else {}
 
-    def _encoded(self, source: Source, table: Table) -> tuple[list[np.ndarray], int]:
+    def _encoded(self, source: Source, table: Table) -> tuple[Ragged, int]:
         memory = self._memory(source, table)
         if memory not in self._ids:
             texts = [t for texts in table.texts for t in texts]
-            self._ids[memory] = [np.asarray(row, np.int32) for row in source.encode(texts)]
+            key = {"version": VERSION, "tokenizer": source.tokens_key, "data": content_key(table)}
+            self._ids[memory] = encoded(self.stages, f"tokens-of-{table.name}", key, source.encode, texts)
         ids = self._ids[memory]
         if self._aside and memory not in self._cut:
             return ids, sum(len(row) > source.spec.max_length for row in ids)

@@ -1,0 +1,96 @@
+"""Token ids of many texts: encoded in slices, once per store, by one process; what models read is the same."""
+
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fits import stages
+from model_folders import spec
+
+from w2sg.data import ragged
+from w2sg.data.rows import pack
+from w2sg.data.table import Table
+from w2sg.models.source import find
+from w2sg.training import tokens
+from w2sg.training.inputs import InputMaker
+
+TEXTS = [" ".join(f"w{k * j}" for j in range(k % 9)) for k in range(41)]
+
+
+class Encoder:
+    """Ids of words; notes how many texts it is given at a time."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, texts):
+        self.asked.append(len(texts))
+        return [[1000 + len(word) * 7 for word in text.split()] for text in texts]
+
+
+@pytest.fixture
+def slices(monkeypatch):
+    monkeypatch.setattr(ragged, "SLICE", 16)
+
+
+def test_many_texts_are_encoded_once_in_slices_and_mapped(tmp_path, slices, monkeypatch):
+    monkeypatch.setattr(tokens, "MANY", 1)
+    expected, encoder = Encoder()(TEXTS), Encoder()
+    for _ in range(2):  # each with a process's own memory
+        work = stages(tmp_path)
+        found = tokens.encoded(work, "tokens-of-test", {"v": 1}, encoder, TEXTS)
+        assert [row.tolist() for row in found] == expected
+        assert isinstance(found.ids, np.memmap)
+        assert found.ids.itemsize == 4
+    assert encoder.asked == [16, 16, 9]
+    assert work.records[0].cached
+    assert work.records[0].info["tokens_written"] == sum(map(len, expected))
+    other = SimpleNamespace(compute=lambda *_: work.store.peek("tokens-of-test", {"v": 1}).path)  # another rank
+    assert [row.tolist() for row in tokens.encoded(other, "tokens-of-test", {"v": 1}, None, TEXTS)] == expected
+    assert len(tokens.encoded(work, "tokens-of-none", {"v": 1}, encoder, ["", ""])) == 2  # no token at all
+
+
+def test_few_texts_need_no_folder_of_the_store(tmp_path, slices):
+    encoder = Encoder()
+    found = tokens.encoded(stages(tmp_path), "tokens-of-test", {"v": 1}, encoder, TEXTS)
+    assert [row.tolist() for row in found] == Encoder()(TEXTS)
+    assert encoder.asked == [16, 16, 9]
+    assert not list(tmp_path.glob("store/tokens*"))
+    assert len(ragged.encode(encoder, [])) == 0
+
+
+def test_a_table_is_read_the_same_from_its_stage_as_from_memory(tmp_path, monkeypatch):
+    """Rows, batches and what a report says of cut texts; texts over max_length among them."""
+    words = find(spec(arch="bow", train="full", max_length=7), "weak")
+    texts = [(f"a b c d {'e f ' * (k % 4)}", f"a b {'g h ' * (k % 5)}i") for k in range(12)]
+    rows = Table("test", "pairs", 2, [*"abcdefghijkl"], [""] * 12, texts, np.zeros(12, int), np.zeros(12, int))
+    seen = []
+    for many in (10**9, 1):
+        monkeypatch.setattr(tokens, "MANY", many)
+        maker = InputMaker(stages(tmp_path), rows, "32-true", 0)
+        made = maker.tokens(words, rows, None)
+        batch = made.collate(np.array([3, 0, 11, 7]))
+        seen.append((made, batch, maker.read(words, rows), maker.reading.cut))
+    (one, first, *a), (two, second, *b) = seen
+    assert a == b
+    assert one.truncated == two.truncated > 0
+    assert all(first[name].equal(second[name]) for name in first)
+    assert list(tmp_path.glob("store/tokens-of-*"))
+
+
+def test_tokens_are_held_once_in_four_bytes(slices):
+    """A tokenizer's lists take 36 bytes a token and more; no more than a slice of them is alive at a time."""
+    size, texts = 50, [str(k) for k in range(4000)]
+
+    def encoder(part):
+        return [list(range(1000, 1000 + size)) for _ in part]
+
+    tracemalloc.start()
+    ids = ragged.encode(encoder, texts)
+    rows = pack([(text,) for text in texts], lambda _: ids, size)
+    kept, peak = (x / (size * len(texts)) for x in tracemalloc.get_traced_memory())
+    tracemalloc.stop()
+    assert len(rows) == 4000
+    assert kept < 6
+    assert peak < 14
