@@ -63,7 +63,7 @@ def test_help_is_fast_and_imports_no_torch():
         (["trian"], "did you mean `w2sg train`?"),
         (["loss=rkl"], "a verb comes first, as `w2sg train loss=rkl`"),
         (["compare"], "needs one FOLDER of runs, as `w2sg compare outputs`"),
-        (["store", "list", "more"], "more: w2sg store takes list, why or prune"),
+        (["store", "list", "more"], "more: w2sg store takes list, why, prune or verify"),
         (["export", "outputs/one", "folder"], "folder: w2sg export takes one RUN; did you mean to=folder?"),
         (["help", "trian"], "did you mean `w2sg train`?"),
     ],
