@@ -1,6 +1,6 @@
-"""The one step that pyproject.toml cannot say: conf/ of this folder is carried as w2sg/conf.
+"""The one step that pyproject.toml cannot say: conf/ and the pages of docs/ are carried as w2sg/conf and w2sg/docs.
 
-An editable installation reads conf/ where it is.
+An editable installation reads both where they are.
 """
 
 import shutil
@@ -9,19 +9,25 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-CONF = Path("conf")
+CARRIED = [
+    *Path("conf").rglob("*.yaml"),
+    *(file for file in Path("docs").rglob("*") if file.suffix in (".md", ".yaml", ".ipynb")),
+]
 
 
 class WithConf(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:
-            place = Path(self.build_lib, "w2sg", "conf")
-            shutil.rmtree(place, ignore_errors=True)  # a file that was removed since an earlier build
-            shutil.copytree(CONF, place)
+            for name in ("conf", "docs"):  # a file that was removed since an earlier build
+                shutil.rmtree(Path(self.build_lib, "w2sg", name), ignore_errors=True)
+            for file in CARRIED:
+                place = Path(self.build_lib, "w2sg", file)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, place)
 
     def get_outputs(self, include_bytecode=True):
-        places = [] if self.editable_mode else [Path(self.build_lib, "w2sg", file) for file in CONF.rglob("*.yaml")]
+        places = [] if self.editable_mode else [Path(self.build_lib, "w2sg", file) for file in CARRIED]
         return [*super().get_outputs(include_bytecode), *map(str, places)]
 
 

@@ -1,16 +1,17 @@
 """The command w2sg: verbs, help and completion."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
 
-from w2sg.cli import completion, main
+from w2sg.cli import completion, docs, main
 from w2sg.cli.help import VERBS, about, page, shorten
 from w2sg.config import plugins
-from w2sg.errors import ConfigError
+from w2sg.errors import ConfigError, UserError
 
 SCRIPT = r"""
 t() { COMP_LINE="$1"; COMP_POINT=${#1}; COMP_WORDS=(w2sg); _w2sg; (IFS='|'; echo "${COMPREPLY[*]}"); }
@@ -24,6 +25,30 @@ def test_help_of_every_verb_fits_80_columns_and_has_two_examples(verb):
     assert max(map(len, lines)) <= 80
     place = lines.index("Examples:")
     assert [line.startswith(f"  w2sg {verb}") for line in lines[place + 1 : place + 3]] == [True, True]
+
+
+def test_help_lists_what_is_done_first_and_names_no_page_that_a_wheel_lacks():
+    lines = list(page("train"))
+    groups = [line.partition("=")[0] for line in lines if not line.startswith((" ", "*")) and "= " in line]
+    assert groups == [
+        *("method", "loss", "weak", "strong", "dataset", "judge", "refine", "trainer", "logger", "experiment", "pair")
+    ]
+    assert "`w2sg docs options`" in "\n".join(lines)
+    assert "out=" not in "\n".join(page("compare"))  # which does not read it
+
+
+def test_pages_are_shown_with_the_commands_of_a_wheel():
+    assert set(docs.pages()) >= {"index", "howto/loss", "howto/wandb_sweep.yaml", "notebook.ipynb"}
+    assert "\nw2sg train method=mine.distil weak=" in docs.show("howto/text_method")
+    assert "\nw2sg store why student\n" in docs.show("concepts/stages")
+    assert "\nw2sg decode -m decoder=sampling,eft" in docs.show("decoding")
+    for name in docs.pages():
+        blocks = "".join(re.findall(r"```bash\n.*?```", docs.show(name), re.S))
+        assert "train.py " not in blocks.replace("srun --kill-on-bad-exit=1 python train.py", ""), name
+        assert "evaluate.py" not in blocks, name
+    assert all("strong.lr" in line for line in docs.show("options", "strong.lr").splitlines())
+    with pytest.raises(UserError, match=r"did you mean `w2sg docs howto/loss`\?"):
+        docs.show("howto/los")
 
 
 def test_every_choice_has_a_line():

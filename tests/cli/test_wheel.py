@@ -17,7 +17,7 @@ def site(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "w2sg", "conf"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "w2sg", "conf", "docs"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), "."]
@@ -34,6 +34,7 @@ def test_the_wheel_holds_every_file_of_conf_and_the_command(site):
     (metadata,) = site.glob("w2sg-*.dist-info")
     assert "w2sg = w2sg.cli.main:main" in (metadata / "entry_points.txt").read_text()
     assert not (site / "conf").exists()
+    assert (site / "w2sg/docs/howto/loss.md").is_file()
 
 
 @pytest.mark.slow
@@ -57,3 +58,7 @@ def test_the_command_works_from_another_folder(site, tmp_path, pairs_folder, tin
     compared = w2sg("compare", "outputs")
     assert "bag-of-words" in compared.stdout, compared.stderr
     assert "finished" in w2sg("store", "list").stdout
+    assert "\nw2sg train loss=mine.brier loss.scale=2.0\n" in w2sg("docs", "howto/loss").stdout
+    missing = w2sg("compare", "nowhere").stderr
+    assert missing.startswith("error: compare: there is no folder nowhere; name the one"), missing
+    assert "as `w2sg compare outputs`" in missing

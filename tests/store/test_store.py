@@ -666,10 +666,17 @@ def test_why_says_that_an_upstream_stage_is_gone(small):
 
 def test_why_lists_candidates(small, tmp_path):
     with pytest.raises(UserError, match="could be any") as caught:
-        shown(inventory.print_why, small["root"], "weak")
+        shown(inventory.print_why, small["root"], "wea")
     assert small["weak"] in str(caught.value)
     assert small["other"] in str(caught.value)
     assert small["student"] not in str(caught.value)
+    older = time.time() - 3600
+    for file in (small["root"] / small["weak"]).rglob("*"):
+        os.utime(file, (older, older))
+    text = shown(inventory.print_why, small["root"], "weak")
+    assert "2 stages are called weak; this is the newest. The others:" in text
+    assert f"  {small['weak']}  tiny[/red], hh, lr=0.5" in text
+    assert f"\n{small['other']} (finished)\n" in text
     with pytest.raises(UserError, match="begins with 'nope'") as caught:
         shown(inventory.print_why, small["root"], "nope")
     assert small["student"] in str(caught.value)

@@ -104,7 +104,7 @@ def _run(name: str, overrides: Sequence[str], out: str | Path | None, config_dir
 
 def _line(name: str, overrides: Sequence[str], out: str | Path | None, config_dir: str | Path | None) -> Typed:
     """The command line that these arguments are."""
-    from w2sg.config.typed import typed
+    from w2sg.config.typed import sweep_in, typed
 
     if isinstance(overrides, str):
         raise UserError(f"{name}: overrides is a text; give a list of settings, as [{overrides!r}]")
@@ -121,6 +121,10 @@ def _line(name: str, overrides: Sequence[str], out: str | Path | None, config_di
     line = typed(words)
     if line.multirun:
         raise UserError(f"{name}: these settings are several runs; call {name} once for each")
+    if several := next((override for override in line.overrides if sweep_in(override)), None):
+        key, _, value = several.partition("=")
+        todo = f"call {name} once for each, or write {key}=[{value}] where a list is meant"
+        raise UserError(f"{name}: {several} is several runs; {todo}")
     return line
 
 

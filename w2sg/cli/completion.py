@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from w2sg.cli.docs import pages
 from w2sg.cli.help import VERBS, choices_of, chosen_in, keys_of, plain_keys
 from w2sg.config.programs import JOBS
 from w2sg.console import Plain
@@ -100,6 +101,8 @@ def candidates(words: Sequence[str]) -> list[str]:
         return [verb for verb in VERBS if verb.startswith(last)]
     if verb not in VERBS:
         return []
+    if verb == "docs":
+        return [page for page in pages() if len(before) == 1 and page.startswith(last)]
     if verb in JOBS:
         return [word for word in _of_job(verb, before[1:]) if word.startswith(last)]
     return _of_program(verb, before[1:], last)

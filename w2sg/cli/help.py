@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from w2sg.config import plugins
-from w2sg.config.programs import JOBS, command
+from w2sg.config.programs import JOBS, as_typed, command
 from w2sg.console import Plain
 
 WIDTH = 80
@@ -42,6 +42,10 @@ VERBS = {
         ("annotations.json", "annotations.json of=outputs/method=cong"),
     ),
     "check-theory": ("run small experiments with a known analytic answer", ("", "loss_values")),
+    "docs": (
+        "show a page of the documentation, or its lines with a word",
+        ("howto/loss", "options strong.lr"),
+    ),
     "wandb-report": (
         "save a workspace in W&B: accuracies, PGR, curves",
         ("outputs", "outputs project=mine entity=team"),
@@ -55,6 +59,7 @@ FORMS = {  # what a job takes before its settings
     "annotations": "one FILE",
     "check-theory": "one NAME of an experiment, or none",
     "wandb-report": "one FOLDER of runs",
+    "docs": "one PAGE, and a word if you like, or nothing",
 }
 # What may be chosen, in this order.
 GROUPS = {
@@ -108,7 +113,10 @@ def page(verb: str) -> Iterator[str]:
     yield from (f"{command(verb).removesuffix('=...')}: {words}", "", "Examples:")
     yield from (f"  {command(verb, *example.split())}" for example in examples)
     yield ""
-    yield from _job(verb) if verb in JOBS else _program(verb)
+    if verb == "docs":
+        yield f"It takes {FORMS[verb]}."
+    else:
+        yield from _job(verb) if verb in JOBS else _program(verb)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -119,7 +127,7 @@ def _rows(rows: dict[str, str], marked: str | None = None) -> Iterator[str]:
     width = max(map(len, rows), default=0)
     for name, words in rows.items():
         start = f"{'*' if name == marked else ' '} {name:<{width}}  "
-        yield (start + shorten(words, WIDTH - len(start))).rstrip()
+        yield (start + shorten(as_typed(words), WIDTH - len(start))).rstrip()
 
 
 def shorten(text: str, most: int) -> str:
@@ -139,7 +147,10 @@ def shorten(text: str, most: int) -> str:
 
 def _program(verb: str) -> Iterator[str]:
     """The choices of each group, and the settings of a whole run."""
-    for group, chosen in chosen_in(verb).items():
+    listed, order = chosen_in(verb), [*GROUPS, "strong"]
+    order.insert(order.index("weak") + 1, order.pop())
+    for group in sorted(listed, key=lambda group: order.index(group) if group in order else len(order)):
+        chosen = listed[group]
         choices = choices_of(verb, group)
         if group == "strong":
             yield from (f"strong= the model that learns: one of the same, * {chosen}", "")
@@ -152,7 +163,7 @@ def _program(verb: str) -> Iterator[str]:
     yield "* is taken where none is chosen. Keys of a choice follow its group after a dot:"
     yield "strong.lr=1e-4, dataset.sizes.test=200. A file of ./conf/GROUP is a choice, too."
     yield f"All keys with their values: `{command(verb, '--cfg job')}`; what they mean:"
-    yield "docs/options.md. Flags of Hydra: --hydra-help."
+    yield as_typed("docs/options.md. Flags of Hydra: --hydra-help.")
 
 
 def chosen_in(verb: str) -> dict[str, str | None]:
@@ -226,8 +237,9 @@ def _docstring(path: str) -> str:
 
 
 def _job(verb: str) -> Iterator[str]:
-    yield f"It takes {FORMS[verb]}; after that:"
-    yield from _rows(keys_of(verb))
+    keys = keys_of(verb)
+    yield f"It takes {FORMS[verb]}{'; after that:' if keys else '.'}"
+    yield from _rows(keys)
 
 
 def keys_of(verb: str) -> dict[str, str]:

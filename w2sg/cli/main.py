@@ -10,7 +10,7 @@ from pathlib import Path
 
 from w2sg import stops
 from w2sg.cli.help import FORMS, HELP, VERBS, asks_help, print_help
-from w2sg.config.programs import JOBS
+from w2sg.config.programs import JOBS, job_is
 from w2sg.errors import ConfigError
 
 
@@ -53,6 +53,8 @@ def _program(words: list[str]) -> Callable[[], None]:
     if asks_help(rest):
         return lambda: print_help(verb)
     sys.argv[1:] = settings(verb, rest) if verb in JOBS else rest
+    if verb in JOBS:
+        job_is(verb)
     module = import_module(f"w2sg.cli.{'evaluate' if verb in JOBS else verb}")
     return module.look if verb in JOBS else module.main
 

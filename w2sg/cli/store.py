@@ -108,13 +108,18 @@ def print_why(root: str | Path, key_prefix: str, console: Plain) -> None:
     """What a stage was made for, what it was made from, and how it differs from the nearest other one of its name.
 
     Args:
-        key_prefix: the stage's folder, or the beginning of its hash or of its name, if that is enough to tell it.
+        key_prefix: the stage's folder, or its name, which is the newest of that name, or the beginning of its hash or
+            name, if that is enough to tell it.
 
     Raises:
         UserError: no stage begins like that, or more than one; the candidates are listed.
     """
     stages = rows(root)
-    row = _choose(stages, Path(key_prefix).name, root)
+    row, others = _choose(stages, Path(key_prefix).name, root)
+    if others:
+        console.say(f"{len(others) + 1} stages are called {row.name}; this is the newest. The others:")
+        for line in _briefly(others):
+            console.say(line)
     state = row.state + (f": {row.problem}" if row.problem else ", being made now" if row.locked else "")
     console.say(f"{row.stage} ({state})")
     if row.key is None:
@@ -311,19 +316,26 @@ def _best(rows: list[Row]) -> dict[str, Row]:
     return {row.stage: row for row in sorted(rows, key=lambda row: STATES.index(row.state))}
 
 
-def _choose(rows: list[Row], prefix: str, root: str | Path) -> Row:
+def _choose(rows: list[Row], prefix: str, root: str | Path) -> tuple[Row, list[Row]]:
+    """The stage that is meant, and the older ones where it was called by a name that several have."""
     stages = _best(rows)
     exact = [row for row in rows if row.folder.name == prefix != row.stage]
     begin = [row for row in stages.values() if row.stage.startswith(prefix) or row.hash.startswith(prefix)]
     named = [row for row in begin if row.name == prefix]
     candidates = exact[:1] or [row for row in begin if row.stage == prefix] or named or begin
-    if len(candidates) == 1:
-        return candidates[0]
+    if candidates and (len(candidates) == 1 or candidates == named):
+        *others, newest = sorted(candidates, key=lambda row: -row.age)
+        return newest, others
     what = f"{prefix!r} could be any of these stages" if candidates else f"No stage of {root} begins with {prefix!r}"
-    listed = sorted([row.stage for row in candidates] or stages)
+    lines = _briefly(candidates or list(stages.values()))
+    raise UserError("\n".join([what + (":" if lines else "; it has none"), *lines]))
+
+
+def _briefly(rows: list[Row]) -> list[str]:
+    """Stages by name, a line each, thirty of them."""
+    listed = sorted(rows, key=lambda row: row.stage)
     more = [f"  … and {len(listed) - 30} more"] if len(listed) > 30 else []
-    lines = [f"  {stage}  {stages[stage].summary}".rstrip() for stage in listed[:30]]
-    raise UserError("\n".join([what + (":" if lines else "; it has none"), *lines, *more]))
+    return [*(f"  {row.stage}  {row.summary}".rstrip() for row in listed[:30]), *more]
 
 
 def _upstream(key: dict) -> list[str]:

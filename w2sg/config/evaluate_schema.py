@@ -42,7 +42,9 @@ class EvaluateConfig(Options):
     project: str | None = option(None, "wandb_report: project in W&B; null is WANDB_PROJECT, or the runs' own, or w2sg")
     entity: str | None = option(None, "wandb_report: team or user in W&B; null is WANDB_ENTITY, or your default")
     # the beginning of a hash may read as a number
-    key: str | int | float | None = option(None, "store=why: a stage, or the beginning of its name or hash")
+    key: str | int | float | None = option(
+        None, "store=why: a stage, its name for the newest, or the beginning of its name or hash"
+    )
     apply: bool = option(False, "store=prune: true removes; false is a dry run")
     system: str | None = option(
         None, "export, harness: which model of the run: student, weak, ceiling, base, cong, ..."
@@ -60,8 +62,11 @@ class EvaluateConfig(Options):
         None, "harness: a folder of task files (YAML) of your own; needs no network if its data is local"
     )
     baseline: bool = option(False, "harness: also evaluate the model before its training, and print the difference")
-    out: str = option("outputs", "the folder that runs were written to")
-    root: str = option(..., "the store itself, where it was given another place")
+    out: str = option(
+        "outputs",
+        "store, export, harness: the folder that runs were written to; known_answers: the folder of their page",
+    )
+    root: str = option(..., "store, export, harness: the store itself, where it was given another place")
 
     def rules(self) -> list[str]:
         doing = ("runs", "store", "export", "harness", "annotations", "known_answers", "wandb_report")
@@ -74,7 +79,7 @@ class EvaluateConfig(Options):
                 "wandb_report=FOLDER saves a workspace in W&B"
             ]
         if len(tasks) > 1:
-            return [f"{tasks[0]}: one thing at a time; leave out all but one of {', '.join(f'{a}=' for a in tasks)}"]
+            return [f"{tasks[0]}: one thing at a time; leave out {', '.join(f'{other}=' for other in tasks[1:])}"]
         if self.store == "why" and self.key is None:
             why, every = command("store", "why", "key=STAGE"), command("store", "list")
             return [f"key: name the stage that is to be explained: `{why}`; `{every}` shows them all"]
@@ -107,4 +112,4 @@ def keys_read(job: str) -> dict[str, str]:
             readers, colon, rest = part.partition(": ")
             if colon and job in re.split(r", |=\w+", readers):
                 own[name] = rest
-    return own | {name: fields[name] for name in ("out", "root")}
+    return own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,12 @@ JOBS = {
     "wandb-report": "wandb_report",
 }
 SCRIPTS = ("train", "evaluate")  # train.py and evaluate.py of a clone
+_jobs: list[str] = []  # the verb of a job that was typed
+
+
+def job_is(verb: str) -> None:
+    """Remember which job runs, so that errors name it and not its key."""
+    _jobs[:] = [verb]
 
 
 def command(verb: str, *words: str) -> str:
@@ -28,10 +35,37 @@ def command(verb: str, *words: str) -> str:
     >>> command("store", "prune") in ("w2sg store prune", "python evaluate.py store=prune")
     True
     """
-    if Path(sys.argv[0]).stem not in SCRIPTS:
-        return " ".join(["w2sg", verb, *words])
+    if not _script():
+        return " ".join(["w2sg", verb, *(word.removeprefix("key=") for word in words)])
     if verb in JOBS:
         words = (f"{JOBS[verb]}={words[0] if words else '...'}", *words[1:])
     elif verb == "decode" and not any(word.startswith(("decoder=", "experiment=", "-")) for word in words):
         words = ("decoder=...", *words)
     return " ".join(["python", "train.py" if verb == "train" else "evaluate.py", *words])
+
+
+def as_typed(text: str) -> str:
+    """A message in the form in which the running program was started: no key stands for a verb that was typed.
+
+    A page is named by the command that shows it, since a wheel has no folder docs/.
+
+    >>> as_typed("x; type runs=outputs. docs/data.md says more") if not _script() else ""
+    'x; type `w2sg compare outputs`. `w2sg docs data` says more'
+    """
+    if _script():
+        return text
+    for verb in _jobs:
+        text = re.sub(rf"^{JOBS[verb]}: ", f"{verb}: ", text, flags=re.M)
+    return with_verbs(re.sub(r"\bdocs/([\w/]+)\.md\b", r"`w2sg docs \1`", text))
+
+
+def with_verbs(text: str) -> str:
+    """Each ``key=value`` of a job in words of the command ``w2sg``."""
+    for verb, key in JOBS.items():
+        value = "(list|why|prune)" if key == "store" else r"(\w[\w./]*\w)"
+        text = re.sub(rf"(?<![\w/.,`]){key}={value}", rf"`w2sg {verb} \1`", text)
+    return text
+
+
+def _script() -> bool:
+    return Path(sys.argv[0]).stem in SCRIPTS

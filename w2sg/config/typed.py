@@ -256,6 +256,12 @@ def _parsed(override: str) -> Any:
         return None
 
 
+def sweep_in(override: str) -> bool:
+    """Whether an override has several values, each of which is a run of its own."""
+    parsed = _parsed(override)
+    return parsed is not None and parsed.is_sweep_override()
+
+
 def problem_of(override: str, multirun: bool, sweeps: bool = True, group: bool = False) -> str | None:
     """Why Hydra cannot read an override, in one line; None where it can.
 

@@ -107,7 +107,7 @@ def find_finished(place: Path, system: str | None, out: Path, root: Path, option
         UserError: it is not there; says what there is, or how to make it anew.
     """
     if kind_of(place, option) == "stage":
-        name = place.name.rpartition("-")[0]
+        name = _plain(place.name.rpartition("-")[0])
         if system is not None and _plain(system) != name:
             raise UserError(f"system: {place} is the stage of {name}, not of {system}; leave system out")
         run = _run_of(place, out, option)
@@ -254,7 +254,7 @@ def _scorers(content: dict[str, Any], stores: list[Path]) -> dict[str, str]:
     for record in content["stages"]:
         folder = next((store / record["key"] for store in stores if (store / record["key"] / KEY).is_file()), None)
         if folder is not None and {"labels", "objective"} <= read_json(folder / KEY).keys():
-            found.setdefault(record["name"], record["key"])
+            found.setdefault(_plain(record["name"]), record["key"])
     return found
 
 

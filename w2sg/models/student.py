@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from w2sg.config.programs import command
 from w2sg.data.rows import pack
 from w2sg.errors import UserError
 from w2sg.models.classifier import Classifier, load_classifier
@@ -139,7 +140,7 @@ def _exported(folder: Path) -> Student:
         origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"folder: {folder} was not written by export= (it has no {ORIGIN}); load it with transformers"
+            f"folder: {folder} was not written by `{command('export')}` (it has no {ORIGIN}); load it with transformers"
         ) from error
     kind, name = origin.get("kind", "policy"), origin["system"]
     if (folder / "bag_of_words.py").is_file():
