@@ -852,6 +852,10 @@ def test_preference_labels_are_refined_in_context_and_train_with_any_loss(labell
         assert row["id"] not in row["exemplar_ids"][0]
         assert len(set(row["prompt_hashes"])) == 2
         assert row["stage"] == keys(content)["refined-labels"]
+    with pytest.raises(UserError, match="say which model") as error:
+        find_finished(tmp_path / "run", None, tmp_path, tmp_path / "store")
+    offered = str(error.value).rpartition(": ")[2].split(", ")
+    assert len({name.replace("_", "-") for name in offered}) == len(offered) > 5  # each model once
     other = run(labelled, tmp_path, "loss=ce", name="ce")
     assert keys(other)["refined-labels"] == keys(content)["refined-labels"]
     assert keys(other)["student"] != keys(content)["student"]
