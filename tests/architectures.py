@@ -483,13 +483,16 @@ def _equal(found: Tensor, expected: Tensor, what: str) -> None:
 
 
 @torch.no_grad()
-def rewards(folder: Path, plain: Plain) -> Found:
+def rewards(folder: Path, plain: Plain, **changes: Any) -> Found:
     """Rewards of pairs, and class logits.
+
+    Args:
+        changes: of the model's settings.
 
     Raises:
         AssertionError: they are not those of transformers.
     """
-    source = find(spec(folder), "strong")
+    source = find(spec(folder, **changes), "strong")
     torch.manual_seed(0)
     scorer = load_language_model(source, True, 2)
     packed = separates_texts(scorer, VOCABULARY, MAX_LENGTH)

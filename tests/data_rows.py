@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import torch
 from conftest import conf_node
+from torch import Tensor
 
+from w2sg.data.masks import sight
 from w2sg.data.splits import load_tables
 from w2sg.data.table import Table
 
@@ -25,6 +28,13 @@ def load(path: Path, name: str = "local", seed: int = 0, **changes):
 
 def each(tables) -> list[Table]:
     return [getattr(tables, name) for name in SPLITS]
+
+
+def mask_of(part: Tensor, example: Tensor | None = None) -> Tensor:
+    """[B, L, L] True where a query (row) may look at a key (column)."""
+    rows, length = part.shape
+    row, query, key = torch.arange(rows)[:, None, None], torch.arange(length)[:, None], torch.arange(length)
+    return sight(part, example)(row, query, key)
 
 
 def texts(tables) -> set[str]:

@@ -61,7 +61,9 @@ BAD = [  # what was typed, the key that is named, words of the remedy
     (["strong.dtype=float16"], "strong.dtype", "'float32' or 'bfloat16'"),
     (["strong.tune=some"], "strong.tune", "'full', 'lora' or 'head'"),
     (["strong.head=quadratic"], "strong.head", "'linear' or 'mixture'"),
-    (["strong.attention=none"], "strong.attention", "'sdpa', 'eager'"),
+    (["strong.attention=none"], "strong.attention", "none of auto, sdpa, flex_attention"),
+    (["strong.attention=flash_attention_3"], "strong.attention", "w2sg[kernels]"),
+    (["strong.attention=flex_attention", "trainer=cpu"], "strong.attention", "needs a CUDA GPU"),
     (["dataset.noise.kind=salt"], "dataset.noise.kind", "'class_conditional'"),
     (["logger.kind=paper"], "logger.kind", "'tensorboard'"),
     # keys that do not go together

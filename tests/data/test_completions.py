@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_tiny_model
+from data_rows import mask_of
 from torch import nn
 from transformers import PretrainedConfig
 
 from w2sg.data.completions import Completions, _bins, encode_rows, per_reply
-from w2sg.data.masks import attention_mask
 from w2sg.models.packing import keeps_replies_apart
 from w2sg.models.policy import Policy
 
@@ -59,7 +59,7 @@ def test_one_row_holds_a_prompt_and_both_replies():
     batch = rows.collate([0])
     assert batch["input_ids"].tolist() == [[10, 11, 12, 20, 30, 31]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 3, 4]]
-    assert attention_mask(batch["part"], batch["example"])[0].int().tolist() == [
+    assert mask_of(batch["part"], batch["example"])[0].int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
@@ -85,7 +85,7 @@ def test_several_examples_share_a_row_and_never_see_each_other():
     assert torch.bincount(batch["owner"]).tolist() == [2, 2, 3, 2]
     assert (batch["source"] - 11).tolist() == [5, 6, 7, 8, 1, 2, 3, -2, -1]
     assert batch["targets"].tolist() == [6, 7, 8, 9, 10, 11, 12, 13, 14]
-    example, mask = batch["example"], attention_mask(batch["part"], batch["example"])
+    example, mask = batch["example"], mask_of(batch["part"], batch["example"])
     other = example[:, :, None] != example[:, None, :]
     assert other.any()
     assert not mask[other].any()
@@ -102,7 +102,7 @@ def test_every_source_reads_what_stands_before_its_target(packed):
     width = batch["input_ids"].shape[1]
     mask = torch.ones(width, width, dtype=torch.bool).tril().expand(len(batch["input_ids"]), -1, -1)
     if packed:
-        mask = attention_mask(batch["part"], batch["example"])
+        mask = mask_of(batch["part"], batch["example"])
     at = 0
     for i in index:
         for reply in rows.replies[i]:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from data_rows import mask_of
 
-from w2sg.data.masks import attention_mask
 from w2sg.data.rows import epoch_plan, pack, split_by_rank, token_plan
 
 TOKENS = {"a": [5, 6, 7, 1, 2], "b": [5, 6, 7, 3], "c": [9, 9], "d": [9, 9, 4], "e": [1, 2, 3], "f": [4, 5]}
@@ -28,7 +28,7 @@ def test_a_pair_becomes_one_row_with_its_common_start_once():
 
 def test_the_mask_keeps_replies_apart_and_shows_both_the_prompt():
     batch = pack([("a", "b")], encode, 16).collate([0])
-    mask = attention_mask(batch["segments"])[0]
+    mask = mask_of(batch["segments"])[0]
     assert mask[4].tolist() == [True, True, True, True, True, False]
     assert mask[5].tolist() == [True, True, True, False, False, True]
     assert mask.diagonal().all()  # no query without a key, not even in the filling

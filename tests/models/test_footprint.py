@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from w2sg.models import footprint
+from w2sg.models.activations import in_one_kernel
 from w2sg.models.footprint import Use, cache_bytes, counting, kept, state_bytes, weights
 
 SIZE = {"vocab_size": 300, "hidden_size": 48, "num_attention_heads": 4, "max_position_embeddings": 128}
@@ -34,6 +35,7 @@ def model(config, use):
     torch.manual_seed(0)
     dtype = getattr(torch, use.dtype)
     made = transformers.AutoModel.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation="sdpa").train()
+    in_one_kernel(made)  # as loading does
     for module in made.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

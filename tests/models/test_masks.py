@@ -40,12 +40,12 @@ def test_a_window_counts_the_tokens_of_a_text_and_not_what_stands_between():
     from transformers.masking_utils import create_sliding_window_causal_mask
 
     rows = Completions([np.array([5, 6, 7])], [(np.array([8, 9, 1]), np.array([8, 9, 1]))]).collate([0])
-    seen = masks.attention_mask(rows["part"], rows["example"])
+    seen = masks.sight(rows["part"], rows["example"])
     mistral = transformers.MistralConfig(**{**HEADED, "sliding_window": 3}, attn_implementation="sdpa")
     ids, states = rows["input_ids"], torch.zeros(1, 7, 4)
-    with masks.sharing_rows(mistral, seen, rows["position_ids"]):
+    with masks.making_masks(mistral, seen, rows["position_ids"]):
         found = create_sliding_window_causal_mask(mistral, states, torch.ones_like(ids), None, rows["position_ids"])
-    assert found[0, 0].int().tolist() == [
+    assert (found[0, 0] == 0).int().tolist() == [  # what is added where a token is seen
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0, 0],
@@ -93,12 +93,12 @@ def test_rows_that_count_in_columns_are_found_out(family, folder, monkeypatch):
     scorer, policy = load_language_model(source, True, 2), load_policy(source, trainable=False)
     assert separates_texts(scorer, VOCABULARY, MAX_LENGTH)
     assert keeps_replies_apart(policy, MAX_LENGTH)
-    usual = masks.sharing_rows
+    usual = masks.making_masks
 
     def in_columns(config, seen, positions):
         return usual(config, seen, torch.arange(positions.shape[1]).expand_as(positions))
 
-    monkeypatch.setattr(masks, "sharing_rows", in_columns)
+    monkeypatch.setattr(masks, "making_masks", in_columns)
     assert not separates_texts(scorer, VOCABULARY, MAX_LENGTH)
     assert not keeps_replies_apart(policy, MAX_LENGTH)
 

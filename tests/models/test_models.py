@@ -64,7 +64,7 @@ def test_pooling_is_what_transformers_does_on_a_single_unpadded_text(scorer_and_
 def test_packing_is_recognised_as_safe_and_a_backbone_that_ignores_the_mask_is_not(scorer_and_source, monkeypatch):
     scorer, source = scorer_and_source
     assert separates_texts(scorer, source.config.vocab_size)
-    monkeypatch.setattr("w2sg.models.scorer.attention_mask", lambda part: None)
+    monkeypatch.setattr("w2sg.models.scorer.sight", lambda part: None)
     assert not separates_texts(scorer, source.config.vocab_size)
 
 

@@ -21,9 +21,10 @@ from pydantic.errors import PydanticUserError
 from w2sg.config import plugins
 from w2sg.config.data_schema import DatasetConfig
 from w2sg.config.evaluate_schema import EvaluateConfig
+from w2sg.config.machine import attention_problems, device_problems
 from w2sg.config.option import MISSING, Options, defaults_of, hint_of, options_class
 from w2sg.config.programs import command
-from w2sg.config.schema import TrainConfig, TrainerConfig
+from w2sg.config.schema import TrainConfig
 from w2sg.config.suggest import similar, unknown_key
 from w2sg.errors import ConfigError, UserError
 from w2sg.printable import printable
@@ -337,8 +338,10 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
             f"optim.{strong.train}.validation_fraction above 0, or select_on=weak"
         )
     if "trainer" in sections:
-        problems += _device_problems(sections["trainer"])
-        models = [sections[role] for role in ("weak", "strong") if role in sections]
+        problems += device_problems(sections["trainer"])
+        roles = {role: sections[role] for role in ("weak", "strong") if role in sections}
+        problems += [line for role, m in roles.items() for line in attention_problems(role, m, sections["trainer"])]
+        models = list(roles.values())
         sharded = {m.train for m in models if m.arch == "hf" and m.train != "head"}
         for mode in sorted(sharded) if training and sections["trainer"].strategy == "fsdp" else ():
             if getattr(training, mode).optimizer == "adafactor":
@@ -382,17 +385,3 @@ def _path_problems(container: dict[str, Any]) -> list[str]:
         except UnicodeEncodeError:  # an ASCII locale, into which the name came from elsewhere
             continue
     return problems
-
-
-def _device_problems(trainer: TrainerConfig) -> list[str]:
-    import torch
-
-    accelerator, visible = trainer.accelerator, torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if accelerator in {"gpu", "cuda"} and not visible:
-        return ["trainer.accelerator: no CUDA GPU is visible on this machine; use trainer=cpu or trainer=auto"]
-    if accelerator == "mps" and not torch.backends.mps.is_available():
-        return ["trainer.accelerator: this machine has no Apple GPU; use trainer=cpu or trainer=auto"]
-    wanted = trainer.devices if isinstance(trainer.devices, int) else 0
-    if accelerator in {"auto", "gpu", "cuda"} and 0 < visible < wanted:
-        return [f"trainer.devices: {wanted} GPUs were asked for, {visible} are visible; lower it, or use -1 for all"]
-    return []

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from w2sg.config.data_schema import DatasetConfig
+from w2sg.config.machine import attention_named
 from w2sg.config.option import Options, option
 
 OWN_CHAT = {"chat_template": None, "chat_template_kwargs": None, "thoughts": "strip"}  # of earlier versions
@@ -77,7 +78,11 @@ class ModelConfig(Options):
     dtype: Literal["float32", "bfloat16"] = option(
         "float32", "float32 | bfloat16: of the weights; the head and the losses are always fp32"
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = option("sdpa", "sdpa | eager | flash_attention_2")
+    attention: str = option(
+        "auto",
+        "auto: FlexAttention on a GPU for rows that texts share, else sdpa | sdpa | flex_attention | "
+        "flash_attention_2 | flash_attention_3 | a kernel of the hub, as kernels-community/flash-attn3 | eager",
+    )
     dropout: float = option(0.0, "every dropout rate of the backbone; the published runs have none", ge=0.0, le=1.0)
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, a third more time"
@@ -133,8 +138,8 @@ class ModelConfig(Options):
             problems.append(
                 "feature_layer_candidates: feature_layer=auto chooses among these; name at least one layer, as [8,12]"
             )
-        if self.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-            problems.append("attention: flash_attention_2 needs the package flash-attn; install it, or use sdpa")
+        if self.arch == "hf":
+            problems += attention_named(self.attention, self.dropout)
         return problems
 
 

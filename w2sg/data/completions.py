@@ -78,7 +78,7 @@ class Completions:
 
         Returns:
             ``input_ids``, ``position_ids``: [B, L]; ``example``, ``part``: [B, L], what may see what
-            (`w2sg.data.masks.attention_mask`), only where rows are packed; ``source``: [M] the place in the flattened
+            (`w2sg.data.masks.sight`), only where rows are packed; ``source``: [M] the place in the flattened
             [B * L] whose state predicts each reply token; ``targets``: [M] that token; ``owner``: [M] its reply,
             example * n + j; ``sizes``: [b, n]; ``columns``: [M, K] where there are any.
         """

@@ -18,40 +18,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from w2sg.data import blocks
+
+Sight = Callable[[Tensor, Tensor, Tensor], Tensor]  # of row, query and key
 START, PADDING = 0, -1  # parts of a row: what all texts of an example begin with, and filling; its texts are 1, 2...
 
 
-def attention_mask(part: Tensor, example: Tensor | None = None) -> Tensor:
-    """[B, L, L] True where a query (row) may look at a key (column): backwards, in its own text or its start.
+def sight(part: Tensor, example: Tensor | None = None) -> Sight:
+    """What a query may look at among the keys of its row: backwards, in its own text or its start.
 
     Args:
         part: [B, L] the text of each token, `START` where all texts of the example have it, `PADDING` where none has.
         example: [B, L] whose it is, where a row holds several examples.
+
+    Returns:
+        A function of indices (row, query, key) that can be broadcast, True where the key is seen.
     """
-    length = part.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=part.device).tril()
-    seen = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == START)
-    if example is not None:
-        seen = seen & (example[:, :, None] == example[:, None, :])
-    return causal & seen
+
+    def seen(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        found = (key <= query) & ((part[row, query] == part[row, key]) | (part[row, key] == START))
+        return found if example is None else found & (example[row, query] == example[row, key])
+
+    return seen
 
 
 @contextlib.contextmanager
-def sharing_rows(config: Any, seen: Tensor, positions: Tensor) -> Iterator[None]:
+def making_masks(config: Any, seen: Sight | None, positions: Tensor) -> Iterator[None]:
     """The masks that models of this configuration make keep the texts of a row apart, and count in positions.
 
+    Each mask is made once for all layers of a kind, in the form that the kernel reads without another copy.
+
     Args:
-        seen: [B, L, L] what a token may see at most, as from `attention_mask`.
+        seen: what a token may see at most, as from `sight`; None where each row is one text, filled on the right.
         positions: [B, L] each token's place in its own text.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as functions
 
-    name = config._attn_implementation
+    name = getattr(config, "_attn_implementation", None)
     usual = functions.get(name)
     if usual is None:  # this attention takes no mask
         yield
         return
-    functions[name] = partial(_mask, usual, seen, positions)
+    functions[name] = partial(_mask, name, usual, seen, positions)
     try:
         yield
     finally:
@@ -59,33 +67,64 @@ def sharing_rows(config: Any, seen: Tensor, positions: Tensor) -> Iterator[None]
 
 
 def _mask(
-    usual: Callable[..., Any], seen: Tensor, positions: Tensor, *, mask_function: Callable[..., Tensor], **rest: Any
+    name: str,
+    usual: Callable[..., Any],
+    seen: Sight | None,
+    positions: Tensor,
+    *,
+    mask_function: Callable[..., Tensor],
+    **rest: Any,
 ) -> Any:
-    """The interface of mask functions in transformers, for rows that several texts share."""
+    """The interface of mask functions in transformers, for our rows."""
 
     def one_text(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        rule = mask_function(row, head, positions[row, query], positions[row, key])
-        return seen[row, query, key] & rule
+        return seen(row, query, key) & mask_function(row, head, positions[row, query], positions[row, key])
 
-    # what a kernel knows without a mask, it knows of columns
-    return usual(mask_function=one_text, **{**rest, "allow_is_causal_skip": False, "attention_mask": None})
+    # No token sees the filling after it, so it needs no mask, and nobody has to ask the device whether there is any.
+    rest["attention_mask"] = None
+    rule = mask_function if seen is None else one_text
+    if seen is not None:
+        rest["allow_is_causal_skip"] = False  # what a kernel knows without a mask, it knows of columns
+    dtype = _computing(positions.device, rest.get("dtype"))
+    if blocks.used(name, positions.device, dtype, rest.get("config")):
+        return blocks.mask(rule, len(positions), name, **rest)
+    mask = usual(mask_function=rule, **rest)
+    return additive(mask, dtype) if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 4 else mask
 
 
-def run_backbone(backbone: nn.Module, batch: Mapping[str, Tensor], seen: Tensor | None = None) -> Any:
+def _computing(device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype in which attention is computed, of a model whose states have this one."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return dtype or torch.float32
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, 1, L, L] what is added to scores: 0 where ``mask`` is True, else minus infinity.
+
+    SDPA would make this of a boolean mask in every layer, and keep each copy for the backward pass. Lines begin at
+    multiples of 8 numbers, or its memory-efficient kernel would copy them once more.
+    """
+    one = mask[:1] if mask.stride(0) == 0 else mask  # the same for all rows
+    room = -(-mask.shape[-1] // 8) * 8
+    made = torch.full((*one.shape[:-1], room), -torch.inf, dtype=dtype, device=mask.device)[..., : mask.shape[-1]]
+    return made.masked_fill_(one, 0.0).expand(mask.shape)
+
+
+def run_backbone(backbone: nn.Module, batch: Mapping[str, Tensor], seen: Sight | None = None) -> Any:
     """What a transformers model without its head returns for a batch of rows that are filled on the right.
 
     Args:
         batch: ``input_ids`` and ``position_ids``, [B, L].
         seen: what a token may see, where texts share rows. Without it each row is one text, and causality alone keeps
-            the filling out of sight.
+            the filling out of sight: the kernel gets no mask but where a window is shorter than the row.
     """
     ids, positions = batch["input_ids"], batch["position_ids"]
     # None would let transformers guess from the positions which texts share a row
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     if "position_ids" in inspect.signature(getattr(backbone, "forward", backbone)).parameters:
         inputs["position_ids"] = positions
-    sharing = contextlib.nullcontext() if seen is None else sharing_rows(backbone.config, seen, positions)
-    with sharing:
+    with making_masks(getattr(backbone, "config", None), seen, positions):
         return backbone(**inputs)
 
 

@@ -24,6 +24,7 @@ from w2sg.errors import UserError
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import label_key, label_rules
 from w2sg.experiment.predict import asked
+from w2sg.models.attention import in_words
 from w2sg.models.heads import LinearHead, MixtureHead, load_head
 from w2sg.models.scorer import load_scorer
 from w2sg.models.source import Source
@@ -157,6 +158,8 @@ def _fit_job(
             log.log(logging.INFO if head == "drawn at random" else logging.WARNING, "%s: its head is %s", name, head)
         inputs = run.inputs.tokens(source, table, scorer)
         notes |= inputs.notes(source.spec.share_prompt)
+        if source.spec.arch == "hf":
+            notes["attention"] = in_words(source.spec.attention, run.devices.fabric.device)
         if watch is not None:
             with run.inputs.aside():
                 seen = run.inputs.tokens(source, watch, scorer)

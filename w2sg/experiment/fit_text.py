@@ -22,6 +22,7 @@ from w2sg.experiment.keys import key_of, reply_rules
 from w2sg.experiment.replies import encode_replies, load_trained, packed
 from w2sg.experiment.score import score, token_values
 from w2sg.losses import preferences
+from w2sg.models.attention import in_words
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training.inputs import VERSION
@@ -69,6 +70,7 @@ def _fit(
         examples = Examples(completions, ids, torch.zeros(len(ids), dtype=torch.long), targets)
         examples, held_out = run.hold_out(examples, fit_options.validation)
         notes = {"dropped": run.dropped.get(name, {}), "packed": completions.packed}
+        notes["attention"] = in_words(spec.attention, run.devices.fabric.device)
         watched = {"held_out": held_out} if run.evaluates(cheap=False) and held_out is not None else {}
         return FitJob(policy, module, examples, held_out, fit_options, seed, spec.micro_batch, notes, watched)
 

@@ -15,7 +15,7 @@ from w2sg.data.table import digest
 from w2sg.data.thoughts import split
 from w2sg.errors import UserError
 from w2sg.experiment.context import Context
-from w2sg.models.packing import MIXES, keeps_replies_apart
+from w2sg.models.packing import keeps_replies_apart, said_apart
 from w2sg.models.policy import Policy, load_policy
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
@@ -86,7 +86,7 @@ def packed(run: Context, source: Source, completions: Completions, policy: Polic
     if memory not in run.packs:
         run.packs[memory] = keeps_replies_apart(policy, spec.max_length, spec.share_prompt)
         if spec.share_prompt and not run.packs[memory]:
-            log.warning("%s: %s", spec.name, MIXES)
+            log.warning("%s", said_apart(source))
     packed = run.packs[memory]
     return Completions(completions.prompts, completions.replies, completions.columns, packed)
 

@@ -148,29 +148,6 @@ def _offer_writer(whole: type | None, text: PretrainedConfig) -> None:
     AutoModel.register(type(text), type(model.base_model), exist_ok=True)
 
 
-def attention_of(config: PretrainedConfig, wanted: str, role: str, name: str) -> tuple[str, list[str]]:
-    """The attention that a model has, of what was asked for, and what has to be said of it.
-
-    Raises:
-        UserError: flash attention, which it does not have.
-    """
-    from transformers.models.auto import modeling_auto as auto
-
-    known = auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) or auto.MODEL_MAPPING.get(type(config), None)
-    if known is None or wanted == "eager":
-        return wanted, []
-    if wanted.startswith("flash"):
-        if not getattr(known, "_supports_flash_attn", False):
-            raise UserError(f"{role}.attention: {known.__name__} has no flash attention; use {role}.attention=eager")
-        return wanted, []
-    if getattr(known, "_supports_sdpa", False):
-        return wanted, []
-    if getattr(known, "_is_stateful", False) and not hasattr(config, "num_attention_heads"):
-        return "eager", []  # it has no attention at all
-    line = f"{role}: {known.__name__} has no attention=sdpa, so that {name} is read with attention=eager"
-    return "eager", [line]
-
-
 def positions_of(config: PretrainedConfig) -> tuple[int | None, bool]:
     """The positions that a model was made for, and whether there are no others (a table, and no rotation or slope)."""
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from w2sg.config.schema import ModelConfig
 from w2sg.losses.logprobs import chunk_for
+from w2sg.models.activations import in_one_kernel
 from w2sg.models.backbones import DEPTH, cut_to, set_dropout
 
 log = logging.getLogger(__name__)
@@ -258,6 +259,7 @@ def _body(config: Any, depth: int, use: Use) -> nn.Module:
     attention = use.attention if use.attention == "eager" else "sdpa"  # flash attention keeps what sdpa's kernels do
     with torch.device("meta"):
         body = AutoModel.from_config(config, dtype=getattr(torch, use.dtype), attn_implementation=attention)
+        in_one_kernel(body)
         if use.checkpointing:
             body.activation_checkpointing_enable()
         if use.train != "full":

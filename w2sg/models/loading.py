@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from w2sg.errors import UserError
+from w2sg.models.activations import in_one_kernel
+from w2sg.models.attention import implementation
 from w2sg.models.backbones import INSIDE, cut_to, name_body, offer_scorer, set_dropout
 from w2sg.models.gguf_files import dequantised
 from w2sg.models.quantise import round_weights
@@ -52,7 +54,7 @@ def load_transformer(
         offer_scorer(config)
     options: dict[str, Any] = {
         "dtype": DTYPES[spec.dtype],
-        "attn_implementation": spec.attention,
+        "attn_implementation": implementation(config, spec.attention),
         "trust_remote_code": spec.trust_remote_code,
     }
     with quiet_loading(bars=source.gguf is not None), reading(source.role, spec.name, "cannot be loaded"):
@@ -85,6 +87,7 @@ def load_transformer(
         round_weights(model, spec.quantise)
     name_body(model)
     rows_by_themselves(model)
+    in_one_kernel(model)
     return model, missing
 
 

@@ -20,13 +20,14 @@ from w2sg.data.masks import row_limits, windows
 from w2sg.data.rows import pack
 from w2sg.errors import UserError
 from w2sg.models import rope
+from w2sg.models.attention import is_kernel, on_any_device
 
 if TYPE_CHECKING:
     from w2sg.models.policy import Policy
     from w2sg.models.scorer import LanguageScorer
+    from w2sg.models.source import Source
 
 log = logging.getLogger(__name__)
-MIXES = "this backbone mixes the texts of a packed row, so each text gets a row of its own"
 CARRIES = ("linear", "conv", "mamba", "recurrent", "hybrid")  # in the names of layer types
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
 
@@ -107,11 +108,25 @@ def _longest(config: Any, max_length: int | None) -> int:
     return longest if max_length is None else max(7, min(longest, max_length))
 
 
-def why_apart(config: Any, max_length: int | None) -> str | None:
+def said_apart(source: Source) -> str:
+    """The line of a model whose texts were to share rows and do not."""
+    spec = source.spec
+    reason = source.config and why_apart(source.config, spec.max_length, spec.attention)
+    reason = reason or "this backbone mixes the texts of a packed row"
+    return f"{spec.name}: {reason}, so each text gets a row of its own"
+
+
+def why_apart(config: Any, max_length: int | None, attention: str | None = None) -> str | None:
     """Why texts cannot share a row, where a model's configuration says so; None where it has to be asked.
 
     A state that is carried from column to column would hardly show in weights that were just drawn.
+
+    Args:
+        attention: that it is read with, where its configuration does not say so yet.
     """
+    attention = attention or config._attn_implementation or ""
+    if is_kernel(attention):
+        return f"attention={attention} takes no mask, which would keep texts apart"
     kinds = getattr(config.get_text_config(), "layer_types", None) or ()
     carries = any(word in str(kind) for kind in kinds for word in CARRIES)
     if carries:
@@ -128,10 +143,11 @@ def _decide(
 ) -> bool:
     name = type(model).__name__
     try:
-        expected = alone()
-        if share and all(_alike(lambda: together(True), expected, model) or [False]):
-            return True
-        same = [_close(a, b, model) for a, b in zip(together(False), expected, strict=True)]
+        with on_any_device(model):
+            expected = alone()
+            if share and all(_alike(lambda: together(True), expected, model) or [False]):
+                return True
+            same = [_close(a, b, model) for a, b in zip(together(False), expected, strict=True)]
     except REFUSALS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name} cannot read a batch of texts ({reason}); choose another model") from error

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from w2sg.data.dialogue import Chat
-from w2sg.data.masks import attention_mask, run_backbone
+from w2sg.data.masks import run_backbone, sight
 from w2sg.data.table import digest
 from w2sg.errors import UserError
 from w2sg.losses.logprobs import token_logprobs, top_tokens
 from w2sg.models import rope
+from w2sg.models.attention import on_any_device
 from w2sg.models.backbones import logit_scale, softcap_of
 from w2sg.models.loading import load_transformer, save_transformer, with_lora
 from w2sg.models.source import Source
@@ -109,7 +110,7 @@ class Policy(nn.Module):
 
     def states(self, batch: dict[str, Tensor]) -> Tensor:
         """[M, D] final states that predict the reply tokens of a `Completions` batch, ready for the output layer."""
-        seen = attention_mask(batch["part"], batch["example"]) if "example" in batch else None
+        seen = sight(batch["part"], batch["example"]) if "example" in batch else None
         backbone = self.body
         shape = batch["input_ids"].shape
         if seen is None and rope.borders(self.plain.config):
@@ -192,9 +193,10 @@ def checked_policy(model: nn.Module, chat: Chat, role: str, name: str) -> Policy
     Raises:
         UserError: its logits are not a linear map of its final states.
     """
-    policy = Policy(model)
-    with reading(role, name, "cannot be read by", "choose another architecture"):
-        _check_head(policy, role, name)
+    with on_any_device(model.get_base_model() if hasattr(model, "get_base_model") else model):
+        policy = Policy(model)
+        with reading(role, name, "cannot be read by", "choose another architecture"):
+            _check_head(policy, role, name)
     rows = len(policy.head()[0])
     if len(missing_ids(chat, rows)):
         policy.writable = torch.zeros(rows, dtype=torch.bool)

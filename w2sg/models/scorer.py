@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from w2sg.data.masks import attention_mask, run_backbone
+from w2sg.data.masks import run_backbone, sight
 from w2sg.errors import UserError
 from w2sg.models.heads import BagOfWords
 from w2sg.models.loading import load_transformer, save_transformer, with_lora
@@ -56,7 +56,7 @@ class LanguageScorer(nn.Module):
 
     def _backbone(self, batch: dict[str, Tensor]):
         packed = batch["ends"].shape[1] > 1 and len(batch["ends"]) == len(batch["input_ids"])
-        seen = attention_mask(batch["segments"]) if packed else None
+        seen = sight(batch["segments"]) if packed else None
         return run_backbone(self._plain.base_model, batch, seen)
 
     @staticmethod

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from w2sg.data.dialogue import Chat, TextChat
 from w2sg.data.tokens import beginning
 from w2sg.errors import UserError
-from w2sg.models.backbones import attention_of, check_positions, check_vocabulary, depth_of, text_part, weights_in
+from w2sg.models.attention import attention_of
+from w2sg.models.backbones import check_positions, check_vocabulary, depth_of, text_part, weights_in
 from w2sg.models.files import ends_of, files_of, has_score
 from w2sg.models.gguf_files import gguf_tokenizer, read_gguf
 from w2sg.models.heads import HashedWords
@@ -217,7 +218,7 @@ def find(spec: ModelConfig, role: str, weights: bool = True) -> Source:
     source.role = role
     with reading(role, name, "has a configuration that cannot be used"):
         config, notes = text_part(source.config, role, name)
-        attention, more = attention_of(config, spec.attention, role, name)
+        attention, more = attention_of(config, spec, role)
     source.inside, source.config, source.notes = config is not source.config, config, notes + more
     if attention != spec.attention:
         source.spec = spec = spec.model_copy(update={"attention": attention})

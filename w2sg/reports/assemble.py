@@ -21,6 +21,7 @@ import torch
 from w2sg import __version__, progress
 from w2sg.config.programs import command
 from w2sg.config.unread import unread
+from w2sg.data import blocks
 from w2sg.errors import UserError
 from w2sg.reports.closing import notes
 from w2sg.reports.render import page, render
@@ -314,7 +315,12 @@ def said_of_models(stages: Any) -> list[str]:
         for record in stages.records
         if (head := record.info.get("head")) and ":" in head
     ]
-    return list(dict.fromkeys([*stages.notes, *heads]))
+    kernels = [
+        f"{record.name}: read with attention={name}"
+        for record in stages.records
+        if (name := record.info.get("attention", "sdpa")) != "sdpa"
+    ]
+    return list(dict.fromkeys([*stages.notes, *heads, *kernels, *blocks.SAID]))
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from w2sg.data.ragged import Ragged
 from w2sg.data.rows import Rows, pack
 from w2sg.data.table import Table
 from w2sg.models.layer_probe import choose_layer
-from w2sg.models.packing import MIXES, rules_key, separates_texts
+from w2sg.models.packing import rules_key, said_apart, separates_texts
 from w2sg.models.reading import Reading
 from w2sg.models.scorer import LanguageScorer, load_language_model
 from w2sg.models.source import Source
@@ -119,7 +119,7 @@ class InputMaker:
                 wanted = packed and table.kind == "pairs"
                 apart = separates_texts(scorer, source.config.vocab_size, spec.max_length, wanted)
                 if wanted and not apart:
-                    log.warning("%s: %s", spec.name, MIXES)
+                    log.warning("%s", said_apart(source))
                     packed = False
             ids, _ = self._encoded(source, table)
             self._tokens[memory] = pack(table.texts, lambda _: ids, spec.max_length, packed, source.first)

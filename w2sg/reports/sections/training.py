@@ -23,6 +23,7 @@ NOTES = (
     "examples",
     "truncated_texts",
     "rows",
+    "attention",
 )
 Curves = Mapping[str, list[dict[str, float]]]  # of each fit: points with "step", "loss" and others
 
@@ -154,7 +155,7 @@ def last_numbers(stages: Any) -> dict[str, dict[str, Any]]:
         file = stages.store.root / record.key / "curve.json"
         if file.exists():
             points = [point for point in read_json(file) if "loss" in point]
-            facts = {key: record.info.get(key) for key in ("steps", "examples", "packed", "best_epoch")}
+            facts = {key: record.info.get(key) for key in ("steps", "examples", "packed", "best_epoch", "attention")}
             ends = {"first": points[0], "last": points[-1]} if points else {"first": {}, "last": {}}
             measured = [point for point in read_json(file) if "held_out_loss" in point]
             fits[record.name] = facts | ends | ({"held_out": measured} if measured else {})

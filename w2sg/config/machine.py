@@ -1,0 +1,67 @@
+"""What a machine must have for what is asked of it: devices, and kernels of attention."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from typing import Any
+
+# name -> the package that has it; where transformers finds that of the hub's kernels, it takes the kernel from there
+PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+NAMES = ("auto", "sdpa", "flex_attention", *PACKAGES, "eager")
+_KERNEL = r"[^/:\s]+/[^/:@\s]+(@[^/:\s]+)?(:[^/:\s]+)?"
+
+
+def attention_named(attention: str, dropout: float) -> list[str]:
+    """What is wrong with a name, or with the packages that are installed for it."""
+    kernel = re.fullmatch(_KERNEL, attention)
+    if attention not in NAMES and not kernel:
+        return [
+            f"attention: '{attention}' is none of {', '.join(NAMES)}, and no kernel of the hub, as "
+            "kernels-community/flash-attn3; choose one of these"
+        ]
+    if attention == "flex_attention" and dropout:
+        return ["attention: flex_attention has no dropout; use attention=sdpa with it, or dropout=0"]
+    package = "kernels" if kernel else PACKAGES.get(attention)
+    if package is not None and not any(map(find_spec, {package, "kernels"})):
+        return [
+            f"attention: {attention} is not installed; pip install 'w2sg[kernels]' has it for common GPUs, or use "
+            "attention=auto"
+        ]
+    return []
+
+
+def attention_problems(role: str, model: Any, trainer: Any) -> list[str]:
+    """What a run's devices and precision lack for the attention that a role asks for.
+
+    Args:
+        model, trainer: sections of a configuration, as `w2sg.config.schema` has them.
+    """
+    import torch
+
+    name = model.attention
+    if model.arch != "hf" or name in ("auto", "sdpa", "eager"):
+        return []
+    if trainer.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return [f"{role}.attention: {name} needs a CUDA GPU, which this run does not use; use {role}.attention=auto"]
+    if name != "flex_attention" and trainer.precision == "32-true" and model.dtype == "float32":
+        return [
+            f"{role}.attention: {name} reads bfloat16 alone; use trainer.precision=bf16-mixed or {role}.dtype="
+            f"bfloat16, or {role}.attention=auto"
+        ]
+    return []
+
+
+def device_problems(trainer: Any) -> list[str]:
+    """Devices that were asked for and are not there."""
+    import torch
+
+    accelerator, visible = trainer.accelerator, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if accelerator in {"gpu", "cuda"} and not visible:
+        return ["trainer.accelerator: no CUDA GPU is visible on this machine; use trainer=cpu or trainer=auto"]
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        return ["trainer.accelerator: this machine has no Apple GPU; use trainer=cpu or trainer=auto"]
+    wanted = trainer.devices if isinstance(trainer.devices, int) else 0
+    if accelerator in {"auto", "gpu", "cuda"} and 0 < visible < wanted:
+        return [f"trainer.devices: {wanted} GPUs were asked for, {visible} are visible; lower it, or use -1 for all"]
+    return []
