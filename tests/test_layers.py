@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Each line may import those above it; names on one line do not import each other.
 LAYERS = """
-errors printable stops
+errors printable peers
+stops
 console
 live
 progress

@@ -18,10 +18,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import secrets
 import select
 import signal
-import socket
 import sys
 import threading
 import time
@@ -29,12 +27,13 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
+from w2sg.peers import LEFT, Peers
+
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 CODES = {128 + number: number for number in SIGNALS}  # exit statuses
 PARENT = "W2SG_PARENT"  # set in processes that w2sg started: the parent's id
 STUCK, LEAVING, AGAIN, NOTICE = 3.0, 5.0, 1.0, 2.0  # seconds
-LEFT = 255  # sent by a rank that is about to end
 
 
 class Stopped(SystemExit):
@@ -43,67 +42,6 @@ class Stopped(SystemExit):
     def __init__(self, number: int):
         super().__init__(128 + number)
         self.number, self.said = signal.Signals(number), False
-
-
-class Peers:
-    """A connection between the ranks of a run that needs no collective. One byte is one signal.
-
-    Args:
-        address: of rank 0.
-        port, token: on which rank 0 listens, and what it expects; see `listen`.
-    """
-
-    def __init__(self, address: str, port: int, token: bytes):
-        self.lines = [socket.create_connection((address, port), timeout=60)]
-        self.lines[0].sendall(token)
-        self.left = False
-
-    @classmethod
-    def listen(cls) -> tuple[socket.socket, bytes]:
-        """Open rank 0's socket, before the other ranks learn its address."""
-        server = socket.create_server(("", 0))
-        server.settimeout(60)
-        return server, secrets.token_bytes(16)
-
-    @classmethod
-    def accept(cls, server: socket.socket, token: bytes, count: int) -> Peers:
-        """Rank 0's side, once ``count`` other ranks have connected. Raises TimeoutError if one does not."""
-        peers = cls.__new__(cls)
-        peers.lines, peers.left = [], False
-        with server:
-            while len(peers.lines) < count:
-                line, _ = server.accept()
-                line.settimeout(60)
-                if line.recv(len(token), socket.MSG_WAITALL) == token:
-                    peers.lines.append(line)
-        return peers
-
-    def hear(self, line: socket.socket) -> list[int]:
-        """Read signals from a connection and forward them. A closed connection means that a rank has left."""
-        try:
-            heard = list(line.recv(64))
-        except OSError:
-            heard = []
-        if not heard:
-            with contextlib.suppress(ValueError):  # `close` came first
-                self.lines.remove(line)
-            line.close()
-            heard = [LEFT]
-        for byte in heard:
-            self.tell(byte, but=line)
-        self.left = self.left or LEFT in heard
-        return [byte for byte in heard if byte != LEFT]
-
-    def tell(self, byte: int, but: socket.socket | None = None) -> None:
-        for line in self.lines:
-            if line is not but:
-                with contextlib.suppress(OSError):
-                    line.sendall(bytes([byte]))
-
-    def close(self) -> None:
-        for line in self.lines:
-            line.close()
-        self.lines = []
 
 
 class _Ear:
@@ -138,6 +76,11 @@ def ended() -> bool:
 def requested() -> int | None:
     """The signal that asked the run to end, or None."""
     return None if _ear is None else _ear.number
+
+
+def left() -> bool:
+    """Whether another rank of this run is about to end, or has."""
+    return _peers is not None and _peers.left
 
 
 def request(number: int) -> None:

@@ -252,12 +252,12 @@ class Ranks:
 
     def fit(self, place, make):
         self.on.wait()
-        stops.join(self.on._line())  # a word that came late is of the last case
+        stops.join(self.on._peers())  # a word that came late is of the last case
         return found(stages(f"{self.folder}/{place}", self.on).fit("m", {}, make))
 
     def read(self, place, model):
         self.on.wait()
-        stops.join(self.on._line())
+        stops.join(self.on._peers())
         work = stages(f"{self.folder}/{place}", self.on)
         return load_values(work.read("r", {}, lambda: ReadJob(self.model, model, self.data)))[1]
 

@@ -235,6 +235,12 @@ class TrainerConfig(Options):
     checkpoint_minutes: float = option(
         10, "between checkpoints inside a stage; a killed run continues from the last one", ge=0
     )
+    timeout_minutes: float = option(
+        30,
+        "of one exchange between devices, after which a run ends as one of them hangs; waiting for another run, or for "
+        "what one process does alone, has no limit",
+        gt=0,
+    )
     eval_tokens: PositiveInt | None = option(
         None,
         "padded tokens per forward when nothing is trained; null: 2048 on a CPU, 65536 on a GPU",

@@ -99,7 +99,7 @@ def asked(run: Context, source: Source, table: Table) -> Beside | None:
         return None
     asking = questioned(table, task.question)
     stage = folder_name(f"zero-shot-on-{table.name}", _zero_shot_key(run, source, asking))
-    if run.devices.agree((run.stages.store.root / stage).is_dir() if run.devices.main else None):
+    if run.devices.first((run.stages.store.root / stage).is_dir):
         return None
     return Beside(stage, asking, lambda: load_zero_shot(source, run.pairs, task.answers))
 

@@ -179,11 +179,13 @@ def assemble(
     progress.between("writing the report")
     report = compose(run, story, sections, predictions, samples)
     files = files if run.config.report.texts else ()
-    if run.devices.main:
+
+    def write() -> None:
         written = report.write(run.out)
         written += [file for make in files for file in make(run.out)]
         run.loggers.summarise(report.content, dict(report.predictions), written, samples)
-    run.devices.wait()
+
+    run.devices.first(write)
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -10,6 +11,7 @@ import re
 import shutil
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +28,7 @@ UNWRITABLE = {
     errno.ENAMETOOLONG,
     errno.ELOOP,
 }
+SEEN = 120.0  # seconds until a machine sees what another has made: NFS keeps what it has looked up for 60
 FAILING = {errno.EIO, errno.ESTALE}  # of a disk or a network file system
 
 
@@ -92,3 +95,19 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def seen(path: Path, seconds: float | None = None) -> bool:
+    """Whether a path is there, as soon as it is, or that it is not after so many seconds (None: `SEEN`).
+
+    A network file system may say for a minute that what another machine has just made is not there.
+    """
+    ends, pause = time.monotonic() + (SEEN if seconds is None else seconds), 0.01
+    while not os.path.lexists(path):
+        if time.monotonic() > ends:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, 1.0)
+        with contextlib.suppress(OSError):  # reading the folder makes the machine ask again
+            os.listdir(path.parent)
+    return True

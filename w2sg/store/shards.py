@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from w2sg import progress, stops
-from w2sg.store.files import remove
+from w2sg.store.files import remove, seen
 from w2sg.store.sealed import seal, sweep, unsound
 
 log = logging.getLogger(__name__)
@@ -56,12 +57,16 @@ class Shards(L.Callback):
         rank: of this process.
         rows: the places, in the whole table, of the rows that are read.
         seconds: between files.
+
+    Attributes:
+        files: names of those that were written.
     """
 
     def __init__(self, scratch: Path, rank: int, rows: np.ndarray, seconds: float = 10.0):
         self.scratch, self.rank, self.rows, self.seconds = scratch, rank, torch.from_numpy(rows), seconds
         self.flushed = time.perf_counter()
         self.pending: list[dict[str, Any]] = []
+        self.files: list[str] = []
 
     def on_predict_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
         self.pending.append(outputs)
@@ -91,7 +96,8 @@ class Shards(L.Callback):
                 tensors[name] = torch.cat([p[name] for p in self.pending])
         taken = len(list(self.scratch.glob(f"shard-{self.rank:04d}-*.safetensors")))
         with stops.deferred():
-            seal(self.scratch, f"shard-{self.rank:04d}-{taken:06d}", ".safetensors", lambda f: f.write(save(tensors)))
+            name = f"shard-{self.rank:04d}-{taken:06d}"
+            self.files.append(seal(self.scratch, name, ".safetensors", lambda f: f.write(save(tensors))).name)
             self.pending, self.flushed = [], now
         progress.kept()
 
@@ -113,8 +119,16 @@ class Shards(L.Callback):
         return np.concatenate(done)
 
     @staticmethod
-    def join(scratch: Path, rows: int, world: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All shards in the order of rows, and what was counted while reading them."""
+    def join(
+        scratch: Path, rows: int, world: int, files: Sequence[str] = ()
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All shards in the order of rows, and what was counted while reading them.
+
+        Args:
+            files: that must be among them; other machines may have written them just now.
+        """
+        for file in files:
+            seen(scratch / file)
         shards = [load_file(file) for file in sorted(scratch.glob("shard-*.safetensors"))]
         columns = {name: torch.cat([s[name] for s in shards]) for name, some in shards[0].items() if some.dim()}
         index = columns.pop("index")

@@ -129,9 +129,10 @@ class Checkpoints(Checkpoint):
         stop = stops.requested() or 0
         if trainer.world_size == 1:
             return due, stop
-        both = torch.tensor([int(due and trainer.is_global_zero), stop], device=trainer.strategy.root_device)
-        due, stop = trainer.strategy.reduce(both, reduce_op="max").tolist()
-        return bool(due), stop
+        due = due and trainer.is_global_zero
+        # not by a collective, which would wait for the device at every step
+        told = trainer.strategy.line.everyone((due, stop) if due or stop else None).values()
+        return any(due for due, _ in told), max((stop for _, stop in told), default=0)
 
     def _write(self, trainer: L.Trainer, validating: bool = False) -> None:
         self.validating = validating

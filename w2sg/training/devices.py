@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import lightning as L
@@ -21,8 +23,10 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from w2sg import stops
 from w2sg.config.schema import TrainerConfig
 from w2sg.errors import UserError
+from w2sg.peers import Peers
 from w2sg.training import precision, processes
 from w2sg.training.checkpoints import SealedFiles
+from w2sg.training.line import Joining, Replicated
 from w2sg.training.sharding import Sharded
 
 T = TypeVar("T")
@@ -47,14 +51,9 @@ class Devices:
         processes.disband()  # the processes of the sweep's last job
         self.environment = started_by(config.num_nodes)
         try:
-            self.fabric = Fabric(
-                accelerator=config.accelerator,
-                devices=config.devices,
-                num_nodes=config.num_nodes,
-                strategy="ddp" if config.strategy == "fsdp" else config.strategy,  # only for talking to each other
-                plugins=self.environment,
-            )
+            self.fabric = self._fabric(config, "ddp" if config.strategy == "fsdp" else config.strategy)
             if self.fabric.world_size > 1:
+                self.fabric = self._fabric(config, Joining(timedelta(minutes=config.timeout_minutes)))
                 self.fabric.strategy.cluster_environment.validate_settings(
                     num_devices=self.fabric.strategy.num_processes, num_nodes=config.num_nodes
                 )
@@ -69,21 +68,32 @@ class Devices:
         if self.fabric.world_size > 1:
             processes.gather(self.fabric)
             self.fabric.launch()
+            self.line = self.fabric.strategy.line
             if not self.main:
                 logging.getLogger("w2sg").setLevel(logging.ERROR)  # rank 0 says it
-            stops.join(self._line())
-        self.config = precision.settled(config, self.fabric.device)
+            stops.join(self._peers())
+        self.config = self.first(lambda: precision.settled(config, self.fabric.device))
         self.notes = precision.notes(config, self.config, self.fabric.device) if self.main else []
         torch.set_float32_matmul_precision(self.config.matmul)
         torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
 
-    def _line(self) -> stops.Peers:
+    def _fabric(self, config: TrainerConfig, strategy: Any) -> Fabric:
+        """What starts ranks; it trains nothing."""
+        return Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=strategy,
+            plugins=self.environment,
+        )
+
+    def _peers(self) -> Peers:
         """How ranks tell each other of signals."""
-        server, token = stops.Peers.listen() if self.main else (None, b"")
+        server, token = Peers.listen() if self.main else (None, b"")
         port, token = self.agree((server.getsockname()[1], token) if self.main else None)
         if server is not None:
-            return stops.Peers.accept(server, token, self.world - 1)
-        return stops.Peers(self.fabric.strategy.cluster_environment.main_address, port, token)
+            return Peers.accept(server, token, self.world - 1)
+        return Peers(self.fabric.strategy.cluster_environment.main_address, port, token)
 
     @property
     def rank(self) -> int:
@@ -113,20 +123,28 @@ class Devices:
         """Padded tokens per forward when nothing is trained. A CPU is fastest while activations stay in its cache."""
         return self.config.eval_tokens or (2048 if self.fabric.device.type == "cpu" else 65536)
 
+    # Ranks meet on a line, where they wait as long as it takes: see `w2sg.training.line`.
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives on rank 0, on every rank: it runs there alone. Where it fails there, all ranks end."""
+        return self.line.first(work) if self.world > 1 else work()
+
     def agree(self, value: T) -> T:
         """Rank 0's value, on every rank."""
-        return self.fabric.broadcast(value) if self.world > 1 else value
+        return self.first(lambda: value)
+
+    def everyone(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks."""
+        return [told for _, told in sorted(self.line.everyone(value).items())] if self.world > 1 else [value]
 
     def wait(self) -> None:
         """Until every rank is here."""
         if self.world > 1:
-            self.fabric.barrier()
+            self.line.everyone()
 
     def total(self, value: float) -> float:
         """The sum of every rank's value."""
-        if self.world == 1:
-            return value
-        return float(self.fabric.all_reduce(torch.tensor(float(value), dtype=torch.float64), reduce_op="sum"))
+        return sum(map(float, self.everyone(value)))
 
     def trainer(self, large: bool = False, files: SealedFiles | None = None, **options: Any) -> L.Trainer:
         """A Lightning Trainer on these devices, with nothing on that we did not ask for.
@@ -137,9 +155,9 @@ class Devices:
             files: how checkpoints are written.
         """
         config = self.config
-        strategy: Any = config.strategy
-        if strategy == "fsdp":
-            strategy = "auto" if self.world == 1 else Sharded(self.world) if large else "ddp"
+        strategy: Any = "auto" if config.strategy == "fsdp" else config.strategy
+        if self.world > 1:
+            strategy = Sharded(self.line, self.world) if self.shards and large else Replicated(self.line)
         trainer = L.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
@@ -156,6 +174,8 @@ class Devices:
             **options,
         )
         trainer._signal_connector = _NoSignals(trainer)
+        # Lightning asks rank 0 before each step whether it has had a SIGTERM: an exchange, and a wait for the device
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         return trainer
 
 

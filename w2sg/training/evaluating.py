@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from w2sg.data.loading import StageData
 from w2sg.data.table import digest
+from w2sg.store.files import read_json
 from w2sg.training.random_state import random_state, set_random_state
 
 Point = dict[str, float | str]  # ``step``, measures, and ``rows``: which test rows they were measured on
@@ -101,3 +103,9 @@ def replay(logger: Log | None, curve: list[Point]) -> None:
         for point in curve:
             values = {k: v for k, v in point.items() if k not in ("step", "rows")}
             logger.log_metrics(values, step=int(point["step"]))
+
+
+def curve_of(folder: Path) -> list[Point]:
+    """The whole curve of a finished fit, on whatever test rows it was measured; empty for any other stage."""
+    file = folder / "curve.json"
+    return read_json(file) if file.exists() else []

@@ -22,6 +22,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from w2sg import stops
 from w2sg.config.plugins import PACKAGE
 from w2sg.stops import PARENT
+from w2sg.training import line
 
 log = logging.getLogger(__name__)
 RANKS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -92,7 +93,7 @@ def _watch(children: list[subprocess.Popen], over: threading.Event) -> None:
             stops.request(signals[0])
             return
         if codes:
-            if over.wait(5):  # the usual case: this process has noticed too, and says more
+            if line.failed() or over.wait(5):  # the usual case: this process has noticed too, and says more
                 return
             log.error("another process of this run failed (see above), so this one ends; finished stages are kept")
             _kill(children)
@@ -113,6 +114,7 @@ def disband() -> None:
     if not _before:
         return
     _over.set()
+    line.leave()
     stops.join(None)
     stopping = stops.ended()
     if dist.is_initialized() and not stopping:  # which waits for the others

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from w2sg.training.line import Line, OnLine
 
-class Sharded(ModelParallelStrategy):
+
+class Sharded(OnLine, ModelParallelStrategy):
     """Weights, gradients and optimizer state cut over all devices: FSDP2, which unlike FSDP1 also runs on CPUs.
 
     A checkpoint is that of a single device, so a fit begun on some devices can go on on any others. It is assembled on
     rank 0 tensor by tensor, in host memory.
     """
 
-    def __init__(self, world: int):
+    def __init__(self, line: Line, world: int):
+        self.line = line
         super().__init__(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     @property

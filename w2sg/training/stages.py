@@ -27,14 +27,15 @@ from w2sg.store.files import read_json, write_json
 from w2sg.store.keys import REFERENCE, folder_name
 from w2sg.store.shards import Found, Shards
 from w2sg.store.soundness import SCRATCH
-from w2sg.store.store import Store
+from w2sg.store.store import Claim, Store
 from w2sg.training.checkpoints import Checkpoints, SealedFiles
 from w2sg.training.counting import Counting
 from w2sg.training.devices import Devices
-from w2sg.training.evaluating import Point, interval, is_evaluation, on_rows, on_test, replay
+from w2sg.training.evaluating import Point, curve_of, interval, is_evaluation, on_rows, on_test, replay
 from w2sg.training.label_modules import FitContext, FitModule
 from w2sg.training.reading_module import ReadingModule
 from w2sg.training.sharding import large, load_weights, unshard
+from w2sg.training.shared import check_shared, see
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,7 @@ class Stages:
         self.notes: list[str] = []  # of the run's models, what the report has to repeat
         self._walked: set[str] = set()  # stages that this run has asked for before
         self._making: list[dict[str, None]] = []  # of each stage that is being made: those it has asked for
+        check_shared(store, devices)
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
@@ -181,7 +183,8 @@ class Stages:
             limit_val_batches=None if job.held_out is not None else 0,
             enable_checkpointing=True,
         )
-        resumed = self.devices.agree(kept.resumable(name) if self.devices.main else None)
+        resumed = self.devices.first(lambda: kept.resumable(name))
+        self.devices.wait()  # a rank may take longer to load its model
         try:
             trainer.fit(module, data, ckpt_path=None if resumed is None else str(resumed[0]), weights_only=True)
         except UserError as error:
@@ -189,15 +192,14 @@ class Stages:
         module._check_now()
         chosen = None
         if (best := self.devices.agree(kept.best)) is not None:
+            see(part / SCRATCH / best, self.devices)
             state = torch.load(part / SCRATCH / best, map_location="cpu", mmap=True, weights_only=True)
             load_weights(module, state["state_dict"])
             chosen = state["epoch"] + 1
         if self.devices.shards and large(job.scorer):
             unshard(job.scorer)
         tokens, padded, examples = (self.devices.total(module.counts[k]) for k in ("useful", "padded", "examples"))
-        if self.devices.main:
-            job.scorer.save(part / "model")
-            write_json(part / "curve.json", module.curve)
+        self.devices.first(lambda: save(job.scorer, module.curve, part))
         return {
             "seconds": module.seconds_so_far,
             "tokens": int(tokens),
@@ -220,13 +222,14 @@ class Stages:
         scratch = part / SCRATCH
         if job.beside is not None:  # shards of a reading without it, which was stopped, lack these values
             scratch = scratch / "beside"
-        done = self.devices.agree(Shards.done(scratch) if self.devices.main else None)
+        done = self.devices.first(lambda: Shards.done(scratch))
         todo = np.setdiff1d(np.arange(len(job.examples)), done)
         if len(done):
             log.info("%d of %d rows were read before", len(done), len(job.examples))
+        writer = Shards(scratch, self.devices.rank, todo)
+        self.devices.wait()  # a rank may take longer to load its model
         if len(todo):
             module = ReadingModule(job.model, job.read)
-            writer = Shards(scratch, self.devices.rank, todo)
             cut = large(job.model) and not job.whole
             if self.devices.mixed and not (self.devices.shards and cut):
                 hold_in_bf16(job.model)
@@ -235,15 +238,17 @@ class Stages:
             score = job.examples.take(todo)
             data = StageData(score=score, eval_tokens=self.devices.eval_tokens, eval_rows=job.rows)
             trainer.predict(module, data, return_predictions=False)
-        self.devices.wait()
-        counts: dict[str, Any] = {}
-        if self.devices.main:
-            tensors, counts = Shards.join(scratch, len(job.examples), self.devices.world)
+        files = [file for written in self.devices.everyone(writer.files) for file in written]
+
+        def join() -> dict[str, Any]:
+            tensors, counts = Shards.join(scratch, len(job.examples), self.devices.world, files)
             if job.beside is not None:
                 tensors[job.beside] = tensors.pop("beside")
             save_file(tensors, part / "values.safetensors")
             write_json(part / "ids.json", job.examples.ids)
-        return {"examples": len(job.examples), **counts, **job.notes}
+            return counts
+
+        return {"examples": len(job.examples), **self.devices.first(join), **job.notes}
 
     def copy(self, name: str, key: dict[str, Any], folder: Path) -> Path:
         """A reading whose values stand beside those of another one (`ReadJob.beside`), as a stage like any other."""
@@ -264,7 +269,7 @@ class Stages:
 
         def timed(part: Path, _: stops.Deferral) -> dict[str, Any]:
             begun = time.perf_counter()
-            info = work(part) if self.devices.main else {}
+            info = self.devices.first(lambda: work(part))
             return {"seconds": time.perf_counter() - begun, **info}
 
         return self._stage(name, key, timed)
@@ -274,11 +279,22 @@ class Stages:
             stack.enter_context(stops.heard())
             shown = stack.enter_context(progress.stage(name))
             hold = stack.enter_context(stops.Deferral())
-            claim = stack.enter_context(self.store.claim(name, key)) if self.devices.main else None
-            path, part, cached = self.devices.agree(
-                (claim.path, claim.part, claim.cached) if claim is not None else None
-            )
+            claim = Claim(self.store, name, key)  # of which the other ranks use the names
+
+            def take() -> bool:
+                nonlocal claim
+                claim = stack.enter_context(self.store.claim(name, key))
+                return claim.cached
+
+            def seal() -> dict[str, Any]:
+                if not cached:
+                    claim.seal({**info, "rests_on": needs} if needs else info)
+                return claim.info
+
+            cached = self.devices.first(take)
+            path, part = claim.path, claim.part
             if not cached:
+                see(part, self.devices)
                 shown.begin(self._why(name, key, path) if self.devices.main else "")
                 self._making.append({})
                 try:
@@ -287,9 +303,8 @@ class Stages:
                     needs = list(self._making.pop())
                 hold.begin()  # what is done is sealed before a signal is heeded
                 self.devices.wait()
-                if claim is not None:
-                    claim.seal({**info, "rests_on": needs} if needs else info)
-            info = self.devices.agree(claim.info if claim is not None else None)
+            info = self.devices.first(seal)
+            see(path, self.devices)
             self._record(name, path, cached, info, shown)
         return path
 
@@ -352,10 +367,10 @@ class Stages:
         return f"{path.name}{why}"
 
 
-def curve_of(folder: Path) -> list[Point]:
-    """The whole curve of a finished fit, on whatever test rows it was measured; empty for any other stage."""
-    file = folder / "curve.json"
-    return read_json(file) if file.exists() else []
+def save(model: nn.Module, curve: list[Point], folder: Path) -> None:
+    """Write what was trained, and how its training went, into a stage's folder."""
+    model.save(folder / "model")
+    write_json(folder / "curve.json", curve)
 
 
 def load_values(folder: Path) -> tuple[list[str], Tensor]:
