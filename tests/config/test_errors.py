@@ -52,7 +52,7 @@ BAD = [  # what was typed, the key that is named, words of the remedy
     (["logger.tags=a"], "logger.tags", "valid list"),
     (["optim=3"], "optim", "a section with the keys full, lora, head"),
     # names that are none of the choices
-    (["optim.full.optimizer=sgd"], "optim.full.optimizer", "'adamw', 'adam' or 'adafactor'"),
+    (["optim.full.optimizer=sgd"], "optim.full.optimizer", "'adafactor', 'adamw8bit' or 'paged_adamw8bit'"),
     (["optim.full.schedule=step"], "optim.full.schedule", "'cosine', 'linear' or 'constant'"),
     (["optim.select_on=test"], "optim.select_on", "'weak' or 'gold'"),
     (["trainer.precision=16"], "trainer.precision", "'32-true' or 'bf16-mixed'"),

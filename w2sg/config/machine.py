@@ -1,4 +1,4 @@
-"""What a machine must have for what is asked of it: devices, and kernels of attention."""
+"""What a machine must have for what is asked of it: devices, kernels of attention, optimizers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 # name -> the package that has it; where transformers finds that of the hub's kernels, it takes the kernel from there
 PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 NAMES = ("auto", "sdpa", "flex_attention", *PACKAGES, "eager")
+QUANTIZED = "install the extra quantized (pip install 'w2sg[quantized]')"
+OF_BITSANDBYTES = ("adamw8bit", "paged_adamw8bit")
 _KERNEL = r"[^/:\s]+/[^/:@\s]+(@[^/:\s]+)?(:[^/:\s]+)?"
 
 
@@ -64,4 +66,36 @@ def device_problems(trainer: Any) -> list[str]:
     wanted = trainer.devices if isinstance(trainer.devices, int) else 0
     if accelerator in {"auto", "gpu", "cuda"} and 0 < visible < wanted:
         return [f"trainer.devices: {wanted} GPUs were asked for, {visible} are visible; lower it, or use -1 for all"]
+    return []
+
+
+def on_gpu(trainer: Any) -> bool:
+    """Whether a run computes on a CUDA GPU."""
+    import torch
+
+    return trainer.accelerator in {"gpu", "cuda"} or (trainer.accelerator == "auto" and torch.cuda.is_available())
+
+
+def optimizer_problems(key: str, optimizer: str, trainer: Any, cut: bool = True) -> list[str]:
+    """Why an optimizer cannot work.
+
+    Args:
+        key: of the section that names it, as ``optim.full``.
+        cut: whether FSDP cuts what it trains.
+    """
+    if cut and trainer.strategy == "fsdp":
+        if optimizer == "adafactor":
+            return [
+                f"{key}.optimizer: torch's adafactor cannot train weights that are cut over devices; use adamw, or "
+                "trainer=ddp"
+            ]
+        if optimizer in OF_BITSANDBYTES:
+            return [
+                f"{key}.optimizer: bitsandbytes cannot train weights that are cut over devices; use adamw, whose "
+                "states are cut as well, or trainer=ddp"
+            ]
+    if optimizer in OF_BITSANDBYTES and find_spec("bitsandbytes") is None:
+        return [f"{key}.optimizer: {optimizer} needs bitsandbytes; {QUANTIZED}, or use adamw"]
+    if optimizer == "paged_adamw8bit" and not on_gpu(trainer):
+        return [f"{key}.optimizer: {optimizer} pages between a GPU and its host; use adamw8bit, or adamw"]
     return []

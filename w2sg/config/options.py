@@ -57,9 +57,9 @@ class DPO(SFT):
     )
 
     def rules(self) -> list[str]:
+        problems = super().rules()
         if self.loss not in LOSSES:
-            return [f"loss: there is no {self.loss!r}; choose {', '.join(sorted(LOSSES))}"]
-        problems = []
+            return [*problems, f"loss: there is no {self.loss!r}; choose {', '.join(sorted(LOSSES))}"]
         for name in ("label_smoothing", "target_margin"):
             if getattr(self, name) and name not in options_of(self.loss):
                 readers = ", ".join(sorted(k for k in LOSSES if name in options_of(k)))

@@ -150,8 +150,13 @@ class Optimization(Options):
     batch_size: PositiveInt = option(
         64, "examples per optimizer step, over all devices and micro-batches", alias="global_batch_size"
     )
-    optimizer: Literal["adamw", "adam", "adafactor"] = option(
-        "adamw", "adamw | adam | adafactor; with adam, weight_decay is an L2 penalty on the loss, adamw decouples it"
+    optimizer: Literal["adamw", "adam", "adafactor", "adamw8bit", "paged_adamw8bit"] = option(
+        "adamw",
+        "adamw | adam | adafactor | adamw8bit: adamw with states of 8 bits, by bitsandbytes | paged_adamw8bit: so, "
+        "and they move to the host when a GPU is full; in adam, weight_decay is an L2 penalty, adamw decouples it",
+    )
+    stochastic_rounding: bool = option(
+        False, "weights of bfloat16 are rounded by chance, so that small steps count; read by adamw and its 8-bit kin"
     )
     schedule: Literal["cosine", "linear", "constant"] = option("cosine", "cosine | linear (both to 0) | constant")
     warmup: float = option(
@@ -166,6 +171,15 @@ class Optimization(Options):
         lt=1.0,
         alias="validation_fraction",
     )
+
+    def rules(self) -> list[str]:
+        if self.stochastic_rounding and not self.optimizer.endswith(("adamw", "adamw8bit")):
+            return [f"stochastic_rounding: not read by optimizer={self.optimizer}; use adamw or adamw8bit"]
+        return []
+
+    def key(self) -> dict[str, Any]:
+        """All that decides a fit, for cache keys; what came later stands there where it is set."""
+        return self.model_dump(exclude=None if self.stochastic_rounding else {"stochastic_rounding"})
 
 
 class FitOptions(Optimization):
@@ -183,9 +197,10 @@ class FitOptions(Optimization):
     patience: PositiveInt | None = option(None, "epochs without improvement before stopping; null always runs them all")
 
     def rules(self) -> list[str]:
+        problems = super().rules()
         if self.patience is not None and self.validation == 0.0:
-            return ["patience: stopping early needs held-out rows; set validation_fraction above 0"]
-        return []
+            problems.append("patience: stopping early needs held-out rows; set validation_fraction above 0")
+        return problems
 
 
 class TrainingConfig(Options):

@@ -119,7 +119,7 @@ def fit_key(
         "orientation": hashlib.sha256(table.first.tobytes()).hexdigest()[:16],
         "labels": labels.key,
         "objective": objective,
-        "optimization": options.model_dump(),
+        "optimization": options.key(),
         "precision": run.scoring_precision,
         "seed": run.seed,
         **run.inputs.read(source, table),

@@ -54,7 +54,7 @@ def _fit(
         "dropout": spec.dropout,
         "data": {"rows": len(ids), "content": rows.completions.content, "ids": digest(*ids)},
         "from": data.key,
-        "optimization": fit_options.model_dump(),
+        "optimization": fit_options.key(),
         "precision": run.precision,
         "seed": run.seed,
         **reply_rules(source),

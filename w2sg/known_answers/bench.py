@@ -128,7 +128,7 @@ class Bench:
         examples = _examples(features, targets)
         given = FitOptions.model_validate({"epochs": steps, "batch_size": len(features)} | PLAIN | options)
         key = {
-            "options": given.model_dump(),
+            "options": given.key(),
             "objective": f"{module.__name__} {loss!r}".partition(" at 0x")[0],
             "inputs": _digest(features.float(), targets, *model.state_dict().values()),
         }

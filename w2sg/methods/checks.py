@@ -6,12 +6,14 @@ Each gives problems, one line each, with the key and the remedy.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from w2sg.config.build import fit_options
+from w2sg.config.machine import optimizer_problems
 from w2sg.config.schema import TrainConfig
 from w2sg.config.unread import typed_name
 from w2sg.decoding import vllm
-from w2sg.models.steps import lost_steps
+from w2sg.models.steps import Rate, lost_steps, needless_rounding
 
 
 def label_problems(config: TrainConfig) -> list[str]:
@@ -25,8 +27,11 @@ def label_problems(config: TrainConfig) -> list[str]:
         options = fit_options(config, model)
         problems += _part_of_batch(config, role, options.batch_size, f"optim.{model.train}.global_batch_size")
         key = f"optim.{model.train}.lr" if model.lr is None else f"{role}.lr"
-        problems += lost_steps(model, role, {key: options.lr})
-    return problems
+        if options.stochastic_rounding:
+            alike = [m for m in (config.weak, config.strong) if m.train == model.train]
+            problems += needless_rounding(f"optim.{model.train}", alike)
+        problems += lost_steps(model, role, {key: Rate(options.lr, options.optimizer, options.stochastic_rounding)})
+    return list(dict.fromkeys(problems))
 
 
 def text_problems(
@@ -49,10 +54,9 @@ def text_problems(
         for stage in names:
             options = config.method[stage]
             problems += _part_of_batch(config, role, options["global_batch_size"], f"method.{stage}.global_batch_size")
-            if config.trainer.strategy == "fsdp" and options["optimizer"] == "adafactor":
-                problems.append(
-                    f"method.{stage}.optimizer: torch's adafactor cannot train weights cut over devices; use adamw"
-                )
+            problems += optimizer_problems(f"method.{stage}", options["optimizer"], config.trainer)
+            if options["stochastic_rounding"]:
+                problems += needless_rounding(f"method.{stage}", [model])
         for key in ("lr", "epochs"):
             if getattr(model, key) is not None:
                 problems.append(f"{role}.{key}: not read by method={name}; set method.{names[0]}.{key}")
@@ -88,9 +92,14 @@ def lost_stage_steps(config: TrainConfig, stages: Mapping[str, Sequence[str]]) -
     """Learning rates of stages that the weights of their model cannot follow, by role."""
     problems = []
     for role, names in stages.items():
-        rates = {f"method.{name}.lr.full": config.method[name]["lr"]["full"] for name in names}
+        rates = {f"method.{name}.lr.full": stage_rate(config.method[name]) for name in names}
         problems += lost_steps(getattr(config, role), role, rates)
     return problems
+
+
+def stage_rate(options: Mapping[str, Any]) -> Rate:
+    """The learning rate of all weights in a stage on text."""
+    return Rate(options["lr"]["full"], options["optimizer"], options["stochastic_rounding"])
 
 
 def _part_of_batch(config: TrainConfig, role: str, whole: int, key: str) -> list[str]:

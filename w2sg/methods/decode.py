@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
+from w2sg.config.machine import optimizer_problems
 from w2sg.config.option import Options, option
 from w2sg.config.options import Alignment
 from w2sg.decoding.decoders import REWARD, STRONG, AnyDecoder, Decoder, Plain
 from w2sg.decoding.decoders.batches import check_vocabulary
 from w2sg.errors import calling
 from w2sg.judges import AnyJudge, RewardJudge, judge_of, options_of
-from w2sg.models.steps import lost_steps
+from w2sg.methods.checks import stage_rate
+from w2sg.models.steps import lost_steps, needless_rounding
 
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
@@ -143,9 +145,11 @@ def problems(config: TrainConfig) -> list[str]:
     broken += decoder.problems(config)
     broken += _unread(config)
     if decoder.needs_pair and config.weak.untuned is None:
-        broken += lost_steps(
-            config.weak, "weak", {"method.alignment.lr.full": config.method["alignment"]["lr"]["full"]}
-        )
+        alignment = config.method["alignment"]
+        broken += lost_steps(config.weak, "weak", {"method.alignment.lr.full": stage_rate(alignment)})
+        if alignment["stochastic_rounding"]:
+            broken += needless_rounding("method.alignment", [config.weak])
+        broken += optimizer_problems("method.alignment", alignment["optimizer"], config.trainer)
     if decoder.needs_pair and config.weak.untuned is not None:
         broken += options_of(config).guides(config, config.weak.name)
     if config.method["alignment"]["pairs"] == "on_policy" and decoder.needs_pair and config.weak.untuned is None:

@@ -27,6 +27,7 @@ from w2sg.losses import cross_entropy, hard_logits, needs_whole_batch
 from w2sg.metrics.labels import correct
 from w2sg.progress import part as micro_batch_begins
 from w2sg.training.evaluating import Point, evaluate, on_rows, replay, test_rows
+from w2sg.training.optimizers import make_optimizer
 from w2sg.training.random_state import random_state, set_random_state
 from w2sg.training.schedule import learning_rate_factor
 from w2sg.training.sharding import shard
@@ -94,8 +95,7 @@ class FitModule(L.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         options = self.options
         parameters = [p for p in self.parameters() if p.requires_grad]
-        make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "adafactor": torch.optim.Adafactor}
-        optimizer = make[options.optimizer](parameters, lr=options.lr, weight_decay=options.weight_decay)
+        optimizer = make_optimizer(options, options.lr, parameters)
         factor = learning_rate_factor(options.schedule, options.warmup, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
 
