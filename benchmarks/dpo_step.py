@@ -309,7 +309,7 @@ class Bench:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        collated = [make_batch(self.examples, np.array(batch), 0, 1, None) for batch in batches]
+        collated = [make_batch(self.examples, np.array(batch), 0, 1) for batch in batches]
         self.tokens[LIGHTNING] = collated[-1].padded
         trainer.fit(module, train_dataloaders=_Given(collated))
         self.policy.to(self.device)  # Lightning takes it off a GPU

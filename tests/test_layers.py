@@ -13,6 +13,7 @@ stops
 console
 live
 progress
+memory
 losses metrics
 config
 store

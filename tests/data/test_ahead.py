@@ -11,6 +11,7 @@ from fits import examples, job, stages
 
 from w2sg.data.ahead import Ahead
 from w2sg.data.loading import Examples, Features, make_batch
+from w2sg.memory import Budget
 
 WAIT = 60  # seconds that nothing here takes
 
@@ -99,7 +100,7 @@ def test_looking_a_few_rows_up_is_not_worth_a_thread():
 def test_a_batch_is_pinned_and_moved_whole(monkeypatch):
     """Every tensor of it, so that no copy waits; what is no tensor stays."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
-    batch = make_batch(examples(), np.arange(8), 0, 1, 3)
+    batch = make_batch(examples(), np.arange(8), 0, 1, Budget(rows=3))
     pinned = batch.pinned().to(torch.device("cpu"))
     assert [len(m["ends"]) for m in pinned.micro] == [3, 3, 2]
     for ours, theirs in zip(batch.micro, pinned.micro, strict=True):

@@ -301,7 +301,7 @@ def test_a_stream_hangs_on_seed_prompt_and_sample_alone():
     )
     batch = rows.collate([3, 0])
     assert batch["uniform"].tolist() == [stream(9, "q", 1, 6).tolist(), stream(9, "p", 0, 6).tolist()]
-    assert rows.lengths.tolist() == [3, 3, 5, 5]
+    assert rows.lengths.tolist() == [9, 9, 11, 11]  # with their replies
     assert batch["settings"][0].tolist() == pytest.approx([0.4, 0.1, 0.8, 0, 0.95, 1.2])
 
 

@@ -96,6 +96,11 @@ class ModelConfig(Options):
         "derived, so it does not change the result",
         alias="micro_batch_size",
     )
+    micro_tokens: PositiveInt | None = option(
+        None,
+        "padded tokens per forward and device, beside micro_batch_size; null: on a GPU as many as its memory holds of "
+        "the longest batch, on a CPU the whole batch. Halved where memory runs out; it does not change the result",
+    )
     lr: float | None = option(None, "learning rate; null: optim.<tune>.lr", gt=0)
     epochs: PositiveInt | None = option(None, "passes over the rows; null: optim.<tune>.epochs")
     random_init: bool = option(False, "architecture and tokenizer only, with new random weights")
@@ -258,7 +263,8 @@ class TrainerConfig(Options):
     )
     eval_tokens: PositiveInt | None = option(
         None,
-        "padded tokens per forward when nothing is trained; null: 2048 on a CPU, 65536 on a GPU",
+        "padded tokens per forward when nothing is trained; null: 2048 on a CPU, on a GPU what its memory holds, at "
+        "most 65536. Halved where memory runs out",
         alias="tokens_per_eval_batch",
     )
     progress: Literal["auto", "plain", "none"] = option(

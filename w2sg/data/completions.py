@@ -54,7 +54,7 @@ class Completions:
         read = (self.sizes - 1).sum(1)
         return read + self._prompt_sizes * (1 if self.packed else self.sizes.shape[1])
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """[N] what an example costs in a padded batch."""
         if self.packed:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import lightning as L
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor
 
 from w2sg.data.ahead import Ahead
-from w2sg.data.rows import ByPlace, Rows, epoch_plan, split_by_rank, token_plan
+from w2sg.data.rows import ByPlace, Rows, costs_of, epoch_plan, split_by_rank, token_plan
+from w2sg.memory import Budget
 
 
 class Inputs(Protocol):
@@ -88,15 +91,15 @@ class _Subset:
     inputs: Inputs
     index: np.ndarray
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         return self.inputs.lengths[self.index]
 
-    @property
+    @cached_property
     def useful(self) -> np.ndarray:
         return self.inputs.useful[self.index]
 
-    @property
+    @cached_property
     def sizes(self) -> np.ndarray:
         return self.inputs.sizes[self.index]
 
@@ -119,6 +122,9 @@ class Batch:
         total: examples in the global batch.
         sizes: [n] tokens of the first, second, ... texts of all examples of the global batch.
         useful, padded: tokens that had to be read, and tokens with the filling, on this device.
+        costs: [b] tokens of each row, once padded: the longest of those at its place on all devices, so that all of
+            them cut alike.
+        collate: rows as one micro-batch, in host memory; for those that do not fit into memory together.
     """
 
     micro: list[dict[str, Tensor]]
@@ -132,6 +138,23 @@ class Batch:
     padded: int
     targets: Tensor | None = None
     gold: Tensor | None = None
+    costs: np.ndarray | None = None
+    collate: Callable[[slice], dict[str, Tensor]] | None = None
+
+    @property
+    def parts(self) -> list[slice]:
+        """The rows of each micro-batch."""
+        # a text may have a row of its own, so a micro-batch's examples are counted by what each has one of
+        keys = ("features", "ends", "sizes", "row")
+        ends = np.cumsum([0, *(len(next(m[key] for key in keys if key in m)) for m in self.micro)]).tolist()
+        return [slice(a, b) for a, b in itertools.pairwise(ends)]
+
+    def cut(self, budget: Budget) -> Batch:
+        """The same rows in micro-batches that a budget allows, on the device where this batch is."""
+        device = self.index.device
+        micro = [self.collate(rows) for rows in budget.cut(self.costs)]
+        micro = [{k: v.to(device) for k, v in m.items()} for m in micro]
+        return replace(self, micro=micro, padded=_padded(micro))
 
     def to(self, device: torch.device) -> Batch:
         """On a device; nothing waits for the copy of what is `pinned`."""
@@ -149,12 +172,19 @@ class Batch:
         return replace(self, micro=micro, **done)
 
 
-def make_batch(examples: Examples, rows: np.ndarray, rank: int, world: int, micro_batch: int | None) -> Batch:
-    """Collate this device's rows of the global batch ``rows``."""
+def _padded(micro: Sequence[Mapping[str, Tensor]]) -> int:
+    return sum(m["input_ids"].numel() for m in micro if "input_ids" in m)
+
+
+def make_batch(examples: Examples, rows: np.ndarray, rank: int, world: int, budget: Budget | None = None) -> Batch:
+    """Collate this device's rows of the global batch ``rows``, in micro-batches that the budget allows."""
     mine, weight = split_by_rank(rows, rank, world)
-    size = micro_batch or len(mine)
-    micro = [examples.inputs.collate(mine[i : i + size]) for i in range(0, len(mine), size)]
-    padded = sum(m["input_ids"].numel() for m in micro if "input_ids" in m)
+    costs = costs_of(examples.inputs.lengths, rows, world)
+
+    def collate(part: slice) -> dict[str, Tensor]:
+        return examples.inputs.collate(mine[part])
+
+    micro = [collate(part) for part in (budget or Budget()).cut(costs)]
     return Batch(
         micro,
         [examples.ids[i] for i in mine],
@@ -164,9 +194,11 @@ def make_batch(examples: Examples, rows: np.ndarray, rank: int, world: int, micr
         len(rows),
         examples.inputs.sizes[rows].sum(0).tolist(),
         int(examples.inputs.useful[mine][weight > 0].sum()),
-        padded,
+        _padded(micro),
         None if examples.targets is None else examples.targets[mine],
         None if examples.gold is None else examples.gold[mine],
+        costs,
+        collate,
     )
 
 
@@ -178,13 +210,14 @@ class Loader:
 
     Attributes:
         plan: epoch -> global batches, the same number in every epoch.
+        budget: what goes through the model at once, and may become less while batches are given out.
         given: batches given out since the beginning, which is what says where we are.
         gpu: the one that batches are pinned for; None for another device.
     """
 
     examples: Examples
     plan: Callable[[int], list[np.ndarray]]
-    micro_batch: int | None = None
+    budget: Budget = field(default_factory=Budget)
     rank: int = 0
     world: int = 1
     given: int = 0
@@ -205,7 +238,7 @@ class Loader:
             yield batch
 
     def _make(self, rows: np.ndarray) -> Batch:
-        batch = make_batch(self.examples, rows, self.rank, self.world, self.micro_batch)
+        batch = make_batch(self.examples, rows, self.rank, self.world, self.budget)
         if self.gpu is None:
             return batch
         with torch.cuda.device(self.gpu):  # a thread begins on the first one
@@ -224,9 +257,9 @@ class StageData(L.LightningDataModule):
         train: rows to train on, or None.
         held_out: rows for early stopping and model selection, or None.
         score: rows to score, or None.
-        batch_size: examples per optimizer step over all devices.
-        eval_tokens: padded tokens per forward when scoring.
-        eval_rows: rows per forward and device when scoring, whatever their tokens; None goes by tokens.
+        batch_size: examples per optimizer step over all devices. budget: of each device's forwards in a step.
+        eval_tokens: padded tokens per forward when scoring, or what says so once the model is on its device.
+        eval_rows: rows per forward and device when scoring; None goes by tokens alone.
         seed: of the batch order.
         watched: rows that the model is measured on during training, by name.
     """
@@ -237,15 +270,15 @@ class StageData(L.LightningDataModule):
         held_out: Examples | None = None,
         score: Examples | None = None,
         batch_size: int = 32,
-        micro_batch: int | None = None,
-        eval_tokens: int = 16384,
+        budget: Budget | None = None,
+        eval_tokens: int | Callable[[], int | None] = 16384,
         seed: int = 0,
         eval_rows: int | None = None,
         watched: Mapping[str, Examples] | None = None,
     ):
         super().__init__()
         self.train, self.held_out, self.score = train, held_out, score
-        self.batch_size, self.micro_batch = batch_size, micro_batch
+        self.batch_size, self.budget = batch_size, budget or Budget()
         self.eval_tokens, self.eval_rows, self.seed = eval_tokens, eval_rows, seed
         self.watched = dict(watched or {})
         self._loaders: list[Loader] = []
@@ -277,17 +310,18 @@ class StageData(L.LightningDataModule):
             return memory[epoch]
 
         # A step is a batch, so the steps of a restored checkpoint say where to go on.
-        return self._loader(self.train, plan, self.micro_batch, given=self.trainer.global_step)
+        return self._loader(self.train, plan, self.budget, given=self.trainer.global_step)
+
+    def longest(self) -> Batch:
+        """The longest batch that any epoch can have, as one micro-batch."""
+        rows = np.argsort(-self.train.inputs.lengths, kind="stable")[: self.batch_size]
+        return make_batch(self.train, rows, self.trainer.global_rank, self.trainer.world_size)
 
     def reading(self, examples: Examples) -> Loader:
         """Each row once, in batches for forwards without a gradient."""
         # A batch is shared out between the devices, so it may hold that many times the tokens of one forward.
-        world = self.trainer.world_size
-        if self.eval_rows is None:
-            batches = token_plan(examples.inputs.lengths, self.eval_tokens * world)
-        else:
-            order = np.argsort(-examples.inputs.lengths, kind="stable")
-            batches = [order[i : i + self.eval_rows * world] for i in range(0, len(order), self.eval_rows * world)]
+        tokens = self.eval_tokens() if callable(self.eval_tokens) else self.eval_tokens
+        batches = token_plan(examples.inputs.lengths, tokens, self.eval_rows, self.trainer.world_size)
         return self._loader(examples, lambda _: batches)
 
     def val_dataloader(self) -> Loader | list:

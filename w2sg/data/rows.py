@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -64,12 +65,12 @@ class Rows:
     truncated: int
     packed: bool = True
 
-    @property
+    @cached_property
     def useful(self) -> np.ndarray:
         """[N] tokens that a forward has to read for each example."""
         return self.shared * (1 if self.packed else self.sizes.shape[1]) + self.sizes.sum(1)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """[N] what an example costs in a padded batch; examples of like length belong together."""
         if self.packed:
@@ -245,15 +246,34 @@ def epoch_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, wind
     return batches
 
 
-def token_plan(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Batches for reading every row once: longest first, each at most ``max_tokens`` once padded (or a single row)."""
+def token_plan(
+    lengths: np.ndarray, max_tokens: int | None, max_rows: int | None = None, world: int = 1
+) -> list[np.ndarray]:
+    """Batches for reading every row once, the longest first.
+
+    Args:
+        max_tokens: once padded, on each device (or a single row); None for no limit. max_rows: on each device.
+        world: devices that share a batch.
+    """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        rows = max(1, max_tokens // max(1, int(lengths[order[start]])))
+        longest = max(1, int(lengths[order[start]]))
+        rows = len(order) if max_tokens is None else max(1, max_tokens * world // longest)
+        rows = rows if max_rows is None else min(rows, max_rows * world)
         batches.append(order[start : start + rows])
         start += rows
     return batches
+
+
+def costs_of(lengths: np.ndarray, batch: np.ndarray, world: int) -> np.ndarray:
+    """[b] tokens of each row of a device, once padded: the most of the rows at that place on any device.
+
+    >>> costs_of(np.array([7, 5, 3, 2]), np.array([0, 1, 2, 3]), world=2)
+    array([7, 3])
+    """
+    shares = [lengths[split_by_rank(batch, rank, world)[0]] for rank in range(world)]
+    return np.max(shares, axis=0)
 
 
 def split_by_rank(batch: np.ndarray, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:

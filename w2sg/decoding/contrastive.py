@@ -199,7 +199,7 @@ class ReplyRows(ByPlace):
     seed: int
 
     def __post_init__(self) -> None:
-        super().__init__([len(self.prompts[p]) for p in self.prompt_of])
+        super().__init__([len(self.prompts[p]) + self.max_new_tokens for p in self.prompt_of])
 
     def collate(self, index: Sequence[int]) -> dict[str, Tensor]:
         """``row``: [b] the places of the rows, ``settings``: [b, 6], ``uniform``: [b, T]."""

@@ -252,9 +252,12 @@ class Decoders:
             device, useful = batch["row"].device, int(sizes.sum())
             return Found(values.to(device), sizes.to(device), None, useful, max(useful, work.forwards))
 
-        rows = ByPlace([len(row) for row in self.strong.source.chat.prompts(prompts.texts)])
+        ids = self.strong.source.chat.prompts(prompts.texts)
+        rows = ByPlace([len(row) + decoder.max_new_tokens for row in ids])
         examples = Examples(rows, prompts.ids, torch.zeros(len(prompts)))
-        return ReadJob(modules, read, examples, rows=decoder.batch_size, whole=True, verb="writing", unit="replies")
+        both = 2 if UNTUNED in decoder.needs and self._is_its_own_base(modules[1]) else 1
+        size = {"rows": decoder.batch_size, "written": decoder.in_the_making * both}
+        return ReadJob(modules, read, examples, **size, whole=True, verb="writing", unit="replies")
 
     def _ask(self, decoder: Decoder, prompts: Prompts, folder: Path) -> dict[str, Any]:
         modules, engines = self._models(decoder)

@@ -176,7 +176,8 @@ def _fit_job(
         watched["test"] = Examples(seen, watch.ids, torch.as_tensor(watch.first), gold=torch.as_tensor(watch.labels))
         if held_out is not None:
             watched["held_out"] = held_out
-    return FitJob(scorer, module, examples, held_out, options, seed, source.spec.micro_batch, notes, watched)
+    micro = source.spec.micro_batch, notes, watched, source.spec.micro_tokens, source.role
+    return FitJob(scorer, module, examples, held_out, options, seed, *micro)
 
 
 def _new_head(run: Context, states: Tensor, experts: list[Trained]) -> LinearHead:

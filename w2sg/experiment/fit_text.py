@@ -72,7 +72,8 @@ def _fit(
         notes = {"dropped": run.dropped.get(name, {}), "packed": completions.packed}
         notes["attention"] = in_words(spec.attention, run.devices.fabric.device)
         watched = {"held_out": held_out} if run.evaluates(cheap=False) and held_out is not None else {}
-        return FitJob(policy, module, examples, held_out, fit_options, seed, spec.micro_batch, notes, watched)
+        micro = spec.micro_batch, notes, watched, spec.micro_tokens, source.role
+        return FitJob(policy, module, examples, held_out, fit_options, seed, *micro)
 
     evaluated = run.evaluates(cheap=False) and fit_options.validation > 0
     if run.evaluates(cheap=False) and not evaluated:

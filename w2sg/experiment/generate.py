@@ -161,7 +161,9 @@ def _writing(
         return Found(values, sizes, flags, written.useful, written.forwards)
 
     examples = Examples(rows, ids, torch.zeros(len(ids), dtype=torch.long))
-    return ReadJob(policies, read, examples, rows=sampling.batch_size, whole=True, verb="writing", unit="replies")
+    both = 1 if reference is None or len(policies) == 2 else 2  # one model's adapters, and its base beside them
+    size = {"rows": sampling.batch_size, "written": both}
+    return ReadJob(policies, read, examples, **size, whole=True, verb="writing", unit="replies")
 
 
 def _by_vllm(run: Context, writer: Trained, rows: ReplyRows, row_ids: list[str], part: Path) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from w2sg.config import option
 from w2sg.config.schema import OWN_CHAT, ModelConfig
 from w2sg.data.messages import Dialogue
 from w2sg.data.replies import Replies
-from w2sg.data.rows import pack, token_plan
+from w2sg.data.rows import pack
 from w2sg.data.table import single_texts
 from w2sg.judges.base import Judge, JudgeOptions
+from w2sg.memory import Budget, in_parts
 from w2sg.models.heads import load_head
 from w2sg.models.scorer import load_language_model, load_scorer
 from w2sg.models.source import Source, find
@@ -177,7 +178,7 @@ class Rewards:
 
     def __init__(self, judge: RewardModel, module: nn.Module, score: Callable[[dict[str, Tensor]], Tensor]):
         self.judge, self.module, self.score = judge, module, score
-        self.read = 0
+        self.read, self.budget = 0, Budget(judge.run.devices.eval_tokens)
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[str], replies: Sequence[str]) -> np.ndarray:
@@ -191,8 +192,12 @@ class Rewards:
             first=judge.source.first,
         )
         device, rewards = next(self.module.parameters()).device, np.zeros(len(prompts))
-        for part in token_plan(rows.lengths, judge.run.devices.eval_tokens):
-            batch = {k: v.to(device) for k, v in rows.collate(part).items()}
-            rewards[part] = self.score(batch)[:, 0].double().cpu().numpy()
+        order = np.argsort(-rows.lengths, kind="stable")
+
+        def read(part: slice) -> np.ndarray:
+            batch = {k: v.to(device) for k, v in rows.collate(order[part]).items()}
+            return self.score(batch)[:, 0].double().cpu().numpy()
+
+        rewards[order] = np.concatenate(in_parts(self.budget, rows.lengths[order], read, device))
         self.read += int(rows.lengths.sum())
         return rewards

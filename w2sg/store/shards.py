@@ -49,6 +49,23 @@ class Found:
         return Found(values, sizes, flags, self.useful, self.padded, beside)
 
 
+def joined(parts: list[Found]) -> Found:
+    """What was found for the rows of a batch that were read part by part."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def together(name: str) -> Tensor | None:
+        columns = [getattr(part, name) for part in parts]
+        return None if columns[0] is None else torch.cat(columns)
+
+    def sum_of(name: str) -> int | None:
+        counts = [getattr(part, name) for part in parts]
+        return None if counts[0] is None else sum(counts)
+
+    tensors = (together(name) for name in ("values", "sizes", "flags"))
+    return Found(*tensors, sum_of("useful"), sum_of("padded"), together("beside"))
+
+
 class Shards(L.Callback):
     """Collects the findings of a prediction loop into files.
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -24,13 +22,14 @@ from w2sg.config.schema import FitOptions
 from w2sg.data.loading import Batch
 from w2sg.errors import TrainingError, UserError, calling, path_of
 from w2sg.losses import cross_entropy, hard_logits, needs_whole_batch
+from w2sg.memory import Budget
 from w2sg.metrics.labels import correct
-from w2sg.progress import part as micro_batch_begins
 from w2sg.training.evaluating import Point, evaluate, on_rows, replay, test_rows
 from w2sg.training.optimizers import make_optimizer
 from w2sg.training.random_state import random_state, set_random_state
 from w2sg.training.schedule import learning_rate_factor
 from w2sg.training.sharding import shard
+from w2sg.training.within_memory import WithinMemory, read_batch
 
 
 def oriented(scores: Tensor, first: Tensor) -> Tensor:
@@ -57,6 +56,7 @@ class FitContext:
         total_steps: optimizer steps of the whole stage, for schedules and warm-ups.
         every: optimizer steps between points of the loss curve.
         eval_every: optimizer steps between measurements on watched rows (`StageData.watched`); 0 makes none.
+        budget: what goes through the model at once.
     """
 
     scorer: nn.Module
@@ -64,9 +64,10 @@ class FitContext:
     total_steps: int
     every: int = 10
     eval_every: int = 0
+    budget: Budget = field(default_factory=Budget)
 
 
-class FitModule(L.LightningModule):
+class FitModule(WithinMemory):
     """What every fit has in common: optimizer, steps, the curve, checkpoints. An objective is `backward_pass`.
 
     Raises:
@@ -74,7 +75,7 @@ class FitModule(L.LightningModule):
     """
 
     def __init__(self, fit: FitContext):
-        super().__init__()
+        super().__init__(fit.budget)
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not what is frozen
         self.scorer, self.options, self.total_steps, self.every = fit.scorer, fit.options, fit.total_steps, fit.every
@@ -127,10 +128,7 @@ class FitModule(L.LightningModule):
     def training_step(self, batch: Batch, _index: int) -> None:
         optimizer = self.optimizers()
         progress = self.global_step / max(1, self.total_steps)
-        # a text may have a row of its own, so a micro-batch's examples are counted by what each has one of
-        sizes = [len(next(m[key] for key in ("features", "ends", "sizes") if key in m)) for m in batch.micro]
-        parts = torch.arange(len(batch.ids), device=self.device).split(sizes)
-        loss, watched = self.backward_pass(batch, parts, progress)
+        batch, loss, watched = self.backward_within_memory(batch, progress)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         if self.options.clip is not None:
             trained = [p for p in self.parameters() if p.grad is not None]
@@ -145,12 +143,6 @@ class FitModule(L.LightningModule):
         self._record(batch, loss, norm, rate, watched)
         if self._evaluation_due():
             self._evaluate()
-
-    def _synchronised(self, place: int, of: int):
-        """Devices exchange gradients once per step, at the last micro-batch. ``place``: of this one among so many."""
-        micro_batch_begins(place / of)
-        block = getattr(self.trainer.strategy, "block_backward_sync", None)
-        return nullcontext() if place == of - 1 or block is None else block()
 
     # -- what is watched ----------------------------------------------------------------------------------------------
 
@@ -345,8 +337,9 @@ class SoftLabelModule(FitModule):
         )
 
     def _loss_over_all_devices(self, logits: Tensor, targets: Tensor, weight: Tensor, progress: float) -> Tensor:
-        everyone = [self.all_gather(x) for x in (logits.detach(), targets, weight)]  # [world, b, ...]
-        mine = self.global_rank
+        if self._everyone is None:  # others do not take part again where a step is done again
+            self._everyone = [self.all_gather(x) for x in (logits.detach(), targets, weight)]  # [world, b, ...]
+        everyone, mine = self._everyone, self.global_rank
         all_logits = torch.cat([logits if r == mine else everyone[0][r] for r in range(len(everyone[0]))])
         all_targets, all_weight = everyone[1].flatten(0, 1), everyone[2].flatten()
         real = all_weight > 0
@@ -358,7 +351,7 @@ class SoftLabelModule(FitModule):
 
     def examine(self, batch: Batch) -> tuple[Tensor, ...]:
         """Logits [B, C], the labels' logits [B, C], and weights [B]."""
-        logits = oriented(self.scorer(batch.micro[0]), batch.first)
+        logits = self._logits(batch)
         targets = batch.targets if batch.targets is not None else hard_logits(batch.gold, logits.shape[1])
         return self._gathered(logits, targets, batch.weight)
 
@@ -375,8 +368,14 @@ class SoftLabelModule(FitModule):
             return tensors
         return tuple(self.all_gather(x).flatten(0, 1) for x in tensors)
 
+    def _logits(self, batch: Batch) -> Tensor:
+        """[b, C] of rows that are not trained on."""
+        return torch.cat(
+            read_batch(self.reads, batch, lambda inputs, rows: oriented(self.scorer(inputs), batch.first[rows]))
+        )
+
     def validation_step(self, batch: Batch, _index: int) -> None:
-        logits = oriented(self.scorer(batch.micro[0]), batch.first)
+        logits = self._logits(batch)
         targets = batch.targets
         if self.select_on_gold:
             targets = hard_logits(batch.gold, logits.shape[1])

@@ -9,20 +9,33 @@ import lightning as L
 from torch import Tensor, nn
 
 from w2sg.data.loading import Batch
-from w2sg.store.shards import Found
-from w2sg.training.sharding import shard
+from w2sg.memory import Budget
+from w2sg.store.shards import Found, joined
+from w2sg.training.sharding import Sharded, shard
+from w2sg.training.within_memory import read_batch
 
 
 class ReadingModule(L.LightningModule):
     """Runs a frozen model over rows: ``read(inputs)`` per micro-batch gives [b, ...] values, or `Found`; kept in fp32.
 
     `predict_step` returns the rows' places in the examples, what was found, and the useful and padded tokens.
+
+    Args:
+        budget: what goes through the model at once; less than a batch where memory runs out.
     """
 
-    def __init__(self, model: nn.Module, read: Callable[[dict[str, Tensor]], Tensor | Found]):
+    def __init__(
+        self,
+        model: nn.Module,
+        read: Callable[[dict[str, Tensor]], Tensor | Found],
+        budget: Budget | None = None,
+    ):
         super().__init__()
         self.model = model
-        self._read = read
+        self._read, self.budget = read, budget or Budget()
+
+    def on_predict_start(self) -> None:
+        self.budget.alone = not isinstance(self.trainer.strategy, Sharded)
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
@@ -30,8 +43,8 @@ class ReadingModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, _index: int) -> dict[str, Any]:
         real = batch.weight > 0
-        values = self._read(batch.micro[0])
-        values = (values if isinstance(values, Found) else Found(values)).take(real)
+        found = read_batch(self.budget, batch, lambda inputs, _: self._read(inputs))
+        values = joined([part if isinstance(part, Found) else Found(part) for part in found]).take(real)
         return {
             "index": batch.index[real].cpu(),
             "values": values.values.float().cpu(),

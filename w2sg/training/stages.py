@@ -6,7 +6,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,71 +20,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from w2sg import progress, stops
-from w2sg.config.schema import FitOptions
-from w2sg.data.loading import Examples, StageData
+from w2sg.data.loading import StageData
 from w2sg.errors import UserError
+from w2sg.memory import Budget
 from w2sg.models.mixed import hold_in_bf16
 from w2sg.store.files import read_json, write_json
 from w2sg.store.keys import REFERENCE, folder_name
-from w2sg.store.shards import Found, Shards
+from w2sg.store.shards import Shards
 from w2sg.store.soundness import SCRATCH
 from w2sg.store.store import Claim, Store
 from w2sg.training.checkpoints import Checkpoints, SealedFiles
 from w2sg.training.counting import Counting
 from w2sg.training.devices import Devices
 from w2sg.training.evaluating import Point, curve_of, interval, is_evaluation, on_rows, on_test, replay
-from w2sg.training.label_modules import FitContext, FitModule
+from w2sg.training.jobs import FitJob, ReadJob
+from w2sg.training.label_modules import FitContext
 from w2sg.training.reading_module import ReadingModule
 from w2sg.training.sharding import large, load_weights, unshard
 from w2sg.training.shared import check_shared, see
+from w2sg.training.within_memory import tokens_at_once
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class FitJob:
-    """What `Stages.fit` trains.
-
-    Attributes:
-        scorer: a module with ``forward(inputs)`` and ``save(folder)``.
-        module: ``(FitContext) -> FitModule``, which is the objective.
-        train, held_out: rows; ``held_out`` (or None) decides early stopping and the best epoch.
-        notes: anything the report should know (clamped labels, truncated texts, ...).
-        watched: rows that the model is measured on during training, by name; none where that is not wanted.
-    """
-
-    scorer: nn.Module
-    module: Callable[[FitContext], FitModule]
-    train: Examples
-    held_out: Examples | None
-    options: FitOptions
-    seed: int
-    micro_batch: int | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-    watched: dict[str, Examples] = field(default_factory=dict)
-
-
-@dataclass
-class ReadJob:
-    """What `Stages.read` runs: ``read(inputs)`` of a frozen model over the rows of ``examples``.
-
-    Attributes:
-        read: gives [b, ...] values, or `Found` where rows have several each.
-        rows: in one forward and on one device; None fills it up to a number of tokens.
-        whole: the model is held whole on each device, however the fits are cut.
-        verb, unit: what is done with rows and what they are, for `w2sg.progress`.
-        beside: folder of another stage whose values ``read`` finds as well (`Found`); they are kept by its name.
-    """
-
-    model: nn.Module
-    read: Callable[[dict[str, Tensor]], Tensor | Found]
-    examples: Examples
-    notes: dict[str, Any] = field(default_factory=dict)
-    rows: int | None = None
-    whole: bool = False
-    verb: str = "reading"
-    unit: str = "rows"
-    beside: str | None = None
 
 
 @dataclass
@@ -153,18 +110,19 @@ class Stages:
     def _fit(self, name: str, make: Callable[[], FitJob], part: Path, hold: stops.Deferral) -> dict[str, Any]:
         job = make()
         options = job.options
+        budget = Budget.of_role(job.role, job.micro_tokens, job.micro_batch)
         data = StageData(
             train=job.train,
             held_out=job.held_out,
             batch_size=options.batch_size,
-            micro_batch=job.micro_batch,
-            eval_tokens=self.devices.eval_tokens,
+            budget=budget,
+            eval_tokens=partial(tokens_at_once, self.devices, job.scorer),
             seed=job.seed,
             watched=job.watched,
         )
         steps = -(-len(job.train) // options.batch_size) * options.epochs
         eval_every = interval(self.eval_every, steps) if job.watched else 0
-        module = job.module(FitContext(job.scorer, options, steps, self.curve_every, eval_every))
+        module = job.module(FitContext(job.scorer, options, steps, self.curve_every, eval_every, budget))
         files = SealedFiles()
         kept = Checkpoints(part / SCRATCH, files, 60.0 * self.checkpoint_minutes, job.held_out is not None, hold)
         callbacks: list[L.Callback] = [kept, Counting(steps)]
@@ -206,6 +164,7 @@ class Stages:
             "padded_tokens": int(padded),
             "examples": int(examples),
             "steps": trainer.global_step,
+            **({} if budget.tokens is None else {"micro_tokens": budget.tokens}),
             "best_epoch": chosen,
             "best_step": None if chosen is None else chosen * -(-len(job.train) // options.batch_size),
             **job.notes,
@@ -229,14 +188,15 @@ class Stages:
         writer = Shards(scratch, self.devices.rank, todo)
         self.devices.wait()  # a rank may take longer to load its model
         if len(todo):
-            module = ReadingModule(job.model, job.read)
+            module = ReadingModule(job.model, job.read, Budget() if job.rows is None else Budget.of_replies())
             cut = large(job.model) and not job.whole
             if self.devices.mixed and not (self.devices.shards and cut):
                 hold_in_bf16(job.model)
             told = Counting(rows=len(job.examples), read=len(done), verb=job.verb, unit=job.unit)
             trainer = self.devices.trainer(cut, callbacks=[told, writer], logger=False, enable_checkpointing=False)
             score = job.examples.take(todo)
-            data = StageData(score=score, eval_tokens=self.devices.eval_tokens, eval_rows=job.rows)
+            tokens = partial(tokens_at_once, self.devices, job.model, job.rows, job.written, score.inputs.lengths.max())
+            data = StageData(score=score, eval_tokens=tokens, eval_rows=job.rows)
             trainer.predict(module, data, return_predictions=False)
         files = [file for written in self.devices.everyone(writer.files) for file in written]
 

@@ -17,6 +17,7 @@ from w2sg.data.completions import per_reply
 from w2sg.data.loading import Batch
 from w2sg.losses import preferences as preference
 from w2sg.training.label_modules import FitContext, FitModule, Watched
+from w2sg.training.within_memory import read_batch
 
 
 class ReplyModule(FitModule):
@@ -41,14 +42,15 @@ class ReplyModule(FitModule):
                 self.manual_backward(loss)
             total += loss.detach()
             watched.append({k: (v.detach(), w) for k, (v, w) in seen.items()})
-        joined = {k: tuple(torch.cat(x) for x in zip(*(s[k] for s in watched), strict=True)) for k in watched[0]}
-        return total, joined
+        return total, _joined(watched)
 
     def examine(self, batch: Batch) -> tuple[Tensor, ...]:
         """[2, k] losses and what they are divided by, and [n, 2] sums and weights of what is watched."""
-        part = torch.arange(len(batch.ids), device=self.device)
-        sums, of, watched = self.losses(batch.micro[0], batch, part)
+        places = torch.arange(len(batch.ids), device=self.device)
+        found = read_batch(self.reads, batch, lambda inputs, rows: self.losses(inputs, batch, places[rows]))
+        sums, of = torch.stack([part for part, _, _ in found]).sum(0), found[0][1]
         of = torch.as_tensor(of, device=self.device, dtype=sums.dtype).expand_as(sums)
+        watched = _joined([part for _, _, part in found])
         self._watches = list(watched)
         seen = [torch.stack([(v * w).sum(), w.sum()]) for v, w in watched.values()]
         means = torch.stack(seen) if seen else torch.zeros(0, 2, device=self.device)
@@ -78,6 +80,11 @@ class ReplyModule(FitModule):
         self._point({f"held_out_{name}": value for name, value in self.measures(self._held_out).items()})
         self._held_out.clear()
         self.evaluated_at = self.global_step
+
+
+def _joined(parts: list[Watched]) -> Watched:
+    """What is watched of all parts of a batch."""
+    return {k: tuple(torch.cat(x) for x in zip(*(part[k] for part in parts), strict=True)) for k in parts[0]}
 
 
 def _loss(seen: list[tuple[Tensor, ...]]) -> Tensor:

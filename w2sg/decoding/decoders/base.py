@@ -173,6 +173,11 @@ class Decoder(Sampling):
         return Law("unknown", "nothing is known of its law")
 
     @property
+    def in_the_making(self) -> int:
+        """The most replies to a prompt that are in the making at once."""
+        return max(1, self.independent_samples)
+
+    @property
     def independent_samples(self) -> int:
         """How many whole replies are drawn of which the guide's best is taken; 0 where it is not done so."""
         return 0

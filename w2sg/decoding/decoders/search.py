@@ -60,6 +60,10 @@ class Search(Guided):
         return [Written.of(result) for result in results]
 
     @property
+    def in_the_making(self) -> int:
+        return self.beams * self.children
+
+    @property
     def adds_logits(self) -> bool:
         return bool(self.tilt)
 

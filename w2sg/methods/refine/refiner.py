@@ -163,7 +163,8 @@ class Refiner(ContextWriter):
 
             lengths = [sum(map(len, prompts[q])) for q in places]
             examples = Examples(ByPlace(lengths, counted=True), ids, torch.zeros(len(ids), dtype=torch.long))
-            return ReadJob(nn.ModuleList([policy]), read, examples, rows=self.sampling.batch_size, whole=True)
+            rows = self.sampling.batch_size
+            return ReadJob(nn.ModuleList([policy]), read, examples, rows=rows, written=1, whole=True)
 
         folder = self.run.stages.read(name, key, make)
         self._stages[name] = folder.name
