@@ -96,7 +96,7 @@ def divergence(
             tokens = torch.cat(list(map(_kl, logits))).float()
             return torch.zeros(batch["sizes"].numel(), device=tokens.device).index_add(0, batch["owner"], tokens)
 
-        return ReadJob(policies, read, Examples(inputs, ids, torch.zeros(len(ids), dtype=torch.long)), whole=True)
+        return ReadJob(policies, read, Examples(inputs, ids, torch.zeros(len(ids), dtype=torch.long)))
 
     def _kl(logits: list[Tensor]) -> Tensor:
         least = min(x.shape[-1] for x in logits)  # some models pad their vocabulary
@@ -106,7 +106,7 @@ def divergence(
         return next_token_kl(base, torch.stack(small), None, beta, temperature)
 
     values = np.zeros(len(replies))
-    values[answered] = values_of(run.stages.read(name, key, make), ids).double().numpy()
+    values[answered] = values_of(run.stages.read(name, key, make, whole=True), ids).double().numpy()
     return values
 
 

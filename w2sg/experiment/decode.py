@@ -75,7 +75,7 @@ class Decoders:
         prompts = self._fitting(name, decoder, prompts)
         key = self._key(decoder, prompts)
         if self.server is None:
-            folder = self.run.stages.read(name, key, lambda: self._job(decoder, prompts))
+            folder = self.run.stages.read(name, key, lambda: self._job(decoder, prompts), whole=True)
             replies = {i: stored.unpack(table) for i, table in load_parts(folder).items()}
         else:
             folder = self.run.stages.compute(name, key, partial(self._ask, decoder, prompts))
@@ -257,7 +257,7 @@ class Decoders:
         examples = Examples(rows, prompts.ids, torch.zeros(len(prompts)))
         both = 2 if UNTUNED in decoder.needs and self._is_its_own_base(modules[1]) else 1
         size = {"rows": decoder.batch_size, "written": decoder.in_the_making * both}
-        return ReadJob(modules, read, examples, **size, whole=True, verb="writing", unit="replies")
+        return ReadJob(modules, read, examples, **size, verb="writing", unit="replies")
 
     def _ask(self, decoder: Decoder, prompts: Prompts, folder: Path) -> dict[str, Any]:
         modules, engines = self._models(decoder)

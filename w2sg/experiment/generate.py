@@ -117,7 +117,9 @@ def generate(
         key = {**key, "engine": engine, "max_length": room}
         folder = run.stages.compute(name, key, partial(_by_vllm, run, writer, rows, row_ids))
     else:
-        folder = run.stages.read(name, key, partial(_writing, run, writer, reference, rows, row_ids, sampling))
+        folder = run.stages.read(
+            name, key, partial(_writing, run, writer, reference, rows, row_ids, sampling), whole=True
+        )
     _, tensors = load_tensors(folder)
     # of each reply [T, 1 + m]: a token's id, and its log-probability by each of m models
     parts = np.split(tensors["values"].numpy(), np.cumsum(tensors["sizes"].numpy())[:-1])
@@ -163,7 +165,7 @@ def _writing(
     examples = Examples(rows, ids, torch.zeros(len(ids), dtype=torch.long))
     both = 1 if reference is None or len(policies) == 2 else 2  # one model's adapters, and its base beside them
     size = {"rows": sampling.batch_size, "written": both}
-    return ReadJob(policies, read, examples, **size, whole=True, verb="writing", unit="replies")
+    return ReadJob(policies, read, examples, **size, verb="writing", unit="replies")
 
 
 def _by_vllm(run: Context, writer: Trained, rows: ReplyRows, row_ids: list[str], part: Path) -> dict[str, Any]:

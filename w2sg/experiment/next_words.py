@@ -74,8 +74,6 @@ def next_words(
         examples = Examples(
             ByPlace([len(row) for row in ids], counted=True), keys, torch.zeros(len(ids), dtype=torch.long)
         )
-        return ReadJob(
-            nn.ModuleList([policy]), torch.inference_mode()(read), examples, rows=rows, written=1, whole=True
-        )
+        return ReadJob(nn.ModuleList([policy]), torch.inference_mode()(read), examples, rows=rows, written=1)
 
-    return values_of(run.stages.read(name, key, make), keys).float()
+    return values_of(run.stages.read(name, key, make, whole=True), keys).float()

@@ -15,6 +15,7 @@ from w2sg.data.table import digest
 from w2sg.data.thoughts import split
 from w2sg.errors import UserError
 from w2sg.experiment.context import Context
+from w2sg.models.once import told
 from w2sg.models.packing import keeps_replies_apart, said_apart
 from w2sg.models.policy import Policy, load_policy
 from w2sg.models.source import Source
@@ -84,7 +85,7 @@ def packed(run: Context, source: Source, completions: Completions, policy: Polic
     spec = source.spec
     memory = (source.folder, source.gguf, spec.attention, spec.dtype, spec.max_length, spec.share_prompt)
     if memory not in run.packs:
-        run.packs[memory] = keeps_replies_apart(policy, spec.max_length, spec.share_prompt)
+        run.packs[memory] = told(lambda: keeps_replies_apart(policy, spec.max_length, spec.share_prompt))
         if spec.share_prompt and not run.packs[memory]:
             log.warning("%s", said_apart(source))
     packed = run.packs[memory]

@@ -109,6 +109,6 @@ def divergence(run: Context, name: str, writer: Trained, base: Trained, replies:
             return sums / batch["sizes"].flatten()
 
         examples = Examples(completions, ids, torch.zeros(len(ids), dtype=torch.long))
-        return ReadJob(policies, read, examples, whole=True)
+        return ReadJob(policies, read, examples)
 
-    return values_of(run.stages.read(name, key, make), ids).double().numpy()
+    return values_of(run.stages.read(name, key, make, whole=True), ids).double().numpy()

@@ -15,6 +15,7 @@ from w2sg.models.activations import in_one_kernel
 from w2sg.models.attention import implementation
 from w2sg.models.backbones import INSIDE, cut_to, name_body, offer_scorer, set_dropout
 from w2sg.models.gguf_files import dequantised
+from w2sg.models.once import built, told
 from w2sg.models.quantise import round_weights
 from w2sg.models.rope import rows_by_themselves
 from w2sg.models.source import Source
@@ -23,6 +24,8 @@ from w2sg.models.weights import check_finite, check_loaded, check_targets, fill
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+    from w2sg.config.schema import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # what is missing or of another shape is looked at by us, and not raised with a word that names nothing
@@ -42,9 +45,10 @@ def load_transformer(
         settings: of the configuration, for instance ``num_labels``.
 
     Returns:
-        The model, and the names of weights that the checkpoint did not have and that were drawn at random.
+        The model, and the names of weights that the checkpoint did not have and that were drawn at random. Where ranks
+        share a model (`w2sg.models.once`), one of them has its weights, and all know what was missing.
     """
-    spec, missing = source.spec, []
+    spec, missing = source.spec, list[str]()
     config = copy.deepcopy(source.config)
     cut_to(config, depth or source.depth)
     for key, value in settings.items():
@@ -57,38 +61,66 @@ def load_transformer(
         "attn_implementation": implementation(config, spec.attention),
         "trust_remote_code": spec.trust_remote_code,
     }
-    with quiet_loading(bars=source.gguf is not None), reading(source.role, spec.name, "cannot be loaded"):
-        if saved is not None and spec.train != "lora":
-            model, loaded = auto.from_pretrained(saved, **_REPORTED, **options)
-            check_loaded(model, role=source.role, name=str(saved), **_key_lists(loaded))
-        elif spec.random_init:
-            model = auto.from_config(config, **options)
-        elif source.gguf:
-            model, missing = _from_gguf(auto, source, config, options)
-        else:
-            inside = {"key_mapping": INSIDE} if source.inside else {}
-            model, loaded = auto.from_pretrained(
-                source.folder,
-                config=config,
-                revision=source.identity.get("revision"),
-                **inside,
-                **_REPORTED,
-                **options,
-            )
-            if source.inside:  # else a trained model would be saved under the names of the whole one
-                vars(model).pop("_weight_conversions", None)
-            cut = None if (depth or source.depth) == source.full_depth else depth or source.depth
-            missing = check_loaded(
-                model, role=source.role, name=spec.name, depth=cut, inside=source.inside, **_key_lists(loaded)
-            )
-    if not spec.random_init or saved is not None:
-        check_finite(model, source.role, spec.name)
-    if spec.quantise is not None and (saved is None or spec.train == "lora"):
-        round_weights(model, spec.quantise)
+    found = saved if spec.train != "lora" else None
+
+    def whole() -> nn.Module:
+        with quiet_loading(bars=source.gguf is not None), reading(source.role, spec.name, "cannot be loaded"):
+            model = _with_weights(auto, source, found, config, options, depth, missing)
+        if not spec.random_init or saved is not None:
+            check_finite(model, source.role, spec.name)
+        if spec.quantise is not None and found is None:
+            round_weights(model, spec.quantise)
+        return model
+
+    def bare() -> nn.Module:
+        with quiet_loading(), reading(source.role, spec.name, "cannot be loaded"):
+            return auto.from_config(config if found is None else _config_in(found, spec), **options)
+
+    model = built(whole, bare)
     name_body(model)
     rows_by_themselves(model)
     in_one_kernel(model)
-    return model, missing
+    return model, told(lambda: missing)
+
+
+def _config_in(saved: Path, spec: ModelConfig) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(saved, trust_remote_code=spec.trust_remote_code)
+
+
+def _with_weights(
+    auto: Any,
+    source: Source,
+    saved: Path | None,
+    config: PretrainedConfig,
+    options: dict[str, Any],
+    depth: int | None,
+    missing: list[str],
+) -> nn.Module:
+    """A model as its files have it, or as it is drawn; names of weights that they lack are added to ``missing``."""
+    spec = source.spec
+    if saved is not None:
+        model, loaded = auto.from_pretrained(saved, **_REPORTED, **options)
+        check_loaded(model, role=source.role, name=str(saved), **_key_lists(loaded))
+        return model
+    if spec.random_init:
+        return auto.from_config(config, **options)
+    if source.gguf:
+        model, drawn = _from_gguf(auto, source, config, options)
+        missing += drawn
+        return model
+    inside = {"key_mapping": INSIDE} if source.inside else {}
+    model, loaded = auto.from_pretrained(
+        source.folder, config=config, revision=source.identity.get("revision"), **inside, **_REPORTED, **options
+    )
+    if source.inside:  # else a trained model would be saved under the names of the whole one
+        vars(model).pop("_weight_conversions", None)
+    cut = None if (depth or source.depth) == source.full_depth else depth or source.depth
+    missing += check_loaded(
+        model, role=source.role, name=spec.name, depth=cut, inside=source.inside, **_key_lists(loaded)
+    )
+    return model
 
 
 def _key_lists(loaded: dict[str, Any]) -> dict[str, Any]:
@@ -134,13 +166,22 @@ def with_lora(model: nn.Module, source: Source, saved: Path | None, task: Any, t
     Raises:
         UserError: layers that are to have adapters are not there, or saved adapters do not fit.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
     spec, role = source.spec, source.role
     if saved is not None:
-        with quiet_loading(), reading(role, str(saved), "has adapters that do not fit"), warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, saved, is_trainable=trainable)
+
+        def whole() -> nn.Module:
+            with quiet_loading(), reading(role, str(saved), "has adapters that do not fit"), warnings.catch_warnings():
+                warnings.filterwarnings("error", message="Found missing adapter keys")
+                return PeftModel.from_pretrained(model, saved, is_trainable=trainable)
+
+        def bare() -> nn.Module:
+            config = PeftConfig.from_pretrained(saved)
+            config.inference_mode = not trainable
+            return get_peft_model(model, config)
+
+        return built(whole, bare)
     lora = spec.lora
     check_targets(model, lora.targets, role, spec.name)
     config = LoraConfig(
@@ -151,5 +192,9 @@ def with_lora(model: nn.Module, source: Source, saved: Path | None, task: Any, t
         target_modules=lora.targets,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's layers
     )
-    with reading(role, spec.name, "takes no adapters", "name layers that it has in {role}.lora.targets"):
-        return get_peft_model(model, config)
+
+    def adapted() -> nn.Module:
+        with reading(role, spec.name, "takes no adapters", "name layers that it has in {role}.lora.targets"):
+            return get_peft_model(model, config)
+
+    return built(adapted, adapted)

@@ -20,6 +20,7 @@ from w2sg.models import rope
 from w2sg.models.attention import on_any_device
 from w2sg.models.backbones import logit_scale, softcap_of
 from w2sg.models.loading import load_transformer, save_transformer, with_lora
+from w2sg.models.once import told
 from w2sg.models.source import Source
 from w2sg.models.unreadable import quiet_loading, reading
 
@@ -39,7 +40,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.softcap = softcap_of(self.plain.config)
-        self.scale = logit_scale(self.plain)
+        self.scale = told(lambda: logit_scale(self.plain))
         self.writable: Tensor | None = None
 
     @property
@@ -131,10 +132,13 @@ class Policy(nn.Module):
         likeliest = top_tokens(states.detach(), weight, bias)
         return torch.stack([values, token_logprobs(states, weight, likeliest, bias, softcap=self.softcap)], 1)
 
-    def sharded_parts(self) -> list[nn.Module]:
-        """What FSDP cuts one by one: each block, and the rest together, because ends may share their weights."""
+    def sharded_parts(self) -> list[tuple[nn.Module, bool]]:
+        """What FSDP cuts one by one, and whether it stays in fp32: each block, and the rest together, because ends may
+        share their weights.
+        """
         kinds = set(self.plain._no_split_modules or ())
-        return [*(module for module in self.plain.modules() if type(module).__name__ in kinds), self]
+        blocks = [module for module in self.plain.modules() if type(module).__name__ in kinds]
+        return [(part, False) for part in (*blocks, self)]
 
     def save(self, folder: Path) -> None:
         """Write an ordinary ``save_pretrained`` folder (an adapter folder for LoRA)."""
@@ -196,7 +200,7 @@ def checked_policy(model: nn.Module, chat: Chat, role: str, name: str) -> Policy
     with on_any_device(model.get_base_model() if hasattr(model, "get_base_model") else model):
         policy = Policy(model)
         with reading(role, name, "cannot be read by", "choose another architecture"):
-            _check_head(policy, role, name)
+            told(lambda: _check_head(policy, role, name))
     rows = len(policy.head()[0])
     if len(missing_ids(chat, rows)):
         policy.writable = torch.zeros(rows, dtype=torch.bool)

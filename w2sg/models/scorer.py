@@ -128,12 +128,14 @@ class LanguageScorer(nn.Module):
             scores = head(hidden.to(_weight(head).dtype)).float()
         return scores.squeeze(-1) if self.pairs else scores.squeeze(1)
 
-    def sharded_parts(self) -> list[nn.Module]:
-        """What FSDP cuts one by one: each block, and the head apart from the body, whose features are read alone."""
+    def sharded_parts(self) -> list[tuple[nn.Module, bool]]:
+        """What FSDP cuts one by one, and whether it stays in fp32: each block, and the head apart from the body, whose
+        features are read alone.
+        """
         plain = self._plain
         kinds = set(plain._no_split_modules or ())
         blocks = [module for module in plain.base_model.modules() if type(module).__name__ in kinds]
-        return [*blocks, plain.base_model, plain.score]
+        return [*((part, False) for part in (*blocks, plain.base_model)), (plain.score, True)]
 
     def save(self, folder: Path) -> None:
         """Write an ordinary ``save_pretrained`` folder (an adapter folder for LoRA)."""
@@ -185,7 +187,7 @@ def load_language_model(
     if saved is None and not as_it_is and spec.train != "head":
         head = _first_head(plain, source, missing, outputs)
     plain.score.float()
-    if saved is not None and spec.dtype != "float32":
+    if saved is not None and spec.dtype != "float32" and not _weight(plain.score).is_meta:
         _restore_head(plain.score, saved)
     if spec.gradient_checkpointing:
         # transformers checkpoints only modules in training mode; dropout is off in the config instead of by eval().

@@ -13,6 +13,7 @@ from w2sg.data.tokens import ids_after
 from w2sg.errors import UserError
 from w2sg.models.backbones import logit_scale, named_scales, softcap_of
 from w2sg.models.loading import load_transformer
+from w2sg.models.once import told
 from w2sg.models.scorer import LanguageScorer
 from w2sg.models.source import Source
 
@@ -101,12 +102,13 @@ def load_zero_shot(source: Source, pairs: bool, answers: list[str]) -> LanguageS
     if output is None:
         raise UserError(f"{spec.name} has no language head to ask; set dataset.zero_shot=null")
     weight, bias = output.weight.detach()[first].float(), getattr(output, "bias", None)
-    bias = torch.zeros(len(first)) if bias is None else bias.detach()[first].float()
-    scale, cap = logit_scale(model), softcap_of(source.config)
+    bias = weight.new_zeros(len(first)) if bias is None else bias.detach()[first].float()
+    scale, cap = told(lambda: logit_scale(model)), softcap_of(source.config)
     weight, bias = weight * scale, bias * scale
     if pairs and cap is None:
         weight, bias = weight[-1:] - weight[:1], bias[-1:] - bias[:1]
     head = nn.Linear(weight.shape[1], len(weight)) if cap is None else _Capped(weight.shape[1], len(weight), cap, pairs)
+    head.to(weight.device)
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
@@ -23,10 +25,12 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from w2sg import stops
 from w2sg.config.schema import TrainerConfig
 from w2sg.errors import UserError
+from w2sg.models.once import read_by_one
 from w2sg.peers import Peers
 from w2sg.training import precision, processes
 from w2sg.training.checkpoints import SealedFiles
 from w2sg.training.line import Joining, Replicated
+from w2sg.training.random_state import random_state, set_random_state
 from w2sg.training.sharding import Sharded
 
 T = TypeVar("T")
@@ -50,6 +54,7 @@ class Devices:
         quiet()
         processes.disband()  # the processes of the sweep's last job
         self.environment = started_by(config.num_nodes)
+        self._beside: dist.ProcessGroup | None = None
         try:
             self.fabric = self._fabric(config, "ddp" if config.strategy == "fsdp" else config.strategy)
             if self.fabric.world_size > 1:
@@ -142,6 +147,22 @@ class Devices:
         if self.world > 1:
             self.line.everyone()
 
+    @contextlib.contextmanager
+    def reading_once(self) -> Iterator[None]:
+        """Rank 0 alone reads the models that are loaded in here; all draw the same random numbers afterwards."""
+        if self.world == 1:
+            yield
+            return
+        with read_by_one(self.main, self.first):
+            yield
+        set_random_state(self.agree(random_state()))
+
+    def group_beside(self) -> dist.ProcessGroup:
+        """The ranks as a group of its own, for what a thread of each says to the others beside the main one."""
+        if self._beside is None:
+            self._beside = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        return self._beside
+
     def total(self, value: float) -> float:
         """The sum of every rank's value."""
         return sum(map(float, self.everyone(value)))
@@ -157,13 +178,13 @@ class Devices:
         config = self.config
         strategy: Any = "auto" if config.strategy == "fsdp" else config.strategy
         if self.world > 1:
-            strategy = Sharded(self.line, self.world) if self.shards and large else Replicated(self.line)
+            strategy = self._sharded() if self.shards and large else Replicated(self.line)
         trainer = L.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
             strategy=strategy,
-            precision=config.precision,
+            precision="32-true" if isinstance(strategy, Sharded) else config.precision,  # it rounds weights itself
             inference_mode=not isinstance(strategy, Sharded),  # weights gathered in it could not be used outside
             enable_progress_bar=False,  # w2sg.training.counting tells how far it is
             enable_model_summary=False,
@@ -176,7 +197,11 @@ class Devices:
         trainer._signal_connector = _NoSignals(trainer)
         # Lightning asks rank 0 before each step whether it has had a SIGTERM: an exchange, and a wait for the device
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        _leave_states(trainer)
         return trainer
+
+    def _sharded(self) -> Sharded:
+        return Sharded(self.line, self.world, self.mixed)
 
 
 def started_by(nodes: int) -> list[ClusterEnvironment]:
@@ -210,6 +235,18 @@ def _per_node(error: RuntimeError) -> str:
     if tasks % nodes:
         raise UserError(f"trainer: SLURM started {tasks} tasks on {nodes} machines; use --ntasks-per-node") from error
     return str(tasks // nodes)
+
+
+def _leave_states(trainer: L.Trainer) -> None:
+    """When a fit ends, Lightning moves weights and optimizer states of every rank to the host; nobody reads states."""
+    strategy = trainer.strategy
+    usual = strategy.teardown
+
+    def teardown() -> None:
+        strategy.optimizers = []
+        usual()
+
+    strategy.teardown = teardown
 
 
 class _NoSignals(_SignalConnector):

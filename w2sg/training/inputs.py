@@ -20,6 +20,7 @@ from w2sg.data.ragged import Ragged
 from w2sg.data.rows import Rows, pack
 from w2sg.data.table import Table
 from w2sg.models.layer_probe import choose_layer
+from w2sg.models.once import told
 from w2sg.models.packing import rules_key, said_apart, separates_texts
 from w2sg.models.reading import Reading
 from w2sg.models.scorer import LanguageScorer, load_language_model
@@ -117,7 +118,7 @@ class InputMaker:
             packed = spec.share_prompt
             if spec.arch == "hf":
                 wanted = packed and table.kind == "pairs"
-                apart = separates_texts(scorer, source.config.vocab_size, spec.max_length, wanted)
+                apart = told(lambda: separates_texts(scorer, source.config.vocab_size, spec.max_length, wanted))
                 if wanted and not apart:
                     log.warning("%s", said_apart(source))
                     packed = False

@@ -48,7 +48,6 @@ class ReadJob:
         read: gives [b, ...] values, or `Found` where rows have several each.
         rows: at once on one device; None fills a forward up to a number of tokens.
         written: replies in the making for each row, a prompt with its reply: a GPU takes rows for which it has room.
-        whole: the model is held whole on each device, however the fits are cut.
         verb, unit: what is done with rows and what they are, for `w2sg.progress`.
         beside: folder of another stage whose values ``read`` finds as well (`Found`); they are kept by its name.
     """
@@ -59,7 +58,6 @@ class ReadJob:
     notes: dict[str, Any] = field(default_factory=dict)
     rows: int | None = None
     written: int | None = None
-    whole: bool = False
     verb: str = "reading"
     unit: str = "rows"
     beside: str | None = None

@@ -28,7 +28,7 @@ from w2sg.training.evaluating import Point, evaluate, on_rows, replay, test_rows
 from w2sg.training.optimizers import make_optimizer
 from w2sg.training.random_state import random_state, set_random_state
 from w2sg.training.schedule import learning_rate_factor
-from w2sg.training.sharding import shard
+from w2sg.training.sharding import leave, place
 from w2sg.training.within_memory import WithinMemory, read_batch
 
 
@@ -90,8 +90,7 @@ class FitModule(WithinMemory):
     # -- optimizer ----------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None:
-            shard(self.scorer, self.device_mesh["data_parallel"])
+        place(self.scorer, self.trainer)
 
     def configure_optimizers(self) -> dict[str, Any]:
         options = self.options
@@ -112,6 +111,7 @@ class FitModule(WithinMemory):
     def on_train_end(self) -> None:
         if self.eval_every and self.evaluated_at != self.global_step:  # stopped early
             self._evaluate()
+        leave(self.scorer, self.trainer)
 
     def backward_pass(self, batch: Batch, parts: tuple[Tensor, ...], progress: float) -> tuple[Tensor, Watched]:
         """Add the gradient of this device's share of a global batch, times the number of devices (which average).

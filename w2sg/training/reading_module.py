@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from w2sg.data.loading import Batch
 from w2sg.memory import Budget
 from w2sg.store.shards import Found, joined
-from w2sg.training.sharding import Sharded, shard
+from w2sg.training.sharding import Sharded, place
 from w2sg.training.within_memory import read_batch
 
 
@@ -22,6 +22,7 @@ class ReadingModule(L.LightningModule):
 
     Args:
         budget: what goes through the model at once; less than a batch where memory runs out.
+        whole: every rank has read the model, and keeps all of it.
     """
 
     def __init__(
@@ -29,17 +30,18 @@ class ReadingModule(L.LightningModule):
         model: nn.Module,
         read: Callable[[dict[str, Tensor]], Tensor | Found],
         budget: Budget | None = None,
+        whole: bool = False,
     ):
         super().__init__()
         self.model = model
-        self._read, self.budget = read, budget or Budget()
+        self._read, self.budget, self._whole = read, budget or Budget(), whole
 
     def on_predict_start(self) -> None:
         self.budget.alone = not isinstance(self.trainer.strategy, Sharded)
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None:
-            shard(self.model, self.device_mesh["data_parallel"])
+        if not self._whole:
+            place(self.model, self.trainer)
 
     def predict_step(self, batch: Batch, _index: int) -> dict[str, Any]:
         real = batch.weight > 0

@@ -2,43 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
+from w2sg.training import pieces
 from w2sg.training.line import Line, OnLine
+from w2sg.training.sending import part_of, send
 
 
 class Sharded(OnLine, ModelParallelStrategy):
     """Weights, gradients and optimizer state cut over all devices: FSDP2, which unlike FSDP1 also runs on CPUs.
 
-    A checkpoint is that of a single device, so a fit begun on some devices can go on on any others. It is assembled on
-    rank 0 tensor by tensor, in host memory.
+    Each rank writes its part of a checkpoint (`w2sg.training.pieces`), and a fit goes on from it on any devices.
+
+    Args:
+        world: devices.
+        mixed: weights are gathered and multiplied in bf16, and their gradients summed in fp32. Autocast would leave a
+            bf16 copy of the whole model on every device until the backward pass (pytorch/torchtitan#600).
     """
 
-    def __init__(self, line: Line, world: int):
+    def __init__(self, line: Line, world: int, mixed: bool = False):
         self.line = line
         super().__init__(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self.mixed = mixed
+
+    def place(self, model: nn.Module) -> None:
+        """Cut a `large` model over the devices, and send its weights to them."""
+        mesh = self.device_mesh["data_parallel"]
+        send(model, self.root_device, lambda: shard(model, mesh, self.mixed))
+
+    @contextlib.contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """The gradients of a micro-batch are kept whole here, until those of the last one are summed over devices."""
+        parts = [part for part in self.lightning_module.modules() if isinstance(part, FSDPModule)]
+        for part in parts:
+            part.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.set_requires_gradient_sync(True, recurse=False)
 
     @property
     def lightning_restore_optimizer(self) -> bool:
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        return whole(self.lightning_module.state_dict())
+        return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        return whole(optimizer.state_dict())
+        return optimizer.state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        self.checkpoint_io.begin(checkpoint, filepath)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        # mapped, not read: the ranks of a machine share its pages
-        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
+        """A checkpoint of any number of ranks: this rank's parts of what this many have written or more, or fewer."""
+        if not Path(checkpoint_path).is_dir():
+            return self.checkpoint_io.load_checkpoint(checkpoint_path, None, weights_only)
+        return pieces.read(Path(checkpoint_path), self._like, self.checkpoint_io.group)
+
+    def _like(self, place: list[str | int]) -> Tensor:
+        """Something to read a sharded tensor of a checkpoint into."""
+        if place[0] == "state_dict":
+            return torch.empty_like(self.lightning_module.state_dict()[place[1]])
+        _, optimizer, _, number, _ = place
+        parameters = [p for group in self.optimizers[optimizer].param_groups for p in group["params"]]
+        return torch.empty_like(parameters[number].detach())
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         load_weights(self.lightning_module, checkpoint["state_dict"])
@@ -57,10 +97,30 @@ def large(model: nn.Module) -> bool:
     return hasattr(model, "sharded_parts")
 
 
-def shard(model: nn.Module, mesh: Any) -> None:
-    """Cut a `large` model over the devices of a mesh, part by part, so that one part at a time is whole."""
-    for module in model.sharded_parts():
-        fully_shard(module, mesh=mesh)
+def place(model: nn.Module, trainer: L.Trainer) -> None:
+    """Give each device its part of a model that one rank has read, or all of it: when Lightning configures models."""
+    if isinstance(trainer.strategy, Sharded):
+        trainer.strategy.place(model)
+    elif trainer.world_size > 1 and large(model):
+        send(model, trainer.strategy.root_device)
+
+
+def leave(model: nn.Module, trainer: L.Trainer) -> None:
+    """Rank 0 alone keeps a large model that every rank has trained, so that no other moves it to the host's memory."""
+    if large(model) and not trainer.is_global_zero and not isinstance(trainer.strategy, Sharded):
+        for weight in model.parameters():
+            weight.data = torch.empty(0, dtype=weight.dtype)
+
+
+def shard(model: nn.Module, mesh: Any, mixed: bool = False) -> None:
+    """Cut a `large` model over the devices of a mesh, part by part, so that one part at a time is whole.
+
+    Args:
+        mixed: it computes in bf16, but for parts that are kept exact.
+    """
+    bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for module, exact in model.sharded_parts():
+        fully_shard(module, mesh=mesh, mp_policy=bf16 if mixed and not exact else MixedPrecisionPolicy())
 
 
 def unshard(module: nn.Module) -> None:
@@ -104,6 +164,8 @@ def whole(state: Any) -> Any:
 
 def cut(full: Any, like: Tensor) -> Any:
     """A whole tensor as this rank's part, cut as another is; what that has no part in (a step count) as it is."""
-    if not (isinstance(full, Tensor) and isinstance(like, DTensor) and full.shape == like.shape):
+    if isinstance(full, DTensor) or not (
+        isinstance(full, Tensor) and isinstance(like, DTensor) and full.shape == like.shape
+    ):
         return full
-    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements)
+    return part_of(full, like)

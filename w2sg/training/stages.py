@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -24,6 +23,7 @@ from w2sg.data.loading import StageData
 from w2sg.errors import UserError
 from w2sg.memory import Budget
 from w2sg.models.mixed import hold_in_bf16
+from w2sg.models.once import read_by_each
 from w2sg.store.files import read_json, write_json
 from w2sg.store.keys import REFERENCE, folder_name
 from w2sg.store.shards import Shards
@@ -108,7 +108,8 @@ class Stages:
         return folder
 
     def _fit(self, name: str, make: Callable[[], FitJob], part: Path, hold: stops.Deferral) -> dict[str, Any]:
-        job = make()
+        with self.devices.reading_once():
+            job = make()
         options = job.options
         budget = Budget.of_role(job.role, job.micro_tokens, job.micro_batch)
         data = StageData(
@@ -123,14 +124,15 @@ class Stages:
         steps = -(-len(job.train) // options.batch_size) * options.epochs
         eval_every = interval(self.eval_every, steps) if job.watched else 0
         module = job.module(FitContext(job.scorer, options, steps, self.curve_every, eval_every, budget))
-        files = SealedFiles()
+        cut = self.devices.shards and large(job.scorer)
+        files = SealedFiles(self.devices.group_beside() if cut else None)
         kept = Checkpoints(part / SCRATCH, files, 60.0 * self.checkpoint_minutes, job.held_out is not None, hold)
         callbacks: list[L.Callback] = [kept, Counting(steps)]
         if job.held_out is not None and options.patience is not None:
             callbacks.append(EarlyStopping("held_out_loss", patience=options.patience, min_delta=0.0))
-        if self.devices.shards and not large(job.scorer):
+        if self.devices.shards and not cut:
             log.info("%s: too small to be cut over the devices; each holds all of it", name)
-        if self.devices.mixed and not (self.devices.shards and large(job.scorer)):  # FSDP casts as it gathers
+        if self.devices.mixed and not cut:  # FSDP casts as it gathers
             hold_in_bf16(job.scorer, trained=False)
         trainer = self.devices.trainer(
             large(job.scorer),
@@ -149,12 +151,12 @@ class Stages:
             raise type(error)(f"{name}: {error}") from error
         module._check_now()
         chosen = None
-        if (best := self.devices.agree(kept.best)) is not None:
+        if (best := self.devices.agree(kept.best)) is not None and (cut or self.devices.main):
             see(part / SCRATCH / best, self.devices)
-            state = torch.load(part / SCRATCH / best, map_location="cpu", mmap=True, weights_only=True)
+            state = trainer.strategy.load_checkpoint(part / SCRATCH / best, weights_only=True)
             load_weights(module, state["state_dict"])
             chosen = state["epoch"] + 1
-        if self.devices.shards and large(job.scorer):
+        if cut:
             unshard(job.scorer)
         tokens, padded, examples = (self.devices.total(module.counts[k]) for k in ("useful", "padded", "examples"))
         self.devices.first(lambda: save(job.scorer, module.curve, part))
@@ -172,12 +174,17 @@ class Stages:
 
     # -- read ---------------------------------------------------------------------------------------------------------
 
-    def read(self, name: str, key: dict[str, Any], make: Callable[[], ReadJob]) -> Path:
-        """Run a frozen model over rows, or find it done. The folder holds ``values.safetensors`` and ``ids.json``."""
-        return self._stage(name, key, lambda part, _: self._read(make, part))
+    def read(self, name: str, key: dict[str, Any], make: Callable[[], ReadJob], whole: bool = False) -> Path:
+        """Run a frozen model over rows, or find it done. The folder holds ``values.safetensors`` and ``ids.json``.
 
-    def _read(self, make: Callable[[], ReadJob], part: Path) -> dict[str, Any]:
-        job = make()
+        Args:
+            whole: each device reads and holds all of the model, however the fits are cut.
+        """
+        return self._stage(name, key, lambda part, _: self._read(make, part, whole))
+
+    def _read(self, make: Callable[[], ReadJob], part: Path, whole: bool) -> dict[str, Any]:
+        with read_by_each() if whole else self.devices.reading_once():
+            job = make()
         scratch = part / SCRATCH
         if job.beside is not None:  # shards of a reading without it, which was stopped, lack these values
             scratch = scratch / "beside"
@@ -188,8 +195,9 @@ class Stages:
         writer = Shards(scratch, self.devices.rank, todo)
         self.devices.wait()  # a rank may take longer to load its model
         if len(todo):
-            module = ReadingModule(job.model, job.read, Budget() if job.rows is None else Budget.of_replies())
-            cut = large(job.model) and not job.whole
+            budget = Budget() if job.rows is None else Budget.of_replies()
+            module = ReadingModule(job.model, job.read, budget, whole)
+            cut = large(job.model) and not whole
             if self.devices.mixed and not (self.devices.shards and cut):
                 hold_in_bf16(job.model)
             told = Counting(rows=len(job.examples), read=len(done), verb=job.verb, unit=job.unit)
@@ -236,6 +244,7 @@ class Stages:
 
     def _stage(self, name: str, key: dict[str, Any], work: Callable[[Path, stops.Deferral], dict[str, Any]]) -> Path:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(read_by_each())
             stack.enter_context(stops.heard())
             shown = stack.enter_context(progress.stage(name))
             hold = stack.enter_context(stops.Deferral())

@@ -164,9 +164,9 @@ class Refiner(ContextWriter):
             lengths = [sum(map(len, prompts[q])) for q in places]
             examples = Examples(ByPlace(lengths, counted=True), ids, torch.zeros(len(ids), dtype=torch.long))
             rows = self.sampling.batch_size
-            return ReadJob(nn.ModuleList([policy]), read, examples, rows=rows, written=1, whole=True)
+            return ReadJob(nn.ModuleList([policy]), read, examples, rows=rows, written=1)
 
-        folder = self.run.stages.read(name, key, make)
+        folder = self.run.stages.read(name, key, make, whole=True)
         self._stages[name] = folder.name
         by_id = load_parts(folder)
         return {q: by_id[i] for q, i in zip(places, ids, strict=True)}

@@ -1,0 +1,70 @@
+"""Several ranks share a model: one of them reads its weights, and the others are told what it finds.
+
+A model of eight ranks would otherwise stand eight times in the memory of their machine before any of it is sent or cut.
+The others build it without weights, on torch's meta device; `w2sg.training.sending` then gives them theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    reads: bool  # whether this one does
+    first: Callable[[Callable[[], Any]], Any]  # what work gives on the one that reads, on every rank
+
+
+_ranks: ContextVar[_Ranks | None] = ContextVar("ranks", default=None)
+
+
+@contextlib.contextmanager
+def read_by_one(reads: bool, first: Callable[[Callable[[], Any]], Any]) -> Iterator[None]:
+    """Models that are loaded in here have weights on one rank only. Every rank loads the same ones, in one order.
+
+    Args:
+        reads: whether this rank does. first: runs work there alone, and gives its value on every rank.
+    """
+    before = _ranks.set(_Ranks(reads, first))
+    try:
+        yield
+    finally:
+        _ranks.reset(before)
+
+
+@contextlib.contextmanager
+def read_by_each() -> Iterator[None]:
+    """Each rank reads models for itself, as outside of `read_by_one`."""
+    before = _ranks.set(None)
+    try:
+        yield
+    finally:
+        _ranks.reset(before)
+
+
+def told(work: Callable[[], T]) -> T:
+    """What ``work`` finds in weights: done by the rank that has them, known to all."""
+    ranks = _ranks.get()
+    return work() if ranks is None else ranks.first(work)
+
+
+def built(whole: Callable[[], T], bare: Callable[[], T]) -> T:
+    """A model: ``whole`` where weights are read, else ``bare``, which is called with torch's meta device."""
+    made: list[T] = []
+
+    def read() -> None:
+        made.append(whole())
+
+    told(read)
+    if not made:
+        with torch.device("meta"):
+            made.append(bare())
+    return made[0]
