@@ -218,6 +218,7 @@ def a_stopped_fit_goes_on(on, folder: Path) -> None:
         assert "has another hash" in unsound(kept[1])
     done = long_fit(folder, "two", on)
     assert Stopping.first == 5  # of the older one
+    on._sharded = lambda: sharding.Sharded(on.line, 2, copies=2, offload=True)  # as for two machines of one device
     done_of_one = long_fit(folder, "two-of-one", on)
     if on.main:
         assert not killed.exists()

@@ -242,6 +242,16 @@ class TrainerConfig(Options):
     devices: int | str = option(1, "devices per node; -1 takes all")
     num_nodes: PositiveInt = option(1, "machines; start the same command on each, with torchrun or SLURM")
     strategy: Literal["auto", "ddp", "fsdp"] = option("auto", "auto | ddp | fsdp")
+    shard_over: Literal["all", "node"] = option(
+        "all",
+        "what strategy=fsdp cuts a model over: all devices | node: those of a machine, each machine with a copy, so "
+        "that weights never travel between machines; more memory, less waiting",
+    )
+    offload: bool = option(
+        False,
+        "true: strategy=fsdp leaves weights, gradients and optimizer states in host memory, and sends a GPU one block "
+        "at a time; far slower",
+    )
     precision: Literal["auto", "32-true", "bf16-mixed"] = option(
         "auto",
         "auto: bf16-mixed on a CUDA GPU, else 32-true | 32-true | bf16-mixed (matrix products in bf16, weights fp32); "
@@ -279,6 +289,11 @@ class TrainerConfig(Options):
             return [f"devices: {devices} devices cannot train; use 1 or more, or -1 for all"]
         if isinstance(devices, str) and not re.fullmatch(r"auto|-1|\d+(,\d+)*", devices):
             return [f"devices: '{devices}' is neither a number of devices nor -1 for all"]
+        if self.strategy != "fsdp":
+            changed = {"shard_over": self.shard_over != "all", "offload": self.offload}
+            return [
+                f"{key}: read with trainer=fsdp alone; add that, or leave it out" for key in changed if changed[key]
+            ]
         return []
 
 

@@ -58,7 +58,7 @@ class Devices:
         try:
             self.fabric = self._fabric(config, "ddp" if config.strategy == "fsdp" else config.strategy)
             if self.fabric.world_size > 1:
-                self.fabric = self._fabric(config, Joining(timedelta(minutes=config.timeout_minutes)))
+                self.fabric = self._fabric(config, Joining(timedelta(minutes=config.timeout_minutes), config.offload))
                 self.fabric.strategy.cluster_environment.validate_settings(
                     num_devices=self.fabric.strategy.num_processes, num_nodes=config.num_nodes
                 )
@@ -201,7 +201,9 @@ class Devices:
         return trainer
 
     def _sharded(self) -> Sharded:
-        return Sharded(self.line, self.world, self.mixed)
+        config = self.config
+        copies = config.num_nodes if config.shard_over == "node" else 1
+        return Sharded(self.line, self.world, self.mixed, copies, config.offload)
 
 
 def started_by(nodes: int) -> list[ClusterEnvironment]:

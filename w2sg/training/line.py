@@ -153,11 +153,19 @@ class Line:
 _line: Line | None = None  # of this process's group
 
 
-def join(environment: ClusterEnvironment, rank: int, world: int, device: torch.device, timeout: timedelta) -> Line:
+def join(
+    environment: ClusterEnvironment,
+    rank: int,
+    world: int,
+    device: torch.device,
+    timeout: timedelta,
+    on_host: bool = False,
+) -> Line:
     """Start this process's part of the process group, or find it started by an earlier job.
 
     Args:
         timeout: of a collective.
+        on_host: tensors in host memory are exchanged as well.
 
     Raises:
         UserError: the others do not come.
@@ -176,6 +184,8 @@ def join(environment: ClusterEnvironment, rank: int, world: int, device: torch.d
         _line.everyone(limit=JOINING)
         if not dist.is_initialized():
             backend = dist.Backend.default_device_backend_map.get(device.type, "gloo")
+            if on_host and device.type != "cpu":
+                backend = f"cpu:gloo,{device.type}:{backend}"
             group = dist.PrefixStore("group", store)
             card = None if device.type == "cpu" else device
             dist.init_process_group(backend, store=group, rank=rank, world_size=world, timeout=timeout, device_id=card)
@@ -191,7 +201,7 @@ def leave() -> None:
     line, _line = _line, None
     stopping = stops.ended()
     line.part(wait=not stopping)
-    if dist.is_initialized() and dist.get_backend() == "nccl" and not stopping:  # torch warns of one that is left
+    if dist.is_initialized() and "nccl" in dist.get_backend() and not stopping:  # torch warns of one that is left
         dist.destroy_process_group()
 
 
@@ -204,18 +214,18 @@ class Joining(DDPStrategy):
     """Fabric's way to start ranks and join them, with a `Line` between them.
 
     Args:
-        timeout: of a collective.
+        timeout: of a collective. on_host: tensors in host memory are exchanged as well.
     """
 
     line: Line
 
-    def __init__(self, timeout: timedelta):
+    def __init__(self, timeout: timedelta, on_host: bool = False):
         super().__init__(timeout=timeout)
-        self.timeout = timeout
+        self.timeout, self.on_host = timeout, on_host
 
     def _setup_distributed(self) -> None:
         rank, world = self.node_rank * self.num_processes + self.local_rank, self.num_nodes * self.num_processes
-        self.line = join(self.cluster_environment, rank, world, self.root_device, self.timeout)
+        self.line = join(self.cluster_environment, rank, world, self.root_device, self.timeout, self.on_host)
         super()._setup_distributed()  # finds the group, and tells Lightning which rank this is
 
 

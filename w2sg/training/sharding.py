@@ -12,12 +12,15 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from w2sg.training import pieces
 from w2sg.training.line import Line, OnLine
 from w2sg.training.sending import part_of, send
+
+ROOM = 0.1  # of a GPU's memory, for whole gradients between micro-batches
 
 
 class Sharded(OnLine, ModelParallelStrategy):
@@ -29,22 +32,33 @@ class Sharded(OnLine, ModelParallelStrategy):
         world: devices.
         mixed: weights are gathered and multiplied in bf16, and their gradients summed in fp32. Autocast would leave a
             bf16 copy of the whole model on every device until the backward pass (pytorch/torchtitan#600).
+        copies: so many groups of devices hold all of the model, those of a machine one (HSDP).
+        offload: parts stay in host memory, where the optimizer works.
     """
 
-    def __init__(self, line: Line, world: int, mixed: bool = False):
+    def __init__(self, line: Line, world: int, mixed: bool = False, copies: int = 1, offload: bool = False):
         self.line = line
-        super().__init__(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
-        self.mixed = mixed
+        super().__init__(copies, world // copies, save_distributed_checkpoint=False)
+        self.mixed, self.copies, self.offload = mixed, copies, offload
 
     def place(self, model: nn.Module) -> None:
         """Cut a `large` model over the devices, and send its weights to them."""
-        mesh = self.device_mesh["data_parallel"]
-        send(model, self.root_device, lambda: shard(model, mesh, self.mixed))
+        # Lightning's names of the two dimensions are of another use: copies, and parts of each
+        mesh = self.device_mesh if self.copies > 1 else self.device_mesh["tensor_parallel"]
+        at = torch.device("cpu") if self.offload else self.root_device
+        send(model, self.root_device, lambda: shard(model, mesh, self.mixed, self.offload), at)
+
+    def model_to_device(self) -> None:
+        """Nothing: `place` has put everything where it belongs."""
 
     @contextlib.contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """The gradients of a micro-batch are kept whole here, until those of the last one are summed over devices."""
+        """The gradients of a micro-batch are kept whole here, until those of the last one are summed over devices.
+
+        Where they would take more than `ROOM`, they are summed at once.
+        """
         parts = [part for part in self.lightning_module.modules() if isinstance(part, FSDPModule)]
+        parts = parts if self._room_for_gradients() else []
         for part in parts:
             part.set_requires_gradient_sync(False, recurse=False)
         try:
@@ -52,6 +66,12 @@ class Sharded(OnLine, ModelParallelStrategy):
         finally:
             for part in parts:
                 part.set_requires_gradient_sync(True, recurse=False)
+
+    def _room_for_gradients(self) -> bool:
+        if self.root_device.type != "cuda":
+            return True
+        trained = sum(4 * p.numel() for p in self.lightning_module.parameters() if p.requires_grad)
+        return trained <= ROOM * torch.cuda.get_device_properties(self.root_device).total_memory
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -112,15 +132,19 @@ def leave(model: nn.Module, trainer: L.Trainer) -> None:
             weight.data = torch.empty(0, dtype=weight.dtype)
 
 
-def shard(model: nn.Module, mesh: Any, mixed: bool = False) -> None:
+def shard(model: nn.Module, mesh: DeviceMesh, mixed: bool = False, offload: bool = False) -> None:
     """Cut a `large` model over the devices of a mesh, part by part, so that one part at a time is whole.
 
     Args:
+        mesh: of one dimension, or of two: copies, and the parts of each.
         mixed: it computes in bf16, but for parts that are kept exact.
+        offload: parts stay in host memory.
     """
     bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    where = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
     for module, exact in model.sharded_parts():
-        fully_shard(module, mesh=mesh, mp_policy=bf16 if mixed and not exact else MixedPrecisionPolicy())
+        policy = bf16 if mixed and not exact else MixedPrecisionPolicy()
+        fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=where)
 
 
 def unshard(module: nn.Module) -> None:
