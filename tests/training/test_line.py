@@ -7,7 +7,10 @@ import os
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -22,10 +25,53 @@ from w2sg.errors import UserError
 from w2sg.store import files
 from w2sg.store.keys import folder_name
 from w2sg.store.store import Store
-from w2sg.training.line import Elsewhere
+from w2sg.training import line
+from w2sg.training.line import Elsewhere, Line
+from w2sg.training.shared import see
 
 LIMIT, LONGER = 3.0, 7.0  # seconds of the process group, and seconds that ranks wait
 HELD = {"of": "another run"}
+
+
+def together(*turns):
+    """What each rank's function of its line gives, each in a thread of its own."""
+    store = dist.HashStore()
+    with ThreadPoolExecutor(len(turns)) as pool:
+        return [pool.submit(turn, Line(store, rank, len(turns))) for rank, turn in enumerate(turns)]
+
+
+def test_ranks_learn_what_the_first_finds_and_what_each_has_to_say():
+    def turn(at):
+        found = [at.first(lambda: ("of", at.rank)) for _ in range(3)]
+        return found, at.everyone(), at.everyone(at.rank or None), at.everyone([at.rank]), at.store.num_keys()
+
+    for told in together(turn, turn, turn):
+        found, none, some, each, kept = told.result()
+        assert found == [("of", 0)] * 3
+        assert (none, some, each) == ({}, {1: 1, 2: 2}, {0: [0], 1: [1], 2: [2]})
+        assert kept < 12  # what all have read is forgotten
+
+
+def test_ranks_end_with_one_that_fails_or_leaves(monkeypatch):
+    monkeypatch.setattr(line, "ASIDE", 0.0)
+    first, other = together(lambda at: at.first(lambda: 1 / 0), lambda at: at.first(lambda: 1 / 0))
+    assert isinstance(first.exception(), ZeroDivisionError)
+    assert isinstance(other.exception(), Elsewhere)
+    first, _ = together(lambda at: at.everyone(), lambda at: at.part(wait=False))
+    assert "another process of this run has failed" in str(first.exception())
+    (first, _) = together(lambda at: at.everyone(limit=timedelta(seconds=0.1)), lambda at: None)
+    assert "not all 2 processes of this run have started within" in str(first.exception())
+
+
+def test_what_another_machine_has_made_is_waited_for(tmp_path, monkeypatch):
+    late = tmp_path / "stage"
+    threading.Timer(0.05, late.touch).start()
+    assert files.seen(late, 30)
+    monkeypatch.setattr(files, "SEEN", 0.02)
+    see(late, SimpleNamespace(main=False))
+    see(tmp_path / "never", SimpleNamespace(main=True))  # which makes it
+    with pytest.raises(UserError, match=r"never, made on another machine, is not seen on .*set `store=`"):
+        see(tmp_path / "never", SimpleNamespace(main=False))
 
 
 # -- one rank of a pair -----------------------------------------------------------------------------------------------

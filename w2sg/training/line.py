@@ -96,10 +96,17 @@ class Line:
             self.store.set(mine[0], pickle.dumps(value))
         if not self.rank:
             mine.append(key)
-        self.store.add(key, 1 if value is None else SPEAKS + 1)
-        self._until(lambda: self.store.add(key, 0) % SPEAKS == self.world, limit)
+        count = self.store.add(key, 1 if value is None else SPEAKS + 1)
+
+        def here() -> bool:
+            nonlocal count
+            if count % SPEAKS < self.world:
+                count = self.store.add(key, 0)
+            return count % SPEAKS == self.world
+
+        self._until(here, limit)
         found: dict[int, Any] = {}
-        if self.store.add(key, 0) >= SPEAKS:
+        if count >= SPEAKS:
             for rank in range(self.world):
                 if self.store.check([f"{key} {rank}"]):
                     found[rank] = pickle.loads(self.store.get(f"{key} {rank}"))
