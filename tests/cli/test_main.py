@@ -11,6 +11,8 @@ from conftest import ROOT
 from w2sg.cli import completion, docs, main
 from w2sg.cli.help import VERBS, about, page, shorten
 from w2sg.config import plugins
+from w2sg.config.evaluate_schema import EvaluateConfig
+from w2sg.config.programs import STORE
 from w2sg.errors import ConfigError, UserError
 
 SCRIPT = r"""
@@ -40,7 +42,10 @@ def test_help_lists_what_is_done_first_and_names_no_page_that_a_wheel_lacks():
 def test_pages_are_shown_with_the_commands_of_a_wheel():
     assert set(docs.pages()) >= {"index", "howto/loss", "howto/wandb_sweep.yaml", "notebook.ipynb"}
     assert "\nw2sg train method=mine.distil weak=" in docs.show("howto/text_method")
-    assert "\nw2sg store why student\n" in docs.show("concepts/stages")
+    stages = docs.show("concepts/stages")
+    assert all(f"\nw2sg store {word}" in stages for word in ("list", "why student\n", "prune apply=true", "verify"))
+    told = EvaluateConfig.model_fields["store"].description.split(" | ")
+    assert tuple(line.partition(":")[0] for line in told) == STORE
     assert "\nw2sg decode -m decoder=sampling,eft" in docs.show("decoding")
     for name in docs.pages():
         blocks = "".join(re.findall(r"```bash\n.*?```", docs.show(name), re.S))

@@ -607,8 +607,8 @@ def small(tmp_path):
     return made
 
 
-def shown(function, *args):
-    console = Terminal(width=160, record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+def shown(function, *args, width=160):
+    console = Terminal(width=width, record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
         function(*args, console)
     finally:
@@ -636,6 +636,9 @@ def test_list(small):
     assert f"{small['broken']} is damaged: sub/model.bin has 2 bytes instead of 7" in text
     assert "4 finished, 1 unfinished, 1 damaged" in text
     assert "notes" not in text
+    narrow = shown(inventory.print_list, small["root"], width=80)
+    assert "\n    tiny[/red], hh, loss=ce\n" in narrow  # no column of two letters
+    assert max(map(len, narrow.splitlines())) <= 80
     with Store(small["root"]).lock(small["unfinished"]):
         assert "being made" in shown(inventory.print_list, small["root"])
 

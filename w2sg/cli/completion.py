@@ -12,7 +12,7 @@ from pathlib import Path
 
 from w2sg.cli.docs import pages
 from w2sg.cli.help import VERBS, choices_of, chosen_in, keys_of, plain_keys
-from w2sg.config.programs import JOBS
+from w2sg.config.programs import JOBS, STORE
 from w2sg.console import Plain
 from w2sg.errors import UserError
 
@@ -109,7 +109,7 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 
 def _of_job(verb: str, before: Sequence[str]) -> list[str]:
-    first = ["list", "why", "prune", "verify"] if verb == "store" and not before else []
+    first = STORE if verb == "store" and not before else []
     return [*first, *keys_of(verb)]
 
 

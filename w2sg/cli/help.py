@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from w2sg.config import plugins
-from w2sg.config.programs import JOBS, as_typed, command
+from w2sg.config.programs import JOBS, as_started, command
 from w2sg.console import Plain
 
 WIDTH = 80
@@ -127,7 +127,7 @@ def _rows(rows: dict[str, str], marked: str | None = None) -> Iterator[str]:
     width = max(map(len, rows), default=0)
     for name, words in rows.items():
         start = f"{'*' if name == marked else ' '} {name:<{width}}  "
-        yield (start + shorten(as_typed(words), WIDTH - len(start))).rstrip()
+        yield (start + shorten(as_started(words), WIDTH - len(start))).rstrip()
 
 
 def shorten(text: str, most: int) -> str:
@@ -163,7 +163,7 @@ def _program(verb: str) -> Iterator[str]:
     yield "* is taken where none is chosen. Keys of a choice follow its group after a dot:"
     yield "strong.lr=1e-4, dataset.sizes.test=200. A file of ./conf/GROUP is a choice, too."
     yield f"All keys with their values: `{command(verb, '--cfg job')}`; what they mean:"
-    yield as_typed("docs/options.md. Flags of Hydra: --hydra-help.")
+    yield as_started("docs/options.md. Flags of Hydra: --hydra-help.")
 
 
 def chosen_in(verb: str) -> dict[str, str | None]:

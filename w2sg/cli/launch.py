@@ -97,8 +97,8 @@ def readable_errors() -> Iterator[None]:
     except UserError as error:
         if isinstance(error, OutsideError) and os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        from w2sg.config.programs import as_typed
+        from w2sg.config.programs import as_started
         from w2sg.console import Plain
 
-        Plain(stderr=True).say(as_typed(str(error)), "error: ", "bold red")
+        Plain(stderr=True).say(as_started(str(error)), "error: ", "bold red")
         sys.exit(1)

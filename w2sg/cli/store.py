@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 
 from filelock import Timeout
 from rich.filesize import decimal
-from rich.table import Column, Table
 
 from w2sg.console import Plain
 from w2sg.errors import UserError
@@ -84,18 +83,20 @@ def print_list(root: str | Path, console: Plain) -> None:
     if not stages:
         console.say(f"There are no stages in {root}.")
         return
-    table = Table(
-        *(Column(title, no_wrap=True) for title in ("stage", "hash", "state")),
-        *(Column(title, no_wrap=True, justify="right") for title in ("size", "age", "took")),
-        Column("key", overflow="fold"),
-        box=None,
-        pad_edge=False,
-    )
+    lines = [("stage", "hash", "state", "size", "age", "took")]
     for row in stages:
         took = "" if row.seconds is None else _duration(row.seconds)
         state = "being made" if row.locked and row.state == "unfinished" else row.state
-        table.add_row(row.name, row.hash, state, decimal(row.size), _duration(row.age), took, row.summary)
-    console.print(table)
+        lines.append((row.name, row.hash, state, decimal(row.size), _duration(row.age), took))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    apart = sum(widths) + 2 * len(widths) + 40 > console.width  # each key has a line of its own
+    for cells, key in zip(lines, ["" if apart else "key", *(row.summary for row in stages)], strict=True):
+        line = "  ".join(
+            cell.rjust(w) if n > 2 else cell.ljust(w) for n, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        console.say(line if apart else f"{line}  {key}")
+        if apart and key:
+            console.say(f"    {key}")
     for row in stages:
         if row.problem:
             console.say(f"{row.folder.name} is damaged: {row.problem}")

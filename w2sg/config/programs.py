@@ -16,6 +16,7 @@ JOBS = {
     "check-theory": "known_answers",
     "wandb-report": "wandb_report",
 }
+STORE = ("list", "why", "prune", "verify")  # what `w2sg store` does
 SCRIPTS = ("train", "evaluate")  # train.py and evaluate.py of a clone
 _jobs: list[str] = []  # the verb of a job that was typed
 
@@ -44,12 +45,12 @@ def command(verb: str, *words: str) -> str:
     return " ".join(["python", "train.py" if verb == "train" else "evaluate.py", *words])
 
 
-def as_typed(text: str) -> str:
+def as_started(text: str) -> str:
     """A message in the form in which the running program was started: no key stands for a verb that was typed.
 
     A page is named by the command that shows it, since a wheel has no folder docs/.
 
-    >>> as_typed("x; type runs=outputs. docs/data.md says more") if not _script() else ""
+    >>> as_started("x; type runs=outputs. docs/data.md says more") if not _script() else ""
     'x; type `w2sg compare outputs`. `w2sg docs data` says more'
     """
     if _script():
@@ -62,7 +63,7 @@ def as_typed(text: str) -> str:
 def with_verbs(text: str) -> str:
     """Each ``key=value`` of a job in words of the command ``w2sg``."""
     for verb, key in JOBS.items():
-        value = "(list|why|prune)" if key == "store" else r"(\w[\w./]*\w)"
+        value = f"({'|'.join(STORE)})" if key == "store" else r"(\w[\w./]*\w)"
         text = re.sub(rf"(?<![\w/.,`]){key}={value}", rf"`w2sg {verb} \1`", text)
     return text
 
