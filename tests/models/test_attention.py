@@ -246,6 +246,25 @@ def test_a_kernel_that_does_not_work_here_is_said_and_not_used(monkeypatch, capl
     assert caplog.text.count("read by SDPA with a mask") == 2
 
 
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("family", ["llama", "gemma3", "llama4"])
+def test_on_a_gpu_flex_attention_trains_as_sdpa_does(family, folder):
+    found = []
+    for attention in ("flex_attention", "sdpa"):
+        torch.manual_seed(0)
+        scorer = load_language_model(find(spec(folder(family), attention=attention), "strong"), True, 2).cuda()
+        for lengths in ((24, 30), (24, 30, 17, 9), (40, 33, 12, 50, 20, 20)):  # a kernel is compiled for several shapes
+            batch = {name: value.cuda() for name, value in rows(*lengths, packed=True)[1].items()}
+            scores = scorer(batch)
+            scores.square().sum().backward()
+        found.append((scores, torch.cat([w.grad.flatten() for w in scorer.parameters() if w.grad is not None])))
+    assert not blocks.SAID
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() <= 1e-2 * theirs.norm()
+
+
 # -- the option -------------------------------------------------------------------------------------------------------
 
 
