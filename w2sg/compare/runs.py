@@ -84,6 +84,7 @@ class Finished:
         kept = {k: v for k, v in flat.items() if not any(k == a or k.startswith(a + ".") for a in APART)}
         kept = {k: v for k, v in kept.items() if not k.startswith(TWICE)}
         kept |= {k: "sdpa" for k, v in kept.items() if k.endswith(".attention") and v == "auto"}  # its name before
+        kept = {k: v for k, v in kept.items() if not k.endswith(".save") or v == "bf16"}
         more = {"trainer.matmul": "high"} if flat.get("trainer.matmul") == "high" else {}
         return kept | {"trainer.precision": flat.get("trainer.precision")} | more
 

@@ -101,6 +101,11 @@ class ModelConfig(Options):
         "padded tokens per forward and device, beside micro_batch_size; null: on a GPU as many as its memory holds of "
         "the longest batch, on a CPU the whole batch. Halved where memory runs out; it does not change the result",
     )
+    save: Literal["full", "bf16", "none"] = option(
+        "full",
+        "weights that training leaves in the store: full | bf16 (rounded, tune=full; part of cache keys) | none (gone "
+        "when the run has reported; predictions and curves stay)",
+    )
     lr: float | None = option(None, "learning rate; null: optim.<tune>.lr", gt=0)
     epochs: PositiveInt | None = option(None, "passes over the rows; null: optim.<tune>.epochs")
     random_init: bool = option(False, "architecture and tokenizer only, with new random weights")

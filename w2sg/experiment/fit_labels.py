@@ -30,6 +30,7 @@ from w2sg.models.scorer import load_scorer
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training.inputs import VERSION, content_key
+from w2sg.training.keeping import Keep
 from w2sg.training.label_modules import SoftLabelModule
 from w2sg.training.stages import FitJob
 
@@ -81,7 +82,7 @@ def fit(
         key["like"] = like
     watch = run.data.test if evaluated and run.evaluates(layer is not None or source.spec.arch == "bow") else None
     make = partial(_fit_job, run, like or name, source, labels, loss, options, layer, experts, rows, watch)
-    folder = run.stages.fit(name, key, make, watch is not None)
+    folder = run.stages.fit(name, key, make, watch is not None, Keep.of(source.spec, source.role))
     return Trained(name, source, folder, layer)
 
 
@@ -115,6 +116,7 @@ def fit_key(
     return {
         "version": VERSION,
         "model": {**source.identity, **label_key(source.spec, layer), **label_rules(source, table)},
+        **Keep.of(source.spec, source.role).key,
         "data": {**content_key(table), "kind": table.kind, "classes": table.classes},
         "orientation": hashlib.sha256(table.first.tobytes()).hexdigest()[:16],
         "labels": labels.key,
@@ -186,7 +188,7 @@ def _new_head(run: Context, states: Tensor, experts: list[Trained]) -> LinearHea
         head.standardise(states)
         return head
     mixture = MixtureHead(states.shape[-1], run.pairs, run.classes, len(experts))
-    mixture.set_experts([load_head(expert.folder / "model") for expert in experts])
+    mixture.set_experts([load_head(expert.saved) for expert in experts])
     return mixture
 
 
@@ -203,7 +205,7 @@ def _experts(
     """The fixed experts of a mixture head: linear heads trained by cross entropy on disjoint parts of the rows."""
     linear = replace(source, spec=source.spec.model_copy(update={"head": "linear"}))
     options = fit_options(run.config, linear.spec)
-    count = source.spec.experts
+    count, keep = source.spec.experts, Keep.of(source.spec, source.role)
     fold = np.array([int(noise.draw(run.seed, f"expert:{i}") * count) for i in table.ids])
     experts = []
     for k in range(count):
@@ -215,7 +217,7 @@ def _experts(
         if like is not None:
             key["like"] = like
         make = partial(_fit_job, run, f"{like or name}-expert{k}", linear, labels, None, options, layer, [], rows)
-        experts.append(Trained(stage, linear, run.stages.fit(stage, key, make), layer))
+        experts.append(Trained(stage, linear, run.stages.fit(stage, key, make, keep=keep), layer))
     return experts
 
 

@@ -26,6 +26,7 @@ from w2sg.models.attention import in_words
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training.inputs import VERSION
+from w2sg.training.keeping import Keep
 from w2sg.training.stages import FitJob
 from w2sg.training.text_modules import PreferenceModule, SupervisedModule, WeakTargetModule
 
@@ -46,7 +47,7 @@ def _fit(
     spec = source.spec
     rows = encode_replies(run, source, data, name)
     fit_options = options.fit_options(spec.train)
-    ids = [data.ids[i] for i in rows.kept]
+    ids, keep = [data.ids[i] for i in rows.kept], Keep.of(spec, source.role)
     full_key = {
         "version": VERSION,
         "start": key_of(run, start),
@@ -58,6 +59,7 @@ def _fit(
         "precision": run.precision,
         "seed": run.seed,
         **reply_rules(source),
+        **keep.key,
         **key,
     }
 
@@ -80,7 +82,7 @@ def _fit(
         line = f"{name}: not measured over its steps (logger.eval_every), since no rows are held out; set its "
         line += "validation_fraction above 0"
         run.stages.notes += [line] if line not in run.stages.notes else []
-    folder = run.stages.fit(name, full_key, make, evaluated)
+    folder = run.stages.fit(name, full_key, make, evaluated, keep)
     if name in run.stages.unmeasured:
         line = f"{name}: comes from the store, from a run that did not measure it over its steps (logger.eval_every)"
         run.stages.notes += [line] if line not in run.stages.notes else []

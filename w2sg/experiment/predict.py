@@ -107,11 +107,10 @@ def asked(run: Context, source: Source, table: Table) -> Beside | None:
 def _read_job(run: Context, model: Trained, table: Table) -> ReadJob:
     notes: dict[str, Any] = {}
     if model.layer is not None:
-        scorer = load_head(model.folder / "model")
+        scorer = load_head(model.saved)
         inputs = Features(run.inputs.features(model.source, table, model.layer, asked(run, model.source, table)))
     else:
-        saved = None if model.folder is None else model.folder / "model"
-        scorer = load_scorer(model.source, run.pairs, run.classes, saved, as_it_is=model.folder is None)
+        scorer = load_scorer(model.source, run.pairs, run.classes, model.saved, as_it_is=model.folder is None)
         inputs = run.inputs.tokens(model.source, table, scorer)
         notes |= inputs.notes(model.source.spec.share_prompt)
     examples = Examples(inputs, table.ids, torch.zeros(len(table), dtype=torch.long))

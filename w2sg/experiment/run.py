@@ -194,6 +194,7 @@ def run_method(config: TrainConfig, out: str | Path, typed: list[str], sweep: pr
         finally:
             run.loggers.finish(failed)
         if run.devices.main:
+            run.stages.kept.end()
             remember(config, len(run.stages.records))
             show_closing(report.content, run.out, typed, Plain())
         return report

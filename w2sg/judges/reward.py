@@ -155,7 +155,7 @@ class RewardModel(Judge):
         wherever that module is. It reads what there is of a reply as if it were whole.
         """
         model, source = self._model(), self.source
-        saved = None if model.folder is None else model.folder / "model"
+        saved = model.saved
         if model.layer is None:
             module = load_scorer(source, True, 2, saved, as_it_is=saved is None)
             score = module

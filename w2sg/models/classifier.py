@@ -20,6 +20,7 @@ from w2sg.models.scorer import LanguageScorer, load_language_model, load_scorer
 from w2sg.models.source import Source
 from w2sg.models.standalone.w2sg_classifier import W2SGClassifier, W2SGClassifierConfig
 from w2sg.models.unreadable import quiet_loading
+from w2sg.store.weights import weights
 
 MARKUP = re.compile(r"[<\[|｜].*[>\]|｜]")  # what a token for filling looks like that no text has by chance
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # merging in bf16 rounds every weight that adapters touch
@@ -58,7 +59,7 @@ def load_classifier(trained: FinishedModel, seen: Collection[str] = ()) -> Class
         UserError: its base is not to be had, or merging its adapters changes what it says.
     """
     scoring, source = trained.scoring, source_of(trained.spec, trained.role)
-    pairs, classes, saved = scoring.pairs, scoring.classes, trained.folder / "model"
+    pairs, classes, saved = scoring.pairs, scoring.classes, weights(trained.folder)
     if source.spec.arch == "bow":
         return Classifier(load_scorer(source, pairs, classes, saved).eval())
     if scoring.layer is not None:

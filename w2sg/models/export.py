@@ -22,6 +22,7 @@ from w2sg.models.standalone import bag_of_words, w2sg_classifier
 from w2sg.models.standalone.w2sg_classifier import W2SGClassifier
 from w2sg.models.unreadable import quiet_loading
 from w2sg.store.files import read_json, remove, write_json
+from w2sg.store.weights import weights
 
 ORIGIN = "w2sg.json"  # beside an exported model: where it came from
 
@@ -37,7 +38,7 @@ def load_merged(trained: FinishedModel) -> tuple[nn.Module, Any]:
         import lightning as L
 
         L.seed_everything(trained.seed, workers=True, verbose=False)
-    policy = load_policy(source, None if trained.folder is None else trained.folder / "model", trainable=False)
+    policy = load_policy(source, None if trained.folder is None else weights(trained.folder), trainable=False)
     model = policy.model
     if policy.adapted:
         expected = _logits(model)
@@ -113,7 +114,7 @@ def export_model(
     try:
         part.mkdir(parents=True)
         if adapter:
-            shutil.copytree(trained.folder / "model", part, dirs_exist_ok=True)
+            shutil.copytree(weights(trained.folder), part, dirs_exist_ok=True)
         elif about["form"] == "words":
             _write_words(model, trained, part)
         else:

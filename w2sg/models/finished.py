@@ -15,6 +15,7 @@ from w2sg.errors import UserError
 from w2sg.models.source import Source, find
 from w2sg.store.files import read_json
 from w2sg.store.soundness import KEY, MANIFEST, problem
+from w2sg.store.weights import weights
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,7 @@ def _stage_folder(stage: str, stores: list[Path], name: str, command: str) -> Pa
         )
     if wrong := problem(folder):
         raise UserError(f"system: the stage of {name}, {folder}, is damaged ({wrong}); {again}")
+    weights(folder)
     return folder
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from w2sg.models.source import Source
+from w2sg.store.weights import weights
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,12 @@ class Trained:
 
     @property
     def saved(self) -> Path | None:
-        """Where its weights are, if not where they were found."""
-        return None if self.folder is None else self.folder / "model"
+        """Where its weights are, if not where they were found.
+
+        Raises:
+            UserError: they were not kept.
+        """
+        return None if self.folder is None else weights(self.folder)
 
 
 def reading_as(model: Trained, other: Trained) -> Trained:

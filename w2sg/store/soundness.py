@@ -89,7 +89,7 @@ def file_state(name: str, status: os.stat_result) -> list:
 
 def _not_of(manifest: dict, folder: Path) -> str | None:
     """How a manifest and what is in its folder differ in their files."""
-    files = manifest.get("files")
+    files, gone = manifest.get("files"), manifest.get("given_up", ())
     plain = isinstance(manifest.get("info"), dict) and isinstance(files, dict)
     if not plain or not all(isinstance(f, dict) and {"size", "sha256"} <= f.keys() for f in files.values()):
         return f"{MANIFEST} is not one of ours"
@@ -107,7 +107,7 @@ def _not_of(manifest: dict, folder: Path) -> str | None:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             file = (inside / name).as_posix()
-            if file not in files and file != MANIFEST and not name.startswith("."):
+            if file not in files and file != MANIFEST and file not in gone and not name.startswith("."):
                 return f"{file} was not there when it was sealed"
     return None
 

@@ -36,6 +36,7 @@ from w2sg.store.soundness import DAMAGED, KEY, MANIFEST, PART, SCRATCH, digest, 
 
 log = logging.getLogger(__name__)
 
+GIVEN_UP = "its weights were not kept by the run that trained it, and are wanted now; it is trained again"
 HOLDER = ".holder"  # a file beside a lock, which says who holds it
 _holders: dict[Path, int] = {}  # lock file -> the thread of this process that holds it
 
@@ -52,12 +53,12 @@ class Claim:
         cached: the stage is sealed and sound: read path, make nothing.
     """
 
-    def __init__(self, store: Store, name: str, key: dict):
+    def __init__(self, store: Store, name: str, key: dict, whole: bool = False):
         self.path = store.root / folder_name(name, key)
         self.part = self.path.with_name(self.path.name + PART)
         self.scratch = self.part / SCRATCH
         self.cached = False
-        self._store, self._key, self._open = store, json.loads(canonical(key)), False
+        self._store, self._key, self._open, self._whole = store, json.loads(canonical(key)), False, whole
 
     @property
     def info(self) -> dict:
@@ -124,6 +125,8 @@ class Claim:
         """Set cached; return what is wrong where there is a folder and it is not sound."""
         wrong = problem(self.path, self._key, hashes) if os.path.lexists(self.path) else None
         self.cached = wrong is None and self.path.is_dir()
+        if self.cached and self._whole and read_json(self.path / MANIFEST).get("given_up"):
+            self.cached, wrong = False, GIVEN_UP
         return wrong
 
     def _repair(self, wrong: str) -> None:
@@ -132,6 +135,10 @@ class Claim:
         os.rename(self.path, aside)
         verified.pop(self.path, None)
         forget(self.path)
+        if wrong == GIVEN_UP:
+            remove(aside)
+            log.info("%s: %s", self.path.name, wrong)
+            return
         log.warning("%s is damaged: %s. It is made anew; what was there is now %s", self.path.name, wrong, aside.name)
 
     def _prepare(self) -> None:
@@ -169,7 +176,7 @@ class Store:
         self.root = Path(root).expanduser().absolute()
 
     @contextmanager
-    def claim(self, name: str, key: dict) -> Iterator[Claim]:
+    def claim(self, name: str, key: dict, whole: bool = False) -> Iterator[Claim]:
         """Take a stage in order to use it or, where it is not there, to make it.
 
         A sound stage is given at once, without a lock, so a store that may only be read serves what it has. Otherwise
@@ -180,13 +187,14 @@ class Store:
         Args:
             name: what kind of stage, for people: letters, digits, ``_ - .``.
             key: everything that changes the result and nothing else; see `canonical`.
+            whole: a stage whose weights were given up (`w2sg.store.weights`) is made again.
 
         Raises:
             TypeError: the key holds something that is not plain.
             UserError: a number in the key is not finite; the root cannot be written; or the disk became full, in here
                 or inside the context, in which case part stays and the same command later goes on from it.
         """
-        claim = Claim(self, name, key)
+        claim = Claim(self, name, key, whole)
         with self._reading():
             claim._look()  # without the lock: a store of which nothing can be written has none to take
         with self._not_full(claim.part):  # also around what the maker does: its disk is this one

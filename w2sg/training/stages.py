@@ -34,6 +34,7 @@ from w2sg.training.counting import Counting
 from w2sg.training.devices import Devices
 from w2sg.training.evaluating import Point, curve_of, interval, is_evaluation, on_rows, on_test, replay
 from w2sg.training.jobs import FitJob, ReadJob
+from w2sg.training.keeping import FULL, Keep, Kept
 from w2sg.training.label_modules import FitContext
 from w2sg.training.reading_module import ReadingModule
 from w2sg.training.sharding import large, load_weights, unshard
@@ -88,26 +89,33 @@ class Stages:
         self.unmeasured: list[str] = []  # fits from the store whose accuracy over steps is wanted and not there
         self.records: list[StageRecord] = []
         self.notes: list[str] = []  # of the run's models, what the report has to repeat
+        self.kept = Kept(store if devices.main else None, self.notes)
         self._walked: set[str] = set()  # stages that this run has asked for before
         self._making: list[dict[str, None]] = []  # of each stage that is being made: those it has asked for
         check_shared(store, devices)
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
-    def fit(self, name: str, key: dict[str, Any], make: Callable[[], FitJob], evaluated: bool = False) -> Path:
+    def fit(
+        self, name: str, key: dict[str, Any], make: Callable[[], FitJob], evaluated: bool = False, keep: Keep = FULL
+    ) -> Path:
         """Train a model, or find it trained. Returns the stage's folder, which holds ``model/`` and ``curve.json``.
 
         Args:
             evaluated: its job has rows to watch; a trained one that was not measured on them is noted.
+            keep: what of its weights stays in the store.
         """
-        folder = self._stage(name, key, lambda part, hold: self._fit(name, make, part, hold))
+        folder = self._stage(name, key, lambda part, hold: self._fit(name, make, part, hold, keep), keep.whole)
+        self.kept.add(name, folder, keep)
         if evaluated and name not in self.unmeasured:
             whole, kept = curve_of(folder), self.curve(folder)
             if not any(map(is_evaluation, kept)) or on_test(whole) != on_test(kept):
                 self.unmeasured.append(name)
         return folder
 
-    def _fit(self, name: str, make: Callable[[], FitJob], part: Path, hold: stops.Deferral) -> dict[str, Any]:
+    def _fit(
+        self, name: str, make: Callable[[], FitJob], part: Path, hold: stops.Deferral, keep: Keep
+    ) -> dict[str, Any]:
         with self.devices.reading_once():
             job = make()
         options = job.options
@@ -159,7 +167,7 @@ class Stages:
         if cut:
             unshard(job.scorer)
         tokens, padded, examples = (self.devices.total(module.counts[k]) for k in ("useful", "padded", "examples"))
-        self.devices.first(lambda: save(job.scorer, module.curve, part))
+        left = self.devices.first(lambda: save(job.scorer, module.curve, part, keep))
         return {
             "seconds": module.seconds_so_far,
             "tokens": int(tokens),
@@ -169,6 +177,7 @@ class Stages:
             **({} if budget.tokens is None else {"micro_tokens": budget.tokens}),
             "best_epoch": chosen,
             "best_step": None if chosen is None else chosen * -(-len(job.train) // options.batch_size),
+            **left,
             **job.notes,
         }
 
@@ -242,7 +251,7 @@ class Stages:
 
         return self._stage(name, key, timed)
 
-    def _stage(self, name: str, key: dict[str, Any], work: Callable[[Path, stops.Deferral], dict[str, Any]]) -> Path:
+    def _stage(self, name: str, key: dict[str, Any], work: Callable[..., dict[str, Any]], whole: bool = False) -> Path:
         with contextlib.ExitStack() as stack:
             stack.enter_context(read_by_each())
             stack.enter_context(stops.heard())
@@ -252,7 +261,7 @@ class Stages:
 
             def take() -> bool:
                 nonlocal claim
-                claim = stack.enter_context(self.store.claim(name, key))
+                claim = stack.enter_context(self.store.claim(name, key, whole))
                 return claim.cached
 
             def seal() -> dict[str, Any]:
@@ -336,10 +345,11 @@ class Stages:
         return f"{path.name}{why}"
 
 
-def save(model: nn.Module, curve: list[Point], folder: Path) -> None:
-    """Write what was trained, and how its training went, into a stage's folder."""
+def save(model: nn.Module, curve: list[Point], folder: Path, keep: Keep) -> dict[str, Any]:
+    """Write what was trained, and how its training went, into a stage's folder; what its info says of the weights."""
     model.save(folder / "model")
     write_json(folder / "curve.json", curve)
+    return keep.seal(folder)
 
 
 def load_values(folder: Path) -> tuple[list[str], Tensor]:
