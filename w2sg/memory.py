@@ -122,12 +122,15 @@ def cut(costs: np.ndarray, tokens: int | None = None, rows: int | None = None, w
     [slice(0, 3, None), slice(3, 4, None)]
     """
     begin, stop = (0, len(costs)) if within is None else (within.start, within.stop)
+    if tokens is None:
+        size = rows or max(1, stop - begin)
+        return [slice(start, min(start + size, stop)) for start in range(begin, stop, size)]
     runs: list[slice] = []
     while begin < stop:
         end, longest = begin + 1, int(costs[begin])
         while end < stop and (rows is None or end - begin < rows):
             longest = max(longest, int(costs[end]))
-            if tokens is not None and longest * (end + 1 - begin) > tokens:
+            if longest * (end + 1 - begin) > tokens:
                 break
             end += 1
         runs.append(slice(begin, end))

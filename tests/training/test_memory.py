@@ -145,6 +145,19 @@ def test_the_longest_batch_is_tried_first_and_leaves_no_trace(room, tmp_path, mo
         assert "micro_tokens" not in info
 
 
+def test_devices_that_hold_a_model_together_choose_by_what_rows_take(tmp_path, monkeypatch):
+    """5,000 bytes whatever the tokens, and 10 for each of them; none of them runs out, for the others would wait."""
+    lengths = np.sort(examples().inputs.lengths)[::-1]
+    monkeypatch.setattr(within_memory, "has_limit", lambda device: True)
+    monkeypatch.setattr(within_memory, "free_bytes", lambda device: 5000 + 10 * 70)
+    monkeypatch.setattr(SoftLabelModule, "_peak", lambda self, batch, rows: 5000 + 10 * padded(batch.costs, rows))
+    monkeypatch.setattr(SoftLabelModule, "on_fit_start", lambda self: setattr(self.budget, "alone", False))
+    scorer = Small()
+    _, _, info = fitted(stages(tmp_path), "m", losses.cross_entropy, scorer)
+    assert info["micro_tokens"] == 64
+    assert lengths[0] < max(scorer.asked) <= 64
+
+
 class Policy(nn.Module):
     """Log-probabilities of reply tokens by a table; at most so many tokens at once."""
 

@@ -146,8 +146,8 @@ class Batch:
         """The rows of each micro-batch."""
         # a text may have a row of its own, so a micro-batch's examples are counted by what each has one of
         keys = ("features", "ends", "sizes", "row")
-        ends = np.cumsum([0, *(len(next(m[key] for key in keys if key in m)) for m in self.micro)]).tolist()
-        return [slice(a, b) for a, b in itertools.pairwise(ends)]
+        sizes = (len(next(m[key] for key in keys if key in m)) for m in self.micro)
+        return list(itertools.starmap(slice, itertools.pairwise(itertools.accumulate(sizes, initial=0))))
 
     def cut(self, budget: Budget) -> Batch:
         """The same rows in micro-batches that a budget allows, on the device where this batch is."""

@@ -81,7 +81,8 @@ class WithinMemory(L.LightningModule):
             data = getattr(self.trainer, "datamodule", None)  # none where only batches were given
             if self.budget.tokens is None and self.budget.rows is None and data is not None and has_limit(self.device):
                 self._choose_tokens(data.longest().to(self.device))
-        if len(self.budget.cut(batch.costs)) > len(batch.parts):  # it was cut before less was allowed
+        # it may have been cut before less was allowed
+        if self.budget.tokens is not None and len(self.budget.cut(batch.costs)) > len(batch.parts):
             batch = batch.cut(self.budget)
         state, self._everyone = random_state(), None
         while True:
@@ -150,17 +151,20 @@ class WithinMemory(L.LightningModule):
 
     def _measured(self, batch: Batch) -> int:
         """The power of two that fits, by what one row and two take: where a device ran out the others would wait."""
-        peaks, tokens = [], []
-        for rows in (1, min(2, len(batch.costs))):
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            if not self._fits(batch, slice(0, rows), 1):
-                self.budget.exceeded(padded(batch.costs, slice(0, rows)), 1)
-            peaks.append(torch.cuda.max_memory_allocated(self.device) - before)
-            tokens.append(padded(batch.costs, slice(0, rows)))
-        each = max(1.0, (peaks[1] - peaks[0]) / max(1, tokens[1] - tokens[0])) if tokens[1] > tokens[0] else peaks[0]
-        room = (free_bytes(self.device) or 0) - (peaks[0] - each * tokens[0])
-        return max(tokens[0], power_of_two(max(1.0, room / each)))
+        runs = [slice(0, rows) for rows in (1, min(2, len(batch.costs)))]
+        peaks, tokens = [self._peak(batch, run) for run in runs], [padded(batch.costs, run) for run in runs]
+        each = max(1.0, (peaks[1] - peaks[0]) / (tokens[1] - tokens[0])) if len(batch.costs) > 1 else peaks[0]
+        room = free_bytes(self.device) - (peaks[0] - each * tokens[0])  # less what does not grow with the tokens
+        return max(tokens[0], power_of_two(room / each))
+
+    def _peak(self, batch: Batch, rows: slice) -> int:
+        """Bytes that a step over these rows takes at its peak, gradients included."""
+        self.zero_grad(set_to_none=True)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        if not self._fits(batch, rows, 1):
+            self.budget.exceeded(padded(batch.costs, rows), rows.stop - rows.start)
+        return torch.cuda.max_memory_allocated(self.device) - before
 
     def _fits(self, batch: Batch, rows: slice, times: int) -> bool:
         """Whether a forward and a backward of these rows find memory; gradients stay on this device."""
@@ -221,22 +225,28 @@ def tokens_at_once(
     """
     device = devices.fabric.device
     if rows is not None:
-        room = None if written is None else room_to_write(model, device, int(longest), written)
+        room = None if written is None else room_to_write(model, device, int(longest), written, devices.mixed)
     else:
-        room = devices.config.eval_tokens or room_to_read(model, device) or devices.eval_tokens
+        room = devices.config.eval_tokens or room_to_read(model, device, devices.mixed) or devices.eval_tokens
     return devices.agree(room) if has_limit(device) else room
 
 
-def room_to_read(model: nn.Module, device: torch.device) -> int | None:
-    """Padded tokens that a model may read at once in what its device has left; None for a device without a limit."""
+def room_to_read(model: nn.Module, device: torch.device, mixed: bool = False) -> int | None:
+    """Padded tokens that a model may read at once in what its device has left; None for a device without a limit.
+
+    Args:
+        mixed: in mixed precision, where products and what they give are in bf16.
+    """
     free = free_bytes(device)
     if free is None:
         return None
-    each = max((_block(part) for part in backbones(model)), default=0.0)
+    each = max((_block(part, mixed) for part in backbones(model)), default=0.0)
     return MOST if not each else min(MOST, power_of_two(free / each))
 
 
-def room_to_write(model: nn.Module, device: torch.device, longest: int, written: int) -> int | None:
+def room_to_write(
+    model: nn.Module, device: torch.device, longest: int, written: int, mixed: bool = False
+) -> int | None:
     """Tokens of prompts and replies for whose keys and values a device has room beside all models that take part.
 
     Args:
@@ -247,15 +257,16 @@ def room_to_write(model: nn.Module, device: torch.device, longest: int, written:
         return None
     held = 0.0
     for part in backbones(model):
-        low = torch.is_autocast_enabled(device.type) or part.dtype != torch.float32
+        low = mixed or part.dtype != torch.float32
         held += footprint.cache_bytes(part.config, longest, "bfloat16" if low else "float32")
     # a cache that grows moves into buffers with half as much room again
-    each = 1.5 * written * held / longest + max((_block(part) for part in backbones(model)), default=0.0)
+    each = 1.5 * written * held / longest + max((_block(part, mixed) for part in backbones(model)), default=0.0)
     return max(1, int(free / each)) if each else None
 
 
-def _block(part: Any) -> float:
-    use = footprint.Use(None, "32-true", str(part.dtype).removeprefix("torch."))
+def _block(part: Any, mixed: bool) -> float:
+    """Bytes of a token in one block, which is about what a forward without gradients has in hand."""
+    use = footprint.Use(None, "bf16-mixed" if mixed else "32-true", str(part.dtype).removeprefix("torch."))
     return footprint.kept(part.config, use).block
 
 
