@@ -251,6 +251,25 @@ def test_under_autocast_a_gpu_multiplies_bf16_into_fp32(trained, softcap, monkey
     assert all(torch.bfloat16 in product for product in gpu.products)
 
 
+def test_logits_of_bf16_weights_that_are_written_by_are_not_rounded_on_a_gpu(monkeypatch):
+    import transformers
+
+    from w2sg.models.policy import Policy
+
+    config = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    torch.manual_seed(0)
+    policy = Policy(transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16))
+    states = 20 * torch.randn(2, 3, 16).bfloat16()
+    rounded = policy.logits(states)
+    monkeypatch.setattr(logprobs, "WIDE_RESULTS", {"cpu"})
+    with torch.no_grad(), Gpu():
+        exact = policy.logits(states)
+    assert exact.shape == rounded.shape == (2, 3, 40)
+    assert exact.dtype == torch.float32
+    assert torch.equal(exact.bfloat16().float(), rounded)
+    assert not torch.equal(exact, rounded)
+
+
 def test_far_apart_logits_stay_finite():
     hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
     found = token_logprobs(hidden, torch.tensor([[1.0], [0.0]]), torch.tensor([1, 1]))

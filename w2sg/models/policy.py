@@ -15,7 +15,7 @@ from w2sg.data.dialogue import Chat
 from w2sg.data.masks import run_backbone, sight
 from w2sg.data.table import digest
 from w2sg.errors import UserError
-from w2sg.losses.logprobs import token_logprobs, top_tokens
+from w2sg.losses.logprobs import token_logprobs, top_tokens, wide_logits, wide_results
 from w2sg.models import rope
 from w2sg.models.attention import on_any_device
 from w2sg.models.backbones import logit_scale, softcap_of
@@ -103,7 +103,9 @@ class Policy(nn.Module):
         """
         layer = self.plain.get_output_embeddings()
         with torch.autocast(states.device.type, enabled=False):
-            if self.scale == 1.0 or getattr(layer, "bias", None) is None:
+            if type(layer) is nn.Linear and wide_results(layer.weight):
+                logits = wide_logits(states, *self.head())
+            elif self.scale == 1.0 or getattr(layer, "bias", None) is None:
                 logits = layer(states.to(layer.weight.dtype)).float()
             else:
                 logits = nn.functional.linear(states.to(layer.weight.dtype), *self.head()).float()
