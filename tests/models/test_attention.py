@@ -34,7 +34,8 @@ from w2sg.models.scorer import load_language_model
 from w2sg.models.source import find
 
 WINDOWED = ["gemma3", "mistral", "olmo3", "phi3", "qwen2 (window)", "starcoder2", "llama4"]
-ALWAYS = {"gemma3", "mistral", "llama4"}  # both kinds of layers, a window in each, chunks
+FLEXIBLE = [*WINDOWED, "gpt2", "gpt_neox", "opt"]
+ALWAYS = {"gemma3", "llama4", "gpt2"}  # a window in some layers, chunks, positions in a table
 NARROW = {"gpt2": {"n_positions": 20}, "opt": {"max_position_embeddings": 20}}  # learned, and just as many as are read
 
 
@@ -195,10 +196,10 @@ def _uncompiled(query, key, value, training=False, **rest):
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(family, marks=() if family in ALWAYS else pytest.mark.slow) for family in WINDOWED]
+    "family", [pytest.param(family, marks=() if family in ALWAYS else pytest.mark.slow) for family in FLEXIBLE]
 )
 @torch.no_grad()
-def test_windows_are_in_the_masks_of_every_attention(family, folder, flex):
+def test_every_attention_reads_shared_rows_as_texts_alone(family, folder, flex):
     """Rewards of texts longer than the window, packed, are those of plain transformers, which reads each alone."""
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -249,7 +250,7 @@ def test_a_kernel_that_does_not_work_here_is_said_and_not_used(monkeypatch, capl
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("family", ["llama", "gemma3", "llama4"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "llama4"])
 def test_on_a_gpu_flex_attention_trains_as_sdpa_does(family, folder):
     found = []
     for attention in ("flex_attention", "sdpa"):
@@ -272,17 +273,18 @@ def test_auto_is_what_model_and_machine_have(folder, monkeypatch):
     def chosen(config, **changes):
         return attention_of(config, spec("x", **{"attention": "auto", **changes}), "strong")[0]
 
-    llama, gpt2, gemma2 = (getattr(T, FAMILIES[name][0])(**FAMILIES[name][1]) for name in ("llama", "gpt2", "gemma2"))
-    assert [chosen(config) for config in (llama, gpt2, gemma2)] == ["sdpa", "sdpa", "eager"]
+    names = ("llama", "gpt2", "stablelm", "gemma2")
+    llama, _, stablelm, gemma2 = configs = [getattr(T, FAMILIES[name][0])(**FAMILIES[name][1]) for name in names]
+    assert [chosen(config) for config in configs] == ["sdpa", "sdpa", "sdpa", "eager"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [chosen(config) for config in (llama, gpt2, gemma2)] == ["flex_attention", "sdpa", "eager"]
+    assert [chosen(config) for config in configs] == ["flex_attention", "flex_attention", "sdpa", "eager"]
     assert [in_words("flex_attention", torch.device(kind)) for kind in ("cpu", "cuda")] == ["sdpa", "flex_attention"]
     assert chosen(llama, dropout=0.1) == "sdpa"
     assert chosen(llama, attention="sdpa") == "sdpa"
     assert implementation(llama, "flex_attention") == blocks.NAME
     assert implementation(gemma2, "flex_attention") == "flex_attention"  # with its softcap, which SDPA has not
-    with pytest.raises(UserError, match="GPT2LMHeadModel has no flex_attention; use strong"):
-        chosen(gpt2, attention="flex_attention")
+    with pytest.raises(UserError, match="StableLmForCausalLM has no flex_attention; use strong"):
+        chosen(stablelm, attention="flex_attention")
     llama4 = T.Llama4TextConfig(**FAMILIES["llama4"][1])
     with pytest.raises(UserError, match="has no flash attention; use strong"):
         chosen(llama4, attention="flash_attention_2")

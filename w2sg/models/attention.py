@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from w2sg.config.schema import ModelConfig
 
 
+# architectures that do not say that they have FlexAttention, and ask for attention as if they had
+FLEX = ("gpt2",)
+
+
 def _class_of(config: PretrainedConfig) -> Any:
     from transformers.models.auto import modeling_auto as auto
 
@@ -46,6 +50,7 @@ def attention_of(config: PretrainedConfig, spec: ModelConfig, role: str) -> tupl
             raise UserError(f"{here} flash attention; use {role}.attention=auto")
         return wanted, []
     sdpa, flex = (getattr(known, f"_supports_{kind}", False) for kind in ("sdpa", "flex_attn"))
+    flex = flex or config.model_type in FLEX
     if wanted == "flex_attention":
         if not flex:
             raise UserError(f"{here} flex_attention; use {role}.attention=auto")
