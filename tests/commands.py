@@ -6,6 +6,7 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from functools import cache
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -13,8 +14,28 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 context: ForkServerContext = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["lightning.pytorch", "transformers", "peft", "pyarrow.parquet", "datasets", "hydra", "rich.progress"]
-)  # nothing of ours: a script imports that in its own order
+    [
+        *("lightning.pytorch", "transformers", "peft", "pyarrow.parquet", "datasets", "hydra", "rich.progress"),
+        *("matplotlib.figure", "matplotlib.backends.backend_svg", "torchmetrics", "scipy.stats", "jinja2"),
+        *("w2sg.cli.train", "w2sg.experiment.run", "w2sg.config.composing"),
+    ]
+)
+
+
+UNDRAWN = "W2SG_TESTS_DO_NOT_DRAW"  # set: figures are made and not drawn
+
+
+@cache
+def draw_where_wanted() -> None:
+    """From now on this process draws figures only where `UNDRAWN` is not set."""
+    from matplotlib.figure import Figure
+
+    usual = Figure.savefig
+
+    def savefig(figure, file, **options):
+        return file.write(b"<svg/>") if os.environ.get(UNDRAWN) else usual(figure, file, **options)
+
+    Figure.savefig = savefig
 
 
 def start(
@@ -45,6 +66,7 @@ def _run(script: str, overrides: Sequence[str], environment: dict[str, str], out
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv, sys.path[0] = [script, *overrides], str((ROOT / script).parent)
+    draw_where_wanted()
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     finally:

@@ -1,6 +1,5 @@
 """Tiny stand-ins for real models and data, made here: no network, no GPU, seconds."""
 
-import contextlib
 import importlib.util
 import json
 import os
@@ -241,20 +240,12 @@ def start_ranks(script: str, *overrides: str, folder: Path, count: int = 2) -> C
     return finish
 
 
-@contextlib.contextmanager
-def without_drawing():
-    """Figures are made but not drawn, which is half the time of a small run; the tests of pages draw them all."""
-    from matplotlib.figure import Figure
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda _, file, **__: file.write(b"<svg/>"))
-        yield
-
-
-@pytest.fixture(scope="module")
-def undrawn():
-    with without_drawing():
-        yield
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Figures are made but not drawn, which is half the time of a small run; tests marked `drawn` draw them all."""
+    os.environ[commands.UNDRAWN] = "" if item.get_closest_marker("drawn") else "1"
+    commands.draw_where_wanted()
+    return (yield)
 
 
 def the_script(name: str) -> ModuleType:

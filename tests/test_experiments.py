@@ -17,8 +17,6 @@ from w2sg.config.check import check
 from w2sg.config.hydra import register, run_name
 from w2sg.config.plugins import CONF
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 NAMES = sorted(f.stem for f in (CONF / "experiment").glob("rkl_*.yaml"))
 REFINE = sorted(f.stem for f in (CONF / "experiment").glob("refine_*.yaml"))
 CONG = sorted(f.stem for f in (CONF / "experiment").glob("cong_*.yaml"))

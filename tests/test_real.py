@@ -48,8 +48,8 @@ def test_a_pretrained_model_learns_from_a_bag_of_words_on_reviews(tmp_path):
 @pytest.mark.slow
 @needs_smollm2
 @needs_pairs
-def test_a_small_sweep_on_real_preference_pairs(tmp_path, undrawn):
-    """Losses x seeds x noise of docs/results.md, on 60 pairs each: one set of features, one teacher per seed."""
+def test_a_small_sweep_on_real_preference_pairs(tmp_path):
+    """Losses x seeds of docs/results.md, on a few noisy pairs: one set of features, one teacher per seed."""
     from w2sg.compare.collect import collect
     from w2sg.experiment.run import run_method
 
@@ -57,18 +57,18 @@ def test_a_small_sweep_on_real_preference_pairs(tmp_path, undrawn):
     fixed = ["dataset=hh_rlhf", f"dataset.path={HH}", sizes, "strong.feature_layer=4", "strong.max_length=128"]
     fixed.append("dataset.max_chars=300")
     noise = "dataset.noise.kind=flip"
-    for loss, seed, rate in product(("ce", "rkl"), (0, 1), (0.0, 0.4)):
+    for loss, seed, rate in product(("ce", "rkl"), (0, 1), (0.4,)):
         job = [f"loss={loss}", f"seed={seed}", noise, f"dataset.noise.rate={rate}", "trainer=cpu", "logger=none"]
         run_method(check(compose(*fixed, *job, f"out={tmp_path}")), tmp_path / f"{loss}{seed}{rate}", job)
     found = collect(tmp_path).content
-    assert found["runs"] == 8
-    assert len(found["cells"]) == 4
+    assert found["runs"] == 4
+    assert len(found["cells"]) == 2
     for row in found["cells"]:
         assert all(0.2 < accuracy["mean"] < 0.95 for accuracy in row["accuracy"].values())
         assert "zero_shot" in row["accuracy"]
     trained = Counter(folder.name.rpartition("-")[0] for folder in (tmp_path / "store").iterdir() if folder.is_dir())
     counts = {name: trained[name] for name in ("weak", "student", "ceiling", "zero-shot-on-test")}
-    assert counts == {"weak": 2, "student": 8, "ceiling": 2, "zero-shot-on-test": 1}
+    assert counts == {"weak": 2, "student": 4, "ceiling": 2, "zero-shot-on-test": 1}
 
 
 @pytest.mark.slow

@@ -261,6 +261,6 @@ def test_the_next_command_can_be_typed(script, words, content, tmp_path, monkeyp
     for line in tries:
         program, *more = shlex.split(line)[1:]
         assert program == {"train": "train.py", "decode": "evaluate.py"}[script]
-        jobs = settle(script, taken_apart(more), check)
+        jobs = settle(script, taken_apart(more), check).jobs
         assert len(jobs or [1]) == (1 if script == "decode" else 9 if content["method"] == "finetune" else 3)
     assert bool(tries) != ("experiment=search_sentiment" in words)

@@ -118,6 +118,7 @@ def test_differences_between_losses_are_paired_and_equal_losses_are_called_ident
     assert found["seconds"]["without_store"] == 180.0
 
 
+@pytest.mark.drawn
 def test_the_files_and_the_page_say_the_same(sweep, capsys):
     from w2sg.console import Plain
 

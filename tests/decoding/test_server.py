@@ -39,8 +39,6 @@ from w2sg.errors import ConfigError, UserError
 from w2sg.experiment.run import run_method
 from w2sg.models.policy import Policy
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def needs_server(test):
     """It takes ten seconds to start."""

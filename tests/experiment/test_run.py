@@ -13,8 +13,6 @@ from runs import label_arguments as arguments
 from runs import run_labels as run
 from runs import stages_of
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def test_the_whole_experiment_and_its_files(pairs_folder, tiny_gpt2, tmp_path):
     content = run(pairs_folder, tiny_gpt2, tmp_path, "strong.epochs=2", "loss=rkl")

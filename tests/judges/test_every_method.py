@@ -17,8 +17,6 @@ from w2sg.judges.language_model import LabelVerdicts
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.intervals import Bootstrap
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 SIZES = {"ground_truth": 12, "transfer": 12, "test": 8}
 QUESTION = "'{conversation}|{first}|{second}|A or B?'"
 OWN = '''

@@ -203,7 +203,7 @@ def test_a_committee_that_multiplies_where_it_should_average_is_noticed(monkeypa
 
 
 @pytest.fixture
-def one_run(monkeypatch, undrawn):
+def one_run(monkeypatch):
     monkeypatch.setattr(whole_path, "EPOCHS", (16,))
 
 
@@ -254,7 +254,7 @@ def test_a_paired_test_that_is_halved_is_noticed(monkeypatch, one_run):
 
 
 @pytest.mark.slow
-def test_a_dropped_correction_for_the_number_of_tests_is_noticed(monkeypatch, undrawn):
+def test_a_dropped_correction_for_the_number_of_tests_is_noticed(monkeypatch):
     monkeypatch.setattr(statistics, "holm", lambda p: list(p))
     failed = failures("whole_path")
     assert len(failed) == 2

@@ -31,8 +31,6 @@ from w2sg.store.shards import Shards
 from w2sg.training.label_modules import FitModule
 from w2sg.training.stages import load_tensors
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture(scope="module")
 def arguments(pairs_folder, models):

@@ -19,8 +19,6 @@ from w2sg.models.policy import load_policy
 from w2sg.models.quantise import rounded_to
 from w2sg.models.source import find
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 IDS = [f"id{k:03d}" for k in range(200)]
 
 

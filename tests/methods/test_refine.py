@@ -33,8 +33,6 @@ from w2sg.models.finished import find_finished
 from w2sg.store.files import read_json
 from w2sg.training.stages import load_tensors
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 SIZES = {"ground_truth": 10, "transfer": 11, "test": 6}
 
 

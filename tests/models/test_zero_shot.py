@@ -15,8 +15,6 @@ from w2sg.errors import UserError
 from w2sg.models import zero_shot
 from w2sg.models.source import find
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 ASKED = ZeroShotConfig(question="\nIs it good or bad?", answers=["bad", "good"])
 ASK = 'dataset.zero_shot={question: "\\nIs it good or bad?", answers: [bad, good]}'
 

@@ -15,6 +15,8 @@ from w2sg.reports.sections.splits import Splits
 from w2sg.reports.sections.theory import Teacher
 from w2sg.reports.words import pgr_sentence
 
+pytestmark = pytest.mark.drawn
+
 
 @pytest.fixture(scope="module")
 def content(pairs_folder, tiny_gpt2, tmp_path_factory):

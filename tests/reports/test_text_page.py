@@ -18,6 +18,8 @@ from w2sg.reports.sections.splits import Splits
 from w2sg.reports.sections.systems import Systems
 from w2sg.reports.sections.training import FitTraining
 
+pytestmark = pytest.mark.drawn
+
 SYSTEMS = ["base", "weak", "cong_s", "cong", "weak_sft", "ceiling"]
 NAMES = ["plain", "0", "0.4", "1"]
 EMPTY = {"value": None, "low": None, "high": None}

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, compose, run_script, save_tiny_model, start_ranks, without_drawing
+from commands import draw_where_wanted
+from conftest import ROOT, compose, run_script, save_tiny_model, start_ranks
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -38,8 +39,6 @@ from w2sg.experiment.run import run_method
 from w2sg.models.scorer import load_language_model
 from w2sg.models.source import find
 from w2sg.training import processes, sharding
-
-pytestmark = pytest.mark.usefixtures("undrawn")
 
 ONE = ["trainer=cpu"]
 EVALUATED = "logger.eval_every=4"  # also what is measured during a fit is the same
@@ -352,6 +351,6 @@ def test_torchrun_starts_the_processes_and_nothing_else_does(pairs_folder, tiny_
 
 
 if __name__ == "__main__":
-    with without_drawing():
-        for out, overrides in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")).items():
-            run(Path(out), overrides)
+    draw_where_wanted()
+    for out, overrides in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")).items():
+        run(Path(out), overrides)

@@ -33,7 +33,7 @@ def launch(task: Callable[[Any], Any], name: str) -> None:
 
     from w2sg.config.check import check, check_evaluate
     from w2sg.config.composing import settle
-    from w2sg.config.hydra import register, tell_sweep
+    from w2sg.config.hydra import known_mode, register, tell_sweep
     from w2sg.config.plugins import CONF
     from w2sg.config.programs import command
     from w2sg.config.typed import typed
@@ -43,7 +43,7 @@ def launch(task: Callable[[Any], Any], name: str) -> None:
     any_terminal()
     # a line for each run is ours to print
     logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)
-    begun, jobs = time.monotonic(), None
+    begun, settled = time.monotonic(), None
     with readable_errors():
         line = typed(sys.argv[1:], sweeps=name != "evaluate")
         register(users=line.folder)
@@ -52,9 +52,10 @@ def launch(task: Callable[[Any], Any], name: str) -> None:
         elsewhere = line.has("--config-path", "-cp", "--experimental-rerun")
         if not elsewhere and not line.has("--hydra-help", "--version", "--shell-completion", "-sc"):
             holds = (lambda cfg, _: check_evaluate(cfg)) if name == "evaluate" else check
-            jobs = settle(line.value("--config-name") or name, line, None if shows else holds)
+            settled = settle(line.value("--config-name") or name, line, None if shows else holds)
+    jobs = None if settled is None else settled.jobs
     tell_sweep(jobs)
-    with late_help():
+    with late_help(), contextlib.nullcontext() if settled is None else known_mode(settled.mode):
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
     if jobs is not None and stops.speaks():
         typed_out = [word.partition("=")[2] for word in line.overrides if word.startswith("out=")]

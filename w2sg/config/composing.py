@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from w2sg.config import outputs, plugins, renamed
 from w2sg.config.choices import aliases, file_problem, options, unknown_choice
@@ -26,16 +26,26 @@ Check = Callable[[Any, Mapping[str, str]], Any]
 NULL_SECTIONS = ("chat_template_kwargs", "columns", "zero_shot", "difficulty")  # keys below them are given at once
 
 
-def settle(name: str, typed: Typed, check: Check | None) -> list[list[str]] | None:
+class Settled(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+        mode: of Hydra, as it is configured; None where that does not say.
+        jobs: the overrides of each run of a sweep; None for a run that stands alone, and where a sweeper decides as it
+            goes.
+    """
+
+    mode: Any
+    jobs: list[list[str]] | None
+
+
+def settle(name: str, typed: Typed, check: Check | None) -> Settled:
     """Compose and check every run that a command line asks for.
 
     Args:
         name: the file of conf/ that the program starts from.
         typed: the command line.
         check: what looks at a composed run and its choices; None composes alone.
-
-    Returns:
-        The overrides of each run of a sweep; None for a run that stands alone, and where a sweeper decides as it goes.
 
     Raises:
         ConfigError: everything that is wrong with any of the runs.
@@ -59,16 +69,16 @@ def settle(name: str, typed: Typed, check: Check | None) -> list[list[str]] | No
             cfg = hydra.compose(name, overrides=single, return_hydra_config=True)
         except _refusals() as error:
             raise ConfigError(_explained(name, [single], error, check)) from error
-        swept = typed.multirun or cfg.hydra.mode == RunMode.MULTIRUN
-        if not swept:
+        mode = cfg.hydra.mode
+        if not typed.multirun and mode != RunMode.MULTIRUN:
             if check is not None:
                 try:
                     _checked(cfg, check)
                 except ConfigError as error:
                     raise ConfigError(_of_added(name, single, error.problems)) from error
-            return None
+            return Settled(mode, None)
         if cfg.hydra.sweeper._target_ != BASIC:
-            return None
+            return Settled(mode, None)
         try:
             jobs = _jobs(cfg, typed.overrides)
         except _refusals() as error:
@@ -89,7 +99,7 @@ def settle(name: str, typed: Typed, check: Check | None) -> list[list[str]] | No
                     places_of.setdefault(problem, []).append(place)
         if places_of:
             raise ConfigError([p + _which(places, jobs) for p, places in places_of.items()])
-        return jobs
+        return Settled(mode, jobs)
 
 
 def _conf() -> Any:

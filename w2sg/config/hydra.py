@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,19 @@ def run_name(overrides: list[str]) -> str:
     if readable == text and len(text) <= 120:
         return text
     return readable[:100] + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@contextlib.contextmanager
+def known_mode(mode: Any) -> Iterator[None]:
+    """Let Hydra begin with a mode that is known, and not compose the whole configuration once more to look it up."""
+    from hydra._internal.hydra import Hydra
+
+    usual = Hydra.get_mode
+    Hydra.get_mode = lambda *_, **__: mode
+    try:
+        yield
+    finally:
+        Hydra.get_mode = usual
 
 
 def tell_sweep(jobs: Sequence[Sequence[str]] | None) -> None:
