@@ -29,7 +29,8 @@ from w2sg.models.backbones import DEPTH, cut_to, set_dropout
 
 log = logging.getLogger(__name__)
 
-STATES = {"adamw": 8, "adam": 8, "adafactor": 0}  # bytes that an optimizer keeps for each weight that is trained
+# bytes that an optimizer keeps on the device for each weight that is trained; what is paged gives way
+STATES = {"adamw": 8, "adam": 8, "adafactor": 0, "adamw8bit": 2, "paged_adamw8bit": 0}
 LENGTH = 512  # tokens of a row, where nothing else is known of it
 
 
@@ -132,12 +133,13 @@ def weights(config: Any, use: Use) -> Weights:
 
 def state_bytes(config: Any, use: Use, devices: int = 1) -> dict[str, float]:
     """Bytes of ``weights``, ``gradients`` and ``optimizer`` on each of the devices that a model is cut over."""
-    counted, width = weights(config, use), _width(use.dtype)
+    counted, width, states = weights(config, use), _width(use.dtype), STATES[use.optimizer]
     adapters = counted.trained if use.train == "lora" else 0  # peft makes adapters in fp32
     return {
         "weights": ((counted.all - adapters) * width + adapters * 4) / devices,
         "gradients": counted.trained * (4 if adapters else width) / devices,
-        "optimizer": counted.trained * STATES[use.optimizer] * (1 if adapters else width / 4) / devices,
+        # as wide as the weights, unless of 8 bits
+        "optimizer": counted.trained * states * (width / 4 if states == 8 and not adapters else 1) / devices,
     }
 
 

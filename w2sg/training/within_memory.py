@@ -191,8 +191,9 @@ class WithinMemory(L.LightningModule):
         """
         optimizer, size = self.optimizers(), 0
         if not optimizer.state:
-            mine = (p.to_local() if isinstance(p, DTensor) else p for p in self.parameters() if p.requires_grad)
-            size = sum(p.nbytes // 4 * footprint.STATES.get(self.options.optimizer, 8) for p in mine)
+            mine = [p.to_local() if isinstance(p, DTensor) else p for p in self.parameters() if p.requires_grad]
+            size = sum(p.nbytes for p in mine if p.device == self.device)  # others stay in host memory
+            size = size * footprint.STATES.get(self.options.optimizer, 8) // 4
         room = None
         try:
             room = torch.empty(size, dtype=torch.uint8, device=self.device)
