@@ -67,7 +67,7 @@ def calling(thing: Any, hook: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         path = path_of(thing)
-        if path.startswith("w2sg."):
+        if path.startswith("w2sg.") or type(error).__name__ == "OutOfMemoryError":  # a smaller batch mends that
             raise
         what = type(error).__name__ + (f": {first_line(error)}" if str(error).strip() else "")
         raise OutsideError(f"{path}{hook and f'.{hook}'}: {what}{_place(error, path)}") from error

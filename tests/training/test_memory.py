@@ -23,7 +23,7 @@ from w2sg.config.schema import TrainerConfig
 from w2sg.data.completions import Completions
 from w2sg.data.loading import Examples
 from w2sg.data.rows import ByPlace
-from w2sg.errors import UserError
+from w2sg.errors import UserError, calling
 from w2sg.losses.preferences import LOSSES
 from w2sg.memory import Budget, cut, in_parts, padded
 from w2sg.models.footprint import cache_bytes
@@ -292,6 +292,11 @@ def test_other_errors_are_not_taken_for_it():
 
     with pytest.raises(RuntimeError, match="must match"):
         in_parts(Budget(), np.array([1, 1]), read, torch.device("cpu"))
+
+
+def test_code_from_outside_may_run_out_of_memory_too():
+    with pytest.raises(torch.OutOfMemoryError), calling(np.linalg.norm):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def test_replies_do_not_depend_on_the_rows_that_memory_holds(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from w2sg.decoding.engine import Scorer
 from w2sg.errors import UserError
+from w2sg.memory import ran_out
 from w2sg.models.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,8 @@ def _can_read(engine: LocalEngine) -> None:
     try:
         engine.head(engine.from_start([_tokens(engine, 3)]))
     except _FAILURES as error:
+        if ran_out(error):
+            raise
         name, message = type(engine.policy.plain).__name__, " ".join(str(error).split())[:200]
         raise UserError(f"{name}: this kind of model cannot write here ({type(error).__name__}: {message})") from error
 
@@ -177,6 +180,8 @@ def _agrees(engine: LocalEngine, play: Callable[[LocalEngine, np.ndarray], list[
         logits = engine.logits
         wanted = torch.cat([engine.from_start([text])[:, :, -1] for text in texts], 1)
     except _FAILURES as error:
+        if ran_out(error):  # which says nothing of the model
+            raise
         log.debug("%s: %s: %s", type(engine.policy.plain).__name__, play.__name__, error)
         return False
     wanted = engine.head(wanted)
