@@ -57,6 +57,8 @@ def test_ranks_end_with_one_that_fails_or_leaves(monkeypatch):
     first, other = together(lambda at: at.first(lambda: 1 / 0), lambda at: at.first(lambda: 1 / 0))
     assert isinstance(first.exception(), ZeroDivisionError)
     assert isinstance(other.exception(), Elsewhere)
+    first, _ = together(lambda at: at.first(at.everyone), lambda at: at.first(at.everyone))
+    assert "rank 0 asks the others to take part in what it does alone" in str(first.exception())
     first, _ = together(lambda at: at.everyone(), lambda at: at.part(wait=False))
     assert "another process of this run has failed" in str(first.exception())
     (first, _) = together(lambda at: at.everyone(limit=timedelta(seconds=0.1)), lambda at: None)

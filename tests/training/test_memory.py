@@ -9,6 +9,7 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,6 +157,13 @@ def test_devices_that_hold_a_model_together_choose_by_what_rows_take(tmp_path, m
     _, _, info = fitted(stages(tmp_path), "m", losses.cross_entropy, scorer)
     assert info["micro_tokens"] == 64
     assert lengths[0] < max(scorer.asked) <= 64
+
+
+def test_devices_read_as_much_as_the_fullest_of_them_has_room_for(monkeypatch):
+    monkeypatch.setattr(within_memory, "has_limit", lambda device: True)
+    fabric, config = SimpleNamespace(device=torch.device("cpu")), SimpleNamespace(eval_tokens=4096)
+    on = SimpleNamespace(fabric=fabric, config=config, mixed=False, everyone=lambda room: [room, 1024])
+    assert within_memory.tokens_at_once(on, Small()) == 1024
 
 
 class Policy(nn.Module):

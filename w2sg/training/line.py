@@ -56,6 +56,7 @@ class Line:
     def __init__(self, store: dist.Store, rank: int, world: int):
         self.store, self.rank, self.world = dist.PrefixStore("w2sg", store), rank, world
         self.turn, self.failed = 0, False
+        self._alone = False
         self._mine: list[str] = []  # keys of this rank that somebody may still have to read
 
     def first(self, work: Callable[[], T]) -> T:
@@ -64,14 +65,14 @@ class Line:
         Raises:
             Elsewhere: on the other ranks, where it failed on rank 0.
         """
-        self.turn += 1
-        key = f"word {self.turn}"
+        key = self._next("word")
         if self.rank:
             self._until(lambda: self.store.check([key]))
             worked, value = pickle.loads(self.store.get(key))
             if not worked:
                 self._lost()
             return value
+        self._alone = True
         try:
             value = work()
             word = pickle.dumps((True, value))
@@ -79,9 +80,17 @@ class Line:
             self.failed = True
             self.store.set(key, pickle.dumps((False, None)))
             raise
+        finally:
+            self._alone = False
         self.store.set(key, word)
         self._mine.append(key)
         return value
+
+    def _next(self, kind: str) -> str:
+        if self._alone:
+            raise RuntimeError("rank 0 asks the others to take part in what it does alone, of which they know nothing")
+        self.turn += 1
+        return f"{kind} {self.turn}"
 
     def everyone(self, value: Any = None, limit: timedelta | None = None) -> dict[int, Any]:
         """What the ranks have to say, by rank, once every one is here; those that gave None are left out.
@@ -89,8 +98,7 @@ class Line:
         Raises:
             UserError: they are not, after ``limit``.
         """
-        self.turn += 1
-        key, mine = f"all {self.turn}", []
+        key, mine = self._next("all"), list[str]()
         if value is not None:
             mine.append(f"{key} {self.rank}")
             self.store.set(mine[0], pickle.dumps(value))

@@ -229,7 +229,7 @@ def tokens_at_once(
         room = None if written is None else room_to_write(model, device, int(longest), written, devices.mixed)
     else:
         room = devices.config.eval_tokens or room_to_read(model, device, devices.mixed) or devices.eval_tokens
-    return devices.agree(room) if has_limit(device) else room
+    return min(devices.everyone(room)) if room is not None and has_limit(device) else room
 
 
 def room_to_read(model: nn.Module, device: torch.device, mixed: bool = False) -> int | None:
