@@ -16,6 +16,7 @@ from w2sg.cli.harness import run_harness, show_rows
 from w2sg.config.check import check, check_evaluate
 from w2sg.console import Plain
 from w2sg.errors import ConfigError, UserError
+from w2sg.evaluation import lm_harness
 from w2sg.evaluation.lm_harness import Options, harness_imported, result_rows, with_baseline, writable
 from w2sg.experiment.run import run_method
 from w2sg.models.export import export_model, load_merged
@@ -408,3 +409,11 @@ def test_both_commands_run_as_typed(finished, tasks, tmp_path):
     assert found.returncode == 1
     assert "the harness has no task 'tiny_choise'; near it: tiny_choice" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_packages_beside_an_installed_w2sg_are_found(tmp_path):
+    """A wheel lies in the folder of all packages; a clone's folder has the script evaluate.py."""
+    path = ["/elsewhere", str(tmp_path)]
+    assert lm_harness._without_script(path, tmp_path) == path
+    (tmp_path / "evaluate.py").touch()
+    assert lm_harness._without_script(path, tmp_path) == ["/elsewhere"]

@@ -107,6 +107,15 @@ def find_subject(place: Path, system: str | None, out: Path, root: Path) -> Subj
     return Subject(place.resolve().name, place, before, place)
 
 
+def _without_script(path: list[str], ours: Path) -> list[str]:
+    """Where modules are looked for, without a clone's folder, in which evaluate.py is.
+
+    A wheel's folder has no such script, and the harness itself.
+    """
+    script = (ours / "evaluate.py").is_file()
+    return [entry for entry in path if not (script and Path(entry or ".").resolve() == ours)]
+
+
 @contextlib.contextmanager
 def harness_imported() -> Iterator[None]:
     """Let the harness find the package ``evaluate``, which has the name of our script, and keep its log short."""
@@ -117,7 +126,7 @@ def harness_imported() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("lm_eval", "huggingface_hub", "datasets")]
     levels = [logger.level for logger in loggers]
     try:
-        sys.path[:] = [entry for entry in path if Path(entry or ".").resolve() != ours]
+        sys.path[:] = _without_script(path, ours)
         try:
             import evaluate  # noqa: F401 (kept in sys.modules for the harness)
 

@@ -69,7 +69,7 @@ def model_card(
     parts = [
         _front(trained),
         f"# {name[:1].upper()}{name[1:]}: {short(trained.spec.name)} on {report['dataset']}\n",
-        "A draft, written by `export=` of w2sg. Read it before you publish it.\n",
+        "A draft, written by the export of w2sg. Read it before you publish it.\n",
         "## What it is\n",
         _table(_facts(report, trained)),
         "## Numbers\n",
