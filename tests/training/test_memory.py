@@ -212,8 +212,13 @@ def test_preferences_too(tmp_path):
 # -- two devices ------------------------------------------------------------------------------------------------------
 
 
-# of the second, the first step fails before others wait, or when it has their logits and no gradient yet
-SHARES = {"ce": (losses.cross_entropy, "forward", None), "confidence": (CONFIDENCE, "backward", 2)}
+# of the second, the first step fails before others wait, or when it has their logits and no gradient yet; or both have
+# tried the longest batch before, and keep to what fits into the smaller memory
+SHARES = {
+    "ce": (losses.cross_entropy, "forward", None),
+    "confidence": (CONFIDENCE, "backward", 2),
+    "chosen": (losses.cross_entropy, "backward", None),
+}
 
 
 def two(folder: str) -> None:
@@ -223,6 +228,7 @@ def two(folder: str) -> None:
     for name, (loss, when, rows) in SHARES.items():
         scorer = Small(32 if on.rank else 10**9, when)
         held_out = examples(20, seed=9)
+        within_memory.has_limit = lambda _, tried=name == "chosen": tried
         work.fit(name, {}, partial(job, loss, scorer, held_out, micro_batch=rows))
         assert any(tokens > scorer.room for tokens in scorer.asked) == bool(on.rank)
 
@@ -240,6 +246,7 @@ def test_devices_may_cut_differently(tmp_path):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
         for one, other in zip(read_json(folder / "curve.json"), curve, strict=True):
             assert one == pytest.approx(other, rel=1e-4)
+    assert read_json(folder / "manifest.json")["info"]["micro_tokens"] == 32  # rank 0's, which had room for all
 
 
 def test_all_devices_cut_alike_as_long_as_all_have_room():
