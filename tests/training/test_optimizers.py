@@ -73,6 +73,23 @@ def test_rounding_by_chance_of_fp32_weights_is_torchs_adamw():
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-7)
 
 
+def test_moments_of_bf16_weights_stay_in_fp32_over_a_stop():
+    draws, ends = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)).bfloat16(), []
+    for stopped in (False, True):
+        weights = torch.nn.Parameter(torch.ones(50, dtype=torch.bfloat16))
+        optimizer = optimizers.RoundedAdamW([weights], lr=1e-3)
+        for k, grad in enumerate(draws):
+            if stopped and k == 2:
+                kept = optimizer.state_dict()
+                optimizer = optimizers.RoundedAdamW([weights], lr=1e-3)
+                optimizer.load_state_dict(kept)
+            weights.grad = grad.clone()
+            optimizer.step()
+        ends.append(optimizer.state[weights]["exp_avg"])
+    assert ends[1].dtype == torch.float32
+    assert torch.equal(*ends)
+
+
 PAIR = ["dataset=hh_rlhf", "strong=gpt2", "weak=gpt2", "trainer=cpu"]
 
 

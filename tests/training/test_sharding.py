@@ -3,6 +3,8 @@
 Run as a script, this file is one of the two ranks: starting Python costs more than all that is looked at here.
 """
 
+import errno
+import math
 import os
 import shutil
 import signal
@@ -16,6 +18,7 @@ import pytest
 import torch
 from conftest import start_ranks
 from fits import devices, options, stages, texts
+from lightning.pytorch.strategies import strategy
 from model_folders import llama, load, save, spec
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
@@ -35,6 +38,7 @@ from w2sg.models.source import find
 from w2sg.store.files import read_json
 from w2sg.store.sealed import unsound
 from w2sg.training import sending, sharding
+from w2sg.training.checkpoints import Checkpoints, SealedFiles
 from w2sg.training.label_modules import SoftLabelModule
 from w2sg.training.stages import FitJob
 
@@ -153,6 +157,26 @@ def fit_job(folder: Path, module=Watching, held_out: bool = False, **changes) ->
     return FitJob(scorer, module, data, data.take(np.arange(9)) if held_out else None, setting, 5, micro_batch=4)
 
 
+def a_replicated_model_is_read_once(on, folder: Path) -> None:
+    """Under ddp, too, one rank reads; and when the fit ends, nothing moves to the host but what is saved."""
+    jobs, bare, left, usual = [], [], [], strategy._optimizers_to_device
+
+    def make():
+        jobs.append(fit_job(folder))
+        bare.append(all(p.is_meta for p in jobs[0].scorer.parameters()))
+        return jobs[0]
+
+    on.config = on.config.model_copy(update={"strategy": "ddp"})
+    strategy._optimizers_to_device = lambda optimizers, to: (left.append(len(optimizers)), usual(optimizers, to))
+    done = stages(folder / "ddp", on).fit("m", {}, make)
+    assert bare == [not on.main]
+    assert left == [0]
+    assert (size_of(jobs[0].scorer) > 0) == on.main
+    on.config = on.config.model_copy(update={"strategy": "fsdp"})
+    if on.main:
+        (folder / "ddp.json").write_text((done / "curve.json").read_text())
+
+
 class Stopping(SoftLabelModule):
     """Hears SIGTERM before its sixth step, if it is to."""
 
@@ -253,8 +277,29 @@ def test_two_ranks_hold_parts_and_learn_what_one_does(tmp_path):
     assert "Warning" not in said, said
     assert_same(next(tmp_path.glob("whole/store/m-*")), long_fit(tmp_path, "one-of-two"), rtol=0, atol=1e-5)
     assert Stopping.first == 6
-    for a, b in zip(read_json(one / "curve.json"), read_json(tmp_path / "two.json"), strict=True):
-        assert a == pytest.approx(b, rel=0.03)
+    for name, error in {"two": 0.03, "ddp": 0.003}.items():
+        for a, b in zip(read_json(one / "curve.json"), read_json(tmp_path / f"{name}.json"), strict=True):
+            assert a == pytest.approx(b, rel=error), name
+
+
+def test_a_disk_that_fills_up_beside_training_costs_the_older_checkpoint(tmp_path):
+    """Once; and every rank learns of it by the error that all of them get."""
+
+    class Full:
+        def wait(self):
+            raise OSError(errno.ENOSPC, "no space")
+
+    files = SealedFiles()
+    kept = Checkpoints(tmp_path, files, 600.0, False, stops.Deferral())
+    files.spare = tmp_path / "fit-1"
+    (files.spare / "piece").mkdir(parents=True)
+    files.writing = Full()
+    assert not kept._settle()
+    assert not list(tmp_path.iterdir())
+    assert kept.written == -math.inf  # the next one is due
+    files.writing = Full()
+    with pytest.raises(OSError, match="no space"):
+        kept._settle()
 
 
 if __name__ == "__main__":
@@ -262,5 +307,6 @@ if __name__ == "__main__":
     on = devices(devices=2, strategy="fsdp", precision="bf16-mixed")
     models_come_from_one(on, folder)
     a_fit_holds_parts(on, folder)
+    a_replicated_model_is_read_once(on, folder)
     a_stopped_fit_goes_on(on, folder)
     print("done")

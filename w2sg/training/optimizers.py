@@ -78,6 +78,14 @@ class RoundedAdamW(Optimizer):
     def __init__(self, parameters: Any, lr: float, weight_decay: float = 0.0):
         super().__init__(parameters, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": weight_decay})
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state. torch alone would give moments the dtype of their weights."""
+        super().load_state_dict(state_dict)
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for number, p in zip(numbers, (p for group in self.param_groups for p in group["params"]), strict=True):
+            for name in ("exp_avg", "exp_avg_sq") if number in state_dict["state"] else ():
+                self.state[p][name] = state_dict["state"][number][name].to(p.device, torch.float32, copy=True)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         """Move every parameter that has a gradient."""

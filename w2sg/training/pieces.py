@@ -151,22 +151,21 @@ def rest_of(folder: Path) -> dict[str, Any]:
 
 def read(
     folder: Path,
-    like: Callable[[list[str | int]], Tensor | None] = lambda place: None,
+    like: Callable[[list[str | int], torch.dtype], Tensor] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> dict[str, Any]:
     """A whole checkpoint, in host memory; or of its sharded tensors this rank's parts.
 
     Args:
-        like: the tensor to read into, given the keys that lead to its place; None for a whole one.
+        like: the tensor to read into, given the keys that lead to its place, and its dtype; None for whole ones.
         group: of the ranks that read together; None reads for this rank alone.
     """
     kept = torch.load(folder / REST, map_location="cpu", weights_only=True)
     metadata = _Reader(folder).read_metadata().state_dict_metadata
     state = {}
     for name, place in kept["places"].items():
-        target = like(place)
-        known = metadata[name]
-        state[name] = torch.empty(known.size, dtype=known.properties.dtype) if target is None else target
+        size, dtype = metadata[name].size, metadata[name].properties.dtype
+        state[name] = torch.empty(size, dtype=dtype) if like is None else like(place, dtype)
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")

@@ -92,13 +92,13 @@ class Sharded(OnLine, ModelParallelStrategy):
             return self.checkpoint_io.load_checkpoint(checkpoint_path, None, weights_only)
         return pieces.read(Path(checkpoint_path), self._like, self.checkpoint_io.group)
 
-    def _like(self, place: list[str | int]) -> Tensor:
+    def _like(self, place: list[str | int], dtype: torch.dtype) -> Tensor:
         """Something to read a sharded tensor of a checkpoint into."""
         if place[0] == "state_dict":
-            return torch.empty_like(self.lightning_module.state_dict()[place[1]])
+            return torch.empty_like(self.lightning_module.state_dict()[place[1]], dtype=dtype)
         _, optimizer, _, number, _ = place
         parameters = [p for group in self.optimizers[optimizer].param_groups for p in group["params"]]
-        return torch.empty_like(parameters[number].detach())
+        return torch.empty_like(parameters[number].detach(), dtype=dtype)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         load_weights(self.lightning_module, checkpoint["state_dict"])
