@@ -120,6 +120,7 @@ class Batch:
         micro: inputs of each forward.
         weight: [b] 1, or 0 for a row repeated to give every device the same number.
         total: examples in the global batch.
+        real: how many rows are this device's own; they come first.
         sizes: [n] tokens of the first, second, ... texts of all examples of the global batch.
         useful, padded: tokens that had to be read, and tokens with the filling, on this device.
         costs: [b] tokens of each row, once padded: the longest of those at its place on all devices, so that all of
@@ -133,6 +134,7 @@ class Batch:
     first: Tensor
     weight: Tensor
     total: int
+    real: int
     sizes: list[int]
     useful: int
     padded: int
@@ -192,6 +194,7 @@ def make_batch(examples: Examples, rows: np.ndarray, rank: int, world: int, budg
         examples.first[mine],
         torch.from_numpy(weight),
         len(rows),
+        len(range(rank, len(rows), world)),
         examples.inputs.sizes[rows].sum(0).tolist(),
         int(examples.inputs.useful[mine][weight > 0].sum()),
         _padded(micro),

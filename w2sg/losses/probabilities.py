@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
@@ -40,8 +44,21 @@ def expected_cost(p: Tensor, log_q: Tensor) -> Tensor:
     return -(p * log_q).sum(-1)
 
 
+_LOOKED_AT: ContextVar[bool] = ContextVar("labels_looked_at", default=False)
+
+
+@contextlib.contextmanager
+def soft_labels() -> Iterator[None]:
+    """For labels that were looked at once and none is hard: to look again at each step would wait for the device."""
+    before = _LOOKED_AT.set(True)
+    try:
+        yield
+    finally:
+        _LOOKED_AT.reset(before)
+
+
 def refuse_hard(log_w: Tensor) -> None:
-    if log_w.isinf().any():
+    if not _LOOKED_AT.get() and log_w.isinf().any():
         raise UserError(
             "optim.hard_label_clamp: this loss is infinite on hard labels (0 or 1); set it, for instance to 0.001, "
             "or soften them with optim.label_smoothing"

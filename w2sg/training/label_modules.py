@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +21,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from w2sg.config.schema import FitOptions
 from w2sg.data.loading import Batch
-from w2sg.errors import TrainingError, UserError, calling, path_of
+from w2sg.errors import TrainingError
 from w2sg.losses import cross_entropy, hard_logits, needs_whole_batch
+from w2sg.losses.probabilities import soft_labels
 from w2sg.memory import Budget
 from w2sg.metrics.labels import correct
 from w2sg.training.evaluating import Point, evaluate, on_rows, replay, test_rows
+from w2sg.training.loss_values import values_of, with_zeros
 from w2sg.training.optimizers import make_optimizer
 from w2sg.training.random_state import random_state, set_random_state
 from w2sg.training.schedule import learning_rate_factor
@@ -247,22 +250,6 @@ class FitModule(WithinMemory):
         return self.seconds + time.perf_counter() - getattr(self, "_clock", time.perf_counter())
 
 
-def values_of(loss: Callable[..., Tensor], logits: Tensor, targets: Tensor, progress: float) -> Tensor:
-    """A loss's values, [B].
-
-    Raises:
-        UserError: they are not one number per example, or have no gradient where the logits have one.
-    """
-    with calling(loss):
-        values = loss(logits, targets, progress)
-    if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
-        what = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise UserError(f"{path_of(loss)}: gave {what} for {len(logits)} examples; give one number each, [B]")
-    if logits.requires_grad and torch.is_grad_enabled() and not values.requires_grad:
-        raise UserError(f"{path_of(loss)}: its values have no gradient; compute them from logits that are not detached")
-    return values
-
-
 class SoftLabelModule(FitModule):
     """Trains a scorer on label distributions with any loss of `w2sg.losses`.
 
@@ -276,7 +263,13 @@ class SoftLabelModule(FitModule):
         super().__init__(fit)
         self.loss, self.select_on_gold = loss, select_on_gold
         self._held_out: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._soft = False  # whether all labels were looked at, and none is hard
         self._infinite_on_hard: Tensor | bool = False  # kept on the device: reading it at each step would wait for it
+
+    def on_train_start(self) -> None:
+        train = getattr(getattr(self.trainer, "datamodule", None), "train", None)  # none where only batches were given
+        self._soft = train is not None and not train.targets.isinf().any()
+        super().on_train_start()
 
     def backward_pass(self, batch: Batch, parts: tuple[Tensor, ...], progress: float) -> tuple[Tensor, Watched]:
         if len(batch.micro) > 1 and needs_whole_batch(self.loss):
@@ -285,10 +278,10 @@ class SoftLabelModule(FitModule):
 
     def _one_pass(self, batch: Batch, parts: tuple[Tensor, ...], progress: float) -> Tensor:
         total = torch.zeros((), device=self.device)
-        for i, (inputs, part) in enumerate(zip(batch.micro, parts, strict=True)):
+        for i, (inputs, rows) in enumerate(zip(batch.micro, batch.parts, strict=True)):
             with self._synchronised(i, len(parts)):
-                logits = oriented(self.scorer(inputs), batch.first[part])
-                loss = self._objective(logits, batch.targets[part], batch.weight[part], batch.total, progress)
+                logits = oriented(self.scorer(inputs), batch.first[rows])
+                loss = self._objective(logits, batch, rows, progress)
                 self.manual_backward(loss)
             total += loss.detach()
         return total
@@ -302,7 +295,7 @@ class SoftLabelModule(FitModule):
                 states.append(random_state())  # with dropout, both passes must draw the same masks
                 logits.append(oriented(self.scorer(inputs), batch.first[part]))
         leaf = torch.cat(logits).requires_grad_()
-        loss = self._objective(leaf, batch.targets, batch.weight, batch.total, progress)
+        loss = self._objective(leaf, batch, slice(0, len(leaf)), progress)
         (gradient,) = torch.autograd.grad(loss, leaf)
         for i, (inputs, part) in enumerate(zip(batch.micro, parts, strict=True)):
             with self._synchronised(i, len(parts)):
@@ -311,17 +304,21 @@ class SoftLabelModule(FitModule):
                 self.manual_backward((again * gradient[part]).sum())
         return loss.detach()
 
-    def _objective(self, logits: Tensor, targets: Tensor, weight: Tensor, total: int, progress: float) -> Tensor:
+    def _objective(self, logits: Tensor, batch: Batch, rows: slice, progress: float) -> Tensor:
         """This device's share of the mean loss over the global batch, times the number of devices (which average)."""
-        world = self.trainer.world_size
+        world, targets, weight = self.trainer.world_size, batch.targets[rows], batch.weight[rows]
         if world > 1 and needs_whole_batch(self.loss):
-            per_example = self._loss_over_all_devices(logits, targets, weight, progress)
+            per_example = self._loss_over_all_devices(logits, targets, batch.total, progress)
         else:
-            real = weight > 0
-            per_example = torch.zeros_like(weight, dtype=torch.float32)
-            per_example[real] = values_of(self.loss, logits[real], targets[real], progress).float()
+            own = min(max(batch.real - rows.start, 0), len(logits))
+            per_example = with_zeros(self._values(logits[:own], targets[:own], progress), len(logits))
         self._watch_hard_labels(logits.detach(), targets, per_example.detach())
-        return (per_example * weight).sum() * world / total
+        return (per_example * weight).sum() * world / batch.total
+
+    def _values(self, logits: Tensor, targets: Tensor, progress: float) -> Tensor:
+        """[b] in fp32. Nothing here waits for the device: which rows are real and which labels soft is known."""
+        with soft_labels() if self._soft else nullcontext():
+            return values_of(self.loss, logits, targets, progress).float()
 
     def _watch_hard_labels(self, logits: Tensor, targets: Tensor, per_example: Tensor) -> None:
         """Note whether the loss is infinite although the logits are finite, which only its form can bring about."""
@@ -336,16 +333,14 @@ class SoftLabelModule(FitModule):
             "@w2sg.losses.needs_soft_labels, and set optim.hard_label_clamp=0.001 or optim.label_smoothing=0.01."
         )
 
-    def _loss_over_all_devices(self, logits: Tensor, targets: Tensor, weight: Tensor, progress: float) -> Tensor:
+    def _loss_over_all_devices(self, logits: Tensor, targets: Tensor, total: int, progress: float) -> Tensor:
         if self._everyone is None:  # others do not take part again where a step is done again
-            self._everyone = [self.all_gather(x) for x in (logits.detach(), targets, weight)]  # [world, b, ...]
-        everyone, mine = self._everyone, self.global_rank
-        all_logits = torch.cat([logits if r == mine else everyone[0][r] for r in range(len(everyone[0]))])
-        all_targets, all_weight = everyone[1].flatten(0, 1), everyone[2].flatten()
-        real = all_weight > 0
-        per_example = torch.zeros_like(all_weight, dtype=torch.float32)
-        per_example[real] = values_of(self.loss, all_logits[real], all_targets[real], progress).float()
-        return per_example[mine * len(weight) : (mine + 1) * len(weight)]
+            self._everyone = [self.all_gather(x) for x in (logits.detach(), targets)]  # [world, b, ...]
+        (all_logits, all_targets), mine = self._everyone, self.global_rank
+        own = [len(range(r, total, len(all_logits))) for r in range(len(all_logits))]  # rows of each, without repeats
+        everyone = torch.cat([(logits if r == mine else all_logits[r])[:n] for r, n in enumerate(own)])
+        values = self._values(everyone, torch.cat([all_targets[r][:n] for r, n in enumerate(own)]), progress)
+        return with_zeros(values.split(own)[mine], len(logits))
 
     # -- held-out rows: early stopping and model selection ------------------------------------------------------------
 

@@ -82,6 +82,11 @@ class ReplyModule(FitModule):
         self.evaluated_at = self.global_step
 
 
+def _divisors(like: Tensor, *numbers: float) -> Tensor:
+    """[k] whole numbers beside a tensor: filled in on its device, because a copy from here would wait for it."""
+    return torch.stack([torch.full((), number, dtype=torch.long, device=like.device) for number in numbers])
+
+
 def _joined(parts: list[Watched]) -> Watched:
     """What is watched of all parts of a batch."""
     return {k: tuple(torch.cat(x) for x in zip(*(part[k] for part in parts), strict=True)) for k in parts[0]}
@@ -113,7 +118,7 @@ class SupervisedModule(ReplyModule):
         else:
             given = self.scorer(inputs)
             tokens = -given
-        return (tokens * weight).sum()[None], torch.tensor([sum(batch.sizes)], device=weight.device), {}
+        return (tokens * weight).sum()[None], _divisors(weight, sum(batch.sizes)), {}
 
 
 class PreferenceModule(ReplyModule):
@@ -164,7 +169,7 @@ class PreferenceModule(ReplyModule):
         seen = preference.reward_metrics(sums_now / over, base / over, sizes, self.beta)
         seen |= {"logps/chosen": sums_now[:, 0], "logps/rejected": sums_now[:, 1]}
         watched = {name: (values.float(), weight) for name, values in seen.items()}
-        return torch.stack(sums), torch.tensor(of, device=policy.device), watched
+        return torch.stack(sums), _divisors(policy, *of), watched
 
 
 class WeakTargetModule(ReplyModule):
@@ -186,4 +191,4 @@ class WeakTargetModule(ReplyModule):
         each = preference.wspo(
             self.scorer(inputs), strong, aligned, untuned, inputs["owner"], inputs["sizes"].numel(), gamma=self.gamma
         )
-        return (each * batch.weight[part]).sum()[None], torch.tensor([batch.total], device=each.device), {}
+        return (each * batch.weight[part]).sum()[None], _divisors(each, batch.total), {}
