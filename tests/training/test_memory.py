@@ -27,6 +27,7 @@ from w2sg.data.rows import ByPlace
 from w2sg.errors import UserError, calling
 from w2sg.losses.preferences import LOSSES
 from w2sg.memory import Budget, cut, in_parts, padded
+from w2sg.models import footprint
 from w2sg.models.footprint import cache_bytes
 from w2sg.models.heads import BagOfWords
 from w2sg.store.files import read_json
@@ -36,7 +37,7 @@ from w2sg.training.devices import Devices
 from w2sg.training.label_modules import SoftLabelModule
 from w2sg.training.stages import FitJob, ReadJob, load_parts, load_values
 from w2sg.training.text_modules import PreferenceModule
-from w2sg.training.within_memory import backbones, room_to_write
+from w2sg.training.within_memory import backbones, room_to_read, room_to_write
 
 CONFIDENCE = partial(losses.confidence, alpha=0.5, warmup=0.3)
 
@@ -359,6 +360,9 @@ def test_rows_of_a_cache_by_what_is_free(monkeypatch):
     assert alone * 1.5 * 4 * cache_bytes(config, 100) / 100 < 10**6
     assert both < 0.7 * alone
     assert room_to_write(models, torch.device("cpu"), 100, 8) < 0.6 * both
+    assert room_to_write(models, torch.device("cpu"), 100, 4, mixed=True) > 1.5 * both
+    monkeypatch.setattr(footprint, "kept", lambda *_: 1 / 0)  # as of a model whose code is its own
+    assert room_to_read(models, torch.device("cpu")) == within_memory.MOST
 
 
 def test_cuts_keep_to_rows_and_tokens():

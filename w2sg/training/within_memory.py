@@ -258,8 +258,8 @@ def room_to_write(
         return None
     held = 0.0
     for part in backbones(model):
-        low = mixed or part.dtype != torch.float32
-        held += footprint.cache_bytes(part.config, longest, "bfloat16" if low else "float32")
+        dtype = "bfloat16" if mixed or part.dtype != torch.float32 else "float32"
+        held += _counted(part, lambda dtype=dtype, part=part: footprint.cache_bytes(part.config, longest, dtype))
     # a cache that grows moves into buffers with half as much room again
     each = 1.5 * written * held / longest + max((_block(part, mixed) for part in backbones(model)), default=0.0)
     return max(1, int(free / each)) if each else None
@@ -268,7 +268,15 @@ def room_to_write(
 def _block(part: Any, mixed: bool) -> float:
     """Bytes of a token in one block, which is about what a forward without gradients has in hand."""
     use = footprint.Use(None, "bf16-mixed" if mixed else "32-true", str(part.dtype).removeprefix("torch."))
-    return footprint.kept(part.config, use).block
+    return _counted(part, lambda: footprint.kept(part.config, use).block)
+
+
+def _counted(part: Any, count: Callable[[], float]) -> float:
+    try:
+        return count()
+    except Exception:  # code of a model's own may need more than a configuration; then it shows when memory runs out
+        log.info("%s: what it takes in memory is not known", type(part).__name__, exc_info=True)
+        return 0.0
 
 
 def backbones(model: nn.Module) -> list[Any]:
