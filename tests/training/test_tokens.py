@@ -9,8 +9,13 @@ from fits import stages
 from model_folders import spec
 
 from w2sg.data import ragged
+from w2sg.data import tokens as data_tokens
+from w2sg.data.messages import Dialogue
+from w2sg.data.replies import Replies, ReplyPairs
 from w2sg.data.rows import pack
 from w2sg.data.table import Table
+from w2sg.experiment.replies import encode_replies
+from w2sg.models.reading import Reading
 from w2sg.models.source import find
 from w2sg.training import tokens
 from w2sg.training.inputs import InputMaker
@@ -31,7 +36,7 @@ class Encoder:
 
 @pytest.fixture
 def slices(monkeypatch):
-    monkeypatch.setattr(ragged, "SLICE", 16)
+    monkeypatch.setattr(data_tokens, "SLICE", 16)
 
 
 def test_many_texts_are_encoded_once_in_slices_and_mapped(tmp_path, slices, monkeypatch):
@@ -41,7 +46,8 @@ def test_many_texts_are_encoded_once_in_slices_and_mapped(tmp_path, slices, monk
         work = stages(tmp_path)
         found = tokens.encoded(work, "tokens-of-test", {"v": 1}, encoder, TEXTS)
         assert [row.tolist() for row in found] == expected
-        assert isinstance(found.ids, np.memmap)
+        assert isinstance(found.ids.base, np.memmap)
+        assert type(found.ids) is np.ndarray  # whose views cost less
         assert found.ids.itemsize == 4
     assert encoder.asked == [16, 16, 9]
     assert work.records[0].cached
@@ -77,6 +83,30 @@ def test_a_table_is_read_the_same_from_its_stage_as_from_memory(tmp_path, monkey
     assert one.truncated == two.truncated > 0
     assert all(first[name].equal(second[name]) for name in first)
     assert list(tmp_path.glob("store/tokens-of-*"))
+
+
+def test_prompts_with_replies_are_the_same_from_their_stages(tmp_path, tiny_gpt2, slices, monkeypatch):
+    """Rows, batches and what was left out; blank, cut off and too long ones among them."""
+    source = find(spec(name=str(tiny_gpt2), max_length=24), "strong")
+    prompts = [Dialogue.of_text(f"\n\nHuman: {'why ' * (k % 7)}?\n\nAssistant:") for k in range(40)]
+    zeros, ids = np.zeros(40, int), [f"id{k}" for k in range(40)]
+
+    def replies(word):
+        texts = [" ".join([word] * (k % 9)) or " " for k in range(40)]
+        return Replies(ids, prompts, texts, np.arange(40) % 3 > 0, zeros, zeros, {"from": word})
+
+    pairs, seen = ReplyPairs(ids, replies("good"), replies("bad"), {}), []
+    for many in (10**9, 1):
+        monkeypatch.setattr(tokens, "MANY", many)
+        run = SimpleNamespace(encoded={}, dropped={}, reading=Reading(), stages=stages(tmp_path))
+        found = encode_replies(run, source, pairs, "dpo")
+        batch = found.completions.collate(range(len(found.kept)))
+        seen.append((batch, found.completions.content, found.kept.tolist(), run.dropped, run.reading.examples))
+    (one, *a), (two, *b) = seen
+    assert a == b
+    assert 0 < len(a[1]) < 40
+    assert all(one[name].equal(two[name]) and one[name].dtype == two[name].dtype for name in one)
+    assert {p.name.rpartition("-")[0] for p in tmp_path.glob("store/*-*")} == {"tokens-of-prompts", "tokens-of-replies"}
 
 
 def test_tokens_are_held_once_in_four_bytes(slices):

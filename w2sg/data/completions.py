@@ -102,7 +102,7 @@ class Completions:
             "input_ids": ids,
             "position_ids": positions,
             "source": np.concatenate([source[k] for k in range(len(stretches))]),
-            "targets": np.concatenate([reply for i in index for reply in self.replies[i]]),
+            "targets": np.concatenate([reply for i in index for reply in self.replies[i]], dtype=np.int64),
             "owner": np.repeat(np.arange(len(index) * n), sizes.ravel()),
             "sizes": sizes,
         }
@@ -205,8 +205,8 @@ def encode_rows(
             reason = "empty reply"
         elif len(texts) > 1 and len({(tuple(reply.tolist()), e) for reply, e in zip(texts, ended, strict=True)}) == 1:
             reason = "identical replies"
-        whole = [np.append(reply, end) if e else reply for reply, e in zip(texts, ended, strict=True)]
-        cut = tuple(reply[:room] for reply in whole)
+        whole = [np.append(reply, end).astype(np.int32) if e else reply for reply, e in zip(texts, ended, strict=True)]
+        cut = tuple(np.asarray(reply[:room], np.int32) for reply in whole)
         if reason is None and len(cut) > 1 and all(np.array_equal(cut[0], other) for other in cut[1:]):
             reason = "identical once cut to max_length"
         if reason is not None:
@@ -214,6 +214,6 @@ def encode_rows(
             continue
         truncated += sum(len(a) < len(b) for a, b in zip(cut, whole, strict=True))
         kept.append(i)
-        kept_prompts.append(prompt)
+        kept_prompts.append(np.asarray(prompt, np.int32))
         kept_replies.append(cut)
     return Encoded(Completions(kept_prompts, kept_replies), np.array(kept, np.int64), dropped, truncated)

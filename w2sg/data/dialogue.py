@@ -18,7 +18,7 @@ from w2sg.data.messages import Dialogue, Message, transcript
 from w2sg.data.template import DATE as DATE
 from w2sg.data.template import REPLY, Template
 from w2sg.data.thoughts import TAGS, Said, Thoughts, left_open, split
-from w2sg.data.tokens import beginning, ids_after, ids_of
+from w2sg.data.tokens import beginning, ids_after, ids_of, sliced
 from w2sg.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,6 @@ class Chat:
         A prompt that the template refuses has none, and is for the caller to leave out; a template that refuses them
         all is an error.
         """
-        tokenizer = self.tokenizer
         if self.form is not None:
             texts, refused = [], []
             for prompt in prompts:
@@ -113,10 +112,16 @@ class Chat:
                 raise refused[0]
             if refused:
                 log.warning("%d prompts are left out: %s", len(refused), refused[0])
+        else:
+            texts = [prompt.text.rstrip(" ") for prompt in prompts]  # replies bring the space
+        return [row for part in sliced(len(texts)) for row in self._prompt_ids(texts[part])]
+
+    def _prompt_ids(self, texts: list[str]) -> list[np.ndarray]:
+        tokenizer = self.tokenizer
+        if self.form is not None:
             ids = iter(ids_of(tokenizer, [text for text in texts if text]))
             ids = [next(ids) if text else [] for text in texts]
         else:
-            texts = [prompt.text.rstrip(" ") for prompt in prompts]  # replies bring the space
             ids = ids_of(tokenizer, texts, special=True)
             if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:  # it closes every text by itself
                 ids = [row[:-1] for row in ids]
@@ -136,8 +141,11 @@ class Chat:
         Args:
             finished: [N] which of them are followed by their end; these have what the template writes before it.
         """
+        ends = [False] * len(texts) if finished is None else [bool(x) for x in finished]
+        return [row for part in sliced(len(texts)) for row in self._reply_ids(texts[part], ends[part])]
+
+    def _reply_ids(self, texts: Sequence[str], ends: list[bool]) -> list[np.ndarray]:
         taught = [self.to_teach(text) for text in texts]
-        ends = [False] * len(taught) if finished is None else [bool(x) for x in finished]
         ids = ids_after(self.tokenizer, self._anchor, [f"{self._lead}{text}" for text in taught])
         if self._after and any(ends):  # may be one token with the last of the reply
             wanted = [k for k, ended in enumerate(ends) if ended]
@@ -295,10 +303,14 @@ class TextChat(Chat):
         self._context, self._lead, self._after = self.style.assistant, "", ""
 
     def prompts(self, prompts: Sequence[Dialogue]) -> list[np.ndarray]:
-        ids = ids_of(self.tokenizer, [self._text(p.messages) for p in prompts])
         start = self.tokenizer.bos_token_id
         first = [start] if start is not None and start in beginning(self.tokenizer) else []
-        return [np.asarray(first + row, np.int64) for row in ids]
+        texts = [self._text(p.messages) for p in prompts]
+        return [
+            np.asarray(first + row, np.int64)
+            for part in sliced(len(texts))
+            for row in ids_of(self.tokenizer, texts[part])
+        ]
 
     def _text(self, turns: Sequence[Message]) -> str:
         style, text = self.style, self.style.before

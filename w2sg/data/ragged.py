@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-SLICE = 1024  # texts that are encoded at once: a tokenizer's own lists take 57 bytes a token
+from w2sg.data.tokens import sliced
 
 
 class Ragged(Sequence[np.ndarray]):
@@ -54,15 +54,16 @@ def write(encoder: Callable[[list[str]], Sequence[Sequence[int]]], texts: Sequen
 def mapped(folder: Path) -> Ragged:
     """What `write` wrote. The processes of a machine share its pages."""
     sizes = np.load(folder / "sizes.npy", allow_pickle=False)
-    ids = np.memmap(folder / "ids.bin", "<i4", "r") if sizes.sum() else _empty()[0]
+    # as a plain array, whose views cost less; it keeps the mapped one alive
+    ids = np.asarray(np.memmap(folder / "ids.bin", "<i4", "r")) if sizes.sum() else _empty()[0]
     return Ragged(ids, sizes)
 
 
 def _slices(
     encoder: Callable[[list[str]], Sequence[Sequence[int]]], texts: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(texts), SLICE):
-        rows = encoder(list(texts[start : start + SLICE]))
+    for part in sliced(len(texts)):
+        rows = encoder(list(texts[part]))
         sizes = np.array([len(row) for row in rows], np.int64)
         yield np.fromiter(chain.from_iterable(rows), np.int32, int(sizes.sum())), sizes
 

@@ -106,9 +106,13 @@ class Replies:
         """[N] log pi_r - log pi_0 of each reply, summed over its tokens; DPO's implicit reward but for beta."""
         return np.array([float((row[:, 0] - row[:, 1]).sum()) for row in self.log_probabilities])
 
+    def written_by(self, chat: Chat) -> bool:
+        """Whether their token ids are there as a model with this chat template and tokenizer wrote them."""
+        return self.tokens is not None and self.fingerprint == chat.fingerprint
+
     def encode(self, chat: Chat) -> list[np.ndarray]:
         """Token ids for a model, without an end: as they were written where its tokenizer wrote them, else anew."""
-        if self.tokens is None or self.fingerprint != chat.fingerprint:
+        if not self.written_by(chat):
             return chat.replies(self.texts, self.finished)
         stop = set(chat.stop)
         return [row[:-1] if len(row) and int(row[-1]) in stop else row for row in self.tokens]

@@ -10,6 +10,7 @@ import numpy as np
 
 from w2sg.data.completions import Completions, Encoded, encode_rows
 from w2sg.data.dialogue import Chat
+from w2sg.data.messages import Dialogue
 from w2sg.data.replies import Replies, ReplyPairs
 from w2sg.data.table import digest
 from w2sg.data.thoughts import split
@@ -21,6 +22,8 @@ from w2sg.models.policy import Policy, load_policy
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.reports.words import counted
+from w2sg.training.inputs import VERSION
+from w2sg.training.tokens import made
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +48,8 @@ def encode_replies(run: Context, source: Source, data: Replies | ReplyPairs, nam
                 f"{name}: there is nothing to read or train on; left out were "
                 f"{', '.join(counted(n, reason) for reason, n in earlier.items()) or 'none'}"
             )
-        prompts = source.chat.prompts(sides[0].prompts)
-        replies = list(zip(*(_unless_blank(side, source.chat) for side in sides), strict=True))
+        prompts = _prompt_ids(run, source.chat, sides[0].prompts)
+        replies = list(zip(*(_unless_blank(run, side, source.chat) for side in sides), strict=True))
         finished = list(zip(*(side.finished.tolist() for side in sides), strict=True))
         _look(run, name, source.chat, sides, prompts, replies)
         encoded = encode_rows(data.ids, prompts, replies, finished, source.chat.end, source.spec.max_length)
@@ -92,7 +95,19 @@ def packed(run: Context, source: Source, completions: Completions, policy: Polic
     return Completions(completions.prompts, completions.replies, completions.columns, packed)
 
 
-def _unless_blank(replies: Replies, chat: Chat) -> list[np.ndarray]:
+def _prompt_ids(run: Context, chat: Chat, prompts: Sequence[Dialogue]) -> Sequence[np.ndarray]:
+    key = {"version": VERSION, "chat": chat.fingerprint, "prompts": digest(*(p.identity for p in prompts))}
+    size = sum(len(p.text) for p in prompts)
+    return made(run.stages, "tokens-of-prompts", key, lambda: chat.prompts(prompts), size)
+
+
+def _unless_blank(run: Context, replies: Replies, chat: Chat) -> list[np.ndarray]:
     """Token ids of replies; none for one without a visible character, whatever its tokens are."""
-    ids = replies.encode(chat)
+    if replies.written_by(chat):
+        ids = replies.encode(chat)
+    else:
+        content = digest(*replies.texts, *map(str, replies.finished.tolist()))
+        key = {"version": VERSION, "chat": chat.fingerprint, "replies": content}
+        size = sum(map(len, replies.texts))
+        ids = made(run.stages, "tokens-of-replies", key, lambda: replies.encode(chat), size)
     return [row if text.strip() else row[:0] for row, text in zip(ids, replies.texts, strict=True)]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from w2sg.data import ragged
 from w2sg.training.stages import Stages
 
@@ -31,8 +33,19 @@ def encoded(
     """
     if sum(map(len, texts)) < MANY:
         return ragged.encode(encoder, texts)
+    return _kept(stages, name, key, lambda part: ragged.write(encoder, texts, part))
 
-    def work(part: Path) -> dict[str, Any]:
-        return {"texts": len(texts), "tokens_written": ragged.write(encoder, texts, part)}
 
-    return ragged.mapped(stages.compute(name, key, work))
+def made(
+    stages: Stages, name: str, key: dict[str, Any], make: Callable[[], Sequence[np.ndarray]], characters: int
+) -> Sequence[np.ndarray]:
+    """`encoded`, by a function that has to see all texts at once.
+
+    Args:
+        characters: of the texts.
+    """
+    return make() if characters < MANY else _kept(stages, name, key, lambda part: ragged.write(list, make(), part))
+
+
+def _kept(stages: Stages, name: str, key: dict[str, Any], write: Callable[[Path], int]) -> ragged.Ragged:
+    return ragged.mapped(stages.compute(name, key, lambda part: {"tokens_written": write(part)}))
