@@ -131,7 +131,7 @@ def harness_imported() -> Iterator[None]:
             import evaluate  # noqa: F401 (kept in sys.modules for the harness)
 
             sys.path[:] = path
-            for part in ("lm_eval", "lm_eval.tasks", "lm_eval.models.huggingface"):
+            for part in ("lm_eval", "lm_eval.evaluator", "lm_eval.tasks", "lm_eval.models.huggingface"):
                 importlib.import_module(part)
         except ImportError as error:
             raise UserError(f"harness: lm-eval is not wholly installed ({error}); pip install lm-eval") from error
@@ -149,7 +149,12 @@ def harness_imported() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _counted() -> Iterator[None]:
-    """Let the harness's own bars tell `w2sg.progress` what they count."""
+    """Let the harness's own bars tell `w2sg.progress` what they count, and leave out its question to git.
+
+    It asks for the commit of the folder that the user is in, and git complains where that is no clone.
+    """
+    evaluator = sys.modules["lm_eval.evaluator"]
+    asks, evaluator.get_git_commit_hash = evaluator.get_git_commit_hash, lambda: None
     modules = [sys.modules[f"lm_eval.{name}"] for name in ("models.huggingface", "api.model", "api.task")]
     bars = [module.tqdm for module in modules]
     try:
@@ -157,6 +162,7 @@ def _counted() -> Iterator[None]:
             module.tqdm = _Counted
         yield
     finally:
+        evaluator.get_git_commit_hash = asks
         for module, bar in zip(modules, bars, strict=True):
             module.tqdm = bar
 
