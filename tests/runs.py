@@ -59,6 +59,26 @@ def run_decoder(arguments, out: Path, kind: str, *more: str, name: str = "") -> 
     return run_typed(arguments(out, kind, *more), out / (name or kind), list(more), name="decode")
 
 
+def planned(typed: list[str], name: str = "train", store: Path | None = None):
+    """What a plan says of a run; ``store`` in the place of its own, which may have everything already."""
+    from w2sg.planning.walk import plan
+
+    typed = [*typed, "plan.only=true", *([] if store is None else [f"store={store}"])]
+    return plan(check(compose(*typed, name=name)), typed)
+
+
+def assert_planned(plan, content: dict) -> None:
+    """A plan has the stages of the run in their order, with their keys and tokens wherever these are foreseeable."""
+    assert plan.ends is None
+    assert [s.name for s in plan.stages] == [s["name"] for s in content["stages"]]
+    for foreseen, made in zip(plan.stages, content["stages"], strict=True):
+        assert foreseen.key == made["key"] or not foreseen.foreseeable, foreseen.name
+        if foreseen.kind == "write":
+            assert 0 < made["tokens"] <= foreseen.tokens, foreseen.name
+        elif foreseen.tokens and not foreseen.at_most:
+            assert abs(made["tokens"] - foreseen.tokens) <= 0.1 * made["tokens"], foreseen.name
+
+
 def stages_of(content: dict) -> dict[str, dict]:
     return {stage["name"]: stage for stage in content["stages"]}
 

@@ -26,6 +26,7 @@ experiment
 judges
 evaluation
 methods
+planning
 compare
 known_answers
 cli

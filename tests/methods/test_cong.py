@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import compose, stand_in_for_vllm, start_ranks
-from runs import CONG_SIZES, CONG_SMALL, cong_arguments
+from runs import CONG_SIZES, CONG_SMALL, assert_planned, cong_arguments, planned
 from runs import run_cong as run
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -54,6 +54,9 @@ def test_one_command_walks_the_papers_stages_and_reports_them(arguments, tmp_pat
     order = [stage["name"] for stage in content["stages"]]
     steps = ["weak-reference", "weak", "contrastive", "cong-s", "cong-s-samples", "cong-reference", "cong"]
     assert [name for name in order if name in steps] == steps
+    plan = planned(arguments(tmp_path), store=tmp_path / "empty")
+    assert_planned(plan, content)
+    assert {s.name for s in plan.stages if not s.foreseeable} > {"cong-s", "cong"}
     assert {"weak", "student", "ceiling", "cong_s", "weak_sft"} == set(content["metrics"])
     text = content["text"]
     assert set(text["systems"]) == {"base", "weak", "cong_s", "cong", "weak_sft", "ceiling"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import compose, run_script, save_tiny_model, stand_in_for_vllm, start_ranks
 from pydantic import TypeAdapter
-from runs import KINDS, decode_arguments, run_all_decoders
+from runs import KINDS, assert_planned, decode_arguments, planned, run_all_decoders
 from runs import replies_of as said
 from runs import run_decoder as run
 
@@ -48,6 +48,12 @@ def arguments(pairs_folder, models):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, arguments):
     return run_all_decoders(arguments, tmp_path_factory.mktemp("decode-runs"))
+
+
+@pytest.mark.slow
+def test_a_plan_has_the_stages_of_each_decoder(runs, arguments, tmp_path):
+    for kind, content in runs[1].items():
+        assert_planned(planned(arguments(tmp_path, kind), "decode"), content)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import WORDS, compose, write_jsonl
+from runs import assert_planned, planned
 from safetensors.torch import load_file
 
 from w2sg.compare.collect import collect
@@ -270,11 +271,13 @@ def whole(arguments, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_one_command_walks_the_papers_steps_and_reports_all_baselines(whole):
+def test_one_command_walks_the_papers_steps_and_reports_all_baselines(whole, arguments, tmp_path):
     out, content = whole
     order = [stage["name"] for stage in content["stages"]]
     steps = ["weak-answers", "refined", "student", "student-on-test"]
     assert [name for name in order if name in steps] == steps
+    typed = arguments(tmp_path, ALL, "method.weak_instruction='Be calm.'")
+    assert_planned(planned(typed), content)
     found = content["refinement"]
     systems = {"weak", "base", "student", "naive", "self", "self_cot", "icl", "shuffled", "gold_exemplars", "ceiling"}
     assert set(found["systems"]) == systems

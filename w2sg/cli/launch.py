@@ -10,11 +10,14 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from w2sg import stops
 from w2sg.config import outputs
 from w2sg.errors import OutsideError, UserError
+
+if TYPE_CHECKING:
+    from w2sg.config.typed import Typed
 
 
 def launch(task: Callable[[Any], Any], name: str) -> None:
@@ -52,7 +55,11 @@ def launch(task: Callable[[Any], Any], name: str) -> None:
         elsewhere = line.has("--config-path", "-cp", "--experimental-rerun")
         if not elsewhere and not line.has("--hydra-help", "--version", "--shell-completion", "-sc"):
             holds = (lambda cfg, _: check_evaluate(cfg)) if name == "evaluate" else check
-            settled = settle(line.value("--config-name") or name, line, None if shows else holds)
+            start = line.value("--config-name") or name
+            settled = settle(start, line, None if shows else holds)
+            if not shows and "plan.only=true" in [word.lstrip("+").lower() for word in line.overrides]:
+                _plan(start, line, settled.jobs)
+                return
     jobs = None if settled is None else settled.jobs
     tell_sweep(jobs)
     with late_help(), contextlib.nullcontext() if settled is None else known_mode(settled.mode):
@@ -63,6 +70,18 @@ def launch(task: Callable[[Any], Any], name: str) -> None:
         console = Plain()
         console.say(f"{len(jobs)} run{'s' * (len(jobs) > 1)} in {clock(time.monotonic() - begun)}")
         console.say(f"next: {command('compare', shlex.quote(out))}")
+
+
+def _plan(name: str, line: Typed, jobs: list[list[str]] | None) -> None:
+    """Say what the runs would do, in their place."""
+    from w2sg.config.check import check
+    from w2sg.config.composing import composed
+    from w2sg.planning.command import plan_runs
+
+    if jobs is None and line.multirun:
+        raise UserError("plan: this sweeper chooses each run by those before it; plan one of them, without -m")
+    runs = [line.overrides] if jobs is None else jobs
+    plan_runs(composed(name, runs, check), runs)
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ SECTIONS = {  # heading -> the key and the class of what stands below it
     "`optim`": ("optim", "w2sg.config.schema.TrainingConfig"),
     "`trainer`": ("trainer", "w2sg.config.schema.TrainerConfig"),
     "`logger`": ("logger", "w2sg.config.schema.LoggerConfig"),
+    "`plan`": ("plan", "w2sg.config.schema.PlanConfig"),
     "`python evaluate.py`": ("", "w2sg.config.evaluate_schema.EvaluateConfig"),
 }
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}

@@ -102,6 +102,14 @@ def settle(name: str, typed: Typed, check: Check | None) -> Settled:
         return Settled(mode, jobs)
 
 
+def composed(name: str, runs: Sequence[Sequence[str]], check: Check) -> list[Any]:
+    """What ``check`` makes of each run's overrides, which were settled before."""
+    import hydra
+
+    with _conf():
+        return [_checked(hydra.compose(name, overrides=list(run), return_hydra_config=True), check) for run in runs]
+
+
 def _conf() -> Any:
     """The folder that configurations are composed from."""
     from hydra import initialize_config_dir
@@ -109,18 +117,19 @@ def _conf() -> Any:
     return initialize_config_dir(str(plugins.CONF), version_base="1.3")
 
 
-def _checked(cfg: Any, check: Check) -> None:
+def _checked(cfg: Any, check: Check) -> Any:
     from omegaconf import open_dict
 
     choices, unwritable = cfg.hydra.runtime.choices, outputs.problem(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
     try:
-        check(cfg, choices)
+        checked = check(cfg, choices)
     except ConfigError as error:
         raise ConfigError([*error.problems, *([unwritable] if unwritable else [])]) from error
     if unwritable:
         raise ConfigError([unwritable])
+    return checked
 
 
 def _of_added(name: str, overrides: Sequence[str], problems: Sequence[str]) -> list[str]:

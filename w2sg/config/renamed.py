@@ -61,9 +61,10 @@ def new_key(key: str) -> str:
 def override(typed: str) -> str:
     """What is typed, ``key=value``, under the names of today.
 
-    >>> override("weak.lr=1"), override("~seed")
-    ('weak.lr=1', '~seed')
+    >>> override("weak.lr=1"), override("~seed"), override("plan=true")
+    ('weak.lr=1', '~seed', 'plan.only=true')
     """
+    typed = re.sub(r"^([+]*)plan=", r"\1plan.only=", typed)  # the short form of the option that says so
     sign, key, equals, value = re.fullmatch(r"([+~]*)([^=]*)(=?)(.*)", typed, re.S).groups()
     new = new_key(key) if "." in key else GROUPS.get(key, key)
     if key.startswith("training.") and not _is_of_training(new):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from w2sg.config.data_schema import DatasetConfig
+from w2sg.config.gpus import GPUS
 from w2sg.config.machine import attention_named
 from w2sg.config.option import Options, option
 
@@ -328,6 +329,27 @@ class LoggerConfig(Options):
         return []
 
 
+class PlanConfig(Options):
+    """What a run would do, said before it does anything; ``plan=true`` for short."""
+
+    only: bool = option(
+        False,
+        "true, or plan=true: say which stages are cached, and rows, tokens, FLOPs, memory, hours and disk of the "
+        "others; nothing is trained, downloaded or written",
+    )
+    gpu: Literal[*GPUS] | None = option(
+        None, f"the GPU that it is for: {' | '.join(GPUS)}; null: what this machine has"
+    )
+    utilisation: float = option(
+        0.4, "part of the GPU's peak rate that products reach, by which hours are told", gt=0.0, le=1.0
+    )
+    file: str | None = option(None, "a JSON file that the plan is written to as well")
+
+    def rules(self) -> list[str]:
+        unread = [key for key in self.model_dump(exclude_defaults=True) if not self.only]
+        return [f"{key}: read by a plan alone; add plan=true" for key in unread]
+
+
 class ReportConfig(Options):
     """What a run writes beside its numbers."""
 
@@ -352,6 +374,7 @@ class TrainConfig(Options):
     trainer: TrainerConfig = option(..., "devices, precision and progress")
     logger: LoggerConfig = option(..., "where the curves of training go")
     report: ReportConfig = option(ReportConfig(), "what is written beside the numbers")
+    plan: PlanConfig = option(PlanConfig(), "what a run would do, said in its place")
     seed: int = option(
         0, "decides ties, label noise, head initialisation, batches and sampling; splits have dataset.split_seed", ge=0
     )

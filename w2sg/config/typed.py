@@ -42,7 +42,7 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  
 TOP_TEXTS = {"out", "root", "runs", "export", "harness", "annotations", "of", "to", "include", "key", "system"}
 TEXTS = re.compile(
     r"(weak|strong)\.(name|before_alignment|revision|chat_template)|dataset\.(path|subset|revision|difficulty\.column)"
-    r"|dataset\.zero_shot\.question|logger\.(project|entity|group)|method\.(\w*instruction|answers|evaluation\.tax)"
+    r"|dataset\.zero_shot\.question|plan\.file|logger\.(project|entity|group)|method\.(\w*instruction|answers|evaluation\.tax)"
     r"|refine\.\w*instruction|(method\.)?judge\.(model|tuned|untuned|question)|method\.alignment\.judge\.model"
     r"|(decoder|method\.decoder)\.(guide\.model|server\.(url|model|tokenizer))"
 )

@@ -6,6 +6,7 @@ strong model writes at it. Shapes: N replies, M tokens, V tokens in the vocabula
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from w2sg.data.completions import Completions
 from w2sg.data.loading import Examples
 from w2sg.decoding.decoders import Decoder
 from w2sg.metrics.bootstrap import Bootstrap
+from w2sg.training import foreseen
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, values_of
 
@@ -96,7 +98,8 @@ def divergence(
             tokens = torch.cat(list(map(_kl, logits))).float()
             return torch.zeros(batch["sizes"].numel(), device=tokens.device).index_add(0, batch["owner"], tokens)
 
-        return ReadJob(policies, read, Examples(inputs, ids, torch.zeros(len(ids), dtype=torch.long)))
+        examples = Examples(inputs, ids, torch.zeros(len(ids), dtype=torch.long))
+        return ReadJob(policies, read, examples, foreseen=partial(foreseen.numbers, len(ids)))
 
     def _kl(logits: list[Tensor]) -> Tensor:
         least = min(x.shape[-1] for x in logits)  # some models pad their vocabulary

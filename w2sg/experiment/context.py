@@ -11,7 +11,7 @@ import torch
 
 from w2sg import losses
 from w2sg.config.build import build
-from w2sg.config.schema import TrainConfig
+from w2sg.config.schema import ModelConfig, TrainConfig
 from w2sg.data import noise, splits
 from w2sg.data.completions import Encoded
 from w2sg.data.labels import Labels
@@ -63,32 +63,23 @@ class Context:
         self.out, self.typed = Path(out), typed or []
         remember_in(config.store)
         # Whatever can be found missing is looked for before any work is done.
-        self.weak = find(config.weak, "weak")
-        self.strong = find(config.strong, "strong", weights=not _served(config))
+        self.weak = self._find(config.weak, "weak")
+        self.strong = self._find(config.strong, "strong", weights=not _served(config))
         self.untuned = None
         if config.weak.untuned is not None:
             before = config.weak.model_copy(update={"name": config.weak.untuned, "revision": None})
-            self.untuned = find(before, "weak")
-        self.data = splits.load_tables(config.dataset.model_dump(by_alias=True), config.seed)
+            self.untuned = self._find(before, "weak")
+        self.data = self._tables(config)
         if problems := noise.problems(config.dataset.noise.model_dump(), self.data.test.classes):
             raise ConfigError(problems)
         for source in filter(None, (self.weak, self.strong, self.untuned)):
             source.check_texts()
         self.pairs, self.classes = self.data.test.kind == "pairs", self.data.test.classes
         self.loss = build(config.loss)
-        self.devices = Devices(config.trainer)
+        self.devices = self._devices(config)
         self.config = config = config.model_copy(update={"trainer": self.devices.config})
         self.precision = precision.key_of(self.devices.config)
-        self.loggers = Loggers(config, self.out, self.devices.main, self.typed)
-        self.stages = Stages(
-            Store(config.store),
-            self.devices,
-            self.loggers.stage,
-            config.trainer.checkpoint_minutes,
-            config.logger.every,
-            config.logger.eval_every,
-            rows_of(self.data.test.ids, self.data.test.labels.tolist()),
-        )
+        self._begin()
         for line in self.devices.notes:
             log.warning("%s", line)
         self.stages.notes += self.devices.notes
@@ -107,6 +98,31 @@ class Context:
     def scoring_precision(self) -> str:
         """`precision` in the keys of what scores: heads compute in fp32 whatever it is, and once did not."""
         return f"{self.precision}, fp32 heads" if self.devices.mixed else self.precision
+
+    # what a plan does otherwise, which works on no device and writes nothing
+
+    def _find(self, spec: ModelConfig, role: str, weights: bool = True) -> Source:
+        return find(spec, role, weights)
+
+    def _tables(self, config: TrainConfig) -> splits.Tables:
+        return splits.load_tables(config.dataset.model_dump(by_alias=True), config.seed)
+
+    def _devices(self, config: TrainConfig) -> Devices:
+        return Devices(config.trainer)
+
+    def _begin(self) -> None:
+        """Start the loggers and the list of stages."""
+        config = self.config
+        self.loggers = Loggers(config, self.out, self.devices.main, self.typed)
+        self.stages = Stages(
+            Store(config.store),
+            self.devices,
+            self.loggers.stage,
+            config.trainer.checkpoint_minutes,
+            config.logger.every,
+            config.logger.eval_every,
+            rows_of(self.data.test.ids, self.data.test.labels.tolist()),
+        )
 
     def evaluates(self, cheap: bool) -> bool:
         """Whether a fit is measured over its steps: by default only where reading the rows costs next to nothing."""

@@ -24,6 +24,7 @@ from w2sg.decoding.decoders.served import Server, as_text, ends
 from w2sg.decoding.decoders.written import Written
 from w2sg.decoding.sight import positions_of
 from w2sg.errors import UserError
+from w2sg.experiment import foreseen_replies as foreseen_of
 from w2sg.experiment.answers import ANSWERS, ask
 from w2sg.experiment.context import Context
 from w2sg.experiment.generate import generate
@@ -78,7 +79,8 @@ class Decoders:
             folder = self.run.stages.read(name, key, lambda: self._job(decoder, prompts), whole=True)
             replies = {i: stored.unpack(table) for i, table in load_parts(folder).items()}
         else:
-            folder = self.run.stages.compute(name, key, partial(self._ask, decoder, prompts))
+            found = partial(foreseen_of.answers, self.strong.source.chat, decoder, prompts)
+            folder = self.run.stages.compute(name, key, partial(self._ask, decoder, prompts), found)
             replies = {i: stored.unpack_text(answer) for i, answer in stored.from_file(folder / ANSWERS).items()}
             self._answered |= replies
         found = steered(self.run, decoder, self.strong, prompts, [replies[i] for i in prompts.ids], folder.name)
@@ -104,7 +106,7 @@ class Decoders:
             return {"examples": len(rounds)}
 
         key = self._key(decoder, prompts) | {"traces": True}
-        return read_json(self.run.stages.compute(name, key, work) / "traces.json")
+        return read_json(self.run.stages.compute(name, key, work, foreseen_of.no_traces) / "traces.json")
 
     # -- one model, or a contrast: as methods that train do it --------------------------------------------------------
 
@@ -257,7 +259,8 @@ class Decoders:
         examples = Examples(rows, prompts.ids, torch.zeros(len(prompts)))
         both = 2 if UNTUNED in decoder.needs and self._is_its_own_base(modules[1]) else 1
         size = {"rows": decoder.batch_size, "written": decoder.in_the_making * both}
-        return ReadJob(modules, read, examples, **size, verb="writing", unit="replies")
+        found = partial(foreseen_of.written, self.strong.source.chat, decoder, prompts)
+        return ReadJob(modules, read, examples, **size, verb="writing", unit="replies", foreseen=found)
 
     def _ask(self, decoder: Decoder, prompts: Prompts, folder: Path) -> dict[str, Any]:
         modules, engines = self._models(decoder)

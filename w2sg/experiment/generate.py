@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from w2sg.models.trained import Trained
 from w2sg.reports.words import counted
 from w2sg.store.files import write_json
 from w2sg.store.shards import Found
+from w2sg.training import foreseen
+from w2sg.training.foreseen import Foreseen
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, load_tensors
 
@@ -115,11 +118,13 @@ def generate(
 
     if engine == "vllm":
         key = {**key, "engine": engine, "max_length": room}
-        folder = run.stages.compute(name, key, partial(_by_vllm, run, writer, rows, row_ids))
+        found = partial(_foreseen, source, rows, limit, sampling, 1)
+        work = partial(_by_vllm, run, writer, rows, row_ids)
+        folder = run.stages.compute(name, key, work, lambda _: replace(found(), ids=row_ids))
     else:
-        folder = run.stages.read(
-            name, key, partial(_writing, run, writer, reference, rows, row_ids, sampling), whole=True
-        )
+        found = partial(_foreseen, source, rows, limit, sampling, 1 if reference is None else 2)
+        make = partial(_writing, run, writer, reference, rows, row_ids, sampling, found)
+        folder = run.stages.read(name, key, make, whole=True)
     _, tensors = load_tensors(folder)
     # of each reply [T, 1 + m]: a token's id, and its log-probability by each of m models
     parts = np.split(tensors["values"].numpy(), np.cumsum(tensors["sizes"].numpy())[:-1])
@@ -151,8 +156,22 @@ def generate(
     )
 
 
+def _foreseen(source: Source, rows: ReplyRows, limit: int | None, sampling: Sampling, models: int) -> Foreseen:
+    """What a plan takes for the replies."""
+    most = rows.max_new_tokens
+    return foreseen.replies(
+        source.chat, rows.prompts, rows.prompt_of, most, limit, sampling.batch_size, models, rows.seed
+    )
+
+
 def _writing(
-    run: Context, writer: Trained, reference: Trained | None, rows: ReplyRows, ids: list[str], sampling: Sampling
+    run: Context,
+    writer: Trained,
+    reference: Trained | None,
+    rows: ReplyRows,
+    ids: list[str],
+    sampling: Sampling,
+    found: Callable[[], Foreseen],
 ) -> ReadJob:
     policies, engine = _engine(run, writer, reference)
     stop = writer.source.chat.stop
@@ -165,7 +184,7 @@ def _writing(
     examples = Examples(rows, ids, torch.zeros(len(ids), dtype=torch.long))
     both = 1 if reference is None or len(policies) == 2 else 2  # one model's adapters, and its base beside them
     size = {"rows": sampling.batch_size, "written": both}
-    return ReadJob(policies, read, examples, **size, verb="writing", unit="replies")
+    return ReadJob(policies, read, examples, **size, verb="writing", unit="replies", foreseen=found)
 
 
 def _by_vllm(run: Context, writer: Trained, rows: ReplyRows, row_ids: list[str], part: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from w2sg.experiment.keys import key_of
 from w2sg.experiment.replies import load_trained
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
+from w2sg.training import foreseen
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, values_of
 
@@ -74,6 +76,8 @@ def next_words(
         examples = Examples(
             ByPlace([len(row) for row in ids], counted=True), keys, torch.zeros(len(ids), dtype=torch.long)
         )
-        return ReadJob(nn.ModuleList([policy]), torch.inference_mode()(read), examples, rows=rows, written=1)
+        found = partial(foreseen.numbers, len(ids), len(targets))
+        read = torch.inference_mode()(read)
+        return ReadJob(nn.ModuleList([policy]), read, examples, rows=rows, written=1, foreseen=found)
 
     return values_of(run.stages.read(name, key, make, whole=True), keys).float()

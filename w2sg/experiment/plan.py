@@ -15,7 +15,16 @@ from w2sg.config.schema import TrainConfig
 from w2sg.store.files import read_json, write_json
 
 FOLDER = ".plans"  # in a store; without a stage's name, so that nothing takes it for one
-APART = {"seed", "loss", "out", "store", "trainer", "logger", "training"}  # do not change how many stages there are
+APART = {
+    "seed",
+    "loss",
+    "out",
+    "store",
+    "trainer",
+    "logger",
+    "training",
+    "plan",
+}  # do not change how many stages there are
 
 
 def file_of(config: TrainConfig) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.models.zero_shot import answers_key, load_zero_shot, questioned, why_not
 from w2sg.store.keys import folder_name
+from w2sg.training import foreseen
 from w2sg.training.inputs import VERSION, Beside, content_key
 from w2sg.training.label_modules import oriented
 from w2sg.training.stages import ReadJob, values_of
@@ -67,7 +70,7 @@ def zero_shot(run: Context, source: Source, table: Table) -> Labels | None:
         scorer = load_zero_shot(source, run.pairs, task.answers)
         inputs = run.inputs.tokens(source, asking, scorer)
         examples = Examples(inputs, table.ids, torch.zeros(len(table), dtype=torch.long))
-        return ReadJob(scorer, scorer, examples, inputs.notes(source.spec.share_prompt))
+        return ReadJob(scorer, scorer, examples, inputs.notes(source.spec.share_prompt), foreseen=_scores(run, table))
 
     name = f"zero-shot-on-{table.name}"
     together = run.inputs.read_beside(folder_name(name, key))
@@ -114,4 +117,9 @@ def _read_job(run: Context, model: Trained, table: Table) -> ReadJob:
         inputs = run.inputs.tokens(model.source, table, scorer)
         notes |= inputs.notes(model.source.spec.share_prompt)
     examples = Examples(inputs, table.ids, torch.zeros(len(table), dtype=torch.long))
-    return ReadJob(scorer, scorer, examples, notes)
+    return ReadJob(scorer, scorer, examples, notes, foreseen=_scores(run, table))
+
+
+def _scores(run: Context, table: Table) -> Callable[[], foreseen.Foreseen]:
+    """What a plan takes for scores: one for each text of a pair, or one for each class."""
+    return partial(foreseen.numbers, len(table), len(table.texts[0]) if run.pairs else run.classes)

@@ -173,8 +173,10 @@ def run_method(config: TrainConfig, out: str | Path, typed: list[str], sweep: pr
         typed: what the user typed. sweep: the run's place in a sweep.
 
     Raises:
-        UserError: the method returns no report.
+        UserError: the method returns no report, or a plan was asked for in its place.
     """
+    if config.plan.only:
+        raise UserError("plan.only: a plan is made by the commands train and decode, where plan=true is typed")
     begun = time.monotonic()
     method = build(config.method)
     run = Run(config, Path(out), typed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from w2sg.losses.logprobs import position_kl
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.store.shards import Found
+from w2sg.training import foreseen
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, load_tensors, values_of
 
@@ -44,7 +47,9 @@ def token_values(
         def read(batch: dict[str, Tensor]) -> Found:
             return Found(policy(batch), batch["sizes"].sum(1))
 
-        return ReadJob(policy, read, Examples(completions, ids, torch.zeros(len(ids), dtype=torch.long)))
+        found = partial(foreseen.per_token, completions.sizes.sum(1))
+        examples = Examples(completions, ids, torch.zeros(len(ids), dtype=torch.long))
+        return ReadJob(policy, read, examples, foreseen=found)
 
     folder = run.stages.read(stage, key, make)
     stored_ids, tensors = load_tensors(folder)
@@ -109,6 +114,6 @@ def divergence(run: Context, name: str, writer: Trained, base: Trained, replies:
             return sums / batch["sizes"].flatten()
 
         examples = Examples(completions, ids, torch.zeros(len(ids), dtype=torch.long))
-        return ReadJob(policies, read, examples)
+        return ReadJob(policies, read, examples, foreseen=partial(foreseen.numbers, len(ids)))
 
     return values_of(run.stages.read(name, key, make, whole=True), ids).double().numpy()

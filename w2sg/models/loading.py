@@ -15,7 +15,7 @@ from w2sg.models.activations import in_one_kernel
 from w2sg.models.attention import implementation
 from w2sg.models.backbones import INSIDE, cut_to, name_body, offer_scorer, set_dropout
 from w2sg.models.gguf_files import dequantised
-from w2sg.models.once import built, told
+from w2sg.models.once import built, planned, told
 from w2sg.models.quantise import round_weights
 from w2sg.models.rope import rows_by_themselves
 from w2sg.models.source import Source
@@ -74,7 +74,7 @@ def load_transformer(
 
     def bare() -> nn.Module:
         with quiet_loading(), reading(source.role, spec.name, "cannot be loaded"):
-            return auto.from_config(config if found is None else _config_in(found, spec), **options)
+            return auto.from_config(config if found is None or planned() else _config_in(found, spec), **options)
 
     model = built(whole, bare)
     name_body(model)
@@ -169,7 +169,7 @@ def with_lora(model: nn.Module, source: Source, saved: Path | None, task: Any, t
     from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
     spec, role = source.spec, source.role
-    if saved is not None:
+    if saved is not None and not planned():
 
         def whole() -> nn.Module:
             with quiet_loading(), reading(role, str(saved), "has adapters that do not fit"), warnings.catch_warnings():

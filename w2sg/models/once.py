@@ -19,10 +19,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Ranks:
-    reads: bool  # whether this one does
+    reads: bool  # whether this one does; where nobody does, the model is planned
     first: Callable[[Callable[[], Any]], Any]  # what work gives on the one that reads, on every rank
 
 
+_PLANNED = _Ranks(False, lambda work: work())
 _ranks: ContextVar[_Ranks | None] = ContextVar("ranks", default=None)
 
 
@@ -50,6 +51,21 @@ def read_by_each() -> Iterator[None]:
         _ranks.reset(before)
 
 
+@contextlib.contextmanager
+def weightless() -> Iterator[None]:
+    """Models that are loaded in here have no weights on any rank: a plan asks how large they are."""
+    before = _ranks.set(_PLANNED)
+    try:
+        yield
+    finally:
+        _ranks.reset(before)
+
+
+def planned() -> bool:
+    """Whether models have no weights, so that there are no numbers to look at."""
+    return _ranks.get() is _PLANNED
+
+
 def told(work: Callable[[], T]) -> T:
     """What ``work`` finds in weights: done by the rank that has them, known to all."""
     ranks = _ranks.get()
@@ -63,7 +79,8 @@ def built(whole: Callable[[], T], bare: Callable[[], T]) -> T:
     def read() -> None:
         made.append(whole())
 
-    told(read)
+    if not planned():
+        told(read)
     if not made:
         with torch.device("meta"):
             made.append(bare())

@@ -226,6 +226,8 @@ def padding(source: Source) -> dict[str, str]:
 def _check_head(policy: Policy, role: str, name: str) -> None:
     """The output layer is applied here and not by the model, so that logits need not stand whole in memory."""
     device = policy.head()[0].device
+    if device.type == "meta":  # of a plan: there are no numbers to compare
+        return
     tokens, places = torch.arange(1, 6, device=device)[None], torch.arange(4, device=device)
     batch = {"input_ids": tokens[:, :-1], "position_ids": places[None], "source": places}
     with quiet_loading():

@@ -228,13 +228,13 @@ class Store:
             log.warning("%s is damaged: %s. It is not used, and made anew when next needed", claim.path.name, wrong)
         return claim.path if claim.cached else None
 
-    def peek(self, name: str, key: dict) -> Claim:
+    def peek(self, name: str, key: dict, whole: bool = False) -> Claim:
         """A stage's folders and whether it is sealed, for processes that only follow one which has claimed it.
 
         Takes no lock, changes nothing, says nothing, and compares sizes only: hashing is for the process that claims.
         Whether to make the stage is likewise that one's to decide and tell; `cached` here may be older or newer.
         """
-        claim = Claim(self, name, key)
+        claim = Claim(self, name, key, whole)
         with self._reading():
             claim._look(hashes=False)
         return claim

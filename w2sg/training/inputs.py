@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from w2sg.models.scorer import LanguageScorer, load_language_model
 from w2sg.models.source import Source
 from w2sg.store.files import read_json, write_json
 from w2sg.store.shards import Found
+from w2sg.training import foreseen
 from w2sg.training.stages import ReadJob, Stages, holds, load_values
 from w2sg.training.tokens import encoded
 
@@ -153,7 +155,11 @@ class InputMaker:
             write_json(part / "layer.json", result)
             return result
 
-        return read_json(self.stages.compute("layer", key, work) / "layer.json")["layer"]
+        def highest(part: Path) -> foreseen.Foreseen:
+            write_json(part / "layer.json", {"layer": max(candidates)})
+            return foreseen.Foreseen()
+
+        return read_json(self.stages.compute("layer", key, work, highest) / "layer.json")["layer"]
 
     def features(self, source: Source, table: Table, layer: int, beside: Beside | None = None) -> Tensor:
         """[N, n, D] frozen states of the table's texts at one layer, in the table's order.
@@ -222,7 +228,8 @@ class InputMaker:
             rows = self.tokens(source, table, scorer)
             examples = Examples(rows, table.ids, torch.zeros(len(table), dtype=torch.long))
             notes = {**rows.notes(spec.share_prompt), "layers": layers}
-            return ReadJob(scorer, lambda batch: scorer.features(batch, layers), examples, notes)
+            read = partial(scorer.features, layers=layers)
+            return ReadJob(scorer, read, examples, notes, foreseen=self._foreseen(source, table, layers))
 
         folder = self.stages.read(f"features-on-{table.name}", key, make)
         if beside is not None and holds(folder, beside.stage):
@@ -240,4 +247,23 @@ class InputMaker:
 
         examples = Examples(rows, table.ids, torch.zeros(len(table), dtype=torch.long))
         notes = {**rows.notes(source.spec.share_prompt), "layers": layers}
-        return ReadJob(scorer, read, examples, notes, beside=beside.stage)
+        found = self._foreseen(source, table, layers, beside)
+        return ReadJob(scorer, read, examples, notes, beside=beside.stage, foreseen=found)
+
+    @staticmethod
+    def _foreseen(
+        source: Source, table: Table, layers: list[int], beside: Beside | None = None
+    ) -> Callable[[], foreseen.Foreseen]:
+        """What a plan takes for states, and for the scores that come with them."""
+
+        def found() -> foreseen.Foreseen:
+            texts = len(table.texts[0])
+            states = foreseen.numbers(1, 1, 1, 1).tensors["values"]
+            tensors = {"values": states.expand(len(table), texts, len(layers), source.config.hidden_size)}
+            if beside is not None:
+                tensors[beside.stage] = foreseen.numbers(len(table), texts if texts > 1 else table.classes).tensors[
+                    "values"
+                ]
+            return foreseen.Foreseen(tensors)
+
+        return found

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from w2sg.config.schema import FitOptions
 from w2sg.data.loading import Examples
 from w2sg.store.shards import Found
+from w2sg.training.foreseen import Foreseen
 from w2sg.training.label_modules import FitContext, FitModule
 
 
@@ -50,6 +51,7 @@ class ReadJob:
         written: replies in the making for each row, a prompt with its reply: a GPU takes rows for which it has room.
         verb, unit: what is done with rows and what they are, for `w2sg.progress`.
         beside: folder of another stage whose values ``read`` finds as well (`Found`); they are kept by its name.
+        foreseen: what a plan takes for the values; None where it cannot go on without them.
     """
 
     model: nn.Module
@@ -61,3 +63,4 @@ class ReadJob:
     verb: str = "reading"
     unit: str = "rows"
     beside: str | None = None
+    foreseen: Callable[[], Foreseen] | None = None

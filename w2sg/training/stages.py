@@ -33,6 +33,7 @@ from w2sg.training.checkpoints import Checkpoints, SealedFiles
 from w2sg.training.counting import Counting
 from w2sg.training.devices import Devices
 from w2sg.training.evaluating import Point, curve_of, interval, is_evaluation, on_rows, on_test, replay
+from w2sg.training.foreseen import Foreseen, stand_ins
 from w2sg.training.jobs import FitJob, ReadJob
 from w2sg.training.keeping import FULL, Keep, Kept
 from w2sg.training.label_modules import FitContext
@@ -241,8 +242,18 @@ class Stages:
 
     # -- any stage ----------------------------------------------------------------------------------------------------
 
-    def compute(self, name: str, key: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> Path:
-        """Anything small and deterministic: ``work(folder)`` writes files (on rank 0) and returns its info."""
+    def compute(
+        self,
+        name: str,
+        key: dict[str, Any],
+        work: Callable[[Path], dict[str, Any]],
+        foreseen: Callable[[Path], Foreseen] | None = None,
+    ) -> Path:
+        """Anything small and deterministic: ``work(folder)`` writes files (on rank 0) and returns its info.
+
+        Args:
+            foreseen: writes files that a plan takes for these.
+        """
 
         def timed(part: Path, _: stops.Deferral) -> dict[str, Any]:
             begun = time.perf_counter()
@@ -360,6 +371,8 @@ def load_values(folder: Path) -> tuple[list[str], Tensor]:
 
 def holds(folder: Path, name: str) -> bool:
     """Whether a finished read stage has values by this name."""
+    if folder in stand_ins:
+        return name in stand_ins[folder][1]
     with safe_open(folder / "values.safetensors", "pt") as tensors:
         return name in tensors.keys()  # noqa: SIM118 (not a dict)
 
@@ -380,4 +393,6 @@ def load_parts(folder: Path) -> dict[str, np.ndarray]:
 
 def load_tensors(folder: Path) -> tuple[list[str], dict[str, Tensor]]:
     """Ids, values, and sizes and flags where there are any, of a finished read stage."""
+    if folder in stand_ins:
+        return stand_ins[folder]
     return read_json(folder / "ids.json"), load_file(folder / "values.safetensors")

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from w2sg.methods.refine.select import agreement, log_likelihoods, product_of_co
 from w2sg.metrics.answers import copied
 from w2sg.models.trained import Trained
 from w2sg.store.shards import Found
+from w2sg.training import foreseen
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, load_parts
 
@@ -164,7 +166,8 @@ class Refiner(ContextWriter):
             lengths = [sum(map(len, prompts[q])) for q in places]
             examples = Examples(ByPlace(lengths, counted=True), ids, torch.zeros(len(ids), dtype=torch.long))
             rows = self.sampling.batch_size
-            return ReadJob(nn.ModuleList([policy]), read, examples, rows=rows, written=1)
+            found = partial(foreseen.per_token, np.array([len(candidates[q]) for q in places]))
+            return ReadJob(nn.ModuleList([policy]), read, examples, rows=rows, written=1, foreseen=found)
 
         folder = self.run.stages.read(name, key, make, whole=True)
         self._stages[name] = folder.name

@@ -1,0 +1,151 @@
+"""A method walked as a run walks it, over stages that are looked for and never made.
+
+So every method is planned by its own code, those from outside as well. A second walk with other stand-ins shows which
+keys hang on texts that are still to be written: they come out differently.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from w2sg.config.build import build
+from w2sg.config.schema import ModelConfig, TrainConfig
+from w2sg.data import splits
+from w2sg.errors import UserError
+from w2sg.experiment.run import Run
+from w2sg.models.source import Source, find
+from w2sg.planning.devices import PlanDevices
+from w2sg.planning.stages import ForeseenStages
+from w2sg.planning.work import Planned
+from w2sg.store.store import Store
+from w2sg.training import foreseen
+from w2sg.training.evaluating import rows_of
+from w2sg.training.foreseen import Unforeseen
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Plan:
+    """What one run would do.
+
+    Attributes:
+        config: with the precision of the device in it. words: what was typed.
+        stages: in the order in which a run finishes them. devices: that share the work.
+        ends: why stages after these cannot be foreseen; None where these are all.
+        notes: of models and data.
+    """
+
+    config: TrainConfig
+    words: list[str]
+    stages: list[Planned]
+    devices: PlanDevices
+    ends: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Shared:
+    """What runs of a sweep have in common, so that it is read once."""
+
+    models: dict[str, Source] = field(default_factory=dict)
+    tables: dict[str, splits.Tables] = field(default_factory=dict)
+    ids: dict[tuple, Any] = field(default_factory=dict)
+    walked: dict[str, Planned] = field(default_factory=dict)
+
+
+class PlannedRun(Run):
+    """A run that finds out what it would do."""
+
+    def __init__(self, config: TrainConfig, words: list[str], shared: Shared):
+        self.shared = shared
+        super().__init__(config, Path(config.out), words)
+        self.inputs._ids = shared.ids
+
+    def _find(self, spec: ModelConfig, role: str, weights: bool = True) -> Source:
+        known = self.shared.models
+        name = f"{role} {weights} {spec.model_dump_json()}"
+        if name not in known:
+            try:
+                known[name] = find(spec, role, weights)
+            except UserError:
+                known[name] = source = find(spec, role, weights=False)  # raises where more is missing than weights
+                source.notes.append(
+                    f"{role}: the weights of {spec.name} are not there, so no key of a stage with it is known"
+                )
+        return known[name]
+
+    def _tables(self, config: TrainConfig) -> splits.Tables:
+        name = f"{config.seed} {config.dataset.model_dump_json()}"
+        if name not in self.shared.tables:
+            self.shared.tables[name] = super()._tables(config)
+        return self.shared.tables[name]
+
+    def _devices(self, config: TrainConfig) -> PlanDevices:
+        return PlanDevices(config)
+
+    def _begin(self) -> None:
+        test = self.data.test
+        rows = rows_of(test.ids, test.labels.tolist())
+        self.stages = ForeseenStages(Store(self.config.store), self.devices, self.config.logger.eval_every, rows)
+
+    def measure(self, *_: Any, **__: Any) -> tuple[list, dict]:
+        """The zero-shot score is the one stage that measuring label models asks for."""
+        self.zero_shot(self.strong, self.data.test)
+        return [], {}
+
+    def report(self, *_: Any, **named: Any) -> Any:
+        """Nothing is written."""
+        if any(name not in ("story", "sections", "notes", "columns", "samples", "files", "taught") for name in named):
+            self.measure()
+        return SimpleNamespace(content={})
+
+
+def plan(config: TrainConfig, words: Sequence[str] = (), shared: Shared | None = None) -> Plan:
+    """What a run would do.
+
+    Args:
+        config: as checked. words: what was typed. shared: of the runs of a sweep.
+
+    Raises:
+        UserError: as the run itself would before its first stage.
+    """
+    shared = shared or Shared()
+    (found, ends, run), (again, _, _) = (_walked(config, list(words), shared, walk) for walk in (0, 1))
+    known = {(p.name, p.key) for p in again}
+    missing = [note for source in (run.weak, run.strong, run.untuned) if source for note in source.notes]
+    without = any("no key of a stage" in note for note in missing)
+    stages = []
+    for p in found:
+        hangs = not p.cached and (p.name, p.key) not in known  # on texts that are still to be written
+        stages.append(replace(p, foreseeable=p.cached or not (hangs or without), at_most=p.at_most or hangs))
+    notes = [*run.stages.notes, *(note for p in stages for note in p.notes)]
+    return Plan(run.config, list(words), stages, run.devices, ends, list(dict.fromkeys(notes)))
+
+
+def _walked(
+    config: TrainConfig, words: list[str], shared: Shared, walk: int
+) -> tuple[list[Planned], str | None, PlannedRun]:
+    """The stages of one walk, and why it ended before its end."""
+    run, ends = PlannedRun(config, words, shared), None
+    before, foreseen.walk = foreseen.walk, walk
+    try:
+        build(config.method)(run)
+    except Unforeseen as end:
+        ends = str(end)
+    except Exception as error:
+        if not run.stages.invented:
+            raise
+        log.debug("the walk of a plan ended", exc_info=True)
+        last = run.stages.records[-1].name if run.stages.records else "the first stage"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        ends = f"what comes after {last} hangs on what it finds ({reason})"
+    finally:
+        foreseen.walk = before
+        run.stages.close()
+    return list(run.stages.planned.values()), ends, run
