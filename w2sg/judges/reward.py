@@ -23,6 +23,7 @@ from w2sg.models.heads import load_head
 from w2sg.models.scorer import load_language_model, load_scorer
 from w2sg.models.source import Source, find
 from w2sg.models.trained import Trained
+from w2sg.training.within_memory import room_to_read
 
 if TYPE_CHECKING:
     from w2sg.config.schema import TrainConfig
@@ -178,7 +179,7 @@ class Rewards:
 
     def __init__(self, judge: RewardModel, module: nn.Module, score: Callable[[dict[str, Tensor]], Tensor]):
         self.judge, self.module, self.score = judge, module, score
-        self.read, self.budget = 0, Budget(judge.run.devices.eval_tokens)
+        self.read, self.budget = 0, Budget()
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[str], replies: Sequence[str]) -> np.ndarray:
@@ -192,6 +193,10 @@ class Rewards:
             first=judge.source.first,
         )
         device, rewards = next(self.module.parameters()).device, np.zeros(len(prompts))
+        if self.budget.tokens is None:  # the models that write are there by now, and their caches
+            devices = judge.run.devices
+            room = devices.config.eval_tokens or room_to_read(self.module, device, devices.mixed)
+            self.budget.tokens = room or devices.eval_tokens
         order = np.argsort(-rows.lengths, kind="stable")
 
         def read(part: slice) -> np.ndarray:

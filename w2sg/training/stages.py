@@ -40,7 +40,7 @@ from w2sg.training.label_modules import FitContext
 from w2sg.training.reading_module import ReadingModule
 from w2sg.training.sharding import large, load_weights, unshard
 from w2sg.training.shared import check_shared, see
-from w2sg.training.within_memory import tokens_at_once
+from w2sg.training.within_memory import least_of, tokens_at_once
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class Stages:
             "padded_tokens": int(padded),
             "examples": int(examples),
             "steps": trainer.global_step,
-            **({} if budget.tokens is None else {"micro_tokens": budget.tokens}),
+            **least_of(self.devices, budget, name),
             "best_epoch": chosen,
             "best_step": None if chosen is None else chosen * -(-len(job.train) // options.batch_size),
             **left,
@@ -216,6 +216,7 @@ class Stages:
             tokens = partial(tokens_at_once, self.devices, job.model, job.rows, job.written, score.inputs.lengths.max())
             data = StageData(score=score, eval_tokens=tokens, eval_rows=job.rows)
             trainer.predict(module, data, return_predictions=False)
+            least_of(self.devices, budget, part.name)
         files = [file for written in self.devices.everyone(writer.files) for file in written]
 
         def join() -> dict[str, Any]:

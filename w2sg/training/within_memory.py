@@ -232,6 +232,16 @@ def tokens_at_once(
     return min(devices.everyone(room)) if room is not None and has_limit(device) else room
 
 
+def least_of(devices: Any, budget: Budget, stage: str) -> dict[str, int]:
+    """The fewest tokens that any device kept to, for what the store notes of a stage; rank 0 speaks for the others."""
+    tokens = [each for each in devices.everyone(budget.tokens) if each is not None]
+    if not tokens:
+        return {}
+    if budget.tokens != min(tokens) and devices.main:
+        log.warning("%s: another device ran out of memory, and went on with %d tokens at once", stage, min(tokens))
+    return {"micro_tokens": min(tokens)}
+
+
 def room_to_read(model: nn.Module, device: torch.device, mixed: bool = False) -> int | None:
     """Padded tokens that a model may read at once in what its device has left; None for a device without a limit.
 
