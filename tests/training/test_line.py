@@ -16,12 +16,14 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import start_ranks
+from conftest import compose, start_ranks
 from fits import devices, found, job, stages
 from torch.nn.parallel import DistributedDataParallel
 
 from w2sg import stops
+from w2sg.config.check import check
 from w2sg.errors import UserError
+from w2sg.experiment import run as experiment
 from w2sg.store import files
 from w2sg.store.keys import folder_name
 from w2sg.store.store import Store
@@ -63,6 +65,28 @@ def test_ranks_end_with_one_that_fails_or_leaves(monkeypatch):
     assert "another process of this run has failed" in str(first.exception())
     (first, _) = together(lambda at: at.everyone(limit=timedelta(seconds=0.1)), lambda at: None)
     assert "not all 2 processes of this run have started within" in str(first.exception())
+
+
+def test_an_error_of_all_ranks_is_said_by_the_first(monkeypatch):
+    first, same, other = (
+        told.result()
+        for told in together(
+            lambda at: at.echoes(UserError("no rows")),
+            lambda at: at.echoes(UserError("no rows")),
+            lambda at: at.echoes(UserError("no such file")),
+        )
+    )
+    assert (first, same, other) == (False, True, False)
+
+    def fails(run):
+        raise UserError("no rows")
+
+    told = SimpleNamespace(devices=SimpleNamespace(main=False, echoes=lambda error: str(error) == "no rows"))
+    told.loggers = SimpleNamespace(finish=lambda failed: None)
+    monkeypatch.setattr(experiment, "Run", lambda *_: told)
+    monkeypatch.setattr(experiment, "build", lambda node: fails)
+    with pytest.raises(Elsewhere):
+        experiment.run_method(check(compose("trainer.progress=none")), Path(), [])
 
 
 def test_what_another_machine_has_made_is_waited_for(tmp_path, monkeypatch):

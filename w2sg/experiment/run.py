@@ -32,6 +32,7 @@ from w2sg.reports.assemble import MakeFiles, Report, Rows, assemble
 from w2sg.reports.closing import show_closing
 from w2sg.reports.label_runs import check_names, columns_of, label_sections, label_story
 from w2sg.reports.section import Section, Story
+from w2sg.training.line import Elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +194,10 @@ def run_method(config: TrainConfig, out: str | Path, typed: list[str], sweep: pr
                     "run.report gives"
                 )
             failed = False
+        except UserError as error:
+            if run.devices.echoes(error):
+                raise Elsewhere from None
+            raise
         finally:
             run.loggers.finish(failed)
         if run.devices.main:

@@ -142,6 +142,10 @@ class Devices:
         """Every rank's value, in the order of ranks."""
         return [told for _, told in sorted(self.line.everyone(value).items())] if self.world > 1 else [value]
 
+    def echoes(self, error: UserError) -> bool:
+        """Whether rank 0 ends with the same words as this other rank, which then need not be said again."""
+        return self.world > 1 and self.line.echoes(error)
+
     def wait(self) -> None:
         """Until every rank is here."""
         if self.world > 1:

@@ -153,6 +153,22 @@ class Line:
             "another process of this run has failed (see what it says), so this one ends; finished stages are kept"
         )
 
+    def echoes(self, error: UserError) -> bool:
+        """Whether rank 0 ends with the same words as this other rank, which then need not be said again."""
+        if not self.rank:
+            self.failed = True
+            self.store.set("words", str(error))
+            return False
+        begun = time.monotonic()
+        try:
+            while time.monotonic() - begun < 2 * ASIDE:
+                if self.store.check(["words"]):
+                    return self.store.get("words").decode() == str(error)
+                time.sleep(LONG / 10)
+        except dist.DistError:  # rank 0 has ended
+            pass
+        return False
+
     def part(self, wait: bool) -> None:
         """Say that this rank takes part no longer. Rank 0, whose store it may be, stays until the others have too."""
         try:
