@@ -298,6 +298,7 @@ def test_a_sweep_over_two_processes_trains_each_model_once(pairs_folder, tiny_gp
     assert len(list(tmp_path.glob("*/train.log"))) == 2  # no process made a folder of its own
     said = result.stdout + result.stderr
     assert len(re.findall(r"student: \d+ steps? in", said)) == 2  # rank 0 alone speaks
+    assert said.count("dataset: test.jsonl") == 1
     assert "Warning" not in said
 
 

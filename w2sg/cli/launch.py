@@ -44,6 +44,8 @@ def launch(task: Callable[[Any], Any], name: str) -> None:
     from w2sg.live import clock
 
     any_terminal()
+    if not stops.speaks():  # rank 0 says it
+        logging.getLogger("w2sg").setLevel(logging.ERROR)
     # a line for each run is ours to print
     logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)
     begun, settled = time.monotonic(), None

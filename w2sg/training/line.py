@@ -273,7 +273,10 @@ class OnLine:
 
 
 class Replicated(OnLine, strategies.DDPStrategy):
-    """The whole model on each device. Gradients are kept once, in the buckets that they are sent in."""
+    """The whole model on each device. Gradients are kept once, in the buckets that they are sent in.
+
+    The graph is not declared static: micro-batches differ in number from step to step.
+    """
 
     def __init__(self, line: Line):
         super().__init__(gradient_as_bucket_view=True)
