@@ -34,7 +34,7 @@ from w2sg.models.scorer import load_language_model
 from w2sg.models.source import find
 
 WINDOWED = ["gemma3", "mistral", "olmo3", "phi3", "qwen2 (window)", "starcoder2", "llama4"]
-FLEXIBLE = [*WINDOWED, "gpt2", "gpt_neox", "opt"]
+FLEXIBLE = [*WINDOWED, "gemma2", "gpt2", "gpt_neox", "opt"]
 ALWAYS = {"gemma3", "llama4", "gpt2"}  # a window in some layers, chunks, positions in a table
 NARROW = {"gpt2": {"n_positions": 20}, "opt": {"max_position_embeddings": 20}}  # learned, and just as many as are read
 
@@ -171,14 +171,15 @@ def test_each_kind_of_layer_has_its_mask():
 
 @pytest.fixture
 def flex(monkeypatch):
-    """FlexAttention on a CPU, where it has no backward pass, without a compiler; the lengths of its masks are noted."""
+    """FlexAttention on a CPU, where it has no backward pass, without a compiler; its masks are noted."""
     from torch.nn.attention import flex_attention
     from transformers.integrations import flex_attention as integration
 
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(integration, "compile_friendly_flex_attention", _uncompiled)
     monkeypatch.setattr(blocks, "DEVICES", {"cpu"})
-    monkeypatch.setattr(blocks, "works", lambda *shape: True)
+    monkeypatch.setattr(blocks, "LEAST", 0)
+    monkeypatch.setattr(blocks, "_TRIED", {})
     made, usual = [], blocks.mask
 
     def noted(*args, **rest):
@@ -221,17 +222,19 @@ def test_block_masks_are_for_shared_rows_alone(folder, flex, kernel, monkeypatch
     scorer(rows(20, 7, 13)[1])
     assert flex == [None]
     assert kernel == [(None, True)] * 2
-    monkeypatch.setattr(blocks, "DEVICES", {"cuda"})  # the same model on a CPU
-    kernel.clear()
-    scorer(rows(12, 14, packed=True)[1])
-    assert {mask.dtype for mask, _ in kernel} == {torch.float32}
+    for name, value in (("LEAST", 256), ("DEVICES", {"cuda"})):  # short rows; the same model on a CPU
+        kernel.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(blocks, name, value)
+            scorer(rows(12, 14, packed=True)[1])
+        assert [mask.dtype for mask, _ in kernel] == [torch.float32] * 2
 
 
-def test_a_kernel_that_does_not_work_here_is_said_and_not_used(monkeypatch, caplog):
-    shape = (torch.device("cpu"), torch.float32, 4, 2, 8)
-    monkeypatch.setattr(blocks, "SAID", [])
+def test_a_kernel_that_does_not_work_here_is_said_and_not_used(folder, monkeypatch, caplog):
+    for name, value in (("SAID", []), ("DEVICES", {"cpu"}), ("LEAST", 0)):
+        monkeypatch.setattr(blocks, name, value)
+    scorer = load_language_model(find(spec(folder("llama"), attention="flex_attention"), "strong"), True, 2)
     for outcome in (RuntimeError("no triton\nmore"), 0.5):
-        blocks.works.cache_clear()
 
         def tried(*_, outcome=outcome):
             if isinstance(outcome, Exception):
@@ -239,10 +242,9 @@ def test_a_kernel_that_does_not_work_here_is_said_and_not_used(monkeypatch, capl
             return outcome
 
         monkeypatch.setattr(blocks, "_difference", tried)
+        monkeypatch.setattr(blocks, "_TRIED", {})
         with caplog.at_level(logging.WARNING):
-            assert not blocks.works(*shape)
-            assert not blocks.works(*shape)
-    blocks.works.cache_clear()
+            assert separates_texts(scorer, VOCABULARY, MAX_LENGTH)
     assert [line.split("(")[1].split(")")[0] for line in blocks.SAID] == ["no triton", "its numbers are off by 50.0%"]
     assert caplog.text.count("read by SDPA with a mask") == 2
 
@@ -251,7 +253,8 @@ def test_a_kernel_that_does_not_work_here_is_said_and_not_used(monkeypatch, capl
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "llama4"])
-def test_on_a_gpu_flex_attention_trains_as_sdpa_does(family, folder):
+def test_on_a_gpu_flex_attention_trains_as_sdpa_does(family, folder, monkeypatch):
+    monkeypatch.setattr(blocks, "LEAST", 0)
     found = []
     for attention in ("flex_attention", "sdpa"):
         torch.manual_seed(0)

@@ -7,7 +7,6 @@ preference pairs as prefix sharing (arXiv 2410.20305).
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,11 @@ log = logging.getLogger(__name__)
 NAME = "w2sg_blocks"  # of this attention, among those of transformers
 DEVICES = {"cuda"}  # on a CPU the kernel has no backward pass
 SAID: list[str] = []  # what a report has to say of this process
-RECOMPILED = 64  # kinds of rows that a kernel may be compiled for: dtypes, heads and windows of several models
+# columns: shorter rows have small masks and hardly a block to leave out, and each kernel has to be compiled
+LEAST = 256
+# kinds of rows that a kernel may be compiled for (dtypes, heads, windows of several models, one row or more); past the
+# limit, which is 8, torch would quietly compute whole matrices of scores
+RECOMPILED = 64
 
 
 def offer() -> str:
@@ -44,43 +47,56 @@ def _attention(
     return forward(module, query, key, value, attention_mask, **rest)
 
 
-def used(name: str, device: torch.device, dtype: torch.dtype, config: Any) -> bool:
-    """Whether masks of this attention are made of blocks on a device: where the kernel is there, and right."""
-    if name not in (NAME, "flex_attention"):
-        return False
-    if name == "flex_attention":  # the model has no other that could read its rows
-        return True
-    if device.type not in DEVICES:
-        return False
-    heads = config.num_attention_heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return works(device, dtype, heads, groups, size)
-
-
-def mask(rule: Callable[..., Tensor], rows: int, name: str, **rest: Any) -> Any:
-    """The mask of ``rows`` rows by transformers' rule for (row, head, query, key); None where causality is all of it.
+def mask(name: str, rule: Callable[..., Tensor], rows: int, computing: torch.dtype, **rest: Any) -> Any:
+    """A mask of blocks, where an attention takes it: it is worth it there, and the kernel is there, and right.
 
     Args:
+        rule: transformers' for (row, head, query, key). rows: in the batch. computing: the dtype of attention.
         rest: what transformers gives to functions that make masks.
+
+    Returns:
+        None where the mask is to be made otherwise, if there is to be one.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 
-    length, local = rest["kv_length"], rest.get("local_size")
-    if name == NAME and rest.get("allow_is_causal_skip", True) and (local is None or length < local):
+    if name not in (NAME, "flex_attention"):
         return None
-    return create_block_mask(rule, rows, None, rest["q_length"], length, device=rest["device"])
+    length, device, local = rest["kv_length"], rest["device"], rest.get("local_size")
+    if name == NAME:  # the others have no attention besides that could read these rows
+        causal = rest.get("allow_is_causal_skip", True) and (local is None or length < local)
+        if causal or device.type not in DEVICES or length < LEAST:
+            return None
+        config = rest["config"]
+        heads = config.num_attention_heads
+        groups = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        if not works(rule, (min(rows, 2), heads, groups, length, size), device, computing, local is not None):
+            return None
+    return create_block_mask(rule, rows, None, length, length, device=device)
 
 
-@functools.cache
-def works(device: torch.device, dtype: torch.dtype, heads: int, groups: int, size: int) -> bool:
-    """Whether the kernel gives the numbers and gradients of SDPA here, tried once with a few tokens; said if not.
+def works(
+    rule: Callable[..., Tensor], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, local: bool
+) -> bool:
+    """Whether the kernel gives the numbers and gradients of SDPA here, tried once for each kind of mask; said if not.
 
     Args:
-        heads, groups: of queries, and of keys and values. size: of a head.
+        rule: what is seen, of the first batch.
+        shape: rows, heads of queries, heads of keys, length, size of a head.
+        local: whether a window is part of it.
     """
+    kind = (*shape[1:3], shape[4], device, dtype, local, torch.is_grad_enabled())
+    if kind not in _TRIED:
+        _TRIED[kind] = _try(rule, shape, device, dtype)
+    return _TRIED[kind]
+
+
+_TRIED: dict[tuple, bool] = {}
+
+
+def _try(rule: Callable[..., Tensor], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> bool:
     try:
-        worst = _difference(device, dtype, heads, groups, size)
+        worst = _difference(rule, shape, device, dtype)
     except Exception as error:  # of dynamo, inductor, triton or the driver, each of its own kind
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     else:
@@ -93,30 +109,26 @@ def works(device: torch.device, dtype: torch.dtype, heads: int, groups: int, siz
     return False
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
-def _difference(device: torch.device, dtype: torch.dtype, heads: int, groups: int, size: int) -> float:
-    """By how much states and gradients differ from SDPA's, relative to their size."""
+def _difference(rule: Callable[..., Tensor], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> float:
+    """By how much states differ from SDPA's, relative to their size, and gradients where there are any."""
     from torch.nn.attention.flex_attention import create_block_mask, create_mask
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.integrations.flex_attention import compile_friendly_flex_attention
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILED)
-    length, draw = 200, torch.Generator().manual_seed(0)  # a run's own numbers must not hang on this
-    part = (torch.arange(length, device=device) // 70)[None].expand(2, -1).contiguous()
-
-    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & ((part[row, query] == part[row, key]) | (part[row, key] == 0))
-
-    shapes = [(2, n, length, size) for n in (heads, groups, groups)]
-    inputs = [torch.randn(shape, generator=draw).to(device, dtype).requires_grad_() for shape in shapes]
-    blocks = create_block_mask(rule, 2, None, length, length, device=device)
-    seen = create_mask(rule, 2, None, length, length, device=device)
+    rows, heads, groups, length, size = shape
+    draw = torch.Generator().manual_seed(0)  # a run's own numbers must not hang on this
+    shapes = [(rows, n, length, size) for n in (heads, groups, groups)]
+    learns = torch.is_grad_enabled()  # a rule that is made while a model is only read could not be kept for gradients
+    inputs = [torch.randn(one, generator=draw).to(device, dtype).requires_grad_(learns) for one in shapes]
+    made = create_block_mask(rule, rows, None, length, length, device=device)
+    seen = create_mask(rule, rows, None, length, length, device=device)
     with torch.autocast(device.type, enabled=False):
-        ours = compile_friendly_flex_attention(*inputs, block_mask=blocks, enable_gqa=heads != groups, training=True)
+        ours = compile_friendly_flex_attention(*inputs, block_mask=made, enable_gqa=heads != groups, training=learns)
         query, key, value = inputs
         repeated = [x.repeat_interleave(heads // groups, 1) for x in (key, value)]
         theirs = scaled_dot_product_attention(query, *repeated, attn_mask=seen)
         pairs = [(ours, theirs)]
-        pairs += zip(*(torch.autograd.grad(x.square().sum(), inputs) for x in (ours, theirs)), strict=True)
+        if learns:
+            pairs += zip(*(torch.autograd.grad(x.square().sum(), inputs) for x in (ours, theirs)), strict=True)
     return max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in pairs)

@@ -86,9 +86,9 @@ def _mask(
     if seen is not None:
         rest["allow_is_causal_skip"] = False  # what a kernel knows without a mask, it knows of columns
     dtype = _computing(positions.device, rest.get("dtype"))
-    if blocks.used(name, positions.device, dtype, rest.get("config")):
-        return blocks.mask(rule, len(positions), name, **rest)
-    mask = usual(mask_function=rule, **rest)
+    mask = blocks.mask(name, rule, len(positions), dtype, **rest)
+    if mask is None:
+        mask = usual(mask_function=rule, **rest)
     return additive(mask, dtype) if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 4 else mask
 
 
