@@ -76,8 +76,8 @@ def test_models_that_write_and_read_cast_no_weight_and_say_the_same(kind, tmp_pa
     rows = Completions([draw(generator, 5)], [(draw(generator, 4), draw(generator, 3))])
     examples = Examples(rows, ["a"], torch.zeros(1, dtype=torch.long))
     casts = []
-    job = ReadJob(model, partial(model.read, casts=casts), examples, whole=True)
-    folder = stages(tmp_path, devices(precision="bf16-mixed")).read("m", {}, lambda: job)
+    job = ReadJob(model, partial(model.read, casts=casts), examples)
+    folder = stages(tmp_path, devices(precision="bf16-mixed")).read("m", {}, lambda: job, whole=True)
     assert casts == [0, 0]
     before = []
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # as it was: fp32 weights

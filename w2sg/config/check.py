@@ -21,7 +21,7 @@ from pydantic.errors import PydanticUserError
 from w2sg.config import plugins
 from w2sg.config.data_schema import DatasetConfig
 from w2sg.config.evaluate_schema import EvaluateConfig
-from w2sg.config.machine import attention_problems, device_problems, optimizer_problems
+from w2sg.config.machine import attention_problems, device_problems, load_problems, optimizer_problems
 from w2sg.config.option import MISSING, Options, defaults_of, hint_of, options_class
 from w2sg.config.programs import command
 from w2sg.config.schema import TrainConfig
@@ -340,7 +340,9 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
     if "trainer" in sections:
         problems += device_problems(sections["trainer"])
         roles = {role: sections[role] for role in ("weak", "strong") if role in sections}
-        problems += [line for role, m in roles.items() for line in attention_problems(role, m, sections["trainer"])]
+        for role, model in roles.items():
+            problems += attention_problems(role, model, sections["trainer"])
+            problems += load_problems(role, model, sections["trainer"])
         cut = {m.train for m in roles.values() if m.arch == "hf" and m.train != "head"}
         for mode in sorted({m.train for m in roles.values()}) if training else ():
             name = getattr(training, mode).optimizer

@@ -33,6 +33,22 @@ def attention_named(attention: str, dropout: float) -> list[str]:
     return []
 
 
+def load_named(load: str, tune: str) -> list[str]:
+    """What is wrong with weights in few bits, or with the package that holds them."""
+    if tune == "full":
+        return [f"load: weights in {load} are not trained; use tune=lora (QLoRA), also where they are read alone"]
+    if find_spec("bitsandbytes") is None:
+        return [f"load: {load} needs bitsandbytes; {QUANTIZED}, or set it to null"]
+    return []
+
+
+def load_problems(role: str, model: Any, trainer: Any) -> list[str]:
+    """Why weights in few bits cannot work on a run's devices; model and trainer as in `attention_problems`."""
+    if model.load is None or trainer.strategy != "fsdp":
+        return []
+    return [f"{role}.load: weights in {model.load} cannot be cut over devices; use trainer=ddp, or {role}.load=null"]
+
+
 def attention_problems(role: str, model: Any, trainer: Any) -> list[str]:
     """What a run's devices and precision lack for the attention that a role asks for.
 

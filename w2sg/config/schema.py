@@ -13,7 +13,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from w2sg.config.data_schema import DatasetConfig
 from w2sg.config.gpus import GPUS
-from w2sg.config.machine import attention_named
+from w2sg.config.machine import attention_named, load_named
 from w2sg.config.option import Options, option
 
 OWN_CHAT = {"chat_template": None, "chat_template_kwargs": None, "thoughts": "strip"}  # of earlier versions
@@ -75,6 +75,11 @@ class ModelConfig(Options):
         le=8,
         alias="round_weights",
     )
+    load: Literal["4bit", "8bit"] | None = option(
+        None,
+        "hold the pretrained weights in 4 bits (NF4) or 8, by bitsandbytes: below adapters (tune=lora: QLoRA), "
+        "or where they are read alone",
+    )
     max_length: PositiveInt = option(512, "tokens of a text; longer ones lose their start")
     dtype: Literal["float32", "bfloat16"] = option(
         "float32", "float32 | bfloat16: of the weights; the head and the losses are always fp32"
@@ -132,6 +137,8 @@ class ModelConfig(Options):
         set_here = {"messages", "add_generation_prompt", "tools", "documents", "date_string", "strftime_now"}
         if taken := sorted(set_here & set(self.chat_template_kwargs or {})):
             problems.append(f"chat_template_kwargs: {', '.join(taken)} cannot be given, w2sg sets it; leave it out")
+        if self.load is not None and self.arch == "bow":
+            problems.append("load: a bag of words has no pretrained weights; set it to null")
         if self.quantise is not None and (self.arch == "bow" or self.random_init):
             problems.append("round_weights: there are no pretrained weights to round; set it to null")
         if self.head == "mixture" and self.train != "head":
@@ -149,6 +156,10 @@ class ModelConfig(Options):
             problems.append(
                 "feature_layer_candidates: feature_layer=auto chooses among these; name at least one layer, as [8,12]"
             )
+        if self.load is not None and self.quantise is not None:
+            problems.append("round_weights: load holds weights in few bits already; set one of the two to null")
+        if self.load is not None and self.arch == "hf":
+            problems += load_named(self.load, self.train)
         if self.arch == "hf":
             problems += attention_named(self.attention, self.dropout)
         return problems

@@ -127,7 +127,8 @@ def find_judge(run: Run, model: str, max_length: int, asked_for: str) -> Source:
     config = run.config
     options = {"name": model_name(model, config), "revision": None, "untuned": None, "layers": None, "layer": None}
     options |= {"random_init": False, "train": "full", "head": "linear", "lr": None, "epochs": None}
-    options |= {"max_length": max_length, "quantise": None, **OWN_CHAT}  # a weakened strong model has no weakened judge
+    options |= {"max_length": max_length, "quantise": None, "load": None}
+    options |= OWN_CHAT  # a weakened strong model has no weakened judge
     if model in ("strong", "weak"):
         role = getattr(config, model)
         options |= {key: getattr(role, key) for key in ("revision", "dtype", "trust_remote_code", *OWN_CHAT)}

@@ -105,7 +105,7 @@ class RewardModel(Judge):
             changes |= {"train": "head", "layer": self.options.layer, "candidates": self.options.candidates}
         else:
             changes |= {"name": self.options.model, "revision": None, "layers": None, "random_init": False}
-            changes |= {"train": "full", "quantise": None, **OWN_CHAT}
+            changes |= {"train": "full", "quantise": None, "load": None, **OWN_CHAT}
         source = find(spec.model_copy(update=changes), role if self.trained else self.asked_for)
         if not self.trained:
             source = replace(source, templated=source.chat.template)

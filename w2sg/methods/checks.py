@@ -83,6 +83,9 @@ def vllm_problems(config: TrainConfig, key: str, adapted: bool, roles: Sequence[
         adapted: whether a model has adapters.
         roles: of the models.
     """
+    for role in roles:
+        if load := getattr(config, role).load:
+            return [f"{role}.load: vLLM cannot sample weights in {load}; set it to null, or {key}=transformers"]
     gguf = any(getattr(config, role).name.endswith(".gguf") for role in roles)
     reason = vllm.why_not(gguf=gguf, adapted=adapted)
     return [] if reason is None else [f"{key}: vLLM cannot sample here: {reason}; use transformers"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from w2sg.errors import UserError
-from w2sg.models.finished import FinishedModel, source_of
+from w2sg.models.finished import FinishedModel, check_whole, source_of
 from w2sg.models.heads import BagOfWords, LinearHead, MixtureHead, load_head
 from w2sg.models.scorer import LanguageScorer, load_language_model, load_scorer
 from w2sg.models.source import Source
@@ -58,6 +58,7 @@ def load_classifier(trained: FinishedModel, seen: Collection[str] = ()) -> Class
     Raises:
         UserError: its base is not to be had, or merging its adapters changes what it says.
     """
+    check_whole(trained)
     scoring, source = trained.scoring, source_of(trained.spec, trained.role)
     pairs, classes, saved = scoring.pairs, scoring.classes, weights(trained.folder)
     if source.spec.arch == "bow":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from w2sg.errors import UserError
 from w2sg.models.classifier import CLOSE, load_classifier, set_to_read
-from w2sg.models.finished import FinishedModel, source_of
+from w2sg.models.finished import FinishedModel, check_whole, source_of
 from w2sg.models.heads import BagOfWords
 from w2sg.models.policy import load_policy
 from w2sg.models.standalone import bag_of_words, w2sg_classifier
@@ -33,6 +33,7 @@ def load_merged(trained: FinishedModel) -> tuple[nn.Module, Any]:
     Raises:
         UserError: its base is not to be had, or merging changes what it says.
     """
+    check_whole(trained)
     source = source_of(trained.spec, trained.role)
     if trained.spec.random_init and trained.folder is None:
         import lightning as L

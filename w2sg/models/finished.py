@@ -273,9 +273,9 @@ def _scorer(
     else:
         role = _role_of(content, learned, name)
         spec = _spec(content["config"][role], run)
-    same = ("train", "max_length", "dtype", "layers", "dropout", "random_init", "head", "quantise")
+    same = ("train", "max_length", "dtype", "layers", "dropout", "random_init", "head", "quantise", "load")
     changes = {key: learned[key] for key in same if key in learned}
-    spec = spec.model_copy(update={"quantise": None, "head": "linear", "layer": None, **changes})
+    spec = spec.model_copy(update={"quantise": None, "load": None, "head": "linear", "layer": None, **changes})
     if "hub" in learned:
         spec = spec.model_copy(update={"name": learned["hub"], "revision": learned["revision"]})
     if spec.train == "lora" and spec.random_init:
@@ -342,6 +342,20 @@ def _as_it_was(spec: ModelConfig, folder: Path, role: str) -> ModelConfig:
             f"{role}.name: {spec.name} is not the model any more that {folder.name} has adapters for; put that one back"
         )
     return spec
+
+
+def check_whole(trained: FinishedModel) -> None:
+    """Refuse to make one model of weights in few bits and what was trained on them.
+
+    Raises:
+        UserError: it was trained so.
+    """
+    if (load := trained.spec.load) is not None and trained.folder is not None:
+        adapters = "; adapter=true writes its adapters alone" if trained.spec.train == "lora" else ""
+        raise UserError(
+            f"{trained.name}: it was trained on {trained.spec.name} in {load} ({trained.role}.load), of which no whole "
+            f"model is made without a loss{adapters}"
+        )
 
 
 def source_of(spec: ModelConfig, role: str) -> Source:

@@ -15,6 +15,7 @@ from w2sg.models.activations import in_one_kernel
 from w2sg.models.attention import implementation
 from w2sg.models.backbones import INSIDE, cut_to, name_body, offer_scorer, set_dropout
 from w2sg.models.gguf_files import dequantised
+from w2sg.models.low_bits import hold_in_bits
 from w2sg.models.once import built, planned, told
 from w2sg.models.quantise import round_weights
 from w2sg.models.rope import rows_by_themselves
@@ -76,7 +77,9 @@ def load_transformer(
         with quiet_loading(), reading(source.role, spec.name, "cannot be loaded"):
             return auto.from_config(config if found is None or planned() else _config_in(found, spec), **options)
 
-    model = built(whole, bare)
+    model = built(whole, bare, spec.load is not None)
+    if spec.load is not None and not planned():
+        hold_in_bits(model, spec.load)
     name_body(model)
     rows_by_themselves(model)
     in_one_kernel(model)
@@ -181,7 +184,7 @@ def with_lora(model: nn.Module, source: Source, saved: Path | None, task: Any, t
             config.inference_mode = not trainable
             return get_peft_model(model, config)
 
-        return built(whole, bare)
+        return built(whole, bare, spec.load is not None)
     lora = spec.lora
     check_targets(model, lora.targets, role, spec.name)
     config = LoraConfig(
@@ -197,4 +200,4 @@ def with_lora(model: nn.Module, source: Source, saved: Path | None, task: Any, t
         with reading(role, spec.name, "takes no adapters", "name layers that it has in {role}.lora.targets"):
             return get_peft_model(model, config)
 
-    return built(adapted, adapted)
+    return built(adapted, adapted, spec.load is not None)

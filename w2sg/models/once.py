@@ -72,8 +72,14 @@ def told(work: Callable[[], T]) -> T:
     return work() if ranks is None else ranks.first(work)
 
 
-def built(whole: Callable[[], T], bare: Callable[[], T]) -> T:
-    """A model: ``whole`` where weights are read, else ``bare``, which is called with torch's meta device."""
+def built(whole: Callable[[], T], bare: Callable[[], T], each: bool = False) -> T:
+    """A model: ``whole`` where weights are read, else ``bare``, which is called with torch's meta device.
+
+    Args:
+        each: every rank reads them, since what belongs to weights in few bits cannot be sent.
+    """
+    if each and not planned():
+        return whole()
     made: list[T] = []
 
     def read() -> None:

@@ -173,7 +173,7 @@ class Source:
 
 def same(a: Source, b: Source) -> bool:
     """Whether two models are one: the same weights, whatever they are called and however they are rounded."""
-    one, other = ({k: v for k, v in source.identity.items() if k != "quantise"} for source in (a, b))
+    one, other = ({k: v for k, v in source.identity.items() if k not in ("quantise", "load")} for source in (a, b))
     return one == other
 
 
@@ -235,6 +235,8 @@ def find(spec: ModelConfig, role: str, weights: bool = True) -> Source:
             raise UserError(f"{role}.{key}: {spec.name} has {limit} layers, {layer} were asked for")
     if spec.quantise is not None:  # another model to whoever asks what it is
         source = replace(source, identity={**source.identity, "quantise": spec.quantise})
+    if spec.load is not None:
+        source = replace(source, identity={**source.identity, "load": spec.load})
     return source
 
 

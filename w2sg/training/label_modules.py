@@ -8,6 +8,7 @@ Shapes: b examples on this device, B in the global batch, C classes (2 for pairs
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -227,7 +228,9 @@ class FitModule(WithinMemory):
         frozen = {name for name, p in self.named_parameters()} - trained
         counts = torch.tensor(list(self.counts.values()), device=self.device)
         counts = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+        state = checkpoint["state_dict"]  # of weights in few bits, what belongs to them stands below their names
+        below = {k for k in state if any(k[: m.start()] in frozen for m in re.finditer(r"\.", k))}
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in frozen | below}
         checkpoint["w2sg"] = {
             "curve": self.curve,
             "evaluated_at": self.evaluated_at,

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from w2sg.models.low_bits import in_few_bits
 from w2sg.training import pieces
 from w2sg.training.line import Line, OnLine
 from w2sg.training.sending import part_of, send
@@ -121,7 +122,7 @@ def place(model: nn.Module, trainer: L.Trainer) -> None:
     """Give each device its part of a model that one rank has read, or all of it: when Lightning configures models."""
     if isinstance(trainer.strategy, Sharded):
         trainer.strategy.place(model)
-    elif trainer.world_size > 1 and large(model):
+    elif trainer.world_size > 1 and large(model) and not in_few_bits(model):  # of which each rank has read its own
         send(model, trainer.strategy.root_device)
 
 
