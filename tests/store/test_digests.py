@@ -100,6 +100,16 @@ def test_what_is_known_is_believed_only_of_old_files_and_where_it_is_as_it_was_w
     assert digests.of_models([file]) == {file.name: hash_file(file)}
 
 
+def test_without_a_store_a_process_knows_what_it_has_read(tmp_path, read):
+    digests.remember_in(None)
+    file = tmp_path / "weights.bin"
+    file.write_bytes(b"0123456789")
+    assert digests.of_models([file]) == digests.of_models([file]) == {file.name: hash_file(file)}
+    assert read == [file.name]
+    flip(file)
+    assert digests.of_models([file]) == {file.name: hash_file(file)}
+
+
 def test_the_hubs_files_are_named_by_their_digest(tmp_path, read):
     blob = tmp_path / "blobs" / ("ab" * 32)
     blob.parent.mkdir()

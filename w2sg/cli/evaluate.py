@@ -50,8 +50,11 @@ def run(cfg: DictConfig) -> None:
     with readable_errors():
         from w2sg.config.check import check_evaluate
         from w2sg.console import Plain
+        from w2sg.store.digests import remember_in
 
         config, console = check_evaluate(cfg), Plain()
+        if Path(config.root).is_dir():
+            remember_in(config.root)
         if config.runs is not None:
             from w2sg.cli.compare import gather
 

@@ -26,10 +26,11 @@ GRAIN = 2_000_000_000  # ns
 BLOB = re.compile(r"[0-9a-f]{64}")  # the hub's cache names large files by their sha256
 
 _store: Path | None = None
+_process: dict[Path, dict[str, list[Any]]] = {}  # folder of a model -> what is known, where there is no store
 
 
 def remember_in(store: str | Path | None) -> None:
-    """The store beside which this process remembers digests of models; None remembers none."""
+    """The store in which digests of models are remembered; with None this process alone knows them."""
     global _store
     _store = None if store is None else Path(store).expanduser().absolute()
 
@@ -38,13 +39,14 @@ class Digests:
     """The sha256 of a folder's files.
 
     Args:
-        memory: the file of what is known; None knows nothing and remembers nothing.
+        memory: the file of what is known; None has no file.
         afresh: read every file, whatever is known of it.
+        known: what is known where there is no file; is added to.
     """
 
-    def __init__(self, memory: Path | None, afresh: bool = False):
+    def __init__(self, memory: Path | None, afresh: bool = False, known: dict[str, list[Any]] | None = None):
         self.memory, self.afresh = memory, afresh
-        self.known: dict[str, list[Any]] = {} if memory is None else _read(memory)
+        self.known: dict[str, list[Any]] = ({} if known is None else known) if memory is None else _read(memory)
         self._changed = False
 
     def of(self, path: Path, name: str | None = None) -> str:
@@ -95,7 +97,8 @@ def of_models(files: list[Path]) -> dict[str, str]:
         return {}
     folder = Path(os.path.realpath(files[0].parent))
     place = f"model-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.json"
-    digests = Digests(None if _store is None else _store / MEMORY / place)
+    memory = None if _store is None else _store / MEMORY / place
+    digests = Digests(memory, known=_process.setdefault(folder, {}))
     found = {}
     for file in files:
         blob = Path(os.path.realpath(file))
