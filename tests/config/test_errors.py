@@ -56,6 +56,7 @@ BAD = [  # what was typed, the key that is named, words of the remedy
     (["optim.full.schedule=step"], "optim.full.schedule", "'cosine', 'linear' or 'constant'"),
     (["optim.select_on=test"], "optim.select_on", "'weak' or 'gold'"),
     (["trainer.precision=16"], "trainer.precision", "'32-true' or 'bf16-mixed'"),
+    (["trainer.offload=true"], "trainer.offload", "read with trainer=fsdp alone"),
     (["trainer.strategy=deepspeed"], "trainer.strategy", "'auto', 'ddp' or 'fsdp'"),
     (["trainer.accelerator=abacus"], "trainer.accelerator", "'auto', 'cpu'"),
     (["strong.dtype=float16"], "strong.dtype", "'float32' or 'bfloat16'"),

@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from w2sg import losses, stops
+from w2sg.config.schema import TrainerConfig
 from w2sg.data.loading import Examples
 from w2sg.data.rows import pack
 from w2sg.models import loading
@@ -39,21 +41,19 @@ from w2sg.store.files import read_json
 from w2sg.store.sealed import unsound
 from w2sg.training import sending, sharding
 from w2sg.training.checkpoints import Checkpoints, SealedFiles
+from w2sg.training.devices import Devices
 from w2sg.training.label_modules import SoftLabelModule
 from w2sg.training.stages import FitJob
 
-WIDTH = 97
+WIDTH, LAYERS = 97, 5
 CASES = {
     "score": {},
-    "policy": {},
     "tied": {},
-    "cut": {"layers": 1},
-    "rounded": {"quantise": 4},
+    "cut": {"layers": 1, "quantise": 4},
     "drawn": {"random_init": True},
     "score-lora": {"train": "lora"},
-    "policy-lora": {"train": "lora"},
     "score-bf16": {"dtype": "bfloat16"},
-    "policy-gguf": {},
+    "gguf": {},
 }
 
 
@@ -86,9 +86,9 @@ def models_come_from_one(on, folder: Path) -> None:
     read = dict(load("policy", folder / "tied").plain.state_dict())
     loading.dequantised = lambda *_: read
     for name, changes in CASES.items():
-        place = folder / ("tied" if name in ("tied", "policy-gguf") else "plain")
+        place = folder / ("tied" if name in ("tied", "gguf") else "plain")
         make = partial(load, "score" if "score" in name or name in ("cut", "drawn") else "policy", place, **changes)
-        if name == "policy-gguf":
+        if name == "gguf":
             make = partial(gguf, place)
         torch.manual_seed(0)
         expected = make()
@@ -259,7 +259,7 @@ def a_fit_holds_parts(on, folder: Path) -> None:
     sharding.Sharded.teardown = lambda self: (left.append(len(self.optimizers)), usual(self))[1]
     done = stages(folder, on).fit("m", {}, partial(fit_job, folder))
     assert Watching.most < 0.05, Watching.most
-    assert len(sums) == 4 * (8 + 2), len(sums)  # steps; blocks, body and head
+    assert len(sums) == 4 * (LAYERS + 2), len(sums)  # steps; blocks, body and head
     assert left == [0]
     if on.main:
         (folder / "two.json").write_text((done / "curve.json").read_text())
@@ -267,7 +267,7 @@ def a_fit_holds_parts(on, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_hold_parts_and_learn_what_one_does(tmp_path):
-    save(tmp_path / "plain", llama(num_hidden_layers=8, intermediate_size=WIDTH))
+    save(tmp_path / "plain", llama(num_hidden_layers=LAYERS, intermediate_size=WIDTH))
     save(tmp_path / "tied", llama(tie_word_embeddings=True))
     long_fit(tmp_path, "two-of-one", at=5)
     finish = start_ranks("tests/training/test_sharding.py", str(tmp_path), folder=tmp_path)
@@ -280,6 +280,22 @@ def test_two_ranks_hold_parts_and_learn_what_one_does(tmp_path):
     for name, error in {"two": 0.03, "ddp": 0.003}.items():
         for a, b in zip(read_json(one / "curve.json"), read_json(tmp_path / f"{name}.json"), strict=True):
             assert a == pytest.approx(b, rel=error), name
+
+
+@pytest.mark.parametrize(("over", "copies"), [("all", 1), ("node", 2)])
+def test_each_machine_may_have_a_copy(over, copies):
+    config = TrainerConfig(strategy="fsdp", num_nodes=2, devices=4, shard_over=over, offload=True)
+    made = Devices._sharded(SimpleNamespace(config=config, line=None, world=8, mixed=True))
+    assert (made.copies, made._data_parallel_size, made._tensor_parallel_size) == (copies, copies, 8 // copies)
+    assert made.offload
+    assert made.mixed
+
+
+def test_weights_that_an_architecture_keeps_in_fp32_are_named():
+    router = torch.nn.Sequential(torch.nn.ModuleDict({"gate": torch.nn.Linear(2, 2)}), torch.nn.Linear(2, 2))
+    assert sharding._wide(router) == []
+    router._keep_in_fp32_modules_strict = ["gate.weight", "e_score_correction_bias"]
+    assert sharding._wide(router) == ["gate.weight"]
 
 
 def test_a_disk_that_fills_up_beside_training_costs_the_older_checkpoint(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from w2sg.training import pieces
 from w2sg.training.line import Line, OnLine
 from w2sg.training.sending import part_of, send
 
+log = logging.getLogger(__name__)
 ROOM = 0.1  # of a GPU's memory, for whole gradients between micro-batches
 
 
@@ -45,6 +47,12 @@ class Sharded(OnLine, ModelParallelStrategy):
     def place(self, model: nn.Module) -> None:
         """Cut a `large` model over the devices, and send its weights to them."""
         # Lightning's names of the two dimensions are of another use: copies, and parts of each
+        if self.mixed and (wide := _wide(model)):
+            log.warning(
+                "%s is meant to compute in fp32, and is rounded to bf16 by trainer=fsdp under bf16-mixed; "
+                "trainer.precision=32-true keeps it",
+                ", ".join(wide),
+            )
         mesh = self.device_mesh if self.copies > 1 else self.device_mesh["tensor_parallel"]
         at = torch.device("cpu") if self.offload else self.root_device
         send(model, self.root_device, lambda: shard(model, mesh, self.mixed, self.offload), at)
@@ -124,6 +132,12 @@ def place(model: nn.Module, trainer: L.Trainer) -> None:
         trainer.strategy.place(model)
     elif trainer.world_size > 1 and large(model) and not in_few_bits(model):  # of which each rank has read its own
         send(model, trainer.strategy.root_device)
+
+
+def _wide(model: nn.Module) -> list[str]:
+    """Kinds of weights that an architecture asks to be kept in fp32 (routers of some mixtures of experts)."""
+    kinds = {kind for part in model.modules() for kind in getattr(part, "_keep_in_fp32_modules_strict", None) or ()}
+    return sorted(kind for kind in kinds if any(kind in name for name, _ in model.named_parameters()))
 
 
 def leave(model: nn.Module, trainer: L.Trainer) -> None:
