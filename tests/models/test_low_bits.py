@@ -6,11 +6,14 @@ import pytest
 import torch
 from conftest import compose, save_tiny_model
 from runs import label_arguments, run_typed
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from w2sg.config.check import check
 from w2sg.errors import ConfigError, UserError
 from w2sg.models.export import load_merged
 from w2sg.models.finished import FinishedModel
+from w2sg.models.low_bits import hold_in_bits
+from w2sg.planning.memory import held
 
 PAIR = ["dataset=hh_rlhf", "strong=gpt2", "weak=gpt2", "trainer=cpu"]
 
@@ -37,6 +40,17 @@ def test_weights_in_few_bits_are_refused_where_they_cannot_work(monkeypatch, tmp
     trained = FinishedModel("student", spec, "strong", tmp_path, None, tmp_path, "", 0)
     with pytest.raises(UserError, match=r"student: .*gpt2 in 4bit .*; adapter=true writes its adapters alone"):
         load_merged(trained)
+
+
+def test_a_plan_counts_weights_in_few_bits():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            LlamaConfig(vocab_size=64, hidden_size=128, intermediate_size=128, num_hidden_layers=2)
+        )
+    whole = held(model.parameters())
+    linear = hold_in_bits(model, "4bit")
+    assert 0 < linear < sum(p.numel() for p in model.parameters())
+    assert whole - held(model.parameters()) == pytest.approx(linear * (4 - 0.516), rel=1e-3)
 
 
 @pytest.mark.parametrize("load", ["4bit", "8bit"])

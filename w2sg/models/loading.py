@@ -78,7 +78,7 @@ def load_transformer(
             return auto.from_config(config if found is None or planned() else _config_in(found, spec), **options)
 
     model = built(whole, bare, spec.load is not None)
-    if spec.load is not None and not planned():
+    if spec.load is not None:
         hold_in_bits(model, spec.load)
     name_body(model)
     rows_by_themselves(model)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+BYTES = {"4bit": 0.5 + 1 / 64 + 4 / 64 / 256, "8bit": 1.0}  # of a weight, with scales of 64 and scales of those
 BLOCK = 64  # weights of a row that share a scale; bitsandbytes 0.50 on a CPU misreads rows that are no whole blocks
 
 
@@ -16,7 +17,8 @@ BLOCK = 64  # weights of a row that share a scale; bitsandbytes 0.50 on a CPU mi
 def hold_in_bits(model: nn.Module, load: str) -> int:
     """Replace the linear layers of a pretrained model, but for the output layer, by such of fewer bits, in place.
 
-    Layers whose rows are no whole blocks stay as they are.
+    Layers whose rows are no whole blocks stay as they are. Weights without numbers (torch's meta device) stay, too, and
+    their attribute ``bytes_held`` says what they would take.
 
     4 bits are NF4 with scales that are rounded themselves (arXiv 2305.14314): about 0.52 bytes a weight. 8 bits are
     rows of int8 whose outliers are multiplied in fp16 (arXiv 2208.07339).
@@ -38,8 +40,12 @@ def hold_in_bits(model: nn.Module, load: str) -> int:
                 if load == "4bit" and weight.shape[1] % BLOCK:
                     continue
                 rounded += weight.numel()
-                setattr(module, name, _layer(load)(weight.detach(), layer.bias))
-    setattr(model, f"is_loaded_in_{load}", True)  # peft asks for it, and gives adapters that know such layers
+                if weight.is_meta:
+                    layer.weight.bytes_held = weight.numel() * BYTES[load]
+                else:
+                    setattr(module, name, _layer(load)(weight.detach(), layer.bias))
+    if not any(p.is_meta for p in model.parameters()):
+        setattr(model, f"is_loaded_in_{load}", True)  # peft asks for it, and gives adapters that know such layers
     return rounded
 
 

@@ -40,7 +40,8 @@ class Peak:
 
 def held(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors, each once."""
-    return sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
+    sizes = {id(t): getattr(t, "bytes_held", t.numel() * t.element_size()) for t in tensors}  # some are in few bits
+    return round(sum(sizes.values()))
 
 
 def of_fit(
