@@ -1,10 +1,12 @@
 """The benchmarks run; what they measure is written down, not tested."""
 
 import importlib.util
+import json
 import re
+from types import SimpleNamespace
 
 import pytest
-from conftest import run_script
+from conftest import ROOT, run_script
 
 
 def output(name: str, *options: str) -> str:
@@ -98,3 +100,22 @@ def test_drafting_runs_small_and_writes_what_the_plain_one_does():
 )
 def test_peak_memory_is_of_a_process_of_its_own(name, options):
     assert int(output(name, *options).splitlines()[-1]) > 10**7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["products", "reward", "lora", "dpo", "waits"])
+def test_a_part_of_the_gpus_benchmark_runs_small(part):
+    found = output("gpu.py", "--device", "cpu", "--small", "--part", part, "--seconds", "1")
+    assert json.loads(found.splitlines()[-1])
+
+
+def test_lines_of_the_gpus_benchmark_say_what_failed_and_what_was_found(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu
+
+    one = {"rate": 10.0, "unit": "pairs/s", "flops": 5e12, "peak": 2e9, "foreseen": 1.9e9, "against": "the plain loop"}
+    found = {"products": {"bf16": 10.0}, "reward": {**one, "other": 4.0}, "lora": one, "dpo": {"failed": "no room"}}
+    lines = "\n".join(gpu.table(found, SimpleNamespace(device="cpu")))
+    assert "10.0 pairs/s; 2.50 times the plain loop; 5.0 TFLOP/s (50% of its own products)" in lines
+    assert "peak 2.0 GB, foreseen 1.9 GB" in lines
+    assert "not measured: no room" in lines
