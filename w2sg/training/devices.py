@@ -271,6 +271,7 @@ def quiet() -> None:
         r".*isinstance\(treespec, LeafSpec\).*",  # lightning 2.6 with torch 2.13
         r"torch\.distributed\.nn\.functional\.all_gather is deprecated.*",  # lightning 2.6 with torch 2.13
         r"FSDP2-wrapped module .* returned a view tensor.*",  # we change none in place
+        r".*It is recommended to use `self.log\('held_out_loss'.*",  # it is of all devices
         r".*does not have many workers.*",  # our batches are collated from memory
         r".*`weights_only` was not set.*",  # lightning 2.6: torch decides
         r"Checkpoint directory .* exists and is not empty.*",  # meant: a stage goes on in its folder
