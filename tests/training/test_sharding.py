@@ -111,6 +111,16 @@ def models_come_from_one(on, folder: Path) -> None:
         buffers = dict(model.named_buffers())
         for key, buffer in expected.named_buffers():
             assert torch.equal(buffers[key], buffer), (name, key)
+        sharding.unshard(model)
+        if on.main and name in ("tied", "score-lora"):
+            model.save(folder / name)
+            expected.save(folder / f"{name}-alone")
+            (file,) = folder.glob(f"{name}-alone/*.safetensors")
+            ours, theirs = load_file(folder / name / file.name), load_file(file)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+            if name == "score-lora":  # the base is not collected for adapters
+                assert size_of(model) < size_of(expected) / 2
 
 
 def gguf(place: Path) -> Policy:

@@ -163,14 +163,22 @@ def shard(model: nn.Module, mesh: DeviceMesh, mixed: bool = False, offload: bool
 
 
 def unshard(module: nn.Module) -> None:
-    """Make a sharded module an ordinary one again, on rank 0, in host memory; the other ranks keep nothing of it."""
+    """Make a sharded module an ordinary one again, on rank 0, in host memory; the other ranks keep nothing of it.
+
+    What adapters stand on is saved with none of them, and stays empty.
+    """
     _reshard(module)
+    adapted = any(hasattr(part, "peft_config") for part in module.modules())
+    made: dict[Tensor, nn.Parameter] = {}  # what is tied stays tied
     for part in module.modules():
         for name, weight in part._parameters.items():
-            if isinstance(weight, DTensor):
-                full = whole(weight.detach())
-                empty = torch.empty(0, dtype=weight.dtype)
-                part._parameters[name] = nn.Parameter(empty if full is None else full, weight.requires_grad)
+            if not isinstance(weight, DTensor):
+                continue
+            if weight not in made:
+                full = whole(weight.detach()) if weight.requires_grad or not adapted else None
+                full = torch.empty(0, dtype=weight.dtype) if full is None else full
+                made[weight] = nn.Parameter(full, weight.requires_grad)
+            part._parameters[name] = made[weight]
 
 
 @torch.no_grad()
