@@ -27,7 +27,7 @@ def read(monkeypatch, tmp_path):
     monkeypatch.setattr(digests, "LARGE", 1)
     monkeypatch.setattr(digests, "GRAIN", -(10**12))
     monkeypatch.setattr(digests, "_store", None)
-    digests.remember_in(tmp_path / "store")
+    digests.remember_in(tmp_path / "store", make=True)
     return names
 
 
@@ -107,7 +107,9 @@ def test_without_a_store_a_process_knows_what_it_has_read(tmp_path, read):
     assert digests.of_models([file]) == digests.of_models([file]) == {file.name: hash_file(file)}
     assert read == [file.name]
     flip(file)
+    digests.remember_in(tmp_path / "store")  # as a plan does, which makes none
     assert digests.of_models([file]) == {file.name: hash_file(file)}
+    assert not (tmp_path / "store").exists()
 
 
 def test_the_hubs_files_are_named_by_their_digest(tmp_path, read):

@@ -95,7 +95,7 @@ def test_weights_in_bf16_are_half_the_size_and_the_head_is_exact(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_without_its_weights_has_its_report_and_says_what_is_kept(tmp_path, pairs_folder, tiny_gpt2, undrawn):
+def test_a_run_without_its_weights_has_its_report_and_says_what_is_kept(tmp_path, pairs_folder, tiny_gpt2):
     """Then the same run from the store, and one that keeps all: the weak model is trained again, to the same end."""
     typed = label_arguments(pairs_folder, tiny_gpt2, tmp_path, **QUICK)
     less = ["strong.save=bf16", "weak.save=none"]

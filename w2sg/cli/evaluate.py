@@ -53,8 +53,7 @@ def run(cfg: DictConfig) -> None:
         from w2sg.store.digests import remember_in
 
         config, console = check_evaluate(cfg), Plain()
-        if Path(config.root).is_dir():
-            remember_in(config.root)
+        remember_in(config.root)
         if config.runs is not None:
             from w2sg.cli.compare import gather
 

@@ -61,7 +61,7 @@ class Context:
 
     def __init__(self, config: TrainConfig, out: Path, typed: list[str] | None = None):
         self.out, self.typed = Path(out), typed or []
-        remember_in(config.store)
+        remember_in(config.store, make=not config.plan.only)
         # Whatever can be found missing is looked for before any work is done.
         self.weak = self._find(config.weak, "weak")
         self.strong = self._find(config.strong, "strong", weights=not _served(config))

@@ -26,12 +26,18 @@ GRAIN = 2_000_000_000  # ns
 BLOB = re.compile(r"[0-9a-f]{64}")  # the hub's cache names large files by their sha256
 
 _store: Path | None = None
+_made = False  # whether the store is there or may be made
 _process: dict[Path, dict[str, list[Any]]] = {}  # folder of a model -> what is known, where there is no store
 
 
-def remember_in(store: str | Path | None) -> None:
-    """The store in which digests of models are remembered; with None this process alone knows them."""
-    global _store
+def remember_in(store: str | Path | None, make: bool = False) -> None:
+    """The store in which digests of models are remembered; with None this process alone knows them.
+
+    Args:
+        make: it may be made for that.
+    """
+    global _store, _made
+    _made = make
     _store = None if store is None else Path(store).expanduser().absolute()
 
 
@@ -71,7 +77,7 @@ class Digests:
         """Write down what was found. Where that cannot be done, the files are read again the next time."""
         if self.memory is not None and self._changed:
             with suppress(OSError):
-                self.memory.parent.mkdir(parents=True, exist_ok=True)
+                self.memory.parent.mkdir(parents=_made, exist_ok=True)
                 write_json(self.memory, {"files": self.known, "check": _check(self.known)})
             self._changed = False
 

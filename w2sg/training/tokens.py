@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from w2sg.data import ragged
+from w2sg.training.foreseen import Foreseen
 from w2sg.training.stages import Stages
 
 # Characters from which token ids are a stage of their own: a million tokens or so, which take a tokenizer a second or
@@ -48,4 +50,7 @@ def made(
 
 
 def _kept(stages: Stages, name: str, key: dict[str, Any], write: Callable[[Path], int]) -> ragged.Ragged:
-    return ragged.mapped(stages.compute(name, key, lambda part: {"tokens_written": write(part)}))
+    def foreseen(part: Path) -> Foreseen:  # later stages hang on every token
+        return Foreseen({"ids": torch.empty(write(part), device="meta")})
+
+    return ragged.mapped(stages.compute(name, key, lambda part: {"tokens_written": write(part)}, foreseen))
