@@ -270,6 +270,23 @@ def test_logits_of_bf16_weights_that_are_written_by_are_not_rounded_on_a_gpu(mon
     assert not torch.equal(exact, rounded)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("trained", [("hidden",), ("hidden", "weight", "bias")])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_a_gpu_does_what_was_played_here(trained, softcap):
+    right = case(torch.float64, trained)
+    plain(*right, softcap).sum().backward()
+    mine = [x.detach().float().cuda().requires_grad_(x.requires_grad) for x in right[:3]]
+    with torch.autocast("cuda", torch.bfloat16):
+        found = token_logprobs(mine[0], mine[1], right[3].cuda(), mine[2], 4, softcap)
+    found.sum().backward()
+    torch.testing.assert_close(found.double().cpu(), plain(*right, softcap), rtol=0, atol=0.03)
+    for ours, exact in zip(mine, right, strict=False):
+        if exact.requires_grad:
+            assert (ours.grad.double().cpu() - exact.grad).norm() < 0.01 * exact.grad.norm()
+
+
 def test_far_apart_logits_stay_finite():
     hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
     found = token_logprobs(hidden, torch.tensor([[1.0], [0.0]]), torch.tensor([1, 1]))

@@ -210,6 +210,29 @@ def test_preferences_too(tmp_path):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
+class Hungry(BagOfWords):
+    """Takes a megabyte for each token, for a moment."""
+
+    def forward(self, batch):
+        torch.empty((batch["input_ids"].numel(), 2**20), dtype=torch.uint8, device=batch["input_ids"].device)
+        return super().forward(batch)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_a_gpu_the_longest_batch_is_cut_to_what_fits(tmp_path, caplog):
+    on = Devices(TrainerConfig(accelerator="gpu", devices=1, precision="32-true"))
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 60 * 2**20) / total)
+    try:
+        work = stages(tmp_path, on)
+        folder = work.fit("m", {}, lambda: job(losses.cross_entropy, Hungry(64, True, 2)))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert read_json(folder / "manifest.json")["info"]["micro_tokens"] == 32
+    assert "memory ran out" not in caplog.text
+
+
 # -- two devices ------------------------------------------------------------------------------------------------------
 
 
