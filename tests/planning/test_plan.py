@@ -46,6 +46,25 @@ def test_labels(pairs_folder, tiny_gpt2, tmp_path, kept):
     assert [s.tokens for s in after.stages] == [s["tokens"] for s in content["stages"]]
 
 
+@pytest.mark.slow
+def test_a_model_that_is_cut_over_devices(pairs_folder, tiny_llama, tmp_path):
+    """Parts of it on each, what is gathered beside them, and nothing that is cast again."""
+
+    def student(*more):
+        typed = label_arguments(pairs_folder, tiny_llama, tmp_path, "plan.gpu=h100-80", *more, trainer=None)
+        return next(s.peak for s in planned(typed).stages if s.name == "student")
+
+    alone = student("trainer=auto")
+    cut = ["trainer=fsdp", "trainer.accelerator=auto", "trainer.devices=4", "trainer.num_nodes=2"]
+    copied, offloaded = student(*cut, "trainer.shard_over=node"), student(*cut, "trainer.offload=true")
+    assert (copied.optimizer, copied.gradients) == (alone.optimizer / 4, alone.gradients / 4)
+    assert (offloaded.optimizer, offloaded.gradients) == (0, 0)
+    gathered = offloaded.weights
+    assert copied.weights == alone.weights / 4 + gathered
+    assert alone.weights / 10 < gathered < alone.weights / 2  # in bf16: the ends, and two of three blocks
+    assert copied.activations < alone.activations
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("adapters", [False, True])
 def test_operations(family, adapters):

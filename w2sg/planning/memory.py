@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from w2sg.models import footprint
+from w2sg.training.precision import MIXED
+from w2sg.training.sharding import gathered_bytes
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def of_fit(
     cut: int = 1,
     fused: bool = False,
     device: str = "cuda",
+    offload: bool = False,
 ) -> Peak:
     """Of training.
 
@@ -65,10 +68,14 @@ def of_fit(
         several: a step has more than one micro-batch, so that gradients stand beside activations.
         cut: devices that weights, gradients and states are cut over.
         fused: the optimizer makes nothing beside its states. device: its kind.
+        offload: what is cut stays in host memory.
     """
     weights, trained = held(model.parameters()) / cut, [p for p in model.parameters() if p.requires_grad]
     gradients, numbers = held(trained) / cut, sum(p.numel() for p in trained) / cut
     states = numbers * footprint.STATES.get(use.optimizer, 8)
+    if cut > 1:
+        weights, gradients, states = (0.0 if offload else size for size in (weights, gradients, states))
+        weights, use = weights + gathered_bytes(model, use.precision == MIXED), _gathered(use)
     activations, hand, measured = 0.0, 0.0, True
     if config is not None:
         kept = footprint.kept(config, use, length)
@@ -81,6 +88,11 @@ def of_fit(
     return Peak(weights, gradients, states, activations, hand, 0.0, total, measured)
 
 
+def _gathered(use: footprint.Use) -> footprint.Use:
+    """Of a model whose weights are cast as they are gathered: nothing is cast again, or kept for that."""
+    return replace(use, precision="32-true", dtype="bfloat16") if use.precision == MIXED else use
+
+
 def of_reading(
     models: nn.Module,
     configs: list[Any],
@@ -90,9 +102,13 @@ def of_reading(
     asked: int = 0,
     cut: int = 1,
     device: str = "cuda",
+    offload: bool = False,
 ) -> Peak:
-    """Of frozen models that read rows of so many padded tokens together."""
+    """Of frozen models that read rows of so many padded tokens together. Arguments as of `of_fit`."""
     weights = held(models.parameters()) / cut
+    if cut > 1:
+        mixed = any(use.precision == MIXED for use in uses)
+        weights, uses = (0.0 if offload else weights) + gathered_bytes(models, mixed), [_gathered(use) for use in uses]
     kept = [footprint.kept(config, use, length) for config, use in zip(configs, uses, strict=True)]
     hand = max((k.block * tokens for k in kept), default=0.0)
     if asked and configs:

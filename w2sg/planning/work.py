@@ -113,8 +113,8 @@ def _on_features(examples: Examples) -> bool:
 
 def of_fit_job(job: FitJob, devices: PlanDevices, eval_every: int | None) -> dict[str, Any]:
     """What a fit would do, as fields of `Planned`."""
-    options, config = job.options, config_of(job.scorer)
-    cut = devices.world if devices.shards and large(job.scorer) else 1
+    options, config, offload = job.options, config_of(job.scorer), devices.config.offload
+    cut = devices.parts if devices.shards and large(job.scorer) else 1
     if devices.mixed and cut == 1:  # as `Stages.fit` does
         hold_in_bf16(job.scorer, trained=False)
     checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in job.scorer.modules())
@@ -125,7 +125,7 @@ def of_fit_job(job: FitJob, devices: PlanDevices, eval_every: int | None) -> dic
         """The longest batch that any epoch can have, by which a run chooses as well."""
         found = _batches(job.train, longest, devices.world, budget)
         sizes = found.largest, found.length, found.asked, found.several
-        return found, of_fit(job.scorer, config, use, *sizes, cut, devices.on_gpu, devices.kind)
+        return found, of_fit(job.scorer, config, use, *sizes, cut, devices.on_gpu, devices.kind, offload)
 
     budget = Budget.of_role(job.role, job.micro_tokens, job.micro_batch)
     whole, chosen = hardest(Budget())[0].largest, None
@@ -188,7 +188,7 @@ def _reading(examples: Examples, devices: PlanDevices, model: nn.Module, rows: i
 
 def of_read_job(job: ReadJob, found: Foreseen, devices: PlanDevices, whole: bool) -> dict[str, Any]:
     """What a reading, or a writing, would do, as fields of `Planned`."""
-    cut = devices.world if devices.shards and not whole and large(job.model) else 1
+    cut = devices.parts if devices.shards and not whole and large(job.model) else 1
     if devices.mixed and cut == 1:  # as `Stages.read` does
         hold_in_bf16(job.model)
     models = models_of(job.model)
@@ -216,7 +216,9 @@ def of_read_job(job: ReadJob, found: Foreseen, devices: PlanDevices, whole: bool
         "tokens": None if on_features else useful,
         "padded": None if on_features else round(work.tokens),
         "flops": sum(shape.forward(work) for shape in shapes),
-        "peak": of_reading(job.model, configs, uses, largest, length, batches.asked, cut, devices.kind),
+        "peak": of_reading(
+            job.model, configs, uses, largest, length, batches.asked, cut, devices.kind, devices.config.offload
+        ),
         "micro": (batches.examples, largest),
     }
 

@@ -119,6 +119,11 @@ class Devices:
         return self.config.strategy == "fsdp" and self.world > 1
 
     @property
+    def parts(self) -> int:
+        """Devices over which a large model is cut, where it is."""
+        return self.world // (self.config.num_nodes if self.config.shard_over == "node" else 1)
+
+    @property
     def mixed(self) -> bool:
         """Whether matrix products are taken in bf16 while weights that are trained stay fp32."""
         return self.config.precision == precision.MIXED
@@ -205,9 +210,7 @@ class Devices:
         return trainer
 
     def _sharded(self) -> Sharded:
-        config = self.config
-        copies = config.num_nodes if config.shard_over == "node" else 1
-        return Sharded(self.line, self.world, self.mixed, copies, config.offload)
+        return Sharded(self.line, self.world, self.mixed, self.world // self.parts, self.config.offload)
 
 
 def started_by(nodes: int) -> list[ClusterEnvironment]:

@@ -162,6 +162,21 @@ def shard(model: nn.Module, mesh: DeviceMesh, mixed: bool = False, offload: bool
         fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=where)
 
 
+def gathered_bytes(model: nn.Module, mixed: bool = False) -> int:
+    """What stands whole on a device at once of a model that is cut: the outermost part, a block, and the next one."""
+    parts, seen, outer, blocks = model.sharded_parts(), set[int](), 0, [0, 0]
+    for part, exact in parts:
+        weights = [p for p in part.parameters() if id(p) not in seen]
+        seen |= {id(p) for p in weights}
+        size = sum(p.numel() * (2 if mixed and not exact else p.element_size()) for p in weights)
+        within = set(part.modules()) - {part}
+        if any(other in within for other, _ in parts):
+            outer += size
+        else:
+            blocks.append(size)
+    return outer + sum(sorted(blocks)[-2:])
+
+
 def unshard(module: nn.Module) -> None:
     """Make a sharded module an ordinary one again, on rank 0, in host memory; the other ranks keep nothing of it.
 
