@@ -295,7 +295,9 @@ def test_two_ranks_hold_parts_and_learn_what_one_does(tmp_path):
 @pytest.mark.parametrize(("over", "copies"), [("all", 1), ("node", 2)])
 def test_each_machine_may_have_a_copy(over, copies):
     config = TrainerConfig(strategy="fsdp", num_nodes=2, devices=4, shard_over=over, offload=True)
-    made = Devices._sharded(SimpleNamespace(config=config, line=None, world=8, mixed=True))
+    on = SimpleNamespace(config=config, line=None, world=8, mixed=True)
+    on.parts = Devices.parts.fget(on)
+    made = Devices._sharded(on)
     assert (made.copies, made._data_parallel_size, made._tensor_parallel_size) == (copies, copies, 8 // copies)
     assert made.offload
     assert made.mixed
