@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from w2sg.compare.names import distinct, key_of, settings_in_words, shortest
-from w2sg.compare.runs import Finished
+from w2sg.compare.runs import LATER, Finished
 from w2sg.metrics import replies as comparisons
 from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.metrics.intervals import holm
@@ -48,7 +48,7 @@ class DecoderGroups(Section):
             same = {key: config[key] for key in ("strong", "dataset", "optim", "seed")}
             same |= {"style": method["style"], "judge": method["judge"], "precision": config["trainer"]["precision"]}
             same |= {"matmul": "high"} if config["trainer"].get("matmul") == "high" else {}
-            flat = {k: v for k, v in flatten(same).items() if v is not None}
+            flat = {k: v for k, v in flatten(same).items() if v is not None and (v or not k.endswith(LATER))}
             groups[key_of(flat)].append(run)
         return cls(content={"decoders": [_group(runs) for runs in groups.values()]})
 

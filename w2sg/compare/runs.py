@@ -35,6 +35,7 @@ APART = ("seed", "dataset.split_seed", "out", "store", "logger", "trainer", "dat
 APART += ("method.baselines", "report")  # what else is measured beside the student, and what is shown
 ANCHORS = ("method._target_", "dataset.name", "weak.name", "strong.name", "refine.kind")
 TWICE = "method.refine."  # refine= once more, as the method is given it
+LATER = ".stochastic_rounding"  # an option that older reports do not know, where it is off
 # What reports say by themselves since they have a "summary"; of older ones it is made here, by top-level key.
 OLDER: Mapping[str, Sequence[Section]] = {
     "text": (AlphaSweep(), Systems(), HeldOutPairs()),
@@ -85,6 +86,7 @@ class Finished:
         kept = {k: v for k, v in kept.items() if not k.startswith(TWICE)}
         kept |= {k: "sdpa" for k, v in kept.items() if k.endswith(".attention") and v == "auto"}  # its name before
         kept = {k: v for k, v in kept.items() if not k.endswith(".save") or v == "bf16"}
+        kept = {k: v for k, v in kept.items() if v is not False or not k.endswith(LATER)}
         more = {"trainer.matmul": "high"} if flat.get("trainer.matmul") == "high" else {}
         return kept | {"trainer.precision": flat.get("trainer.precision")} | more
 
