@@ -73,9 +73,9 @@ def assert_planned(plan, content: dict) -> None:
     assert [s.name for s in plan.stages] == [s["name"] for s in content["stages"]]
     for foreseen, made in zip(plan.stages, content["stages"], strict=True):
         assert foreseen.key == made["key"] or not foreseen.foreseeable, foreseen.name
-        if foreseen.kind == "write":
+        if foreseen.kind == "write" and not made["cached"]:
             assert 0 < made["tokens"] <= foreseen.tokens, foreseen.name
-        elif foreseen.tokens and not foreseen.at_most:
+        elif foreseen.tokens and not foreseen.at_most and not made["cached"]:  # some are only remembered by name
             assert abs(made["tokens"] - foreseen.tokens) <= 0.1 * made["tokens"], foreseen.name
 
 

@@ -27,7 +27,10 @@ def plan_runs(configs: Sequence[TrainConfig], words: Sequence[Sequence[str]]) ->
     """
     console, shared = Plain(), Shared()
     logging.getLogger("w2sg").setLevel(logging.ERROR)  # what a run would say of its rows, the notes say
-    plans = [plan(config, list(typed), shared) for config, typed in zip(configs, words, strict=True)]
+    try:
+        plans = [plan(config, list(typed), shared) for config, typed in zip(configs, words, strict=True)]
+    finally:
+        shared.foresight.close()
     for line in of_run(plans[0]) if len(plans) == 1 else of_sweep(plans):
         prose = line.startswith(("note:", "more stages", "some runs", "time is", "?:", "<:"))
         for part in textwrap.wrap(line, WIDTH, subsequent_indent="  ") if prose else [line]:

@@ -77,9 +77,9 @@ def of_fit(
         weights, gradients, states = (0.0 if offload else size for size in (weights, gradients, states))
         weights, use = weights + gathered_bytes(model, use.precision == MIXED), _gathered(use)
     activations, hand, measured = 0.0, 0.0, True
-    if config is not None:
+    if config is not None:  # gradients of a block take the place of what it kept, half a block later
         kept = footprint.kept(config, use, length)
-        activations, hand, measured = kept.fixed + kept.token * tokens, kept.block * tokens, kept.measured
+        activations, hand, measured = kept.fixed + kept.token * tokens, kept.block * tokens / 2, kept.measured
         if asked:
             hand += footprint.logits_bytes(config.vocab_size, asked, device)
     beside = 0.0 if fused else gradients

@@ -28,25 +28,40 @@ from w2sg.training.stages import StageRecord, Stages
 FIELDS = {f.name for f in fields(Planned)}
 
 
-class ForeseenStages(Stages):
-    """The stages of a run that is planned. Nothing is written but small files in a folder that goes with it.
+class Foresight:
+    """What was foreseen of all runs of a plan: each stage is asked once.
 
     Attributes:
-        planned: by folder name, in the order in which a run would finish them.
-        invented: whether any output was made up, so that what a method computes of it may be impossible.
+        folder: of small files, which go with it. planned: by folder name; within: the stages that each asked for.
     """
 
-    def __init__(self, store: Store, devices: PlanDevices, eval_every: int | None, test_rows: str | None):
-        super().__init__(store, devices, lambda _: None, 0.0, 1, eval_every, test_rows)
+    def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="w2sg-plan-"))
         self.planned: dict[str, Planned] = {}
-        self.invented = False
+        self.within: dict[str, list[str]] = {}
 
     def close(self) -> None:
         """Forget all stand-ins."""
         for folder in [f for f in foreseen.stand_ins if f.parent == self.folder]:
             del foreseen.stand_ins[folder]
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class ForeseenStages(Stages):
+    """The stages of a run that is planned. Nothing is written but small files in the folder of the foresight.
+
+    Attributes:
+        planned: by folder name, in the order in which a run would finish them.
+        invented: whether any output was made up, so that what a method computes of it may be impossible.
+    """
+
+    def __init__(
+        self, store: Store, devices: PlanDevices, eval_every: int | None, test_rows: str | None, foresight: Foresight
+    ):
+        super().__init__(store, devices, lambda _: None, 0.0, 1, eval_every, test_rows)
+        self.foresight, self.folder = foresight, foresight.folder
+        self.planned: dict[str, Planned] = {}
+        self.invented = False
 
     # -- the three kinds ----------------------------------------------------------------------------------------------
 
@@ -73,7 +88,7 @@ class ForeseenStages(Stages):
         def found(part: Path) -> Foreseen:
             if folder not in foreseen.stand_ins:
                 raise Unforeseen(f"{name}: stands beside {folder.name}, which is in the store")
-            ids, tensors = foreseen.stand_ins[folder]
+            ids, tensors = foreseen.stand_in(folder)
             return Foreseen({"values": tensors[stage]}, ids=ids)
 
         return self._look(name, key, lambda part: self._compute_of(name, found, part))
@@ -128,20 +143,30 @@ class ForeseenStages(Stages):
                 for other in info.get("rests_on", ()):
                     self._recall(other)
                 self._note(name, path, info)
+            for making in self._making:
+                making[folder] = None
             return path
-        if folder not in self._walked:
-            self.invented = True
-            stand_in.mkdir()
+        self.invented = True
+        if folder not in self.foresight.planned:
+            stand_in.mkdir(exist_ok=True)
             write_json(stand_in / KEY, key)
             self._making.append({})
             try:
                 with weightless():
                     told = work(stand_in)
             finally:
-                self._making.pop()
-            self._walked.add(folder)
-            self.planned[folder] = Planned(name, folder, **{k: v for k, v in told.items() if k in FIELDS})
-            self._list(name, folder, False)
+                self.foresight.within[folder] = list(self._making.pop())
+            told = {k: v for k, v in told.items() if k in FIELDS}
+            self.foresight.planned[folder] = Planned(name, folder, **told)
+        for stage in [*self.foresight.within[folder], folder]:
+            for making in self._making:
+                making[stage] = None
+            if stage not in self.foresight.planned:
+                self._recall(stage)
+            elif stage not in self._walked:
+                self._walked.add(stage)
+                self.planned[stage] = self.foresight.planned[stage]
+                self._list(self.planned[stage].name, stage, False)
         return stand_in
 
     def _info(self, path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from w2sg.errors import UserError
 from w2sg.experiment.run import Run
 from w2sg.models.source import Source, find
 from w2sg.planning.devices import PlanDevices
-from w2sg.planning.stages import ForeseenStages
+from w2sg.planning.stages import ForeseenStages, Foresight
 from w2sg.planning.work import Planned
 from w2sg.store.store import Store
 from w2sg.training import foreseen
@@ -56,7 +56,7 @@ class Shared:
     models: dict[str, Source] = field(default_factory=dict)
     tables: dict[str, splits.Tables] = field(default_factory=dict)
     ids: dict[tuple, Any] = field(default_factory=dict)
-    walked: dict[str, Planned] = field(default_factory=dict)
+    foresight: Foresight = field(default_factory=Foresight)
 
 
 class PlannedRun(Run):
@@ -90,9 +90,11 @@ class PlannedRun(Run):
         return PlanDevices(config)
 
     def _begin(self) -> None:
-        test = self.data.test
+        config, test = self.config, self.data.test
         rows = rows_of(test.ids, test.labels.tolist())
-        self.stages = ForeseenStages(Store(self.config.store), self.devices, self.config.logger.eval_every, rows)
+        self.stages = ForeseenStages(
+            Store(config.store), self.devices, config.logger.eval_every, rows, self.shared.foresight
+        )
 
     def measure(self, *_: Any, **__: Any) -> tuple[list, dict]:
         """The zero-shot score is the one stage that measuring label models asks for."""
@@ -115,7 +117,12 @@ def plan(config: TrainConfig, words: Sequence[str] = (), shared: Shared | None =
     Raises:
         UserError: as the run itself would before its first stage.
     """
-    shared = shared or Shared()
+    if shared is None:
+        shared = Shared()
+        try:
+            return plan(config, words, shared)
+        finally:
+            shared.foresight.close()
     (found, ends, run), (again, _, _) = (_walked(config, list(words), shared, walk) for walk in (0, 1))
     known = {(p.name, p.key) for p in again}
     missing = [note for source in (run.weak, run.strong, run.untuned) if source for note in source.notes]
@@ -147,5 +154,4 @@ def _walked(
         ends = f"what comes after {last} hangs on what it finds ({reason})"
     finally:
         foreseen.walk = before
-        run.stages.close()
     return list(run.stages.planned.values()), ends, run

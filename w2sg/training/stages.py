@@ -33,7 +33,7 @@ from w2sg.training.checkpoints import Checkpoints, SealedFiles
 from w2sg.training.counting import Counting
 from w2sg.training.devices import Devices
 from w2sg.training.evaluating import Point, curve_of, interval, is_evaluation, on_rows, on_test, replay
-from w2sg.training.foreseen import Foreseen, stand_ins
+from w2sg.training.foreseen import Foreseen, stand_in, stand_ins
 from w2sg.training.jobs import FitJob, ReadJob
 from w2sg.training.keeping import FULL, Keep, Kept
 from w2sg.training.label_modules import FitContext
@@ -373,7 +373,7 @@ def load_values(folder: Path) -> tuple[list[str], Tensor]:
 def holds(folder: Path, name: str) -> bool:
     """Whether a finished read stage has values by this name."""
     if folder in stand_ins:
-        return name in stand_ins[folder][1]
+        return name in stand_in(folder)[1]
     with safe_open(folder / "values.safetensors", "pt") as tensors:
         return name in tensors.keys()  # noqa: SIM118 (not a dict)
 
@@ -395,5 +395,5 @@ def load_parts(folder: Path) -> dict[str, np.ndarray]:
 def load_tensors(folder: Path) -> tuple[list[str], dict[str, Tensor]]:
     """Ids, values, and sizes and flags where there are any, of a finished read stage."""
     if folder in stand_ins:
-        return stand_ins[folder]
+        return stand_in(folder)
     return read_json(folder / "ids.json"), load_file(folder / "values.safetensors")
