@@ -36,6 +36,9 @@ def test_weights_in_few_bits_are_refused_where_they_cannot_work(monkeypatch, tmp
         "strong.round_weights: load holds weights in few bits already; set one of the two to null"
     ]
     assert "cannot be cut over devices; use trainer=ddp" in refused(*typed, "trainer.strategy=fsdp")[0]
+    served = ["decoder=best_of_n", "decoder.server.url=http://127.0.0.1:9/v1", "decoder.server.model=m"]
+    with pytest.raises(ConfigError, match=r"strong\.load: a server writes in place of the strong model"):
+        check(compose(*PAIR, *typed, *served, name="decode"))
     spec = check(compose(*PAIR, *typed)).strong
     trained = FinishedModel("student", spec, "strong", tmp_path, None, tmp_path, "", 0)
     with pytest.raises(UserError, match=r"student: .*gpt2 in 4bit .*; adapter=true writes its adapters alone"):

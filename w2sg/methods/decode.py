@@ -144,6 +144,8 @@ def problems(config: TrainConfig) -> list[str]:
             broken.append(f"{role}.tune: a head cannot write; use {role}.tune=lora (or full)")
     broken += decoder.problems(config)
     broken += _unread(config)
+    if config.strong.load is not None and decoder.served_by is not None:
+        broken.append("strong.load: a server writes in place of the strong model; set it to null")
     if decoder.needs_pair and config.weak.untuned is None:
         alignment = config.method["alignment"]
         broken += lost_steps(config.weak, "weak", {"method.alignment.lr.full": stage_rate(alignment)})
