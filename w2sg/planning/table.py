@@ -185,7 +185,7 @@ def memory(stages: Sequence[Planned], machine: Machine) -> Iterator[str]:
         peak = stage.peak
         name, states = "+".join(models), peak.gradients + peak.optimizer
         fits = machine.fits(peak.total)
-        about, batch = "" if peak.measured else " about", peak.activations + peak.hand + peak.cache
+        about, batch = "" if peak.measured else " ~", peak.activations + peak.hand + peak.cache
         yield (
             f"{name:22.22} {kind:5} {amount(stage.parameters):>6} {amount(stage.trained or None):>7} "
             f"{gib(peak.weights):>7} {gib(states):>6} {gib(batch):>7} {gib(peak.total):>6} {fits}{about}"
@@ -196,6 +196,8 @@ def memory(stages: Sequence[Planned], machine: Machine) -> Iterator[str]:
             if tokens != stage.micro_tokens:
                 yield f"{'':3}{f'micro_tokens={tokens}':60} {gib(total):>7} {machine.fits(total)}"
     yield "states: gradients and optimizer. batch: activations, logits, keys and values."
+    if any(not stage.peak.measured for stage in largest.values()):
+        yield "~: by a rule of thumb, since the model cannot be run without its weights"
 
 
 def of_sweep(plans: Sequence[Plan]) -> Iterator[str]:
