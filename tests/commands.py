@@ -66,6 +66,7 @@ def _run(script: str, overrides: Sequence[str], environment: dict[str, str], out
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv, sys.path[0] = [script, *overrides], str((ROOT / script).parent)
+    sys.modules["w2sg.console"].TYPED[:] = sys.argv  # which it reads where it is imported
     draw_where_wanted()
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
