@@ -101,9 +101,10 @@ def test_operations(family, adapters):
 @pytest.mark.slow
 def test_a_sweep_has_one_table_and_leaves_nothing_behind(pairs_folder, tiny_gpt2, tmp_path):
     settings = [*label_arguments(pairs_folder, tiny_gpt2, tmp_path / "out", trainer=None), "loss=ce,rkl,kl", "seed=0,1"]
-    more = ["plan=true", "plan.gpu=rtx4090", f"plan.file={tmp_path / 'plan.json'}"]
+    more = ["trainer=ddp", "trainer.devices=4", "plan=true", "plan.gpu=rtx4090", f"plan.file={tmp_path / 'plan.json'}"]
     said = run_script("train.py", "-m", *settings, *more).stdout
     assert "6 runs ask for 48 stages, 28 of them distinct, 0 in the store" in said
+    assert "for 4 x rtx4090 (23.5 GiB each), bf16-mixed" in said
     assert max(map(len, said.splitlines())) <= 80 + len(str(tmp_path))
     assert {file.name for file in tmp_path.iterdir()} == {"plan.json"}
     runs = json.loads((tmp_path / "plan.json").read_text())["runs"]

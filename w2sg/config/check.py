@@ -338,15 +338,19 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
             f"optim.{strong.train}.validation_fraction above 0, or select_on=weak"
         )
     if "trainer" in sections:
-        problems += device_problems(sections["trainer"])
+        trainer, plan = sections["trainer"], sections.get("plan")
+        elsewhere = plan is not None and plan.only  # what a plan is for need not be on this machine
+        if elsewhere and plan.gpu is not None:
+            trainer = trainer.model_copy(update={"accelerator": "gpu"})
+        problems += [] if elsewhere else device_problems(trainer)
         roles = {role: sections[role] for role in ("weak", "strong") if role in sections}
         for role, model in roles.items():
-            problems += attention_problems(role, model, sections["trainer"])
-            problems += load_problems(role, model, sections["trainer"])
+            problems += [] if elsewhere else attention_problems(role, model, trainer)
+            problems += load_problems(role, model, trainer)
         cut = {m.train for m in roles.values() if m.arch == "hf" and m.train != "head"}
         for mode in sorted({m.train for m in roles.values()}) if training else ():
             name = getattr(training, mode).optimizer
-            problems += optimizer_problems(f"optim.{mode}", name, sections["trainer"], mode in cut)
+            problems += optimizer_problems(f"optim.{mode}", name, trainer, mode in cut)
     return problems
 
 

@@ -29,7 +29,7 @@ class PlanDevices(Devices):
         UserError: nothing says which GPU it is.
     """
 
-    rank = 0
+    rank, imagined = 0, True
 
     def __init__(self, config: TrainConfig):
         trainer, gpu = config.trainer, GPUS.get(config.plan.gpu or "")

@@ -50,6 +50,8 @@ class Devices:
         UserError: SLURM started another number of tasks.
     """
 
+    imagined = False  # of a plan, which one process makes for all of them
+
     def __init__(self, config: TrainerConfig):
         quiet()
         processes.disband()  # the processes of the sweep's last job
