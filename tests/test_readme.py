@@ -56,8 +56,8 @@ def run_kept(overrides: list[str], stand_ins: list[str], out: Path, name: str = 
 
 
 def test_readme_and_pages_have_commands():
-    assert len(TRAIN) == 19
-    assert len(EVALUATE) == 9
+    assert len(TRAIN) == 21
+    assert len(EVALUATE) == 10
 
 
 @pytest.mark.parametrize("page", LINKED, ids=str)
@@ -73,6 +73,12 @@ def test_every_training_command_of_the_readme_runs(command, pairs_folder, tiny_g
     overrides = jobs(command)
     if "trainer=ddp" in overrides:  # no GPU here: as many processes, on the CPU, are test_run's
         overrides.remove("trainer=ddp")
+    if "plan=true" in overrides:
+        said = run_script("train.py", *overrides, *labels(pairs_folder, tiny_gpt2, tmp_path)[:-1]).stdout
+        assert "student" in said
+        assert "h100-80" in said
+        assert not list(tmp_path.iterdir())
+        return
     check(compose(*overrides))  # as it stands: nothing is looked up on the hub yet
     if any(o.startswith(("method=cong", "experiment=cong")) for o in overrides):
         content = contrastive(overrides, pairs_folder, tiny_gpt2, tmp_path)
