@@ -155,9 +155,7 @@ def undisturbed(arguments, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "stage", ["weak", "contrastive", "cong-s", "cong-s-samples", "cong-reference", "cong", "alphas"]
-)
+@pytest.mark.parametrize("stage", ["weak", "contrastive", "cong", "alphas"])
 def test_a_kill_in_the_middle_of_any_stage_costs_nothing_but_the_last_batch(
     arguments, undisturbed, tmp_path, monkeypatch, stage
 ):

@@ -17,7 +17,7 @@ from w2sg.data.table import Table
 from w2sg.experiment.replies import encode_replies
 from w2sg.models.reading import Reading
 from w2sg.models.source import find
-from w2sg.planning.stages import ForeseenStages
+from w2sg.planning.stages import ForeseenStages, Foresight
 from w2sg.store.store import Store
 from w2sg.training import tokens
 from w2sg.training.inputs import InputMaker
@@ -61,12 +61,14 @@ def test_many_texts_are_encoded_once_in_slices_and_mapped(tmp_path, slices, monk
 
 def test_a_plan_has_the_stage_of_many_texts_and_makes_none(tmp_path, slices, monkeypatch):
     monkeypatch.setattr(tokens, "MANY", 1)
-    work = ForeseenStages(Store(tmp_path / "store"), SimpleNamespace(main=True, world=1), None, None)
+    work = ForeseenStages(
+        Store(tmp_path / "store"), SimpleNamespace(main=True, world=1), None, None, foresight := Foresight()
+    )
     found = tokens.encoded(work, "tokens-of-test", {"v": 1}, Encoder(), TEXTS)
     assert [row.tolist() for row in found] == Encoder()(TEXTS)
     (stage,) = work.planned.values()
     assert stage.disk == 4 * len(found.ids)
-    work.close()
+    foresight.close()
     assert not (tmp_path / "store").exists()
 
 
