@@ -152,6 +152,21 @@ def models(tmp_path_factory) -> dict[str, Path]:
     }
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Tiny models of `architectures`, by family, each written once."""
+    from architectures import write
+
+    made = {}
+
+    def of(family):
+        if family not in made:
+            made[family] = write(family, tmp_path_factory.mktemp("model") / "m")
+        return made[family]
+
+    return of
+
+
 def compose(*overrides: str, name: str = "train"):
     """A configuration as the command line would compose it."""
     from hydra import compose as hydra_compose
@@ -164,6 +179,16 @@ def compose(*overrides: str, name: str = "train"):
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra_compose(name, overrides=[renamed.override(override) for override in overrides])
+
+
+def refused(*overrides: str) -> list[str]:
+    """The problems of a configuration, as the command line would say them."""
+    from w2sg.config.check import check
+    from w2sg.errors import ConfigError
+
+    with pytest.raises(ConfigError) as error:
+        check(compose(*overrides))
+    return error.value.problems
 
 
 def conf_node(file: str) -> dict:

@@ -17,7 +17,6 @@ from architectures import (
     Plain,
     rewards,
     spec,
-    write,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,18 +36,6 @@ WINDOWED = ["gemma3", "mistral", "olmo3", "phi3", "qwen2 (window)", "starcoder2"
 FLEXIBLE = [*WINDOWED, "gemma2", "gpt2", "gpt_neox", "opt"]
 ALWAYS = {"gemma3", "llama4", "gpt2"}  # a window in some layers, chunks, positions in a table
 NARROW = {"gpt2": {"n_positions": 20}, "opt": {"max_position_embeddings": 20}}  # learned, and just as many as are read
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = {}
-
-    def of(family):
-        if family not in made:
-            made[family] = write(family, tmp_path_factory.mktemp("model") / "m")
-        return made[family]
-
-    return of
 
 
 def body(family, attention="sdpa", **changes):

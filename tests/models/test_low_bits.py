@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import compose, save_tiny_model
+from conftest import compose, refused, save_tiny_model
 from runs import label_arguments, run_typed
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -22,20 +22,15 @@ def test_weights_in_few_bits_are_refused_where_they_cannot_work(monkeypatch, tmp
     there = []
     monkeypatch.setattr("w2sg.config.machine.find_spec", lambda name: name != "bitsandbytes" or there or None)
 
-    def refused(*typed):
-        with pytest.raises(ConfigError) as error:
-            check(compose(*PAIR, *typed))
-        return error.value.problems
-
     typed = ["strong.load=4bit", "strong.tune=lora"]
     missing = "strong.load: 4bit needs bitsandbytes; install the extra quantized (pip install 'w2sg[quantized]')"
-    assert refused(*typed) == [f"{missing}, or set it to null"]
+    assert refused(*PAIR, *typed) == [f"{missing}, or set it to null"]
     there.append("bitsandbytes")
-    assert "use tune=lora (QLoRA), also where they are read alone" in refused(typed[0])[0]
-    assert refused(*typed, "trainer.strategy=fsdp", "strong.round_weights=4") == [
+    assert "use tune=lora (QLoRA), also where they are read alone" in refused(*PAIR, typed[0])[0]
+    assert refused(*PAIR, *typed, "trainer.strategy=fsdp", "strong.round_weights=4") == [
         "strong.round_weights: load holds weights in few bits already; set one of the two to null"
     ]
-    assert "cannot be cut over devices; use trainer=ddp" in refused(*typed, "trainer.strategy=fsdp")[0]
+    assert "cannot be cut over devices; use trainer=ddp" in refused(*PAIR, *typed, "trainer.strategy=fsdp")[0]
     served = ["decoder=best_of_n", "decoder.server.url=http://127.0.0.1:9/v1", "decoder.server.model=m"]
     with pytest.raises(ConfigError, match=r"strong\.load: a server writes in place of the strong model"):
         check(compose(*PAIR, *typed, *served, name="decode"))

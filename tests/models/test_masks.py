@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from architectures import BOTH, FAMILIES, GROUPED, HEADED, MAX_LENGTH, VOCABULARY, WINDOW, Plain, draw, spec, write
+from architectures import BOTH, FAMILIES, GROUPED, HEADED, MAX_LENGTH, VOCABULARY, WINDOW, Plain, draw, spec
 
 from w2sg.data import masks
 from w2sg.data.completions import Completions
@@ -17,18 +17,6 @@ from w2sg.models.packing import keeps_replies_apart, rules_key, separates_texts
 from w2sg.models.policy import load_policy
 from w2sg.models.scorer import load_language_model
 from w2sg.models.source import find
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = {}
-
-    def of(family):
-        if family not in made:
-            made[family] = write(family, tmp_path_factory.mktemp("model") / "m")
-        return made[family]
-
-    return of
 
 
 def config(family):

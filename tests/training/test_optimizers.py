@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import compose
+from conftest import compose, refused
 from fits import devices, options, stages
 from model_folders import spec
 
@@ -15,7 +15,7 @@ from w2sg.config.machine import optimizer_problems
 from w2sg.config.schema import TrainerConfig
 from w2sg.data.loading import Examples
 from w2sg.data.rows import pack
-from w2sg.errors import ConfigError, UserError
+from w2sg.errors import UserError
 from w2sg.models.scorer import load_language_model
 from w2sg.models.source import find
 from w2sg.store.files import read_json
@@ -97,20 +97,15 @@ def test_optimizers_that_cannot_work_are_refused(monkeypatch):
     there = []
     monkeypatch.setattr("w2sg.config.machine.find_spec", lambda name: name != "bitsandbytes" or there or None)
 
-    def refused(*typed):
-        with pytest.raises(ConfigError) as error:
-            check(compose(*PAIR, *typed))
-        return error.value.problems
-
     def lines(name, **changes):
         return optimizer_problems("optim.full", name, TrainerConfig(accelerator="cpu", **changes))
 
-    (missing,) = refused("optim.full.optimizer=adamw8bit")
-    (needless,) = refused("optim.full.stochastic_rounding=true")
+    (missing,) = refused(*PAIR, "optim.full.optimizer=adamw8bit")
+    (needless,) = refused(*PAIR, "optim.full.stochastic_rounding=true")
     assert missing.startswith("optim.full.optimizer: adamw8bit needs bitsandbytes; install the extra quantized")
     assert needless.startswith("optim.full.stochastic_rounding: it trains no weights of bfloat16")
     in_text = ["strong.dtype=bfloat16", "method.dpo.optimizer=adamw8bit", "method.sft.stochastic_rounding=true"]
-    missing, lost = refused("method=cong", *in_text, "method.baselines=[]")
+    missing, lost = refused(*PAIR, "method=cong", *in_text, "method.baselines=[]")
     assert missing.startswith("method.dpo.optimizer: adamw8bit needs bitsandbytes")
     assert "steps of method.dpo.lr.full=6e-07 are lost" in lost
     assert "or method.dpo.stochastic_rounding=true" in lost
@@ -118,7 +113,7 @@ def test_optimizers_that_cannot_work_are_refused(monkeypatch):
     assert lines("adamw8bit") == []
     assert "pages between a GPU and its host; use adamw8bit" in lines("paged_adamw8bit")[0]
     assert "use adamw, whose states are cut as well, or trainer=ddp" in lines("adamw8bit", strategy="fsdp")[0]
-    (lost,) = refused("optim.full.optimizer=adafactor", "strong.lr=1e-3", "strong.dtype=bfloat16")
+    (lost,) = refused(*PAIR, "optim.full.optimizer=adafactor", "strong.lr=1e-3", "strong.dtype=bfloat16")
     assert "strong.lr=0.001 of adafactor are lost" in lost  # which multiplies it by the size of the weights
     with pytest.raises(ValueError, match="stochastic_rounding: not read by optimizer=adafactor; use adamw"):
         options(optimizer="adafactor", stochastic_rounding=True)

@@ -28,37 +28,31 @@ _ranks: ContextVar[_Ranks | None] = ContextVar("ranks", default=None)
 
 
 @contextlib.contextmanager
-def read_by_one(reads: bool, first: Callable[[Callable[[], Any]], Any]) -> Iterator[None]:
+def _while(ranks: _Ranks | None) -> Iterator[None]:
+    before = _ranks.set(ranks)
+    try:
+        yield
+    finally:
+        _ranks.reset(before)
+
+
+def read_by_one(reads: bool, first: Callable[[Callable[[], Any]], Any]) -> contextlib.AbstractContextManager[None]:
     """Models that are loaded in here have weights on one rank only. Every rank loads the same ones, in one order.
 
     Args:
         reads: whether this rank does. first: runs work there alone, and gives its value on every rank.
     """
-    before = _ranks.set(_Ranks(reads, first))
-    try:
-        yield
-    finally:
-        _ranks.reset(before)
+    return _while(_Ranks(reads, first))
 
 
-@contextlib.contextmanager
-def read_by_each() -> Iterator[None]:
+def read_by_each() -> contextlib.AbstractContextManager[None]:
     """Each rank reads models for itself, as outside of `read_by_one`."""
-    before = _ranks.set(None)
-    try:
-        yield
-    finally:
-        _ranks.reset(before)
+    return _while(None)
 
 
-@contextlib.contextmanager
-def weightless() -> Iterator[None]:
+def weightless() -> contextlib.AbstractContextManager[None]:
     """Models that are loaded in here have no weights on any rank: a plan asks how large they are."""
-    before = _ranks.set(_PLANNED)
-    try:
-        yield
-    finally:
-        _ranks.reset(before)
+    return _while(_PLANNED)
 
 
 def planned() -> bool:

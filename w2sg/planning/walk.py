@@ -7,11 +7,13 @@ keys hang on texts that are still to be written: they come out differently.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 from w2sg.config.build import build
 from w2sg.config.schema import ModelConfig, TrainConfig
@@ -131,8 +133,17 @@ def plan(config: TrainConfig, words: Sequence[str] = (), shared: Shared | None =
     for p in found:
         hangs = not p.cached and (p.name, p.key) not in known  # on texts that are still to be written
         stages.append(replace(p, foreseeable=p.cached or not (hangs or without), at_most=p.at_most or hangs))
-    notes = [*run.stages.notes, *(note for p in stages for note in p.notes)]
+    notes = [*run.stages.notes, *(note for p in stages for note in p.notes), *_assumed(run)]
     return Plan(run.config, list(words), stages, run.devices, ends, list(dict.fromkeys(notes)))
+
+
+def _assumed(run: PlannedRun) -> Iterator[str]:
+    """What a run finds out by trying it, and a plan cannot."""
+    readers = [source for source in (run.weak, run.strong, run.untuned) if source and source.spec.arch == "hf"]
+    if run.data.test.kind != "classes" and any(source.spec.share_prompt for source in readers):
+        yield "texts are planned to share rows; a run tries it, and where a model mixes them each has its own"
+        if run.devices.on_gpu and not torch.cuda.is_available():
+            yield "masks are counted as SDPA keeps them; FlexAttention, which a GPU may take, keeps less"
 
 
 def _walked(
