@@ -384,6 +384,12 @@ def test_each_side_of_a_pair_is_cut_by_its_own_length():
     assert [r.tolist() for r in found.completions.replies[0]] == [[3, END], [4, 5, 6, 7]]
 
 
+def test_replies_may_end_in_different_tokens():
+    pair = (ids(3), ids(4))
+    found = encode_rows(["a", "b"], [ids(1)] * 2, [pair, pair], [(True, True), (True, False)], [(8, 9), (9, 8)], 6)
+    assert [[r.tolist() for r in row] for row in found.completions.replies] == [[[3, 8], [4, 9]], [[3, 9], [4]]]
+
+
 def test_nothing_left_is_no_error():
     found = encode_rows(["a"], [ids(1)], [(ids(),)], [(True,)], END, 4)
     assert len(found.completions) == 0

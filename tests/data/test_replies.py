@@ -188,5 +188,8 @@ def test_ids_travel_between_equal_tokenizers_only():
     assert asked == []
     assert [row.tolist() for row in written.encode(chat("g"))] == [[77]] * 4
     assert asked == [["t0", "t1", "t2", "t3"]]
+    # each keeps the end that was written
+    for one, ends in (("f", [0, 7, 0, 7]), ("g", [7] * 4)):
+        assert written.ends(SimpleNamespace(fingerprint=one, stop=[0, 5, 7], end=7)) == ends
     came_as_text = replies_of({"a": "x"}, fingerprint=None)
     assert [row.tolist() for row in came_as_text.encode(chat("f"))] == [[77]]

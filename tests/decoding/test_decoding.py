@@ -749,11 +749,12 @@ def test_left_padding_has_positions_of_its_own(pair):
     assert seen[1].tolist() == [[3], [5], [1]]
 
 
-def test_models_that_pad_their_vocabulary_are_cut_to_the_smaller():
+def test_models_that_pad_their_vocabulary_write_what_all_have():
     wide = np.concatenate([TABLES[:1], np.full((1, 4, 2), 1e-9)], 2)
     engine = Several(Tabular(TABLES[:1]), Tabular(wide))
-    assert engine.start([np.array([0])]).shape == (2, 1, 4)
-    assert engine.extend(torch.tensor([1])).shape == (2, 1, 4)
+    engine.engines[0].logits = engine.start([np.array([0])])
+    assert engine.extend(torch.tensor([1])).shape == (2, 1, 6)
+    assert engine.writable.tolist() == [True] * 4 + [False] * 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------

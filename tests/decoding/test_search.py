@@ -125,6 +125,8 @@ def test_two_ends_of_one_text_are_one_reply():
     a, b = (Hypothesis(0, 0, "x", np.array([4, end]), None, True, False, "", closing=1) for end in (7, 8))
     other = Hypothesis(0, 0, "x y", np.array([4, 7]), None, False, True, "")
     assert a.key == b.key != other.key
+    cut, ended = (Hypothesis(0, 0, "x", None, None, end, not end, "") for end in (False, True))  # by a server
+    assert cut.key != ended.key
 
 
 class Exhaustive:
@@ -612,9 +614,8 @@ def plain_samples(models, prompt: str, uniform, columns=PLAIN):
     return decode(TransformersEngine(models[0]), ids, settings, uniform, STOPS, [0] * len(uniform))
 
 
-def value_anew(models, prompt: str, tokens, finished: bool) -> float:
+def value_anew(models, prompt: str, tokens) -> float:
     """The value of a reply, by models without a cache."""
-    tokens = np.append(tokens[:-1], Ids.end) if finished else tokens
     logs = token_logs(models[1:], Ids().prompts([prompt])[0], tokens)
     return float((logs[:, 0] - logs[:, 1]).sum())
 
@@ -627,7 +628,7 @@ def test_values_returned_are_those_of_the_texts_returned(models):
         for h in (result.best, *result.beam):
             assert h.prompt == p
             assert h.text == Ids().text(h.tokens)
-            assert h.value == pytest.approx(value_anew(models, prompt, h.tokens, h.finished), abs=1e-4)
+            assert h.value == pytest.approx(value_anew(models, prompt, h.tokens), abs=1e-4)
             logs = token_logs(models[:1], Ids().prompts([prompt])[0], h.tokens)
             assert np.allclose(h.log_probabilities, logs, atol=1e-4)
             assert h.finished == (int(h.tokens[-1]) in STOPS)
@@ -670,7 +671,7 @@ def test_one_beam_whose_chunk_is_a_reply_is_best_of_n(models):
     for prompt, result in zip(prompts, results, strict=True):
         plain = plain_samples(models, prompt, [stream(4, prompt, sample, 15) for sample in range(6)])
         assert [note["chunk"] for note in result.trace[0]] == [Ids().text(tokens) for tokens in plain.tokens]
-        values = [value_anew(models, prompt, t, s) for t, s in zip(plain.tokens, plain.stopped, strict=True)]
+        values = [value_anew(models, prompt, t) for t in plain.tokens]
         assert result.best.tokens.tolist() == plain.tokens[int(np.argmax(values))].tolist()
         assert result.best.value == pytest.approx(max(values), abs=1e-4)
 

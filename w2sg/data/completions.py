@@ -183,18 +183,19 @@ def encode_rows(
     prompts: Sequence[np.ndarray],
     replies: Sequence[tuple[np.ndarray, ...]],
     finished: Sequence[tuple[bool, ...]],
-    end: int,
+    end: int | Sequence[tuple[int, ...]],
     max_length: int,
 ) -> Encoded:
     """Prompts and replies as rows of at most ``max_length`` tokens each.
 
-    A finished reply gets the end token; one that was cut off, or is cut here on the right, never does, so that nothing
-    teaches a model to stop in the middle. Examples whose prompt leaves no room, whose replies are empty, or whose
-    replies are identical are dropped and counted.
+    A finished reply gets the end token (one for all, or each its own); one that was cut off, or is cut here on the
+    right, never does, so that nothing teaches a model to stop in the middle. Examples whose prompt leaves no room,
+    whose replies are empty, or whose replies are identical are dropped and counted.
     """
     kept, dropped, truncated = [], {}, 0
     kept_prompts, kept_replies = [], []
-    for i, (prompt, texts, ended) in enumerate(zip(prompts, replies, finished, strict=True)):
+    ends = [(end,) * len(texts) for texts in replies] if isinstance(end, int) else end
+    for i, (prompt, texts, ended, last) in enumerate(zip(prompts, replies, finished, ends, strict=True)):
         room = max_length - len(prompt)
         reason = None
         if not len(prompt):
@@ -205,7 +206,10 @@ def encode_rows(
             reason = "empty reply"
         elif len(texts) > 1 and len({(tuple(reply.tolist()), e) for reply, e in zip(texts, ended, strict=True)}) == 1:
             reason = "identical replies"
-        whole = [np.append(reply, end).astype(np.int32) if e else reply for reply, e in zip(texts, ended, strict=True)]
+        whole = [
+            np.append(reply, token).astype(np.int32) if e else reply
+            for reply, e, token in zip(texts, ended, last, strict=True)
+        ]
         cut = tuple(np.asarray(reply[:room], np.int32) for reply in whole)
         if reason is None and len(cut) > 1 and all(np.array_equal(cut[0], other) for other in cut[1:]):
             reason = "identical once cut to max_length"

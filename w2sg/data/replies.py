@@ -12,6 +12,7 @@ import numpy as np
 from w2sg.data.dialogue import Chat
 from w2sg.data.messages import Dialogue
 from w2sg.data.table import Table, digest
+from w2sg.losses.logprobs import log_ratio
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Replies:
 
     def implicit_rewards(self) -> np.ndarray:
         """[N] log pi_r - log pi_0 of each reply, summed over its tokens; DPO's implicit reward but for beta."""
-        return np.array([float((row[:, 0] - row[:, 1]).sum()) for row in self.log_probabilities])
+        return np.array([float(log_ratio(row[:, 0], row[:, 1]).sum()) for row in self.log_probabilities])
 
     def written_by(self, chat: Chat) -> bool:
         """Whether their token ids are there as a model with this chat template and tokenizer wrote them."""
@@ -116,6 +117,13 @@ class Replies:
             return chat.replies(self.texts, self.finished)
         stop = set(chat.stop)
         return [row[:-1] if len(row) and int(row[-1]) in stop else row for row in self.tokens]
+
+    def ends(self, chat: Chat) -> list[int]:
+        """[N] the token that ends each reply where it is finished: the one that was written, else the chat's own."""
+        if not self.written_by(chat):
+            return [chat.end] * len(self)
+        stop = set(chat.stop)
+        return [int(row[-1]) if len(row) and int(row[-1]) in stop else chat.end for row in self.tokens]
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ import torch
 from w2sg import progress
 from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import Decoded, go_on, keep_rows, stream
-from w2sg.decoding.sampling import Settings
+from w2sg.decoding.sampling import TIE, Settings
 from w2sg.decoding.search_values import common_start
 from w2sg.decoding.together import BASE, SMALL, STREAMS, Side, Together, room_of
 
-TOLERANCE = 1e-9  # of mean log-probabilities: equal numbers worked out in two ways differ by less
 SCAN = 32  # tokens that the base model writes before its text is looked through for strings that end it
 
 
@@ -30,12 +29,13 @@ def switch_after(log_probabilities: np.ndarray, window: int, threshold: float) -
         window: tokens whose geometric mean probability is taken. threshold: what it has to reach.
 
     Returns:
-        How many tokens of the draft are kept, and whether the threshold was reached; all of them where it was not.
+        How many tokens of the draft are kept, and whether the threshold was reached, within `TIE`; all of them where it
+        was not.
     """
     logs = np.asarray(log_probabilities, np.float64)
     if len(logs) >= window:
         means = np.lib.stride_tricks.sliding_window_view(logs, window).mean(-1)
-        reached = np.flatnonzero(means >= np.log(threshold) - TOLERANCE)
+        reached = np.flatnonzero(means >= np.log(threshold) - TIE)
         if len(reached):
             return int(reached[0]) + window, True
     return len(logs), False

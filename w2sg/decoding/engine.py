@@ -11,9 +11,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from w2sg.decoding.sampling import FLOOR
+from w2sg.losses.logprobs import log_ratio
 
 
 class Engine(Protocol):
@@ -79,13 +79,19 @@ class Count:
 class Several:
     """Several engines as one: their logits one after the other, in the order given.
 
+    Some models fill their vocabulary up, each by its own amount. An id that a model does not have is ruled out by it,
+    so that each is normalised over its own ids, as where it reads by itself; only ids that all have may be written.
+
     Args:
         engines: of models that share one vocabulary.
+
+    Attributes:
+        common: ids that all models have, once there are logits.
     """
 
     def __init__(self, *engines: Engine):
         self.engines = engines
-        self._rows = 0
+        self.common = self._most = 0
         limits = [engine.limit for engine in engines if engine.limit is not None]
         self.limit = min(limits, default=None)
 
@@ -103,8 +109,9 @@ class Several:
     def writable(self) -> Tensor | None:
         """[V] what every model may write."""
         masks = [mask for engine in self.engines if (mask := getattr(engine, "writable", None)) is not None]
-        least = self._rows
-        return torch.stack([_fitted(mask, least) for mask in masks]).all(0) if masks else None
+        if self.common < self._most:
+            masks.append(torch.ones(self.common, dtype=torch.bool, device=self.engines[0].logits.device))
+        return torch.stack([_fitted(mask, self._most) for mask in masks]).all(0) if masks else None
 
     @property
     def name(self) -> str:
@@ -130,9 +137,10 @@ class Several:
             engine.select(rows)
 
     def _together(self, logits: list[Tensor]) -> Tensor:
-        # some models pad their vocabulary, each by its own amount: they are compared over the ids that all have
-        least = self._rows = min(x.shape[-1] for x in logits)
-        return torch.cat([x[..., :least] for x in logits])
+        counts = [x.shape[-1] for x in logits]
+        owned = [getattr(engine, "common", count) for engine, count in zip(self.engines, counts, strict=True)]
+        self.common, self._most = min(owned), max(counts)
+        return torch.cat([nn.functional.pad(x, (0, self._most - x.shape[-1]), value=-torch.inf) for x in logits])
 
 
 def _fitted(mask: Tensor, count: int) -> Tensor:
@@ -169,7 +177,8 @@ class Tilted:
     @property
     def writable(self) -> Tensor | None:
         """[V] what all three may write."""
-        return self._both.writable
+        mask = self._both.writable
+        return None if mask is None else mask[: self._both.common]
 
     @property
     def name(self) -> str:
@@ -186,9 +195,8 @@ class Tilted:
         self._both.select(rows)
 
     def _tilt(self, logits: Tensor) -> Tensor:
-        base, tuned, untuned = logits
-        # what a small model rules out is e^-10000 there, not nothing: two of nothing have no ratio
-        return (base + self.beta * (tuned.clamp(min=FLOOR) - untuned.clamp(min=FLOOR)))[None]
+        base, tuned, untuned = logits[..., : self._both.common]  # of other ids there is no ratio
+        return (base + self.beta * log_ratio(tuned, untuned))[None]
 
 
 class TabularEngine:

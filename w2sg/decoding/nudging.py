@@ -16,8 +16,7 @@ from w2sg import progress
 from w2sg.data.dialogue import Chat, TextChat
 from w2sg.data.messages import Dialogue
 from w2sg.decoding.contrastive import stream
-from w2sg.decoding.drafting import TOLERANCE
-from w2sg.decoding.sampling import Settings, next_tokens
+from w2sg.decoding.sampling import TIE, Settings, next_tokens
 from w2sg.decoding.search_values import common_start
 from w2sg.decoding.together import BASE, SMALL, STREAMS, Side, Together, room_of
 
@@ -220,7 +219,7 @@ class Nudging(Together):
         writable, name = getattr(engine, "writable", None), getattr(engine, "name", "the model")
         tokens, logs = next_tokens(logits[:1, places], settings, uniform.to(logits.device), None, writable, name)
         best = logs[0] if writable is None else logs[0].masked_fill(~writable, -torch.inf)
-        sure = best.amax(-1).double() >= np.log(self.threshold) - TOLERANCE
+        sure = best.amax(-1).double() >= np.log(self.threshold) - TIE
         return tokens.tolist(), sure.tolist()
 
     def _number(self, who: int, reply: _Reply) -> float:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from w2sg.errors import UserError
+from w2sg.losses.logprobs import FLOOR
 
-FLOOR = -1e4  # nats; a token that a reference rules out counts as this unlikely to it, so that ratios stay numbers
+TIE = 1e-6  # nats, and of probabilities: numbers in fp32 that are equal on paper differ by no more
 CANDIDATES = 64  # looked at first when a nucleus is cut out; more where it is larger
 
 
@@ -56,11 +57,11 @@ class Settings:
 def head_mask(log_aligned: Tensor, relative_top: Tensor) -> Tensor:
     """[B, V] the tokens that the aligned model finds plausible, V_head in ConG: within log(relative_top) of the best.
 
-    The best token is always one of them. Only the aligned model decides, before temperature and contrast (Li et al.
-    2023, arXiv 2210.15097).
+    The best token is always one of them, and so is one that lies on the border, within `TIE`. Only the aligned model
+    decides, before temperature and contrast (Li et al. 2023, arXiv 2210.15097).
     """
     best = log_aligned.amax(-1, keepdim=True)
-    return (log_aligned >= best + relative_top.log()[:, None]) | (log_aligned == best)
+    return (log_aligned >= best + relative_top.log()[:, None] - TIE) | (log_aligned == best)
 
 
 def contrastive_scores(
@@ -101,12 +102,14 @@ def candidates(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor
 
     Temperature first, then the ``top_k`` best, then the smallest set whose probability reaches ``top_p``; probabilities
     are 0 for what was left out and sum to 1. Exact, though only as many tokens are sorted as the largest set has.
+    A sum within `TIE` of ``top_p`` reaches it.
     """
     vocabulary = scores.shape[1]
     scaled = scores / temperature.clamp(min=1e-6)[:, None]
     norm = scaled.logsumexp(-1, keepdim=True)
     size = min(CANDIDATES, vocabulary)
     limit = torch.where(top_k > 0, top_k, vocabulary)
+    enough = torch.where(top_p < 1, top_p - TIE, torch.inf)
     while True:
         best, ids = scaled.topk(size, -1)
         probabilities = (best - norm).exp()
@@ -117,11 +120,11 @@ def candidates(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor
             probabilities = torch.where((limit < vocabulary)[:, None], probabilities / total[:, None], probabilities)
         mass = probabilities.cumsum(-1)
         # what top_k leaves is known, mass and all, only once it has all been seen
-        whole = torch.where(limit < vocabulary, limit <= size, mass[:, -1] >= top_p) | (best[:, -1] == -torch.inf)
+        whole = torch.where(limit < vocabulary, limit <= size, mass[:, -1] >= enough) | (best[:, -1] == -torch.inf)
         if size == vocabulary or bool(whole.all()):
             break
         size = min(4 * size, vocabulary)
-    kept = (mass - probabilities < top_p[:, None]) | (rank == 0)
+    kept = (mass - probabilities < enough[:, None]) | (rank == 0)
     probabilities = probabilities.masked_fill(~kept, 0.0).double()
     ids, order = ids.sort(-1)
     probabilities = probabilities.gather(1, order)
@@ -162,8 +165,8 @@ def next_tokens(
 ) -> tuple[Tensor, Tensor]:
     """The next token of each row, and what the models think of all of them.
 
-    At temperature 0 a model without a reference writes the first of its likeliest tokens by its logits as they are:
-    normalising rounds, and may bring two of them together.
+    At temperature 0 a model without a reference, or at alpha 1, writes the first of its likeliest tokens by its logits
+    as they are: normalising rounds, and may bring two of them together.
 
     Args:
         logits: [m, B, V] of the aligned model and, for a contrast, its reference.
@@ -187,7 +190,7 @@ def next_tokens(
     if not bool((scores.amax(-1) > -torch.inf).all()):
         raise UserError(f"{name}: every token is ruled out, or a score is no number, so there is nothing to write")
     tokens = choose(scores, settings, uniform)
-    if len(logits) == 1:
-        plain = (settings.temperature == 0) & (settings.repetition_penalty == 1)
-        tokens = torch.where(plain, first.argmax(-1), tokens)
-    return tokens, logs
+    plain = (settings.temperature == 0) & (settings.repetition_penalty == 1)
+    if len(logits) > 1:
+        plain &= settings.alpha == 1
+    return torch.where(plain, first.argmax(-1), tokens), logs

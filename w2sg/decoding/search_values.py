@@ -12,6 +12,7 @@ from w2sg.data.dialogue import Chat
 from w2sg.data.messages import Dialogue
 from w2sg.decoding.engine import Scorer
 from w2sg.decoding.search import Hypothesis, Value
+from w2sg.losses.logprobs import log_ratio
 
 Normalise = Literal["sum", "mean", "length_alpha"]
 
@@ -21,7 +22,9 @@ class ImplicitValue:
 
     Each token is read once. With another tokenizer than the strong model's the text so far is tokenised anew after each
     chunk, and what came out otherwise than before is taken back and read again. The token that ends a reply counts for
-    finished replies alone. Of a reply that is longer than the guide has positions, what it could read counts.
+    finished replies alone: the one that was written where it ends the guide's replies as well, else the guide's own. Of
+    a reply that is longer than the guide has positions, what it could read counts. A token that both models rule out
+    has no ratio, and counts nothing (`w2sg.losses.logprobs.log_ratio`).
 
     Args:
         engine: of two models, tuned and untuned. chat: how they write dialogues.
@@ -61,7 +64,7 @@ class ImplicitValue:
         parts = self.engine.read([new[n:] for new, n in zip(wanted, common, strict=True)])
         self.tokens = wanted
         self.ratios = [
-            np.append(old[:n], part[:, 0].astype(np.float64) - part[:, 1])
+            np.append(old[:n], log_ratio(*part.T.astype(np.float64)))
             for old, n, part in zip(self.ratios, common, parts, strict=True)
         ]
         return np.array([self.value(ratios) for ratios in self.ratios])
@@ -71,6 +74,8 @@ class ImplicitValue:
         if self.shared and h.tokens is not None:
             ended = len(h.tokens) and int(h.tokens[-1]) in self.stop
             ids = h.tokens[:-1] if ended else h.tokens
+            if ended and h.finished and int(h.tokens[-1]) in self.chat.stop:
+                return np.asarray(h.tokens, np.int64)
         else:
             # a character of several bytes may be cut at the end of a chunk: what is there of it is not text
             text = h.text if h.finished else h.text.rstrip("\N{REPLACEMENT CHARACTER}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from w2sg.decoding.decoders import Decoder
+from w2sg.errors import UserError
 from w2sg.evaluation import alpaca_eval as alpaca
 from w2sg.evaluation.comparisons import Comparisons
 from w2sg.evaluation.rows import sample_rows
@@ -223,13 +224,24 @@ class Comparison:
 
     def _best_of_n(self) -> list[dict[str, Any]]:
         steered = self.systems[self.decoder.kind]
-        rewards = self.judge.rewards("candidates", steered.candidates)
+        rewards = self.judge.checked_rewards("candidates", steered.candidates)
         count = self.decoder.independent_samples
         table = {}
         for k, i in enumerate(steered.candidates.ids):
             table.setdefault(i, []).append((steered.values[k], rewards[k]))
         whole = [np.array(rows) for rows in table.values() if len(rows) == count]
-        stacked = np.stack(whole)
+        read = [rows for rows in whole if not np.isnan(rows).any()]
+        if not read:
+            raise UserError(
+                f"{self.judge.called}.rewards: gave NaN for samples of every prompt, so there is no curve of the best "
+                "of n; give each a number (all replies are in the store)"
+            )
+        if lost := len(whole) - len(read):
+            self.run.reading.say(
+                f"the curve of the best of n leaves out {lost:,} of {len(whole):,} prompts, of which the judge cannot "
+                "read a sample"
+            )
+        stacked = np.stack(read)
         return comparisons.best_of_n(stacked[..., 0], stacked[..., 1], Bootstrap(len(stacked)))
 
     def _won_and_lost(self, compared: Comparisons | None) -> list[Section]:

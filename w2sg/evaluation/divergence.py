@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from w2sg.data.completions import Completions
 from w2sg.data.loading import Examples
 from w2sg.decoding.decoders import Decoder
+from w2sg.losses.logprobs import kl_divergence, log_ratio
 from w2sg.metrics.bootstrap import Bootstrap
+from w2sg.models.policy import padding
 from w2sg.training import foreseen
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, values_of
@@ -38,9 +40,9 @@ def next_token_kl(base: Tensor, pair: Tensor | None, direct: Tensor | None, beta
         pair: [2, M, V] of the small model tuned and untuned: the other law is base + beta (tuned - untuned).
         direct: [M, V] of a model that is the other law by itself; one of the two is given.
     """
-    other = base + beta * (pair[0] - pair[1]) if direct is None else direct
+    other = base + beta * log_ratio(pair[0], pair[1]) if direct is None else direct
     q, p = (logits.double().div(temperature).log_softmax(-1) for logits in (other, base))
-    return torch.linalg.vecdot(q.exp(), q - p)
+    return kl_divergence(q, p)
 
 
 def why_no_law(sampled: Decoder, server: bool, stops: bool) -> str | None:
@@ -85,6 +87,9 @@ def divergence(
         "data": {"rows": len(ids), "content": rows.content},
         "precision": run.precision,
     }
+    unwritable = [padding(writer.source).get("unwritable") for writer in writers]
+    if any(unwritable):
+        key["unwritable"] = unwritable
 
     def make() -> ReadJob:
         policies = nn.ModuleList([run.load(writer) for writer in writers])
@@ -95,15 +100,19 @@ def divergence(
             # the same tokens of each model, [at most CHUNK, D]: logits of all at once would not fit
             parts = zip(*(s.split(CHUNK) for s in states), strict=True)
             logits = ([policy.logits(s) for policy, s in zip(policies, part, strict=True)] for part in parts)
-            tokens = torch.cat(list(map(_kl, logits))).float()
+            # the law is of what may be written, the same ids of each
+            writable = policies[0].writable
+            writable = None if writable is None else writable.to(batch["source"].device)
+            tokens = torch.cat([_kl(part, writable) for part in logits]).float()
             return torch.zeros(batch["sizes"].numel(), device=tokens.device).index_add(0, batch["owner"], tokens)
 
         examples = Examples(inputs, ids, torch.zeros(len(ids), dtype=torch.long))
         return ReadJob(policies, read, examples, foreseen=partial(foreseen.numbers, len(ids)))
 
-    def _kl(logits: list[Tensor]) -> Tensor:
+    def _kl(logits: list[Tensor], writable: Tensor | None) -> Tensor:
         least = min(x.shape[-1] for x in logits)  # some models pad their vocabulary
-        base, *small = (x[..., :least] for x in logits)
+        kept = slice(least) if writable is None else writable[:least].nonzero()[:, 0]
+        base, *small = (x[..., kept] for x in logits)
         if pair is None:
             return next_token_kl(base, None, small[0], 0.0, temperature)
         return next_token_kl(base, torch.stack(small), None, beta, temperature)

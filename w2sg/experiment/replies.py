@@ -40,7 +40,8 @@ def encode_replies(run: Context, source: Source, data: Replies | ReplyPairs, nam
     """Replies or pairs as rows of a model's tokens; what had to be dropped is counted under ``name``."""
     sides = [data.chosen, data.rejected] if isinstance(data, ReplyPairs) else [data]
     content = digest(*data.ids, *(s for side in sides for s in (*(p.identity for p in side.prompts), *side.texts)))
-    memory = (source.chat.fingerprint, str(source.spec.max_length), content, name)
+    ends = list(zip(*(side.ends(source.chat) for side in sides), strict=True))
+    memory = (source.chat.fingerprint, str(source.spec.max_length), content, name, digest(str(ends)))
     if memory not in run.encoded:
         earlier = data.dropped if isinstance(data, ReplyPairs) else {}
         if not len(data):
@@ -52,7 +53,7 @@ def encode_replies(run: Context, source: Source, data: Replies | ReplyPairs, nam
         replies = list(zip(*(_unless_blank(run, side, source.chat) for side in sides), strict=True))
         finished = list(zip(*(side.finished.tolist() for side in sides), strict=True))
         _look(run, name, source.chat, sides, prompts, replies)
-        encoded = encode_rows(data.ids, prompts, replies, finished, source.chat.end, source.spec.max_length)
+        encoded = encode_rows(data.ids, prompts, replies, finished, ends, source.spec.max_length)
         if not len(encoded.kept):
             raise UserError(
                 f"{name}: none of {len(data)} examples can be used "

@@ -11,7 +11,9 @@ Shapes: M positions, D width of the states, V tokens in the vocabulary, c positi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -19,8 +21,10 @@ from torch.utils.checkpoint import checkpoint
 
 from w2sg.errors import UserError
 
+A = TypeVar("A", Tensor, np.ndarray)
 CHUNK = 256  # on a CPU: 50 MB of fp32 logits for 49,000 tokens, 156 MB for 152,000
 TABLE = 1.25 * 2**30  # bytes of fp32 logits at once on a GPU, whose products are slow if they are small
+FLOOR = -1e4  # nats; a token that a model rules out counts as this unlikely to it, so that ratios stay numbers
 WIDE_RESULTS = {"cuda"}  # devices that multiply bf16 into fp32 (torch.mm with out_dtype)
 
 
@@ -228,6 +232,18 @@ def _by_chunk(hidden: Tensor, weight: Tensor, chunk: int | None, one: Callable[[
         return torch.cat([one(part) for part in _parts(len(hidden), chunk)])
 
 
+def log_ratio(log_p: A, log_q: A) -> A:
+    """log(p / q) of log-probabilities or logits, tensors or arrays, each of which counts as `FLOOR` at least: two of
+    nothing have no ratio.
+    """
+    return log_p.clip(min=FLOOR) - log_q.clip(min=FLOOR)
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) of log-probabilities, over their last axis; a token that p rules out counts nothing."""
+    return torch.linalg.vecdot(log_p.exp(), (log_p - log_q).masked_fill_(log_p == -torch.inf, 0.0))
+
+
 def position_kl(
     hidden_p: Tensor,
     weight_p: Tensor,
@@ -246,9 +262,11 @@ def position_kl(
     weight_p, weight_q = (weight.to(_operands(weight)) for weight in (weight_p, weight_q))
 
     def one(part: slice) -> Tensor:
-        p = _logits(hidden_p[part], weight_p, bias_p, softcap).log_softmax(-1)
-        q = _logits(hidden_q[part], weight_q, bias_q, softcap).log_softmax(-1)
-        return torch.linalg.vecdot(p.exp(), p - q)
+        p = _logits(hidden_p[part], weight_p, bias_p, softcap)
+        q = _logits(hidden_q[part], weight_q, bias_q, softcap)
+        # some models fill their vocabulary up, each by its own amount: the law is over the tokens that both have
+        least = min(p.shape[-1], q.shape[-1])
+        return kl_divergence(p[:, :least].log_softmax(-1), q[:, :least].log_softmax(-1))
 
     return _by_chunk(hidden_p, weight_p, chunk, one)
 

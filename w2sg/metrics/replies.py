@@ -244,7 +244,14 @@ def best_of_n(
 
     Returns:
         For each n: ``n``, ``proxy``, ``gold`` (estimates over prompts) and ``kl``: `best_of_n_bound`.
+
+    Raises:
+        ValueError: the two have other shapes, or rewards that are no numbers: NaN would be the best of all.
     """
+    proxy, gold = (np.asarray(x, np.float64) for x in (proxy, gold))
+    if proxy.ndim != 2 or proxy.shape != gold.shape:
+        raise ValueError(f"proxy and gold are [P, N] each; their shapes are {proxy.shape} and {gold.shape}.")
+    _columns(None, proxy=proxy.ravel(), gold=gold.ravel())
     count = proxy.shape[1]
     if sizes is None:
         sizes = sorted({count, *(2**k for k in range(count.bit_length()) if 2**k <= count)})
