@@ -21,7 +21,13 @@ from pydantic.errors import PydanticUserError
 from w2sg.config import plugins
 from w2sg.config.data_schema import DatasetConfig
 from w2sg.config.evaluate_schema import EvaluateConfig
-from w2sg.config.machine import attention_problems, device_problems, load_problems, optimizer_problems
+from w2sg.config.machine import (
+    attention_problems,
+    device_problems,
+    load_problems,
+    optimizer_problems,
+    place_problems,
+)
 from w2sg.config.option import MISSING, Options, defaults_of, hint_of, options_class
 from w2sg.config.programs import command
 from w2sg.config.schema import TrainConfig
@@ -344,9 +350,11 @@ def _cross_problems(container: dict[str, Any]) -> list[str]:
             trainer = trainer.model_copy(update={"accelerator": "gpu"})
         problems += [] if elsewhere else device_problems(trainer)
         roles = {role: sections[role] for role in ("weak", "strong") if role in sections}
+        trains = isinstance(method, dict) and "decoder" not in method  # decoders leave models as they are
         for role, model in roles.items():
             problems += [] if elsewhere else attention_problems(role, model, trainer)
             problems += load_problems(role, model, trainer)
+            problems += place_problems(role, model, trainer, trains and model.train != "head")
         cut = {m.train for m in roles.values() if m.arch == "hf" and m.train != "head"}
         for mode in sorted({m.train for m in roles.values()}) if training else ():
             name = getattr(training, mode).optimizer

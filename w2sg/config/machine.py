@@ -42,6 +42,27 @@ def load_named(load: str, tune: str) -> list[str]:
     return []
 
 
+def place_problems(role: str, model: Any, trainer: Any, trained: bool) -> list[str]:
+    """Why a model cannot stand on several devices in this run.
+
+    Args:
+        model, trainer: as in `attention_problems`. trained: the run trains its weights.
+    """
+    if model.device_map is None:
+        return []
+    if trained:
+        return [
+            f"{role}.device_map: the run trains this model, and only one that is read or writes can be spread; set it "
+            f"to null, and use trainer=fsdp where one GPU does not hold it"
+        ]
+    if trainer.devices not in (1, "1") or trainer.num_nodes != 1:
+        return [
+            f"{role}.device_map: it takes the GPUs for one process, and trainer.devices={trainer.devices} starts "
+            "several; use trainer.devices=1"
+        ]
+    return []
+
+
 def load_problems(role: str, model: Any, trainer: Any) -> list[str]:
     """Why weights in few bits cannot work on a run's devices; model and trainer as in `attention_problems`."""
     if model.load is None or trainer.strategy != "fsdp":

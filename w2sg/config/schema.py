@@ -80,6 +80,14 @@ class ModelConfig(Options):
         "hold the pretrained weights in 4 bits (NF4) or 8, by bitsandbytes: below adapters (tune=lora: QLoRA), "
         "or where they are read alone",
     )
+    device_map: Literal["auto", "balanced", "sequential"] | dict[str, int | str] | None = option(
+        None,
+        "where it is only read or writes: over the GPUs of one process, host memory and disk, by accelerate: auto | "
+        "balanced | sequential | places of blocks, as {model.layers.1: cpu, model.layers.2: disk}; null is one device",
+    )
+    max_memory: dict[int | str, str] | None = option(
+        None, "of device_map: what each place may hold of the weights, as {0: 60GiB, cpu: 200GiB}; null is what is free"
+    )
     max_length: PositiveInt = option(512, "tokens of a text; longer ones lose their start")
     dtype: Literal["float32", "bfloat16"] = option(
         "float32", "float32 | bfloat16: of the weights; the head and the losses are always fp32"
@@ -156,6 +164,13 @@ class ModelConfig(Options):
             problems.append(
                 "feature_layer_candidates: feature_layer=auto chooses among these; name at least one layer, as [8,12]"
             )
+        if self.device_map is not None and self.arch == "bow":
+            problems.append("device_map: a bag of words fits anywhere; set it to null")
+        if self.max_memory is not None and not isinstance(self.device_map, str):
+            problems.append("max_memory: read only where device_map is a rule; set device_map=auto, or max_memory=null")
+        places = {} if isinstance(self.device_map, str) else self.device_map or {}
+        if wrong := [place for place in places.values() if isinstance(place, str) and place not in ("cpu", "disk")]:
+            problems.append(f"device_map: {wrong[0]!r} is no place; name the number of a GPU, cpu or disk")
         if self.load is not None and self.quantise is not None:
             problems.append("round_weights: load holds weights in few bits already; set one of the two to null")
         if self.load is not None and self.arch == "hf":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from w2sg.config.machine import optimizer_problems
+from w2sg.config.machine import optimizer_problems, place_problems
 from w2sg.config.option import Options, option
 from w2sg.config.options import Alignment
 from w2sg.decoding.decoders import REWARD, STRONG, AnyDecoder, Decoder, Plain
@@ -146,8 +146,11 @@ def problems(config: TrainConfig) -> list[str]:
     broken += _unread(config)
     if config.strong.load is not None and decoder.served_by is not None:
         broken.append("strong.load: a server writes in place of the strong model; set it to null")
+    if config.strong.device_map is not None and decoder.served_by is not None:
+        broken.append("strong.device_map: a server writes in place of the strong model; set it to null")
     if decoder.needs_pair and config.weak.untuned is None:
         alignment = config.method["alignment"]
+        broken += place_problems("weak", config.weak, config.trainer, trained=True)
         broken += lost_steps(config.weak, "weak", {"method.alignment.lr.full": stage_rate(alignment)})
         if alignment["stochastic_rounding"]:
             broken += needless_rounding("method.alignment", [config.weak])

@@ -20,6 +20,7 @@ from w2sg.models.once import built, planned, told
 from w2sg.models.quantise import round_weights
 from w2sg.models.rope import rows_by_themselves
 from w2sg.models.source import Source
+from w2sg.models.spread import Spread, dispatch, say_places, spread
 from w2sg.models.unreadable import quiet_loading, reading
 from w2sg.models.weights import check_finite, check_loaded, check_targets, fill
 
@@ -34,7 +35,12 @@ _REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
 def load_transformer(
-    auto: Any, source: Source, saved: Path | None = None, depth: int | None = None, **settings: Any
+    auto: Any,
+    source: Source,
+    saved: Path | None = None,
+    depth: int | None = None,
+    frozen: bool = False,
+    **settings: Any,
 ) -> tuple[nn.Module, list[str]]:
     """A transformers model of a role, without adapters, in the dtype that was asked for.
 
@@ -43,6 +49,7 @@ def load_transformer(
         saved: folder of a finished stage to load in place of the pretrained weights; an adapter folder is left to
             `with_lora`.
         depth: use this many blocks only; default is ``spec.layers`` or all.
+        frozen: it is never trained, so that it may stand on several devices (``spec.device_map``).
         settings: of the configuration, for instance ``num_labels``.
 
     Returns:
@@ -63,6 +70,33 @@ def load_transformer(
         "trust_remote_code": spec.trust_remote_code,
     }
     found = saved if spec.train != "lora" else None
+    apart = frozen and spec.device_map is not None and not planned()
+    if apart and saved is not None and found is None:
+        raise UserError(
+            f"{source.role}.device_map: adapters cannot be added to a model that stands on several devices; merge them "
+            f"(export=RUN), and name the folder, or set {source.role}.device_map=null"
+        )
+    where: list[Spread] = []
+
+    def placed() -> nn.Module:
+        """With each part in its place as it is read, or, where weights are changed first, whole at first."""
+        if spec.load or spec.quantise or spec.random_init or source.gguf:
+            model = whole()
+            if spec.load is not None:
+                hold_in_bits(model, spec.load)
+            where.append(spread(model, spec.device_map, spec.max_memory, source.role))
+            if spec.load is not None and where[0].away:
+                raise UserError(
+                    f"{source.role}.device_map: weights in {spec.load} have to stay on GPUs, and {where[0].words()} "
+                    f"blocks would be; use more GPUs, or {source.role}.load=null"
+                )
+        else:
+            with torch.device("meta"):
+                where.append(spread(bare(), spec.device_map, spec.max_memory, source.role))
+            options.update(device_map=where[0].places, offload_folder=where[0].folder and where[0].folder.name)
+            model = whole()
+        dispatch(model, where[0])
+        return model
 
     def whole() -> nn.Module:
         with quiet_loading(bars=source.gguf is not None), reading(source.role, spec.name, "cannot be loaded"):
@@ -77,9 +111,15 @@ def load_transformer(
         with quiet_loading(), reading(source.role, spec.name, "cannot be loaded"):
             return auto.from_config(config if found is None or planned() else _config_in(found, spec), **options)
 
-    model = built(whole, bare, spec.load is not None)
-    if spec.load is not None:
-        hold_in_bits(model, spec.load)
+    if apart:
+        model = placed()
+        say_places(
+            model, f"{source.role}: of {len(where[0].blocks)} blocks of {spec.name}, {where[0].words()}", where[0]
+        )
+    else:
+        model = built(whole, bare, spec.load is not None)
+        if spec.load is not None:
+            hold_in_bits(model, spec.load)
     name_body(model)
     rows_by_themselves(model)
     in_one_kernel(model)

@@ -171,7 +171,7 @@ def load_policy(source: Source, saved: Path | None = None, trainable: bool = Tru
     from transformers import AutoModelForCausalLM
 
     spec = source.spec
-    model, missing = load_transformer(AutoModelForCausalLM, source, saved)
+    model, missing = load_transformer(AutoModelForCausalLM, source, saved, frozen=not trainable)
     if missing:
         raise UserError(
             f"{source.role}.name: {spec.name} has no weights for {missing[0]}, so it cannot write; choose a language "

@@ -105,7 +105,8 @@ class LanguageScorer(nn.Module):
                     f"{type(self._plain).__name__}: block {layer} hands on more than one stream, which no head can "
                     "read; train its last layer with feature_layer=null, which reads the final hidden state"
                 )
-        states = [self._gather(caught[k] if k < full else final, ends).float() for k in layers]
+        # a block may stand on another device than the last one
+        states = [self._gather(caught[k].to(final.device) if k < full else final, ends).float() for k in layers]
         return torch.stack(states, 2), final
 
     def _blocks(self) -> nn.ModuleList:
@@ -173,7 +174,8 @@ def load_language_model(
     if as_it_is and source.config.num_labels != 1:
         raise UserError(f"{no}: it has {source.config.num_labels} outputs and not one")
     outputs = 1 if pairs else classes
-    model, missing = load_transformer(Auto, source, saved, depth, num_labels=outputs)
+    frozen = as_it_is or saved is not None or spec.train == "head"
+    model, missing = load_transformer(Auto, source, saved, depth, frozen, num_labels=outputs)
     if as_it_is and missing:
         raise UserError(f"{no}: it has no weights for {missing[0]}")
     if lora:

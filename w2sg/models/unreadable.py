@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,10 +134,13 @@ def quiet_loading(bars: bool = False) -> Iterator[None]:
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    others = logging.getLogger("accelerate.big_modeling")  # which weights are elsewhere is said by w2sg.models.spread
+    loud, others.disabled = others.disabled, True
     try:
         with contextlib.redirect_stderr(io.StringIO()) if bars else contextlib.nullcontext():
             yield
     finally:
+        others.disabled = loud
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()

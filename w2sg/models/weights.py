@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from w2sg.errors import UserError
 from w2sg.models.backbones import name_body
+from w2sg.models.spread import weights_at_hand
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def check_finite(model: nn.Module, role: str, name: str) -> None:
         UserError: NaN or infinite ones, with the names of their tensors.
     """
     bad = []
-    for key, weight in model.named_parameters():
+    for key, weight in weights_at_hand(model):
         if weight.numel() and weight.is_floating_point():
             low, high = weight.aminmax()  # a NaN anywhere is both
             if not (torch.isfinite(low) and torch.isfinite(high)):

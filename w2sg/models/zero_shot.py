@@ -86,7 +86,7 @@ def load_zero_shot(source: Source, pairs: bool, answers: list[str]) -> LanguageS
     # rounding of weights (quantise) is for what is trained; the answers are those of the model as it was found
     spec = source.spec.model_copy(update={"quantise": None, "train": "full"})
     tokenizer = source.tokenizer
-    model, drawn = load_transformer(AutoModelForCausalLM, replace(source, spec=spec))
+    model, drawn = load_transformer(AutoModelForCausalLM, replace(source, spec=spec), frozen=True)
     if drawn:  # a saved classifier, say: its answers would be random
         raise UserError(
             f"{spec.name} has no weights for {drawn[0]}, so it cannot answer; set dataset.zero_shot=null (finished "

@@ -26,6 +26,7 @@ from w2sg import stops
 from w2sg.config.schema import TrainerConfig
 from w2sg.errors import UserError
 from w2sg.models.once import read_by_one
+from w2sg.models.spread import compute_on
 from w2sg.peers import Peers
 from w2sg.training import precision, processes
 from w2sg.training.checkpoints import SealedFiles
@@ -81,6 +82,7 @@ class Devices:
             stops.join(self._peers())
         self.config = self.first(lambda: precision.settled(config, self.fabric.device))
         self.notes = precision.notes(config, self.config, self.fabric.device) if self.main else []
+        compute_on(self.fabric.device)
         torch.set_float32_matmul_precision(self.config.matmul)
         torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
 

@@ -24,6 +24,7 @@ from w2sg.errors import UserError
 from w2sg.memory import Budget
 from w2sg.models.mixed import hold_in_bf16
 from w2sg.models.once import read_by_each
+from w2sg.models.spread import placed
 from w2sg.store.files import read_json, write_json
 from w2sg.store.keys import REFERENCE, folder_name
 from w2sg.store.shards import Shards
@@ -195,6 +196,7 @@ class Stages:
     def _read(self, make: Callable[[], ReadJob], part: Path, whole: bool) -> dict[str, Any]:
         with read_by_each() if whole else self.devices.reading_once():
             job = make()
+        self.notes += [line for line in placed(job.model) if line not in self.notes]
         scratch = part / SCRATCH
         if job.beside is not None:  # shards of a reading without it, which was stopped, lack these values
             scratch = scratch / "beside"
