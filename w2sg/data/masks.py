@@ -85,14 +85,14 @@ def _mask(
     rule = mask_function if seen is None else one_text
     if seen is not None:
         rest["allow_is_causal_skip"] = False  # what a kernel knows without a mask, it knows of columns
-    dtype = _computing(positions.device, rest.get("dtype"))
+    dtype = computing(positions.device, rest.get("dtype"))
     mask = blocks.mask(name, rule, len(positions), dtype, **rest)
     if mask is None:
         mask = usual(mask_function=rule, **rest)
     return additive(mask, dtype) if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 4 else mask
 
 
-def _computing(device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
+def computing(device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
     """The dtype in which attention is computed, of a model whose states have this one."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from w2sg import progress
 from w2sg.data.rows import ByPlace
-from w2sg.decoding.engine import Engine
-from w2sg.decoding.sampling import Settings, next_tokens
+from w2sg.decoding import waits
+from w2sg.decoding.engine import Engine, check
+from w2sg.decoding.sampling import Settings, nothing_left, sampled
+from w2sg.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,8 @@ def decode(
     most = uniform.shape[1]
     logits = engine.start(prompts)
     if prompt_of != list(range(len(prompts))):
-        places = torch.tensor(prompt_of, device=logits.device)
-        engine.select(places)
-        logits = logits[:, places]
+        engine.select(torch.tensor(prompt_of))
+        logits = logits[:, waits.sent(prompt_of, logits.device)]
     # the last token of a reply is never read, so it needs no position
     room = [most if engine.limit is None else min(most, engine.limit - len(prompts[p]) + 1) for p in prompt_of]
     return go_on(engine, logits, settings, uniform, stop, room, whole=True)[0]
@@ -111,45 +112,77 @@ def go_on(
     """
     rows, most = uniform.shape
     device = logits.device
-    alive = torch.arange(rows, device=device)
-    room = torch.as_tensor(room, device=device)
+    known, room = settings.known(), np.asarray(room)
     written = torch.zeros((rows, most), dtype=torch.long, device=device)
     kept = torch.zeros((rows, most, len(logits)), device=device)
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
     stopped = torch.zeros(rows, dtype=torch.bool, device=device)
     uniform, ends = uniform.to(device), torch.tensor(sorted(stop), device=device)
-    settings = settings.take(alive)
-    allowed = getattr(engine, "writable", None), getattr(engine, "name", "the model")
+    writable = getattr(engine, "writable", None)
     earlier = filled_up(before, logits.shape[-1], device) if len(before) else written[:, :0]
-    done = room <= 0
+    # Of the rows that the engine still has, in its order. The host knows `alive` and `room`; the device knows which
+    # are `done`, and how many tokens each has (`size`).
+    alive, places, drawn = np.arange(rows), torch.arange(rows, device=device), uniform
+    left = torch.from_numpy(room).to(device)
+    done, size = left <= 0, lengths.clone()
+    sound = torch.ones((), dtype=torch.bool, device=device)
+    free, asked, told = waits.free(device), None, 0
     forwards = 0
-    for step in range(0 if bool(done.all()) else most):
-        so_far = torch.cat([earlier[alive], written[alive, :step]], 1)
-        tokens, logs = next_tokens(logits, settings, uniform[alive, step], so_far, *allowed)
+
+    def look(answer: waits.Copied) -> np.ndarray:
+        """Which rows were done when this was asked; and say how far the replies are."""
+        nonlocal told
+        *ended, total, fine = answer.numpy().tolist()
+        if not fine:
+            check(engine)
+            raise UserError(nothing_left(getattr(engine, "name", "the model")))
+        progress.tokens(total - told)
+        told = total
+        return np.array(ended, bool)
+
+    for step in range(most if (room > 0).any() else 0):
+        so_far = torch.cat([earlier[places], written[places, :step]], 1) if known.penalised else None
+        tokens, logs, having = sampled(logits, settings, known, drawn[:, step], so_far, writable)
         forwards += len(alive)
-        live = alive[~done]
-        written[live, step] = tokens[~done]
-        kept[live, step] = logs.gather(2, tokens.expand(len(logs), -1)[..., None])[:, ~done, 0].T.to(kept.dtype)
-        lengths[live] += 1
-        progress.tokens(len(live))
+        sound = sound & having
+        written[places, step] = tokens.masked_fill(done, 0)
+        picked = logs.gather(2, tokens.expand(len(logs), -1)[..., None])[..., 0].T
+        kept[places, step] = picked.masked_fill(done[:, None], 0.0).to(kept.dtype)
+        size = size + ~done
         if whole:
             progress.part((step + 1) / most)
         ended = torch.isin(tokens, ends) & ~done
-        stopped[alive[ended]] = True
-        done |= ended | (lengths[alive] >= room[alive])
-        if step + 1 == most or bool(done.all()):
+        stopped[places] = stopped[places] | ended
+        lengths[places] = size
+        done = done | ended | (size >= left)
+        over = room[alive] <= step + 1  # these are done, whatever they say
+        if step + 1 == most or over.all():
+            break
+        if asked is not None:
+            over |= look(asked)
+            asked = None
+        elif free or step % waits.EVERY == 0:
+            asked = waits.Copied(torch.cat([done.long(), lengths.sum()[None], sound.long()[None]]))
+            if free:
+                over |= look(asked)
+                asked = None
+        if over.all():
             break
         # finished rows are let go of when there are enough of them to be worth moving the others
-        if int(done.sum()) * 8 >= len(alive):
-            rest = torch.nonzero(~done)[:, 0]
-            engine.select(rest)
-            alive, tokens, settings, done = alive[rest], tokens[rest], settings.take(rest), done[rest]
+        if asked is None and over.sum() * 8 >= len(alive):
+            rest = np.flatnonzero(~over)
+            engine.select(torch.from_numpy(rest))
+            alive, known, rest = alive[rest], known.take(rest), waits.sent(rest, device)
+            settings = settings.take(rest)
+            places, drawn, left, size, done, tokens = (x[rest] for x in (places, drawn, left, size, done, tokens))
         logits = engine.extend(tokens)
+    if rows:
+        look(waits.Copied(torch.cat([lengths.sum()[None], sound.long()[None]])))
     sizes = lengths.tolist()
     decoded = Decoded(
-        [row[:n].cpu().numpy() for row, n in zip(written, sizes, strict=True)],
+        [row[:n] for row, n in zip(written.cpu().numpy(), sizes, strict=True)],
         stopped.cpu().numpy(),
-        [row[:n].cpu().numpy() for row, n in zip(kept, sizes, strict=True)],
+        [row[:n] for row, n in zip(kept.cpu().numpy(), sizes, strict=True)],
         forwards,
     )
     return decoded, alive.tolist()

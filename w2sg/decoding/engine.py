@@ -44,6 +44,15 @@ class Engine(Protocol):
         """Go on with these rows [B'] alone; a row may be named more than once, and then forks."""
 
 
+def check(engine: Engine) -> None:
+    """Raise what an engine has found out and could not say yet, for want of an answer of its device."""
+    for one in getattr(engine, "engines", ()):
+        check(one)
+    late = getattr(engine, "check", None)
+    if late is not None:
+        late()
+
+
 class Scorer(Engine, Protocol):
     """An engine that also reads given tokens, and takes tokens back."""
 
@@ -162,6 +171,7 @@ class Tilted:
     def __init__(self, base: Engine, pair: Engine, beta: float):
         self.base, self.pair, self.beta = base, pair, beta
         self._both = Several(base, pair)
+        self.engines = self._both.engines
         self.limit = self._both.limit
 
     @property

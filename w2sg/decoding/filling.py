@@ -17,7 +17,7 @@ def fill_left(rows: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor,
     for row, tokens in enumerate(rows):
         ids[row, longest - len(tokens) :] = torch.from_numpy(np.array(tokens, np.int64))
         mask[row, longest - len(tokens) :] = 1
-    return ids.to(device), mask.to(device)
+    return ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)
 
 
 def common_start(prompts: Sequence[np.ndarray], worth: int = 8) -> int:

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from w2sg.decoding import waits
+
 NAME = "w2sg_shared_prefix"
 _now: contextvars.ContextVar[Levels] = contextvars.ContextVar("levels")
 
@@ -30,11 +32,11 @@ class Prefix:
 
     Args:
         layers: keys and values of each layer, [G, H, P, D] each.
-        rows: [B] the group of each row.
+        rows: [B] the group of each row, on the host.
         padded: whether rows may have columns among these P that they do not see.
     """
 
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], rows: Tensor, padded: bool):
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], rows: np.ndarray, padded: bool):
         self.layers = [(keys.contiguous(), values.contiguous()) for keys, values in layers]
         self.padded = padded
         self._assign(rows)
@@ -43,34 +45,35 @@ class Prefix:
         """P."""
         return self.layers[0][0].shape[2]
 
-    def select(self, rows: Tensor) -> None:
+    def select(self, rows: np.ndarray) -> None:
         """Go on with these rows alone."""
-        self._assign(self.of[rows])
+        self._assign(self._group[rows])
 
     def rows(self) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of each row, [B, H, P, D]: no longer shared."""
         return [(keys.index_select(0, self.of), values.index_select(0, self.of)) for keys, values in self.layers]
 
-    def _assign(self, of: Tensor) -> None:
-        used, at, counts = torch.unique(of, return_inverse=True, return_counts=True)
+    def _assign(self, of: np.ndarray) -> None:
+        device = self.layers[0][0].device
+        used, at, counts = np.unique(of, return_inverse=True, return_counts=True)
         if 2 * len(used) <= len(self.layers[0][0]):  # what no row goes on from is dropped, not one by one
-            self.layers = [(keys[used], values[used]) for keys, values in self.layers]
-            of = at
-            used = torch.arange(len(used), device=of.device)
+            rest = waits.sent(used, device)
+            self.layers = [(keys[rest], values[rest]) for keys, values in self.layers]
+            of, used = at, np.arange(len(used))
         # slot [B]: place of a row in its group. table [G, R]: the rows of each group, and 0 where it has fewer than R,
         # whose scores nobody takes back out.
-        self.of, groups, most = of, len(self.layers[0][0]), int(counts.max()) if len(of) else 0
-        order = torch.argsort(of, stable=True)
-        ends = torch.zeros(groups, dtype=torch.long, device=of.device)
+        self._group, groups, most = of, len(self.layers[0][0]), int(counts.max(initial=0))
+        order = np.argsort(of, kind="stable")
+        ends = np.zeros(groups, np.int64)
         ends[used] = counts
-        first = ends.cumsum(0) - ends
-        self.slot = torch.empty_like(of)
-        self.slot[order] = torch.arange(len(of), device=of.device) - first[of[order]]
-        self.table = torch.zeros((groups, most), dtype=torch.long, device=of.device)
-        self.table[of, self.slot] = torch.arange(len(of), device=of.device)
+        first = np.cumsum(ends) - ends
+        slot = np.empty_like(of)
+        slot[order] = np.arange(len(of)) - first[of[order]]
+        table = np.zeros((groups, most), np.int64)
+        table[of, slot] = np.arange(len(of))
         # in order and as many of each: then a view does instead of an index
-        self.even = bool((self.table.flatten() == torch.arange(self.table.numel(), device=of.device)).all())
-        self.even = self.even and self.table.numel() == len(of)
+        self.even = table.size == len(of) and bool((table.flatten() == np.arange(len(of))).all())
+        self.of, self.slot, self.table = (waits.sent(x, device) for x in (of, slot, table))
 
     def scores(self, layer: int, query: Tensor) -> Tensor:
         """[B, H, N L, P] of queries [B, H, N L, D]."""

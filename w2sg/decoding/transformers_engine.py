@@ -5,13 +5,13 @@ D width of a state, V tokens in the vocabulary.
 
 A row's tokens stand in some columns of the cache, in order; the mask [B, C] says in which. So a position is a count of
 a row's tokens and not the number of a column, and tokens are taken back by the mask alone: the cache is not touched.
+How many tokens a row has, and whether it lacks columns, the host counts for itself, so that it need not ask the device.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,19 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from w2sg.decoding import waits
 from w2sg.decoding.caches import cache_argument, empty_cache, has_state, select_rows
 from w2sg.decoding.engine import Count
 from w2sg.decoding.filling import by_length, common_start, fill_left
+from w2sg.decoding.given import given_values
+from w2sg.decoding.hidden import columns_hidden
 from w2sg.decoding.packed_layers import pack
 from w2sg.decoding.prefix_cache import Levels, Prefix, attending
+from w2sg.decoding.said import slower
 from w2sg.decoding.sight import Sight, keeps_state, positions_of, reads_from_start, sight_of
 from w2sg.errors import UserError
-from w2sg.losses.logprobs import token_logprobs
 from w2sg.models.policy import Policy
 from w2sg.models.rope import borders, rows_by_themselves, sides
 
 log = logging.getLogger(__name__)
-_SAID: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()  # of each model, to say it once
 
 
 class TransformersEngine:
@@ -73,13 +75,14 @@ class TransformersEngine:
         self._cache_argument = cache_argument(policy.plain)
         states = self._states_of_cache()
         self.recurrent = getattr(policy.plain, "_is_stateful", False) or any(states or ())
+        self._unsound: Tensor | None = None  # whether logits were no numbers, where the device is asked later
         self._restarts = False  # a state is forgotten where several tokens are read on from it
         self.adopt(sight_of(self, cached=self._cache_argument is not None and states is not None))
         if self.recurrent and self._fills:
             self._restarts = not keeps_state(self)
         self.count = Count()
         if not self._fills:
-            self._say("rows of unequal length cannot stand in one batch of it, or its cache is unknown")
+            slower(policy.plain, "rows of unequal length cannot stand in one batch of it, or its cache is unknown")
 
     def write_below(self, count: int) -> None:
         """Write ids below this number alone, where another model that has no more is to read them."""
@@ -114,27 +117,29 @@ class TransformersEngine:
         seen = self._window is None or max(map(len, prompts)) <= self._window
         shared = common_start(prompts) if seen and self._gaps_work else 0
         # nor is it shared where it would be turned by other frequencies than the whole prompts are
-        sides = self._side_of(torch.tensor([len(p) for p in prompts] + [shared], device=self.device))
+        sides = self._side_of(np.array([len(p) for p in prompts] + [shared]))
         shared = shared if bool((sides == sides[-1]).all()) else 0
         if shared:
             start = torch.as_tensor(np.asarray(prompts[0][:shared]), device=self.device)[None]
-            self._hold(start, torch.ones_like(start))
+            self._hold(start, torch.ones_like(start), [shared])
             self._forward(start, torch.arange(shared, device=self.device)[None])
-            self._take(torch.zeros(len(prompts), dtype=torch.long, device=self.device))
+            self._take(torch.zeros(len(prompts), dtype=torch.long))
         ids, mask = fill_left([np.asarray(prompt[shared:]) for prompt in prompts], self.device)
         whole = torch.cat([self.ids, ids], 1) if shared else ids
-        self._hold(whole, torch.cat([mask.new_ones((len(prompts), shared)), mask], 1))
-        self._holes = bool(shared) and bool((mask == 0).any())
+        self._hold(whole, torch.cat([mask.new_ones((len(prompts), shared)), mask], 1), [len(p) for p in prompts])
+        self._holes = bool(shared) and bool(self._lacks.any())
         self.count.prompt += sum(map(len, prompts))
         return self._forward(ids, shared + (mask.cumsum(1) - 1).clamp(min=0))
 
-    def _hold(self, ids: Tensor, mask: Tensor) -> None:
-        """Rows of these tokens, [B, C] each, of which none owes any."""
+    def _hold(self, ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> None:
+        """Rows of these tokens, [B, C] each, so many of each row, of which none owes any."""
         self.ids, self.mask, self.next = ids, mask, mask.sum(1)
-        self._side, self._owed = self._side_of(self.next), torch.full_like(self.next, -1)
+        self.lengths = np.asarray(lengths, np.int64)  # `next`, on the host
+        self._lacks = self.lengths < ids.shape[1]  # rows that lack a column
+        self._side, self._owed = self._side_of(self.lengths), np.full_like(self.lengths, -1)
 
     def extend(self, tokens: Tensor) -> Tensor:
-        if self._owing or (self._holes and self._holes_hurt(1)) or not self._fills or self._turned(self.next + 1):
+        if self._owing or (self._holes and self._holes_hurt(1)) or not self._fills or self._turned(self.lengths + 1):
             self.read([np.array([token]) for token in tokens.tolist()])
             return self.logits
         self.count.written += len(tokens)
@@ -143,6 +148,7 @@ class TransformersEngine:
         # rows that have ended may go on for a while, and nobody looks at what they say
         positions = self._within(self.next[:, None])
         self.next = positions[:, 0] + 1
+        self.lengths = np.minimum(self.lengths, np.inf if self.limit is None else self.limit - 1).astype(np.int64) + 1
         return self._forward(tokens[:, None], positions)
 
     @torch.inference_mode()
@@ -153,43 +159,49 @@ class TransformersEngine:
             np.array([token, *chunk] if token >= 0 else chunk, np.int64)
             for token, chunk in zip(owed, chunks, strict=True)
         ]
-        if not max(map(len, whole)):
+        counts = np.array([len(row) for row in whole])
+        if not counts.max():
             return [np.zeros((0, len(self.logits)), np.float32) for _ in whole]
-        self._owed, self._owing = torch.full_like(self._owed, -1), False
-        self.count.given += sum(map(len, whole))
+        self._owed, self._owing = np.full_like(self._owed, -1), False
+        self.count.given += int(counts.sum())
         ids, mask = (x.flip(1) for x in fill_left([row[::-1] for row in whole], self.device))  # filled on the right
         sizes, before = mask.sum(1), self.logits  # [B], and [m, B, V] of the first token
         # what comes after the last token of a full reply is nobody's business, so it may stand one past the end
-        self._check_fits(self.next + sizes, 1)
-        self._gaps = self._gaps or bool((mask == 0).any())
+        self._check_fits(self.lengths + counts, 1)
+        short = counts < ids.shape[1]
+        self._gaps = self._gaps or bool(short.any())
         self._holes = self._holes or self._gaps or (self._restarts and ids.shape[1] > 1)
-        turned = self._turned(self.next + sizes)
+        turned = self._turned(self.lengths + counts)
         if not self._fills or turned or (self._holes and self._holes_hurt(ids.shape[1])):
             states = self._read_anew(whole, sizes, ids.shape[1], turned)
         else:
             self.ids, self.mask = torch.cat([self.ids, ids], 1), torch.cat([self.mask, mask], 1)
+            self._lacks = self._lacks | short
             positions = self.next[:, None] + (mask.cumsum(1) - 1).clamp(min=0)
-            self.next = self.next + sizes
+            self.next, self.lengths = self.next + sizes, self.lengths + counts
             states = self._states(ids, self._within(positions))
         rows = torch.arange(len(whole), device=self.device)
         last = self.head(states[:, rows, (sizes - 1).clamp(min=0)])
         self.logits = self._checked(torch.where((sizes > 0)[None, :, None], last, before))
-        values = self._token_values(states, before, ids, mask)
+        values = given_values(self.policy, states, before, ids, counts)
+        self.check()
         return [part[int(token >= 0) :] for token, part in zip(owed, values, strict=True)]  # not of what was owed
 
     def rollback(self, counts: np.ndarray) -> None:
-        counts = torch.as_tensor(np.asarray(counts), device=self.device)
+        counts = np.asarray(counts)
         taken = counts > 0
-        if not bool(taken.any()):
+        if not taken.any():
             return
         # What a row then ends with is read again with what follows, since the logits after it were not kept: so one
         # token more is dropped, but for what a row owed already and has dropped.
-        drop = torch.where(taken, counts - (self._owed >= 0).long() + 1, 0)
+        dropped = np.where(taken, counts - (self._owed >= 0) + 1, 0)
+        drop = waits.sent(dropped, self.device)
         from_right = self.mask.flip(1).cumsum(1).flip(1)  # [B, C] tokens of a row from this column on
         column = ((from_right == drop[:, None]) & (self.mask == 1)).int().argmax(1)
-        self._owed = torch.where(taken, self.ids.gather(1, column[:, None])[:, 0], self._owed)
+        self._owed = np.where(taken, self.ids.gather(1, column[:, None])[:, 0].cpu().numpy(), self._owed)
         self.mask = torch.where(from_right > drop[:, None], self.mask, 0)
-        self.next = self.mask.sum(1)
+        self.next, self.lengths = self.mask.sum(1), self.lengths - dropped
+        self._lacks = self._lacks | (dropped > 0)
         self._owing = self._holes = self._gaps = True
         end = 0
         for prefix in self._prefixes:
@@ -199,20 +211,24 @@ class TransformersEngine:
     def select(self, rows: Tensor) -> None:
         if self._shares and len(rows) > len(self.mask) and self._columns() >= self.worth:
             self._share()
-        self._take(rows.to(self.device))
+        self._take(rows if rows.device.type == "cpu" else rows.cpu())
 
     def _take(self, rows: Tensor) -> None:
-        count = len(self.mask)
-        self.ids, self.mask, self.next, self._owed = (x[rows] for x in (self.ids, self.mask, self.next, self._owed))
-        self.logits, self._side = self.logits[:, rows], self._side[rows]
+        """Go on with these rows, which the host knows."""
+        count, there, rows = len(self.mask), rows.numpy(), waits.sent(rows.numpy(), self.device)
+        self.ids, self.mask, self.next = (x[rows] for x in (self.ids, self.mask, self.next))
+        self.lengths, self._lacks, self._owed, self._side = (
+            x[there] for x in (self.lengths, self._lacks, self._owed, self._side)
+        )
+        self.logits = self.logits[:, rows]
         if not self._fills:
             return
         # columns in which no row has a token any more are kept: cutting them would copy the cache again
-        rows = torch.cat([rows, rows + count]) if self.base_too else rows
+        both = np.concatenate([there, there + count]) if self.base_too else there
         for prefix in self._prefixes:
-            prefix.select(rows)
+            prefix.select(both)
         if not self._prefixes or self.cache.get_seq_length():  # else nothing was read since the fork
-            select_rows(self.cache, rows)
+            select_rows(self.cache, waits.sent(both, self.device) if self.base_too else rows)
 
     def _columns(self) -> int:
         """Tokens that the cache holds for each row by itself."""
@@ -226,7 +242,7 @@ class TransformersEngine:
             held = [
                 tuple(torch.cat(pair, 2) for pair in zip(*both, strict=True)) for both in zip(before, held, strict=True)
             ]
-        rows, begin = torch.arange(len(held[0][0]), device=self.device), sum(map(len, self._prefixes))
+        rows, begin = np.arange(len(held[0][0])), sum(map(len, self._prefixes))
         self._prefixes.append(Prefix(held, rows, bool((self.mask[:, begin:] == 0).any())))
         self.cache, self._gaps = self._empty(), False
 
@@ -250,6 +266,8 @@ class TransformersEngine:
             if self._prefixes:
                 levels = Levels(self._prefixes, mask, ids.shape[1], self._gaps)
                 stack.enter_context(attending(self.policy.plain.config, levels))
+            else:
+                stack.enter_context(columns_hidden(self.policy.plain.config, bool(self._lacks.any()), self.columns))
             return model(
                 input_ids=ids,
                 position_ids=positions,
@@ -260,7 +278,7 @@ class TransformersEngine:
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """The logits after the last of these tokens, [m, B, V]."""
-        self._check_fits(self.next)
+        self._check_fits(self.lengths)
         states = self._run(self.policy.body, ids, positions).last_hidden_state
         last = self.policy.ready(states[:, -1])
         self.logits = self._checked(self.head(last).view(2 if self.base_too else 1, len(ids), -1))
@@ -269,17 +287,29 @@ class TransformersEngine:
     def _checked(self, logits: Tensor) -> Tensor:
         """Logits, of which none is no number; those of tokens that are ruled out may be minus infinity."""
         sums = logits.sum(-1)
-        if bool((sums.isnan() | sums.isposinf()).any()):
+        unsound = (sums.isnan() | sums.isposinf()).any()
+        self._unsound = unsound if self._unsound is None else self._unsound | unsound
+        if waits.free(self.device):
+            self.check()
+        return logits
+
+    def check(self) -> None:
+        """Look at what logits were; this asks the device.
+
+        Raises:
+            UserError: they were no numbers.
+        """
+        unsound, self._unsound = self._unsound, None
+        if unsound is not None and bool(unsound):
             raise UserError(
                 f"{self.name} gave logits that are no numbers (NaN or infinity): its weights are damaged, or its "
                 "states are too large for that type; try dtype=float32, or load the model anew"
             )
-        return logits
 
     def _within(self, positions: Tensor) -> Tensor:
         return positions if self.limit is None else positions.clamp(max=self.limit - 1)
 
-    def _check_fits(self, lengths: Tensor, beyond: int = 0) -> None:
+    def _check_fits(self, lengths: np.ndarray, beyond: int = 0) -> None:
         if self.limit is not None and (tokens := int(lengths.max())) > self.limit + beyond:
             raise UserError(
                 f"a prompt of {tokens} tokens is longer than the {self.limit} positions of the model; lower "
@@ -295,51 +325,34 @@ class TransformersEngine:
         """[..., V] logits of states that are ready for the output layer."""
         return self.policy.logits(states)
 
-    def _token_values(self, states: Tensor, before: Tensor, ids: Tensor, mask: Tensor) -> list[np.ndarray]:
-        """[B] of [n, m] log-probabilities of given tokens, the first by the logits before them.
-
-        Args:
-            states: [m, B, L, D] at these tokens.
-            before: [m, B, V] logits of the first.
-            ids, mask: [B, L], filled on the right.
-        """
-        models, places = len(states), mask[:, 1:].bool()
-        logprobs = torch.empty((models, *ids.shape), device=ids.device)
-        logprobs[:, :, 0] = before.log_softmax(-1).gather(2, ids[:, :1].expand(models, -1, -1))[..., 0]
-        weight, bias = self.policy.head()
-        targets = ids[:, 1:][places]
-        for model in range(models):
-            values = token_logprobs(states[model, :, :-1][places], weight, targets, bias, softcap=self.policy.softcap)
-            logprobs[model, :, 1:][places] = values.float()
-        values, sizes = logprobs.permute(1, 2, 0).cpu().numpy(), mask.sum(1).tolist()
-        return [row[:n] for row, n in zip(values, sizes, strict=True)]
-
     # -- caches that have no holes ------------------------------------------------------------------------------------
 
     def _holes_hurt(self, more: int) -> bool:
         return not self._gaps_work or (self._window is not None and self.ids.shape[1] + more > self._window)
 
-    def _turned(self, lengths: Tensor) -> bool:
+    def _turned(self, lengths: np.ndarray) -> bool:
         """Whether rows come to a length at which the keys that they have are turned by the wrong frequencies."""
         return self._turns and bool((self._side_of(lengths) != self._side).any())
 
-    def _side_of(self, lengths: Tensor) -> Tensor:
+    def _side_of(self, lengths: np.ndarray) -> np.ndarray:
         """Which rotary frequencies texts of these lengths have, as a number for each."""
-        return sides(self.policy.plain.config, lengths) if self._turns else torch.zeros_like(lengths)
+        if not self._turns:
+            return np.zeros_like(lengths)
+        return sides(self.policy.plain.config, torch.from_numpy(lengths)).numpy()
 
     def _start_from_start(self, prompts: Sequence[np.ndarray]) -> Tensor:
         """Prompts as rows of a model whose rows cannot be filled up."""
-        self._hold(*fill_left(prompts, self.device))
+        self._hold(*fill_left(prompts, self.device), [len(p) for p in prompts])
         self.count.prompt += sum(map(len, prompts))
-        self._check_fits(self.next)
+        self._check_fits(self.lengths)
         self.logits = self._checked(self.head(self._all_from_start(1)[:, :, 0]))
         return self.logits
 
     def _all_from_start(self, last: int) -> Tensor:
         """[m, B, last, D] states of the last tokens of all rows, rows of equal length together, without filling."""
-        lengths, ends = self.next.tolist(), None
+        lengths, ends = self.lengths.tolist(), None
         for length, places in by_length(lengths).items():
-            rows = torch.tensor(places, device=self.device)
+            rows = waits.sent(places, self.device)
             states = self.from_start(self.ids[rows][:, self.ids.shape[1] - length :])[:, :, -last:]
             if ends is None:
                 ends = states.new_zeros((len(states), len(lengths), last, states.shape[-1]))
@@ -360,28 +373,19 @@ class TransformersEngine:
             states = self.policy.ready(reads_from_start(self.policy.body, ids, position_ids=positions))
         return states.view(2 if self.base_too else 1, count, *states.shape[1:])
 
-    def _say(self, why: str) -> None:
-        """Say once what makes reading slow."""
-        reasons = _SAID.setdefault(self.policy.plain, set())
-        if why not in reasons:
-            log.warning(
-                "%s: %s, so that texts are read anew from their start; this is slower",
-                type(self.policy.plain).__name__,
-                why,
-            )
-            reasons.add(why)
-
     def _read_anew(self, chunks: Sequence[np.ndarray], sizes: Tensor, longest: int, turned: bool) -> Tensor:
         """Read all tokens of the rows and these from the start; the states of these, filled on the right."""
         if turned:
-            self._say("its frequencies change with the length of a text")
+            slower(self.policy.plain, "its frequencies change with the length of a text")
         elif self._fills:
             kind = f"its window of {self._window} tokens" if self._gaps_work else "distances in its cache"
-            self._say(f"{'its state' if self.recurrent else kind} cannot be cut back")
-        kept = [row[seen.bool()].cpu().numpy() for row, seen in zip(self.ids, self.mask, strict=True)]
+            slower(self.policy.plain, f"{'its state' if self.recurrent else kind} cannot be cut back")
+        held, seen = self.ids.cpu().numpy(), self.mask.bool().cpu().numpy()
+        kept = [row[columns] for row, columns in zip(held, seen, strict=True)]
         self.count.given += sum(map(len, kept))
         self._prefixes, self._gaps = [], False
-        self._hold(*fill_left([np.append(a, b) for a, b in zip(kept, chunks, strict=True)], self.device))
+        texts = [np.append(a, b) for a, b in zip(kept, chunks, strict=True)]
+        self._hold(*fill_left(texts, self.device), [len(text) for text in texts])
         self._holes = False
         if self._fills:
             self.cache = self._empty()
