@@ -1,6 +1,7 @@
 """Scripts in forks of a process that has imported the large packages already: seconds of each short run are imports."""
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -10,6 +11,8 @@ from functools import cache
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import remembered
 
 ROOT = Path(__file__).resolve().parent.parent
 context: ForkServerContext = multiprocessing.get_context("forkserver")
@@ -30,12 +33,15 @@ def draw_where_wanted() -> None:
     """From now on this process draws figures only where `UNDRAWN` is not set."""
     from matplotlib.figure import Figure
 
-    usual = Figure.savefig
+    usual, usual_find = Figure.savefig, Figure.findobj
 
     def savefig(figure, file, **options):
         return file.write(b"<svg/>") if os.environ.get(UNDRAWN) else usual(figure, file, **options)
 
-    Figure.savefig = savefig
+    def findobj(figure, *args, **options):  # makes every tick of the axes, to go through them
+        return [] if os.environ.get(UNDRAWN) else usual_find(figure, *args, **options)
+
+    Figure.savefig, Figure.findobj = savefig, findobj
 
 
 def start(
@@ -68,6 +74,8 @@ def _run(script: str, overrides: Sequence[str], environment: dict[str, str], out
     sys.argv, sys.path[0] = [script, *overrides], str((ROOT / script).parent)
     sys.modules["w2sg.console"].TYPED[:] = sys.argv  # which it reads where it is imported
     draw_where_wanted()
+    remembered.remember()
+    gc.freeze()  # the large packages need not be looked through
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     finally:

@@ -1,5 +1,6 @@
 """Tiny stand-ins for real models and data, made here: no network, no GPU, seconds."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -22,10 +23,13 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the many commands that are ru
 
 import commands
 import pytest
+import remembered
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+begun: set[Path] = set()  # files of tests
 torch.set_num_threads(1)
+remembered.remember()
 # What starts the tests may ignore these (nohup, a shell's background jobs), and then runs and their processes do, too.
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
@@ -270,6 +274,10 @@ def pytest_runtest_protocol(item: pytest.Item):
     """Figures are made but not drawn, which is half the time of a small run; tests marked `drawn` draw them all."""
     os.environ[commands.UNDRAWN] = "" if item.get_closest_marker("drawn") else "1"
     commands.draw_where_wanted()
+    if item.path not in begun:  # what is imported stays, and need not be looked through by each collection of garbage
+        begun.add(item.path)
+        gc.collect()
+        gc.freeze()
     return (yield)
 
 

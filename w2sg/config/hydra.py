@@ -46,7 +46,8 @@ def register(conf: Path = CONF, users: Path | None = None) -> None:
     store = ConfigStore.instance()
     for model in sorted({*plugins.files("model"), *(file.stem for file in (conf / "model").glob("[!_]*.yaml"))}):
         for role in ("weak", "strong"):
-            store.store(group=role, name=model, node={"defaults": [{"/model@_here_": model}]})
+            if f"{model}.yaml" not in store.repo.get(role, {}):
+                store.store(group=role, name=model, node={"defaults": [{"/model@_here_": model}]})
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
