@@ -1,9 +1,16 @@
-"""Small runs of every kind in this process: what is typed, and what they report."""
+"""Small runs of every kind in this process: what is typed, and what they report.
 
+Run as a script, this file is a rank that walks the runs of a plan: starting processes costs more than the runs do.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from conftest import compose
+from commands import draw_where_wanted
+from conftest import compose, start_ranks
 
 from w2sg.config.check import check
 
@@ -152,3 +159,15 @@ def decode_arguments(pairs_folder, models):
 def run_all_decoders(arguments, out: Path) -> tuple[Path, dict[str, dict]]:
     """Each decoder once, on one store."""
     return out, {kind: run_decoder(arguments, out, kind) for kind in KINDS}
+
+
+def start_ranks_of(plan: Mapping[str, Sequence[str]], folder: Path) -> Callable[[], str]:
+    """Two processes that walk runs, folder -> what is typed; what is returned waits for them and has what they said."""
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return start_ranks("tests/runs.py", str(folder / "plan.json"), folder=folder)
+
+
+if __name__ == "__main__":
+    draw_where_wanted()
+    for out, typed in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")).items():
+        run_typed(typed, Path(out), [])

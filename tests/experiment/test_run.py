@@ -9,9 +9,9 @@ import commands
 import pyarrow.parquet as pq
 import pytest
 from conftest import run_script
+from runs import assert_planned, planned, stages_of
 from runs import label_arguments as arguments
 from runs import run_labels as run
-from runs import stages_of
 
 
 def test_the_whole_experiment_and_its_files(pairs_folder, tiny_gpt2, tmp_path):
@@ -52,6 +52,7 @@ def test_the_whole_experiment_and_its_files(pairs_folder, tiny_gpt2, tmp_path):
 def test_the_same_command_finds_everything_in_the_store(pairs_folder, tiny_gpt2, tmp_path):
     first = run(pairs_folder, tiny_gpt2, tmp_path)
     second = run(pairs_folder, tiny_gpt2, tmp_path, "trainer.checkpoint_minutes=1", "logger=csv")
+    assert_planned(planned(arguments(pairs_folder, tiny_gpt2, tmp_path), store=tmp_path / "empty"), first)
     assert not any(s["cached"] for s in first["stages"])
     assert all(s["cached"] for s in second["stages"])
     assert first["metrics"] == second["metrics"]
@@ -69,7 +70,12 @@ def test_a_sweep_over_losses_trains_one_weak_model_and_one_ceiling(pairs_folder,
 
 @pytest.mark.slow
 def test_what_changes_a_result_changes_its_key_and_nothing_else_does(pairs_folder, tiny_gpt2, tmp_path):
-    base = stages_of(run(pairs_folder, tiny_gpt2, tmp_path))
+    def keys(*change):
+        return {
+            stage.name: stage.key for stage in planned(arguments(pairs_folder, tiny_gpt2, tmp_path, *change)).stages
+        }
+
+    base = keys()
     for change, makes in {
         "dataset.noise.kind=flip dataset.noise.rate=0.3": {"student"},
         "optim.hard_label_clamp=0.01": {"student"},
@@ -81,8 +87,8 @@ def test_what_changes_a_result_changes_its_key_and_nothing_else_does(pairs_folde
         "trainer.tokens_per_eval_batch=512": set(),
         "strong.share_prompt=false": set(),
     }.items():
-        now = stages_of(run(pairs_folder, tiny_gpt2, tmp_path, *change.split()))
-        assert {n for n in ("weak", "student", "ceiling") if now[n]["key"] != base[n]["key"]} == makes, change
+        now = keys(*change.split())
+        assert {n for n in ("weak", "student", "ceiling") if now[n] != base[n]} == makes, change
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import compose, stand_in_for_vllm, start_ranks
-from runs import CONG_SIZES, CONG_SMALL, assert_planned, cong_arguments, planned
+from conftest import compose, stand_in_for_vllm
+from runs import CONG_SIZES, CONG_SMALL, DDP, FSDP, assert_planned, cong_arguments, planned, start_ranks_of
 from runs import run_cong as run
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -83,10 +83,14 @@ def test_one_command_walks_the_papers_stages_and_reports_them(arguments, tmp_pat
 
 @pytest.mark.slow
 def test_a_sweep_shares_what_its_runs_have_in_common(arguments, tmp_path):
-    first = keys(run(arguments, tmp_path, name="a"))
-    alpha = keys(run(arguments, tmp_path, "method.decoding.alpha=0.7", name="b"))
-    beta = keys(run(arguments, tmp_path, "method.dpo.beta=0.1", name="c"))
-    batch = keys(run(arguments, tmp_path, "method.decoding.batch_size=3", "strong.micro_batch_size=3", name="d"))
+    more = {
+        "a": [],
+        "b": ["method.decoding.alpha=0.7"],
+        "c": ["method.dpo.beta=0.1"],
+        "d": ["method.decoding.batch_size=3", "strong.micro_batch_size=3"],
+    }
+    runs = {name: run(arguments, tmp_path, "method.analysis.alphas=[]", *m, name=name) for name, m in more.items()}
+    first, alpha, beta, batch = map(keys, runs.values())
     same = {"weak", "weak-reference", "weak-samples", "weak-sft", "ceiling", "judge", "strong-on-test"}
     changed = {"contrastive", "cong-s", "cong-s-samples", "cong-reference", "cong"}
     assert {n for n in first if alpha.get(n) == first[n]} >= same
@@ -148,18 +152,11 @@ KILLED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(arguments, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole")
-    return out, run(arguments, out, *KILLED)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["weak", "contrastive", "cong", "alphas"])
-def test_a_kill_in_the_middle_of_any_stage_costs_nothing_but_the_last_batch(
-    arguments, undisturbed, tmp_path, monkeypatch, stage
-):
-    out, whole = undisturbed
+def test_kills_in_the_middle_of_stages_cost_nothing_but_the_last_batch(arguments, tmp_path, monkeypatch):
+    """One run, killed in one stage after the other."""
+    out = tmp_path / "whole"
+    whole = run(arguments, out, *KILLED)
     monkeypatch.setattr(Shards.__init__, "__defaults__", (0.0,))
     working = {}
     from w2sg.training.stages import Stages
@@ -171,28 +168,28 @@ def test_a_kill_in_the_middle_of_any_stage_costs_nothing_but_the_last_batch(
         return announce(self, name, key, path)
 
     step, batch_end = FitModule.training_step, Shards.on_predict_batch_end
-    counted = Counter()
+    counted, waiting = Counter(), ["weak", "contrastive", "cong", "alphas"]
 
-    def dies(call, after):
+    def dies(call):
         def wrapped(self, *args, **kwargs):
-            if working["name"] == stage and counted["dead"] == 0 and counted["calls"] == after:
-                counted["dead"] += 1
-                raise Killed
-            counted["calls"] += working["name"] == stage
+            if waiting and working["name"] == waiting[0]:
+                counted[waiting[0]] += 1
+                if counted[waiting[0]] > 1:
+                    waiting.pop(0)
+                    raise Killed
             return call(self, *args, **kwargs)
 
         return wrapped
 
     monkeypatch.setattr(Stages, "_why", remember)
-    monkeypatch.setattr(FitModule, "training_step", dies(step, 1))
-    monkeypatch.setattr(Shards, "on_predict_batch_end", dies(batch_end, 1))
+    monkeypatch.setattr(FitModule, "training_step", dies(step))
+    monkeypatch.setattr(Shards, "on_predict_batch_end", dies(batch_end))
     monkeypatch.setattr("w2sg.training.devices.Devices.eval_tokens", 256)
-    with pytest.raises(Killed):
-        run(arguments, tmp_path / "killed", *KILLED)
-    calls = counted["calls"]
+    for left in (3, 2, 1, 0):
+        with pytest.raises(Killed):
+            run(arguments, tmp_path / "killed", *KILLED)
+        assert len(waiting) == left
     resumed = run(arguments, tmp_path / "killed", *KILLED)
-    assert counted["dead"] == 1
-    assert calls > 0
     assert keys(resumed) == keys(whole)
     a, b = columns(out), columns(tmp_path / "killed")
     for name in ("weak", "student", "cong_s"):
@@ -433,14 +430,16 @@ def test_reference_log_probabilities_of_other_tokens_are_refused(arguments, tmp_
         run(arguments, tmp_path, *CONG_SMALL, "method.dpo.beta=0.2", name="third")
 
 
-@pytest.mark.parametrize("change", ["strong.max_length=20", "strong.dtype=bfloat16", "trainer.precision=bf16-mixed"])
 @pytest.mark.slow
-def test_reference_log_probabilities_hang_on_tokens_and_precision(arguments, tmp_path, change):
-    more = ["method.prompts=8", "dataset.sizes.transfer=8", *CONG_SMALL]
-    ceiling = ["method.baselines=[ceiling]", *more[:2], *CONG_SMALL[1:]]
-    one = run(arguments, tmp_path, *ceiling, name="one")
-    two = run(arguments, tmp_path, *ceiling, change, name="two")
-    assert keys(one)["ceiling-reference"] != keys(two)["ceiling-reference"]
+def test_reference_log_probabilities_hang_on_tokens_and_precision(arguments, tmp_path):
+    changes = ["strong.max_length=20", "strong.dtype=bfloat16", "trainer.precision=bf16-mixed"]
+    found = set()
+    for changed in ([], *([change] for change in changes)):
+        plan = planned(arguments(tmp_path, "method.baselines=[ceiling]", *CONG_SMALL[1:], *changed))
+        stage = next(stage for stage in plan.stages if stage.name == "ceiling-reference")
+        assert stage.foreseeable
+        found.add(stage.key)
+    assert len(found) == 1 + len(changes)
 
 
 @pytest.mark.slow
@@ -511,27 +510,22 @@ def test_prompts_that_do_not_fit_are_counted_and_nothing_is_joined_by_position(a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_do_what_one_does(arguments, tmp_path, strategy):
+def test_two_processes_do_what_one_does(arguments, tmp_path):
     # the likeliest tokens: weights differ by rounding, on which a draw may fall
     greedy = ["method.decoding.temperature=0.0", "method.sampling.temperature=0.0"]
     more = ["method.analysis.alphas=[]", "method.baselines=[]", "strong.micro_batch_size=3", *greedy]
-    devices = ["trainer.devices=2", "trainer.strategy=ddp"]
-    if strategy == "fsdp":
-        devices = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    finish = start_ranks("train.py", *arguments(tmp_path / "two", *more), *devices, folder=tmp_path)
+    devices = {"ddp": DDP, "fsdp": FSDP}
+    plan = {str(tmp_path / how / "run"): arguments(tmp_path / how, *more, *on) for how, on in devices.items()}
+    finish = start_ranks_of(plan, tmp_path)
     alone = run(arguments, tmp_path / "one", *more)
     finish()
-    (report,) = (tmp_path / "two").glob("*/report.json")
-    together = json.loads(report.read_text())
-    assert keys(alone) == keys(together)
     a = columns(tmp_path / "one")
-    b = pq.read_table(report.parent / "predictions.parquet").to_pydict()
-    assert a["id"] == b["id"]
-    for name in ("weak", "student", "cong_s"):
-        assert a[name] == pytest.approx(b[name], abs=2e-4)
-    replies = [
-        {(r["system"], r["prompt_id"]): r["reply"] for r in pq.read_table(f).to_pylist()}
-        for f in (tmp_path / "one/run/samples.parquet", report.parent / "samples.parquet")
-    ]
-    assert replies[0] == replies[1]
+    files = [tmp_path / how / "run/samples.parquet" for how in ("one", *devices)]
+    replies = [{(r["system"], r["prompt_id"]): r["reply"] for r in pq.read_table(f).to_pylist()} for f in files]
+    for how, written in zip(devices, replies[1:], strict=True):
+        assert keys(alone) == keys(read_json(tmp_path / how / "run/report.json"))
+        b = columns(tmp_path / how)
+        assert a["id"] == b["id"]
+        for name in ("weak", "student", "cong_s"):
+            assert a[name] == pytest.approx(b[name], abs=2e-4)
+        assert replies[0] == written

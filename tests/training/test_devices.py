@@ -1,7 +1,4 @@
-"""Several processes learn what one does; sweeps, launchers and torchrun train nothing twice.
-
-Run as a script, this file is a rank that walks the runs of a plan: starting Python costs more than they do.
-"""
+"""Several processes learn what one does; sweeps, launchers and torchrun train nothing twice."""
 
 import json
 import os
@@ -18,14 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
-from commands import draw_where_wanted
 from conftest import ROOT, compose, run_script, save_tiny_model, start_ranks
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from runs import DDP, FSDP, QUICK, label_arguments, stages_of
+from runs import DDP, FSDP, QUICK, label_arguments, stages_of, start_ranks_of
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
@@ -55,7 +51,10 @@ def report(out):
 
 
 def differences(one, two):
-    """Largest absolute differences of predictions and of saved weights between two finished runs, by model."""
+    """Largest absolute differences of predictions and of saved weights between two finished runs, by model.
+
+    The store of a run is in its folder or beside it.
+    """
     reports = [report(out) for out in (one, two)]
     keys = [{s["name"]: s["key"] for s in content["stages"]} for content in reports]
     assert keys[0] == keys[1]  # devices are no part of any key
@@ -66,7 +65,8 @@ def differences(one, two):
     found = {}
     for name in ("weak", "student", "ceiling"):
         columns = [torch.tensor(table[name].to_pylist()) for table in tables]
-        folders = [Path(out) / "store" / keys[0][name] / "model" for out in (one, two)]
+        stores = [next(s for s in (out / "store", out.parent / "store") if s.exists()) for out in (one, two)]
+        folders = [store / keys[0][name] / "model" for store in stores]
         files = sorted(p.name for p in folders[0].iterdir())
         assert files == sorted(p.name for p in folders[1].iterdir())
         weights = 0.0
@@ -143,15 +143,13 @@ def both(pairs_folder, tiny_gpt2, tiny_llama, tmp_path_factory):
     folder = tmp_path_factory.mktemp("both")
 
     def typed(name, how, on):
-        return arguments(
-            pairs_folder, tiny_llama, folder / how / name, f"weak.name={tiny_gpt2}", EVALUATED, *RUNS[name], *on
-        )
+        more = [f"weak.name={tiny_gpt2}", EVALUATED, f"store={folder / how / 'store'}", *RUNS[name], *on]
+        return arguments(pairs_folder, tiny_llama, folder / how / name, *more)
 
     plan = {}
     for how, on in (("ddp", DDP), ("fsdp", FSDP)):
-        plan |= {str(folder / how / name): typed(name, how, on) for name in RUNS}
-    (folder / "plan.json").write_text(json.dumps(plan))
-    finish = start_ranks("tests/training/test_devices.py", str(folder / "plan.json"), folder=folder)
+        plan |= {str(folder / how / name / "run"): typed(name, how, on) for name in RUNS}
+    finish = start_ranks_of(plan, folder)
     for name in RUNS:
         run(folder / "one" / name, typed(name, "one", ONE))
     said = finish()
@@ -171,29 +169,38 @@ def test_a_sharded_fit_that_is_killed_goes_on_on_any_devices(pairs_folder, tiny_
     more = ["strong.epochs=6", "loss=conf_ce", "trainer.checkpoint_minutes=0", "optim.full.validation_fraction=0.1"]
     run(tmp_path / "whole", arguments(pairs_folder, tiny_llama, tmp_path / "whole", *more, *ONE))
     broken = arguments(pairs_folder, tiny_llama, tmp_path / "broken", *more)
-    store, said = tmp_path / "broken" / "store", ""
-    for moment in ("student", "ceiling"):
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *broken, *FSDP],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
+    store = tmp_path / "broken" / "store"
+
+    def wait_for(moment, is_alive):
         deadline = time.time() + 240  # a loaded machine takes a minute to start two processes
-        while time.time() < deadline and process.poll() is None:
+        while time.time() < deadline and is_alive():
             if list(store.glob(f"{moment}-*.part/scratch/fit-*.ckpt")):
                 break
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        try:  # until the other process, which holds the pipe too, has followed
-            said, _ = process.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            pytest.fail(f"the other process did not end with the one that was killed: {process.communicate()[0]}")
-        assert list(store.glob(f"{moment}-*.part")), said
+
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *broken, *FSDP],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    wait_for("student", lambda: process.poll() is None)
+    process.send_signal(signal.SIGKILL)
+    try:  # until the other process, which holds the pipe too, has followed
+        said, _ = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"the other process did not end with the one that was killed: {process.communicate()[0]}")
+    assert list(store.glob("student-*.part")), said
+    finish = start_ranks("train.py", *broken, *FSDP, folder=tmp_path)
+    wait_for("ceiling", finish.processes[0].is_alive)
+    for rank in finish.processes:
+        rank.kill()
+    said = finish(code=-signal.SIGKILL)
+    assert list(store.glob("ceiling-*.part")), said
     assert "student: resumes at step" in said
     content = run(tmp_path / "broken", arguments(pairs_folder, tiny_llama, tmp_path / "broken", *more, *ONE))
     assert stages_of(content)["student"]["cached"]
@@ -304,14 +311,14 @@ def test_a_sweep_over_two_processes_trains_each_model_once(pairs_folder, tiny_gp
 
 @pytest.mark.slow
 def test_jobs_at_the_same_time_train_each_model_once(pairs_folder, tiny_gpt2, tmp_path):
-    """Two losses, three seeds; jobs of one seed want the same supervisor and ceiling at the same moment."""
+    """Two losses, two seeds; jobs of one seed want the same supervisor and ceiling at the same moment."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    sweep = ["seed=0,1,2", "loss=ce,rkl", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    sweep = ["seed=0,1", "loss=ce,rkl", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     run_script("train.py", "-m", *arguments(pairs_folder, tiny_gpt2, tmp_path, *sweep, *ONE), timeout=400, fresh=True)
     count, stages = made(tmp_path)
-    assert count == 6
-    assert {name: stages[name] for name in ("weak", "ceiling", "student")} == {"weak": 3, "ceiling": 3, "student": 6}
-    assert trained(tmp_path) == {"weak": 3, "ceiling": 3, "student": 6}
+    assert count == 4
+    assert {name: stages[name] for name in ("weak", "ceiling", "student")} == {"weak": 2, "ceiling": 2, "student": 4}
+    assert trained(tmp_path) == {"weak": 2, "ceiling": 2, "student": 4}
 
 
 @pytest.mark.slow
@@ -349,9 +356,3 @@ def test_torchrun_starts_the_processes_and_nothing_else_does(pairs_folder, tiny_
     assert made(tmp_path)[0] == 2
     assert trained(tmp_path) == {"weak": 1, "ceiling": 1, "student": 2}
     assert len(re.findall(r"student: \d+ steps? in", result.stdout)) == 2
-
-
-if __name__ == "__main__":
-    draw_where_wanted()
-    for out, overrides in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")).items():
-        run(Path(out), overrides)
