@@ -61,7 +61,7 @@ BAD = [  # what was typed, the key that is named, words of the remedy
     (["trainer.accelerator=abacus"], "trainer.accelerator", "'auto', 'cpu'"),
     (["strong.dtype=float16"], "strong.dtype", "'float32' or 'bfloat16'"),
     (["strong.tune=some"], "strong.tune", "'full', 'lora' or 'head'"),
-    (["strong.head=quadratic"], "strong.head", "'linear' or 'mixture'"),
+    (["strong.head=quadratic"], "strong.head", "'linear', 'mixture' or 'label_tokens'"),
     (["strong.attention=none"], "strong.attention", "none of auto, sdpa, flex_attention"),
     (["strong.attention=flash_attention_3"], "strong.attention", "w2sg[kernels]"),
     (["strong.attention=flex_attention", "trainer=cpu"], "strong.attention", "needs a CUDA GPU"),

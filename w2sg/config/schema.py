@@ -13,6 +13,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from w2sg.config.data_schema import DatasetConfig
 from w2sg.config.gpus import GPUS
+from w2sg.config.label_schema import LabelTokens
 from w2sg.config.machine import attention_named, load_named
 from w2sg.config.option import Options, option
 
@@ -24,8 +25,13 @@ class LoraOptions(Options):
 
     r: PositiveInt = option(16, "rank of the adapters")
     alpha: PositiveInt = option(32, "they are scaled by alpha / r")
+    rslora: bool = option(False, "true scales them by alpha / sqrt(r) instead (rank-stabilised, arXiv 2312.03732)")
     dropout: float = option(0.0, "on what enters an adapter", ge=0.0, le=1.0)
     targets: str | list[str] = option("all-linear", "the layers that get one: all-linear, or names as [q_proj,v_proj]")
+
+    def key(self) -> dict[str, Any]:
+        """All that decides a fit, for cache keys; what came later stands there where it is set."""
+        return self.model_dump(exclude=None if self.rslora else {"rslora"})
 
 
 class BowOptions(Options):
@@ -48,9 +54,12 @@ class ModelConfig(Options):
     train: Literal["full", "lora", "head"] = option(
         "full", "full: every weight | lora: adapters | head: last layer only, on cached features", alias="tune"
     )
-    head: Literal["linear", "mixture"] = option(
-        "linear", "linear | mixture (tune=head): a convex mixture of fixed linear experts"
+    head: Literal["linear", "mixture", "label_tokens"] = option(
+        "linear",
+        "linear | mixture (tune=head): a convex mixture of fixed linear experts | label_tokens (tune=full, lora): the "
+        "language model answers with a label",
     )
+    label_tokens: LabelTokens = option(LabelTokens(), "head=label_tokens")
     head_weights: Literal["kept", "fresh"] = option(
         "kept", "a reward model's own head, where its weights have one: kept | fresh draws another"
     )
@@ -151,6 +160,8 @@ class ModelConfig(Options):
             problems.append("round_weights: there are no pretrained weights to round; set it to null")
         if self.head == "mixture" and self.train != "head":
             problems.append("head: the mixture head stands on frozen features; use tune=head with it")
+        if self.head == "label_tokens" and (self.arch == "bow" or self.train == "head"):
+            problems.append("head: label tokens are written by a language model; use tune=lora or full with them")
         if self.head_weights == "fresh" and (self.arch == "bow" or self.train == "head" or self.random_init):
             problems.append("head_weights: this head is always drawn anew; set it to kept, or use tune=full or lora")
         if self.layer is not None and self.train != "head":

@@ -64,6 +64,8 @@ def _of_model(key: str, rest: str, model: ModelConfig, role: str) -> str | None:
         return f"{key}: not read, since {role} is no bag of words"
     if rest == "experts" and model.head != "mixture":
         return f"{key}: not read, since {role}.head={model.head}"
+    if rest.startswith("label_tokens.") and model.head != "label_tokens":
+        return f"{key}: not read, since {role}.head={model.head}"
     if rest == "feature_layer_candidates" and model.layer != "auto":
         return f"{key}: not read, since {role}.feature_layer is not auto"
     return None

@@ -21,17 +21,18 @@ from w2sg.data.labels import Labels
 from w2sg.data.loading import Examples, Features
 from w2sg.data.table import Table, digest
 from w2sg.errors import UserError
+from w2sg.experiment.asking import as_read, questions_of, scorer_of
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import label_key, label_rules
 from w2sg.experiment.predict import asked
 from w2sg.models.attention import in_words
 from w2sg.models.heads import LinearHead, MixtureHead, load_head
-from w2sg.models.scorer import load_scorer
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training.inputs import VERSION, content_key
 from w2sg.training.keeping import Keep
 from w2sg.training.label_modules import SoftLabelModule
+from w2sg.training.label_token_module import LabelTokenModule
 from w2sg.training.stages import FitJob
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,8 @@ def fit_key(
 ) -> dict[str, Any]:
     """Everything that decides the weights of a fit on labels, which its stage in the store is found by."""
     training = run.config.training
+    questions = questions_of(run, source)
+    source, table = as_read(run, source, table)
     objective: dict[str, Any] = {"loss": "cross_entropy"}
     if loss is not None:
         objective = {
@@ -124,6 +127,7 @@ def fit_key(
         "optimization": options.key(),
         "precision": run.scoring_precision,
         "seed": run.seed,
+        **({} if questions is None else {"label_tokens": questions.key()}),
         **run.inputs.read(source, table),
     }
 
@@ -140,11 +144,14 @@ def _fit_job(
     rows: np.ndarray | None = None,
     watch: Table | None = None,
 ) -> FitJob:
-    table = labels.table
+    questions = questions_of(run, source)
+    found, (source, table) = source, as_read(run, source, labels.table)
+    if watch is not None:
+        watch = as_read(run, found, watch)[1]
     seed = run.stage_seed(name)
     targets, notes = targets_of(run, labels, loss)
     states = run.inputs.features(source, table, layer) if layer is not None else None
-    seen = None
+    seen, whole = None, None
     if layer is not None and watch is not None:
         with run.inputs.aside():
             seen = Features(run.inputs.features(source, watch, layer, asked(run, source, watch)))
@@ -154,7 +161,7 @@ def _fit_job(
         inputs, scorer = Features(states), _new_head(run, states, experts)
         notes["head"] = "drawn at random" if not experts else "a mixture of trained ones"
     else:
-        scorer = load_scorer(source, run.pairs, run.classes)
+        scorer = scorer_of(run, found)
         if head := getattr(scorer, "head", None):
             notes["head"] = head
             log.log(logging.INFO if head == "drawn at random" else logging.WARNING, "%s: its head is %s", name, head)
@@ -165,6 +172,10 @@ def _fit_job(
         if watch is not None:
             with run.inputs.aside():
                 seen = run.inputs.tokens(source, watch, scorer)
+    if questions is not None:
+        notes |= questions.notes()
+        whole = run.inputs.answered(source, table, questions, targets)
+        inputs = whole or inputs
     examples = Examples(inputs, table.ids, torch.as_tensor(table.first), targets, torch.as_tensor(table.labels))
     if rows is not None:
         examples = examples.take(rows)
@@ -172,7 +183,8 @@ def _fit_job(
     if held_out is not None:
         notes["held_out"] = len(held_out)
     gold = loss is not None and run.config.training.select_on == "gold"
-    module = partial(SoftLabelModule, loss=loss or losses.cross_entropy, select_on_gold=gold)
+    module = SoftLabelModule if whole is None else LabelTokenModule
+    module = partial(module, loss=loss or losses.cross_entropy, select_on_gold=gold)
     watched = {}
     if watch is not None:
         watched["test"] = Examples(seen, watch.ids, torch.as_tensor(watch.first), gold=torch.as_tensor(watch.labels))

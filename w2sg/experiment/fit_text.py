@@ -51,7 +51,7 @@ def _fit(
     full_key = {
         "version": VERSION,
         "start": key_of(run, start),
-        "train": {"mode": spec.train, **({"lora": spec.lora.model_dump()} if spec.train == "lora" else {})},
+        "train": {"mode": spec.train, **({"lora": spec.lora.key()} if spec.train == "lora" else {})},
         "dropout": spec.dropout,
         "data": {"rows": len(ids), "content": rows.completions.content, "ids": digest(*ids)},
         "from": data.key,

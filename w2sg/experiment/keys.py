@@ -61,7 +61,7 @@ def label_key(spec: ModelConfig, layer: int | None) -> dict[str, Any]:
     if spec.head_weights != "kept":
         key["head_weights"] = spec.head_weights
     if spec.train == "lora":
-        key["lora"] = spec.lora.model_dump()
+        key["lora"] = spec.lora.key()
     if spec.train == "head":
         key |= {"head": spec.head, "layer": layer}
     return key

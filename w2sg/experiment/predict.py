@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from w2sg.data.labels import Labels
 from w2sg.data.loading import Examples, Features
 from w2sg.data.table import Table
 from w2sg.errors import TrainingError
+from w2sg.experiment.asking import as_read, questions_of, scorer_of
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import found_key
 from w2sg.models.heads import load_head
-from w2sg.models.scorer import load_scorer
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.models.zero_shot import answers_key, load_zero_shot, questioned, why_not
@@ -29,16 +30,29 @@ from w2sg.training.stages import ReadJob, values_of
 
 def predict(run: Context, model: Trained, table: Table) -> Labels:
     """The model's label logits for every row of a table."""
-    key: dict[str, Any] = {"version": VERSION, "data": content_key(table)}
+    labels = _predict(run, model, table)
+    if not (questions_of(run, model.source) and run.pairs and model.source.spec.label_tokens.both_orders):
+        return labels
+    swapped = _predict(run, model, table, swapped=True)
+    logits = (labels.logits + swapped.logits.flip(-1)) / 2
+    return Labels(table, logits, {**labels.key, "both_orders": swapped.key})
+
+
+def _predict(run: Context, model: Trained, table: Table, swapped: bool = False) -> Labels:
+    reader, read = as_read(run, model.source, table, swapped)
+    key: dict[str, Any] = {"version": VERSION, "data": content_key(read)}
     if model.folder is not None:
         key["model"] = model.folder.name
     else:
-        key["model"] = found_key(model.source, table)
+        key["model"] = found_key(reader, read)
         key["precision"] = run.scoring_precision
-    key |= run.inputs.read(model.source, table)
-    folder = run.stages.read(f"{model.name}-on-{table.name}", key, lambda: _read_job(run, model, table))
+        if questions := questions_of(run, model.source):
+            key["label_tokens"] = questions.key()
+    key |= run.inputs.read(reader, read)
+    name = f"{model.name}-on-{table.name}{'-swapped' if swapped else ''}"
+    folder = run.stages.read(name, key, lambda: _read_job(run, model, reader, read))
     run.labelled[folder.name] = model
-    return _labels(folder, model.name, table)
+    return replace(_labels(folder, model.name, read), table=table)
 
 
 def _labels(folder: Path, name: str, table: Table) -> Labels:
@@ -107,14 +121,14 @@ def asked(run: Context, source: Source, table: Table) -> Beside | None:
     return Beside(stage, asking, lambda: load_zero_shot(source, run.pairs, task.answers))
 
 
-def _read_job(run: Context, model: Trained, table: Table) -> ReadJob:
+def _read_job(run: Context, model: Trained, reader: Source, table: Table) -> ReadJob:
     notes: dict[str, Any] = {}
     if model.layer is not None:
         scorer = load_head(model.saved)
         inputs = Features(run.inputs.features(model.source, table, model.layer, asked(run, model.source, table)))
     else:
-        scorer = load_scorer(model.source, run.pairs, run.classes, model.saved, as_it_is=model.folder is None)
-        inputs = run.inputs.tokens(model.source, table, scorer)
+        scorer = scorer_of(run, model.source, model.saved, as_it_is=model.folder is None)
+        inputs = run.inputs.tokens(reader, table, scorer)
         notes |= inputs.notes(model.source.spec.share_prompt)
     examples = Examples(inputs, table.ids, torch.zeros(len(table), dtype=torch.long))
     return ReadJob(scorer, scorer, examples, notes, foreseen=_scores(run, table))
@@ -122,4 +136,4 @@ def _read_job(run: Context, model: Trained, table: Table) -> ReadJob:
 
 def _scores(run: Context, table: Table) -> Callable[[], foreseen.Foreseen]:
     """What a plan takes for scores: one for each text of a pair, or one for each class."""
-    return partial(foreseen.numbers, len(table), len(table.texts[0]) if run.pairs else run.classes)
+    return partial(foreseen.numbers, len(table), len(table.texts[0]) if table.kind == "pairs" else table.classes)

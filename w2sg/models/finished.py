@@ -288,6 +288,9 @@ def _scorer(
                 f"{role}.name: {spec.name} is not the model any more that {folder.name} was trained on; put that one "
                 "back"
             )
+    if "label_tokens" in key:  # a language model, which answers with a label
+        before = FinishedModel("base", spec, role, None, None, **common)
+        return FinishedModel(name, spec, role, folder, before, **common)
     scoring = Scoring(key["data"]["kind"] == "pairs", key["data"]["classes"], learned.get("layer"))
     return FinishedModel(name, spec, role, folder, None, **common, scoring=scoring)
 

@@ -232,6 +232,7 @@ def with_lora(model: nn.Module, source: Source, saved: Path | None, task: Any, t
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
         target_modules=lora.targets,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's layers
     )

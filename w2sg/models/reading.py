@@ -74,7 +74,8 @@ class Reading:
         if spec.arch == "hf":
             self._unknown(source, flat, ids)
             for k in _some(lengths):
-                self._came_back(spec.name, flat[k], source.tokenizer.decode(list(ids[k]), skip_special_tokens=True))
+                bare = not source.templated  # then all special tokens are the tokenizer's own, and not of the text
+                self._came_back(spec.name, flat[k], source.tokenizer.decode(list(ids[k]), skip_special_tokens=bare))
             if not source.templated:
                 self._templated(source.tokenizer, spec.name, flat)
             for k in _some(lengths)[:EXAMPLES]:

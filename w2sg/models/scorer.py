@@ -52,19 +52,12 @@ class LanguageScorer(nn.Module):
 
     def hidden(self, batch: dict[str, Tensor]) -> Tensor:
         """[B, n, D] last hidden state at the last token of each text."""
-        return self._gather(self._backbone(batch).last_hidden_state, batch["ends"])
+        return gather(self._backbone(batch).last_hidden_state, batch["ends"])
 
     def _backbone(self, batch: dict[str, Tensor]):
         packed = batch["ends"].shape[1] > 1 and len(batch["ends"]) == len(batch["input_ids"])
         seen = sight(batch["segments"]) if packed else None
         return run_backbone(self._plain.base_model, batch, seen)
-
-    @staticmethod
-    def _gather(hidden: Tensor, ends: Tensor) -> Tensor:
-        if len(hidden) != len(ends):  # a row per text: [B * n, L, D]
-            rows = torch.arange(len(hidden), device=hidden.device)
-            return hidden[rows, ends.flatten()].unflatten(0, ends.shape)
-        return hidden.gather(1, ends[:, :, None].expand(-1, -1, hidden.shape[-1]))
 
     def features(self, batch: dict[str, Tensor], layers: Sequence[int]) -> Tensor:
         """[B, n, len(layers), D] hidden states at the last token of each text, in fp32.
@@ -79,7 +72,7 @@ class LanguageScorer(nn.Module):
         No token sees those after it, so the features are what a forward over the shorter texts gives.
         """
         states, final = self._states(batch, layers, batch["ends"] - back)
-        return states, self._score(self._gather(final, batch["ends"]))
+        return states, self._score(gather(final, batch["ends"]))
 
     def _states(self, batch: dict[str, Tensor], layers: Sequence[int], ends: Tensor) -> tuple[Tensor, Tensor]:
         """[B, n, len(layers), D] states at ``ends``, and the backbone's output at all tokens."""
@@ -106,7 +99,7 @@ class LanguageScorer(nn.Module):
                     "read; train its last layer with feature_layer=null, which reads the final hidden state"
                 )
         # a block may stand on another device than the last one
-        states = [self._gather(caught[k].to(final.device) if k < full else final, ends).float() for k in layers]
+        states = [gather(caught[k].to(final.device) if k < full else final, ends).float() for k in layers]
         return torch.stack(states, 2), final
 
     def _blocks(self) -> nn.ModuleList:
@@ -141,6 +134,14 @@ class LanguageScorer(nn.Module):
     def save(self, folder: Path) -> None:
         """Write an ordinary ``save_pretrained`` folder (an adapter folder for LoRA)."""
         save_transformer(self.model, folder)
+
+
+def gather(hidden: Tensor, ends: Tensor) -> Tensor:
+    """[B, n, D] states of a forward where each text ends."""
+    if len(hidden) != len(ends):  # a row per text: [B * n, L, D]
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return hidden[rows, ends.flatten()].unflatten(0, ends.shape)
+    return hidden.gather(1, ends[:, :, None].expand(-1, -1, hidden.shape[-1]))
 
 
 def _weight(head: nn.Module) -> Tensor:

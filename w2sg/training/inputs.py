@@ -20,6 +20,8 @@ from w2sg.data.loading import Examples
 from w2sg.data.ragged import Ragged
 from w2sg.data.rows import Rows, pack
 from w2sg.data.table import Table
+from w2sg.models.label_questions import Questions, likeliest
+from w2sg.models.label_tokens import Answered
 from w2sg.models.layer_probe import choose_layer
 from w2sg.models.once import told
 from w2sg.models.packing import rules_key, said_apart, separates_texts
@@ -127,6 +129,23 @@ class InputMaker:
             ids, _ = self._encoded(source, table)
             self._tokens[memory] = pack(table.texts, lambda _: ids, spec.max_length, packed, source.first)
         return self._tokens[memory]
+
+    def answered(self, source: Source, table: Table, questions: Questions, targets: Tensor) -> Answered | None:
+        """Questions with their likeliest answers and what ends these; None where the labels alone are taught.
+
+        Args:
+            targets: [N, C] label logits.
+        """
+        if source.spec.label_tokens.loss == "labels":
+            return None
+        answers, end = np.asarray(questions.tokens)[likeliest(targets.numpy(), table.ids)], questions.end
+        ids, _ = self._encoded(source, table)
+        whole = [
+            np.asarray([*row, answer, *end[:-1]] if end else row, np.int32)
+            for row, answer in zip(ids, answers, strict=True)
+        ]
+        rows = pack(table.texts, lambda _: whole, source.spec.max_length, False, source.first)
+        return Answered(rows, np.tile(np.asarray(end, np.int64), (len(table), 1)))
 
     def layer(self, source: Source) -> int:
         """The layer that this role's head reads; ``auto`` is chosen by cross-validation on the ground-truth split."""
