@@ -67,7 +67,10 @@ def model_source(name: str) -> Source:
     known = CONF / f"{name}.yaml"
     spec = OmegaConf.to_container(OmegaConf.load(known)) if known.is_file() else {"name": name}
     spec.pop("defaults", None)
-    return find(ModelConfig.model_validate(spec | {"train": "full", "layer": None, "candidates": None}), "model")
+    return find(
+        ModelConfig.model_validate(spec | {"tune": "full", "feature_layer": None, "feature_layer_candidates": None}),
+        "model",
+    )
 
 
 class Ids:

@@ -1,5 +1,7 @@
 """What a model's cache can do in a batch: found out once, by letting it read the same with and without filling.
 
+The model is asked in fp32, whatever it computes in later: what rounding does is no fault of its cache.
+
 Rows of unequal length are filled up, on the left at first and later between their tokens too. Most models are told by
 masks and positions what stands where. Others count columns of the cache: the distance of MPT's ALiBi, the local window
 of GPT-Neo, the state of a recurrent model. What such a model would say of a filled row is not what it says of the text.
@@ -24,6 +26,7 @@ from torch import Tensor
 from w2sg.decoding.engine import Scorer
 from w2sg.errors import UserError
 from w2sg.memory import ran_out
+from w2sg.models.exact import asked, ordinary
 from w2sg.models.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -44,12 +47,14 @@ class Sight:
         gaps: columns between the tokens of a row may be hidden.
         shares: rows may share the keys of their prompts.
         window: tokens beyond which columns must not be hidden; None where there is no such number.
+        why: rows cannot share the keys of their prompts, in words; "" where they can.
     """
 
     filled: bool
     gaps: bool
     shares: bool
     window: int | None
+    why: str = ""
 
 
 class LocalEngine(Scorer, Protocol):
@@ -113,31 +118,43 @@ def _look(engine: LocalEngine, window: int | None) -> Sight:
 
     filled = agrees(Sight(True, False, False, window), _unequal)
     gaps = filled and not engine.recurrent and agrees(Sight(True, True, False, window), _with_gaps)
-    asks = getattr(engine.policy.plain, "_supports_attention_backend", False)
-    shares = False
-    if gaps and asks and window is None and engine.columns is None:
+    shares, why = False, ""
+    if engine.recurrent:
+        why = "it holds a state in their place"
+    elif not gaps:
+        why = "its cache cannot have holes"
+    elif not getattr(engine.policy.plain, "_supports_attention_backend", False):
+        why = "its attention is fixed in its code"
+    elif window is not None:
+        why = f"its layers see windows of {window} tokens"
+    elif engine.columns is not None:
+        why = "its cache is of a fixed size"
+    else:
         usual, engine.worth = engine.worth, 1
         shares = agrees(Sight(True, True, True, None), _with_gaps)
         engine.worth = usual
-    return Sight(filled, gaps, shares, window)
+        why = "" if shares else "it then gives other numbers"
+    return Sight(filled, gaps, shares, window, why)
 
 
 @torch.inference_mode()
 def keeps_state(engine: LocalEngine) -> bool:
     """Whether several tokens at once are read on from a state, which some models then forget without a word."""
-    tokens = np.arange(1, 13)
-    whole = engine.start([tokens])
-    engine.start([tokens[:9]])
-    engine.read([tokens[9:]])
+    tokens = _tokens(engine, 12)
+
+    def play() -> Tensor:
+        whole = engine.start([tokens])
+        engine.start([tokens[:9]])
+        engine.read([tokens[9:]])
+        return (engine.logits - whole).norm() / whole.norm()
+
     # a state that was lost shows in the first digit, an order of summation in the third even in bf16
-    return bool((engine.logits - whole).norm() <= 2e-2 * whole.norm())
+    apart, _ = asked(engine.policy.plain, play)
+    return bool(apart <= 2e-2)
 
 
 def _tokens(engine: LocalEngine, count: int) -> np.ndarray:
-    """Different ids from all over the vocabulary, without the lowest, which tend to be special."""
-    vocabulary = len(engine.policy.head()[0])
-    low = min(5, vocabulary - 1)
-    return low + np.random.default_rng(0).permutation(max(1, vocabulary - low))[np.arange(count) % (vocabulary - low)]
+    return ordinary(len(engine.policy.head()[0]), count)
 
 
 def _unequal(engine: LocalEngine, ids: np.ndarray) -> list[np.ndarray]:
@@ -175,19 +192,21 @@ def _with_gaps(engine: LocalEngine, ids: np.ndarray) -> list[np.ndarray]:
 
 def _agrees(engine: LocalEngine, play: Callable[[LocalEngine, np.ndarray], list[np.ndarray]]) -> bool:
     """Whether the engine says of its rows what the model says of each, read alone and from its start."""
-    try:
+
+    def both() -> tuple[Tensor, Tensor]:
         texts = play(engine, _tokens(engine, 31))
         logits = engine.logits
-        wanted = torch.cat([engine.from_start([text])[:, :, -1] for text in texts], 1)
+        return logits, engine.head(torch.cat([engine.from_start([text])[:, :, -1] for text in texts], 1))
+
+    try:
+        (logits, wanted), exact = asked(engine.policy.plain, both)
     except _FAILURES as error:
         if ran_out(error):  # which says nothing of the model
             raise
         log.debug("%s: %s: %s", type(engine.policy.plain).__name__, play.__name__, error)
         return False
-    wanted = engine.head(wanted)
-    # attention in another order rounds differently, and that is all that it may do; by the numbers that it computes in
-    wide = engine.policy.plain.dtype == torch.float32 and not torch.is_autocast_enabled(engine.device.type)
-    within = 1e-4 if wide else 2e-2
+    # attention in another order rounds differently, and that is all that it may do
+    within = 1e-4 if exact else 2e-2
     apart = (logits - wanted).nan_to_num(0.0, 0.0, 0.0)
     size = (wanted - wanted.mean(-1, keepdim=True)).nan_to_num(0.0, 0.0, 0.0)
     return bool((apart.norm(dim=-1) <= within * size.norm(dim=-1).clamp(min=1e-3 * wanted.norm(dim=-1))).all())

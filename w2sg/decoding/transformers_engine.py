@@ -27,7 +27,7 @@ from w2sg.decoding.given import given_values
 from w2sg.decoding.hidden import columns_hidden
 from w2sg.decoding.packed_layers import pack
 from w2sg.decoding.prefix_cache import Levels, Prefix, attending
-from w2sg.decoding.said import slower
+from w2sg.decoding.said import once, slower
 from w2sg.decoding.sight import Sight, keeps_state, positions_of, reads_from_start, sight_of
 from w2sg.errors import UserError
 from w2sg.models.policy import Policy
@@ -94,7 +94,7 @@ class TransformersEngine:
     def adopt(self, sight: Sight) -> None:
         """Read as far as this goes."""
         self._fills, self._gaps_work, self._window = sight.filled, sight.gaps, sight.window
-        self._shares = sight.shares
+        self._shares, self._why = sight.shares, sight.why
 
     def _states_of_cache(self) -> list[bool] | None:
         """Which layers of the cache hold a state; None where no cache can be made."""
@@ -209,8 +209,11 @@ class TransformersEngine:
             prefix.padded = prefix.padded or bool((self.mask[:, begin:end] == 0).any())
 
     def select(self, rows: Tensor) -> None:
-        if self._shares and len(rows) > len(self.mask) and self._columns() >= self.worth:
-            self._share()
+        if len(rows) > len(self.mask) and self._fills and self._columns() >= self.worth:
+            if self._shares:
+                self._share()
+            elif self._why:
+                once(self.policy.plain, f"rows that go on from one prompt copy its keys each, since {self._why}")
         self._take(rows if rows.device.type == "cpu" else rows.cpu())
 
     def _take(self, rows: Tensor) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from w2sg.errors import UserError
+from w2sg.models.exact import asked, ordinary
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -288,11 +289,14 @@ def logit_scale(model: nn.Module) -> float:
     output = model.get_output_embeddings()
     if not named or output is None:
         return 1.0
-    tokens = torch.arange(1, 6, device=output.weight.device)[None]
-    ours = output(
-        model.base_model(input_ids=tokens, use_cache=False).last_hidden_state.to(output.weight.dtype)
-    ).double()
-    theirs = model(input_ids=tokens, use_cache=False).logits.double()
+    tokens = torch.from_numpy(ordinary(len(output.weight), 5)).to(output.weight.device)[None]
+
+    def both() -> tuple[Tensor, Tensor]:
+        states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        ours = output(states.to(output.weight.dtype)).double()
+        return ours, model(input_ids=tokens, use_cache=False).logits.double()
+
+    (ours, theirs), _ = asked(model, both)
     if cap := softcap_of(config):
         theirs = torch.atanh((theirs / cap).clamp(-0.999, 0.999)) * cap
     measured = float((ours * theirs).sum() / ours.square().sum())

@@ -19,6 +19,7 @@ from w2sg.losses.logprobs import token_logprobs, top_tokens, wide_logits, wide_r
 from w2sg.models import rope
 from w2sg.models.attention import on_any_device
 from w2sg.models.backbones import logit_scale, softcap_of
+from w2sg.models.exact import asked, ordinary
 from w2sg.models.loading import load_transformer, save_transformer, with_lora
 from w2sg.models.once import told
 from w2sg.models.source import Source
@@ -228,13 +229,18 @@ def _check_head(policy: Policy, role: str, name: str) -> None:
     device = policy.head()[0].device
     if device.type == "meta":  # of a plan: there are no numbers to compare
         return
-    tokens, places = torch.arange(1, 6, device=device)[None], torch.arange(4, device=device)
+    rows = len(policy.head()[0])
+    tokens = torch.from_numpy(ordinary(rows, 5)).to(device)[None]
+    places = torch.arange(4, device=device)
     batch = {"input_ids": tokens[:, :-1], "position_ids": places[None], "source": places}
-    with quiet_loading():
+
+    def both() -> tuple[Tensor, Tensor]:
         theirs = policy.plain(input_ids=tokens[:, :-1], use_cache=False).logits[0].float().log_softmax(-1)
-    ours = policy({**batch, "targets": tokens[0, 1:]})
-    expected = theirs.gather(1, tokens[0, 1:, None])[:, 0]
-    tolerance = 1e-3 if policy.head()[0].dtype == torch.float32 else 0.1
+        return policy({**batch, "targets": tokens[0, 1:]}), theirs.gather(1, tokens[0, 1:, None])[:, 0]
+
+    with quiet_loading():
+        (ours, expected), exact = asked(policy.plain, both)
+    tolerance = 1e-3 if exact else 0.1
     if not torch.allclose(ours, expected, atol=tolerance, rtol=tolerance):
         raise UserError(
             f"{role}.name: {name} ({type(policy.plain).__name__}): its logits are more than its "
