@@ -23,7 +23,7 @@ from conftest import WORDS, make_pairs, run_script, save_tiny_model, write_jsonl
 from w2sg.config import renamed
 
 # What a report says of the machine, of the code's own version, and of options that may have come since.
-NOT_COMPARED = {"seconds", "versions", "config", "stages", "wait", "waited", "logs", "written", "machine"}
+NOT_COMPARED = {"seconds", "cached", "versions", "config", "stages", "wait", "waited", "logs", "written", "machine"}
 SIZES = {"ground_truth": 16, "transfer": 16, "test": 10}
 
 

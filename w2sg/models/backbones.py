@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from w2sg.errors import UserError
 from w2sg.models.exact import asked, ordinary

@@ -85,6 +85,8 @@ class _Wide(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is _aten.embedding.default:  # the rows that were looked up, not the table
             return _wide(func(*args, **kwargs))
+        if func is _aten._to_copy.default and args[0].dtype in _NARROW:  # a weight on its way to where it is used
+            return func(*args, **kwargs)
         args, kwargs = tree_map(_wide, args), tree_map(_wide, kwargs)
         if func in _PLAIN:
             return _PLAIN[func](*(one for one in args if not isinstance(one, torch.dtype)))
