@@ -33,7 +33,20 @@ def test_help_lists_what_is_done_first_and_names_no_page_that_a_wheel_lacks():
     lines = list(page("train"))
     groups = [line.partition("=")[0] for line in lines if not line.startswith((" ", "*")) and "= " in line]
     assert groups == [
-        *("method", "loss", "weak", "strong", "dataset", "judge", "refine", "trainer", "logger", "experiment", "pair")
+        *(
+            "method",
+            "loss",
+            "weak",
+            "strong",
+            "dataset",
+            "judge",
+            "refine",
+            "trainer",
+            "engine",
+            "logger",
+            "experiment",
+            "pair",
+        )
     ]
     assert "`w2sg docs options`" in "\n".join(lines)
     assert "out=" not in "\n".join(page("compare"))  # which does not read it
@@ -66,6 +79,7 @@ def test_every_choice_has_a_line():
         "judge",
         "refine",
         "trainer",
+        "engine",
         "logger",
         "experiment",
     ):

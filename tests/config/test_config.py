@@ -125,7 +125,7 @@ def test_every_section_refuses_keys_that_it_does_not_know():
         TrainConfig.model_validate({**plain, "more": 1})
 
 
-GROUPS = ("model", "dataset", "optim", "trainer", "logger", "method", "refine", "alignment", "judge")
+GROUPS = ("model", "dataset", "optim", "trainer", "engine", "logger", "method", "refine", "alignment", "judge")
 FILES = [f"{group}/{file.stem}" for group in (*GROUPS, "decoder", "loss") for file in (CONF / group).glob("*.yaml")]
 IDENTITY = {"_target_", "_partial_", "kind", "name", "path"}  # said in each file, also where it is the default
 

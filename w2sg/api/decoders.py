@@ -247,7 +247,7 @@ def decoder(
         raise UserError(
             "server: a server writes where a decoder is measured; use w2sg.decode(['decoder.server.url=…'])"
         )
-    if getattr(made, "engine", "transformers") != "transformers":
+    if getattr(made, "engine", None) not in (None, "transformers"):
         raise UserError(f"engine: {made.engine} samples where a decoder is measured; use w2sg.decode, or leave it out")
     parts = [] if weak is None else list(weak) if isinstance(weak, tuple | list) else [weak]
     _check_needs(made, strong, parts, reward)

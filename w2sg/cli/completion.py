@@ -46,7 +46,7 @@ FISH = r"""# completion of w2sg; written by `w2sg --install-completion fish`
 complete -c w2sg -f -a '(w2sg --complete (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
 complete -c w2sg -n 'test (count (commandline -opc)) -gt 1' -F
 """
-SECTIONS = ("method", "decoder", "refine", "loss", "weak", "strong", "dataset", "optim", "trainer", "logger")
+SECTIONS = ("method", "decoder", "refine", "loss", "weak", "strong", "dataset", "optim", "trainer", "engine", "logger")
 # Shell -> what is written, the variable of its base folder, the base folder without it, and the file below that.
 SHELLS = {
     "bash": (BASH, "XDG_DATA_HOME", ".local/share", "bash-completion/completions/w2sg"),

@@ -71,6 +71,7 @@ GROUPS = {
     "judge": "who judges replies",
     "refine": "how weak answers are refined, with method=refine",
     "trainer": "the devices",
+    "engine": "what runs a model that works by itself",
     "logger": "where curves go",
     "experiment": "settings of a paper's figure or table",
     "pair": "weak and strong in one word, for sweeps over pairs",

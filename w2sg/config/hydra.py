@@ -52,7 +52,10 @@ def register(conf: Path = CONF, users: Path | None = None) -> None:
 
 
 # The precision is what of a trainer's settings changes what comes out.
-NOT_IN_NAME = re.compile(r"^[+~]{0,2}(out|store|plan|logger|trainer(?!\.(?:precision|matmul))|hydra)([.=@/]|$)")
+NOT_IN_NAME = re.compile(
+    r"^[+~]{0,2}(out|store|plan|logger|trainer(?!\.(?:precision|matmul))|hydra"
+    r"|engine\.(?:tensor_parallel_size|gpu_memory_utilization))([.=@/]|$)"
+)
 
 
 def run_name(overrides: list[str]) -> str:

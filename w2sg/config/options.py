@@ -144,8 +144,8 @@ class Contrast(Sampling):
 class PlainSampling(Sampling):
     """How one model is sampled, and by what."""
 
-    engine: Literal["transformers", "vllm"] = option(
-        "transformers", "transformers | vllm (docs/install.md; whole models, GPU): what samples one model"
+    engine: Literal["transformers", "vllm"] | None = option(
+        None, "transformers | vllm (docs/install.md): what samples one model; null is engine.name"
     )
 
 

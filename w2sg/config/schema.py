@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from w2sg.config.data_schema import DatasetConfig
+from w2sg.config.engine_schema import EngineConfig
 from w2sg.config.gpus import GPUS
 from w2sg.config.label_schema import LabelTokens
 from w2sg.config.machine import attention_named, load_named
@@ -409,6 +410,7 @@ class TrainConfig(Options):
     dataset: DatasetConfig = option(..., "the rows, and how they are split")
     training: TrainingConfig = option(TrainingConfig(), "how models are trained on labels", alias="optim")
     trainer: TrainerConfig = option(..., "devices, precision and progress")
+    engine: EngineConfig = option(EngineConfig(), "what runs a model that works by itself")
     logger: LoggerConfig = option(..., "where the curves of training go")
     report: ReportConfig = option(ReportConfig(), "what is written beside the numbers")
     plan: PlanConfig = option(PlanConfig(), "what a run would do, said in its place")

@@ -18,6 +18,7 @@ from w2sg.data.labels import Labels
 from w2sg.data.loading import Examples
 from w2sg.data.replies import Prompts, prompts_of
 from w2sg.data.table import Table
+from w2sg.decoding.text_engine import Kept
 from w2sg.errors import ConfigError, UserError
 from w2sg.models.reading import Reading
 from w2sg.models.source import Source, find
@@ -57,6 +58,7 @@ class Context:
         dropped: stage -> reason -> how many examples were left out.
         encoded, packs: what was encoded and probed before, by what decides it.
         labelled: the stage that labels were read in -> the model that gave them.
+        text_engines: of models that other engines than ours run.
     """
 
     def __init__(self, config: TrainConfig, out: Path, typed: list[str] | None = None):
@@ -93,6 +95,8 @@ class Context:
         self.encoded: dict[tuple[str, ...], Encoded] = {}
         self.packs: dict[tuple, bool] = {}
         self.labelled: dict[str, Trained] = {}
+        self.text_engines = Kept()
+        self.stages.make_room.append(self.text_engines.sleep)
 
     @property
     def scoring_precision(self) -> str:

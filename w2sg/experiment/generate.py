@@ -19,15 +19,16 @@ from w2sg.config.options import Sampling
 from w2sg.data.loading import Examples
 from w2sg.data.replies import Prompts, Replies
 from w2sg.data.table import digest
-from w2sg.decoding import vllm as by_vllm
 from w2sg.decoding.contrastive import Decoded, ReplyRows
 from w2sg.decoding.engine import Engine, Several
+from w2sg.decoding.text_engine import TextEngine
 from w2sg.decoding.transformers_engine import TransformersEngine
 from w2sg.errors import UserError
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import key_of
 from w2sg.experiment.positions import limit_of, say_ends, too_long
 from w2sg.experiment.replies import load_trained
+from w2sg.experiment.text_engines import text_engine
 from w2sg.models.policy import padding
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
@@ -64,12 +65,12 @@ def generate(
         samples: replies to each prompt with each setting.
 
     Raises:
-        UserError: no prompt fits into ``max_length``, or vLLM cannot serve the model.
+        UserError: no prompt fits into ``max_length``, or the engine cannot run the model.
     """
     writer, reference = run.as_trained(model), None if contrast is None else run.as_trained(contrast)
     source = writer.source
-    # vLLM samples whole models by themselves; a pair is read by our own engine
-    engine = getattr(sampling, "engine", "transformers") if reference is None else "transformers"
+    # a pair is read by our own engine
+    engine = None if reference is not None else text_engine(run, writer, getattr(sampling, "engine", None))
     columns = [sampling.columns()] if settings is None else [list(row) for row in settings]
     ids = source.chat.prompts(prompts.texts)
     run.reading.chats(source.chat, prompts.texts, ids)
@@ -116,10 +117,10 @@ def generate(
     }
     row_ids = [f"{rows.prompt_ids[p]}:{s}:{g}" for p, s, g in zip(rows.prompt_of, rows.sample, group, strict=True)]
 
-    if engine == "vllm":
-        key = {**key, "engine": engine, "max_length": room}
+    if engine is not None:
+        key = {**key, **engine.key()}
         found = partial(_foreseen, source, rows, limit, sampling, 1)
-        work = partial(_by_vllm, run, writer, rows, row_ids)
+        work = partial(_by_engine, engine, rows, row_ids, source.chat.stop)
         folder = run.stages.compute(name, key, work, lambda _: replace(found(), ids=row_ids))
     else:
         found = partial(_foreseen, source, rows, limit, sampling, 1 if reference is None else 2)
@@ -128,7 +129,7 @@ def generate(
     _, tensors = load_tensors(folder)
     # of each reply [T, 1 + m]: a token's id, and its log-probability by each of m models
     parts = np.split(tensors["values"].numpy(), np.cumsum(tensors["sizes"].numpy())[:-1])
-    if limit is not None and engine != "vllm":
+    if limit is not None and engine is None:
         sizes, stopped = [len(part) for part in parts], tensors["flags"].numpy().astype(bool)
         rooms = [limit + 1 - len(rows.prompts[p]) for p in rows.prompt_of]
         full = [not end and n == r < rows.max_new_tokens for n, r, end in zip(sizes, rooms, stopped, strict=True)]
@@ -187,15 +188,11 @@ def _writing(
     return ReadJob(policies, read, examples, **size, verb="writing", unit="replies", foreseen=found)
 
 
-def _by_vllm(run: Context, writer: Trained, rows: ReplyRows, row_ids: list[str], part: Path) -> dict[str, Any]:
-    source = writer.source
-    if reason := by_vllm.why_not(source.gguf is not None, source.spec.train == "lora" and writer.folder is not None):
-        raise UserError(f"engine: vLLM cannot sample {writer.name}: {reason}; use engine=transformers")
-    model = str(writer.saved or source.folder)
-    revision = None if writer.saved else source.identity.get("revision")
-    spec, ids = source.spec, source.chat.ids.tolist() if padding(source) else None
-    progress.count("writing by vLLM", unit="replies")  # which writes all in one call, with a bar of its own
-    written = by_vllm.sample(model, revision, spec.dtype, spec.max_length, rows, source.chat.stop, ids)
+def _by_engine(
+    engine: TextEngine, rows: ReplyRows, row_ids: list[str], stop: Sequence[int], part: Path
+) -> dict[str, Any]:
+    progress.count(f"writing by {engine.name}", unit="replies")  # which writes all in one call
+    written = engine.sample(rows, stop)
     values, sizes, flags = _tensors(written)
     save_file({"values": values, "sizes": sizes, "flags": flags}, part / "values.safetensors")
     write_json(part / "ids.json", row_ids)

@@ -199,6 +199,7 @@ def run_method(config: TrainConfig, out: str | Path, typed: list[str], sweep: pr
                 raise Elsewhere from None
             raise
         finally:
+            run.text_engines.close()
             run.loggers.finish(failed)
         if run.devices.main:
             run.stages.kept.end()

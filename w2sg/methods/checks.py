@@ -47,8 +47,10 @@ def text_problems(
     """
     problems = [line for role in written for line in writer_problems(config, role)]
     sampling = config.method.get("sampling") or {}
-    if sampling.get("engine") == "vllm":
-        problems += vllm_problems(config, "method.sampling.engine", "lora" in (config.weak.train, config.strong.train))
+    own = sampling.get("engine")
+    if sampling and (own or config.engine.name) == "vllm":
+        key = "engine" if own is None else "method.sampling.engine"
+        problems += vllm_problems(config, key, "lora" in (config.weak.train, config.strong.train))
     for role, names in stages.items():
         model = getattr(config, role)
         for stage in names:
@@ -87,7 +89,9 @@ def vllm_problems(config: TrainConfig, key: str, adapted: bool, roles: Sequence[
         if load := getattr(config, role).load:
             return [f"{role}.load: vLLM cannot sample weights in {load}; set it to null, or {key}=transformers"]
     gguf = any(getattr(config, role).name.endswith(".gguf") for role in roles)
-    reason = vllm.why_not(gguf=gguf, adapted=adapted)
+    reason = vllm.why_not()
+    if gguf or adapted:
+        reason = "it is given whole models with a folder or hub id of their own, not adapters or GGUF files"
     return [] if reason is None else [f"{key}: vLLM cannot sample here: {reason}; use transformers"]
 
 

@@ -92,6 +92,7 @@ class Stages:
         self.records: list[StageRecord] = []
         self.notes: list[str] = []  # of the run's models, what the report has to repeat
         self.kept = Kept(store if devices.main else None, self.notes)
+        self.make_room: list[Callable[[], None]] = []  # called before a model is loaded in this process
         self._walked: set[str] = set()  # stages that this run has asked for before
         self._making: list[dict[str, None]] = []  # of each stage that is being made: those it has asked for
         check_shared(store, devices)
@@ -118,6 +119,7 @@ class Stages:
     def _fit(
         self, name: str, make: Callable[[], FitJob], part: Path, hold: stops.Deferral, keep: Keep
     ) -> dict[str, Any]:
+        self._make_room()
         with self.devices.reading_once():
             job = make()
         options = job.options
@@ -194,6 +196,7 @@ class Stages:
         return self._stage(name, key, lambda part, _: self._read(make, part, whole))
 
     def _read(self, make: Callable[[], ReadJob], part: Path, whole: bool) -> dict[str, Any]:
+        self._make_room()
         with read_by_each() if whole else self.devices.reading_once():
             job = make()
         self.notes += [line for line in placed(job.model) if line not in self.notes]
@@ -242,6 +245,10 @@ class Stages:
             return {"examples": len(ids), "read_with": folder.name}
 
         return self.compute(name, key, work)
+
+    def _make_room(self) -> None:
+        for make_room in self.make_room:
+            make_room()
 
     # -- any stage ----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from w2sg.config.options import PlainSampling
 from w2sg.config.schema import TrainConfig
@@ -28,6 +28,10 @@ class Plain(Decoder, PlainSampling):
         engine = {"engine": decoder.engine} if isinstance(decoder, Plain) else {}
         return cls(**decoder.model_dump(include=shared), **engine)
 
+    def key(self) -> dict[str, Any]:
+        # where a server writes no engine does, and keys have always said so
+        return super().key() | {"engine": self.engine or "transformers"}
+
     def write(self, engines: Engines, prompts: Prompts) -> list[Written]:
         return [Written.of(result) for result in engines.search(self, prompts)]
 
@@ -35,7 +39,10 @@ class Plain(Decoder, PlainSampling):
         return Law("itself")
 
     def problems(self, config: TrainConfig) -> list[str]:
-        if self.engine != "vllm":
+        if (self.engine or config.engine.name) != "vllm":
             return []
-        reason = by_vllm.why_not(gguf=config.strong.name.endswith(".gguf"), adapted=False)
-        return [] if reason is None else [f"decoder.engine: vLLM cannot sample here: {reason}; use transformers"]
+        key = "engine" if self.engine is None else "decoder.engine"
+        reason = by_vllm.why_not()
+        if config.strong.name.endswith(".gguf"):
+            reason = "it is given whole models with a folder or hub id of their own, not adapters or GGUF files"
+        return [] if reason is None else [f"{key}: vLLM cannot sample here: {reason}; use transformers"]

@@ -1,0 +1,55 @@
+"""Which engine runs a model by itself: the one place that chooses, so that no stage names an engine."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+from w2sg.config.engine_schema import EngineConfig
+from w2sg.decoding import vllm
+from w2sg.decoding.text_engine import TextEngine
+from w2sg.errors import UserError
+from w2sg.experiment.context import Context
+from w2sg.experiment.keys import key_of
+from w2sg.models.policy import padding
+from w2sg.models.trained import Trained
+
+
+def text_engine(run: Context, model: Trained, asked: str | None = None) -> TextEngine | None:
+    """What runs a model by itself; None is our own engine in this process. It starts when it is first asked.
+
+    Args:
+        model: with ``run.as_trained(source)``, one as it was found.
+        asked: a stage's own choice (``decoder.engine``, ``method.sampling.engine``); None is that of the run.
+
+    Raises:
+        UserError: the engine that was chosen cannot run the model.
+    """
+    config = run.config.engine
+    name = asked or config.name
+    if name == "transformers":
+        return None
+    return _vllm(run, model, config if config.name == name else EngineConfig(name=name))
+
+
+def _vllm(run: Context, model: Trained, config: EngineConfig) -> TextEngine:
+    source = model.source
+    reason = vllm.why_not()
+    if source.gguf is not None or (source.spec.train == "lora" and model.folder is not None):
+        reason = "it is given whole models with a folder or hub id of their own, not adapters or GGUF files"
+    if reason:
+        raise UserError(f"engine: vLLM cannot sample {model.name}: {reason}; use engine=transformers")
+    kept = run.text_engines
+    key = json.dumps(["vllm", key_of(run, model), source.spec.max_length, config.model_dump()], sort_keys=True)
+
+    def make() -> TextEngine:
+        return vllm.VLLM(
+            lambda: str(model.saved or source.folder),
+            None if model.saved else source.identity.get("revision"),
+            source.spec.dtype,
+            source.spec.max_length,
+            source.chat.ids.tolist() if padding(source) else None,
+            before=partial(kept.alone, key),
+        )
+
+    return kept.get(key, make)
