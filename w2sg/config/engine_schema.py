@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import PositiveInt
 
@@ -23,7 +23,7 @@ class EngineConfig(Options):
     )
     max_model_len: PositiveInt | None = option(
         None,
-        "engine=vllm: tokens of prompt and reply; null: the model's max_length. Part of cache keys where it is set",
+        "engine=vllm: tokens of prompt and reply that it has room for; null: the model's max_length",
     )
     quantization: str | None = option(
         None,
@@ -36,8 +36,3 @@ class EngineConfig(Options):
             return []
         unread = [key for key in self.model_dump(exclude_defaults=True) if key != "name"]
         return [f"{key}: read with engine=vllm alone; add that, or leave it out" for key in unread]
-
-    def results_key(self) -> dict[str, Any]:
-        """What of it changes results, where it is not as usual."""
-        chosen = {"max_model_len": self.max_model_len, "quantization": self.quantization}
-        return {name: value for name, value in chosen.items() if value is not None}

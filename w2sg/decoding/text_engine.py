@@ -21,9 +21,11 @@ class TextEngine(Protocol):
 
     Attributes:
         name: of the engine, in words, as ``vLLM``.
+        max_length: tokens of prompt and reply that it has room for.
     """
 
     name: str
+    max_length: int
 
     def key(self) -> dict[str, Any]:
         """What of it changes results, for cache keys: never an address or a secret."""

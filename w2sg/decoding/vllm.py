@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from w2sg.config.engine_schema import EngineConfig
 from w2sg.decoding.contrastive import Decoded, ReplyRows, stream
 from w2sg.errors import UserError
 
@@ -30,9 +31,9 @@ class VLLM:
 
     Args:
         folder: gives the hub id or the folder of the model; called on all ranks by `ready`.
-        revision: of the hub. dtype: of the weights. max_length: tokens of prompt and reply.
+        revision: of the hub. dtype: of the weights. max_length: tokens of prompt and reply that it has room for.
+        settings: how it is run; ``max_model_len`` overrules ``max_length``.
         ids: tokens that may be written; None for all.
-        settings: of `w2sg.config.engine_schema.EngineConfig` what vLLM's ``LLM`` takes by the same names.
         before: called before the model is loaded, to make room for it.
     """
 
@@ -44,17 +45,19 @@ class VLLM:
         revision: str | None,
         dtype: str,
         max_length: int,
+        settings: EngineConfig,
         ids: Sequence[int] | None = None,
-        settings: Mapping[str, Any] | None = None,
         before: Callable[[], None] = lambda: None,
     ):
-        self.revision, self.dtype, self.max_length, self.ids = revision, dtype, max_length, ids
-        self.settings, self._folder, self._before = dict(settings or {}), folder, before
+        self.revision, self.dtype, self.settings, self.ids = revision, dtype, settings, ids
+        self.max_length = settings.max_model_len or max_length
+        self._folder, self._before = folder, before
         self._model: str | None = None
         self._engine: Any = None
 
     def key(self) -> dict[str, Any]:
-        return {"engine": "vllm", "max_length": self.max_length}
+        few_bits = {} if self.settings.quantization is None else {"quantization": self.settings.quantization}
+        return {"engine": "vllm", "max_length": self.max_length, **few_bits}
 
     def ready(self) -> None:
         if self._model is None:
@@ -118,6 +121,8 @@ class VLLM:
                 skip_tokenizer_init=True,  # ids go in and come out; text is ours to make
                 logprobs_mode="raw_logprobs",
                 seed=seed % 2**31,
-                **self.settings,
+                tensor_parallel_size=self.settings.tensor_parallel_size,
+                gpu_memory_utilization=self.settings.gpu_memory_utilization,
+                quantization=self.settings.quantization,
             )
         return self._engine

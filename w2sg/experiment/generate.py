@@ -74,7 +74,7 @@ def generate(
     columns = [sampling.columns()] if settings is None else [list(row) for row in settings]
     ids = source.chat.prompts(prompts.texts)
     run.reading.chats(source.chat, prompts.texts, ids)
-    room = source.spec.max_length
+    room = source.spec.max_length if engine is None else engine.max_length
     limit, shortest = limit_of([source] if reference is None else [source, reference.source])
     beyond = [] if limit is None else [p for p, row in enumerate(ids) if limit < len(row) < room]
     fits = [p for p, row in enumerate(ids) if 0 < len(row) < room and (limit is None or len(row) <= limit)]

@@ -48,6 +48,7 @@ def _vllm(run: Context, model: Trained, config: EngineConfig) -> TextEngine:
             None if model.saved else source.identity.get("revision"),
             source.spec.dtype,
             source.spec.max_length,
+            config,
             source.chat.ids.tolist() if padding(source) else None,
             before=partial(kept.alone, key),
         )
