@@ -1,4 +1,4 @@
-"""What one model does by itself, without its logits over the vocabulary leaving it: write, and say how likely texts are.
+"""What one model does by itself, its logits staying where they are: write, and say how likely texts are.
 
 Engines of other libraries (`w2sg.decoding.vllm`) and servers do this. Pairs of models, whose logits are combined, need
 `w2sg.decoding.engine.Engine`.
