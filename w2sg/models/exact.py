@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _aten = torch.ops.aten
 _NARROW = {torch.bfloat16, torch.float16}
+_MOVES = {_aten._to_copy.default, _aten.copy_.default}
 _PLAIN = {_aten.mm.dtype: torch.mm, _aten.bmm.dtype: torch.bmm, _aten.addmm.dtype: torch.addmm}  # results in a dtype
 
 
@@ -48,13 +49,20 @@ def exactly(model: nn.Module) -> Iterator[bool]:
     if not can_be_exact(model):
         yield False
         return
-    with contextlib.ExitStack() as stack:
-        for kind in {p.device.type for p in model.parameters()} - {"meta"}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        if any(t.dtype in _NARROW for t in (*model.parameters(), *model.buffers())):
-            stack.enter_context(_WideConvolution())
-            stack.enter_context(_Wide())
-        yield True
+    away = {name: p.dtype for name, p in model.named_parameters() if p.device.type == "meta"}
+    try:
+        with contextlib.ExitStack() as stack:
+            for kind in {p.device.type for p in model.parameters()} - {"meta"}:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            if any(t.dtype in _NARROW for t in (*model.parameters(), *model.buffers())):
+                stack.enter_context(_WideConvolution())
+                stack.enter_context(_Wide())
+            yield True
+    finally:
+        for name, dtype in away.items():  # what is read from a disk for each forward was wide, and so is its place
+            place = model.get_parameter(name)
+            if place.dtype != dtype:
+                place.data = place.data.to(dtype)
 
 
 def asked(model: nn.Module, ask: Callable[[], T]) -> tuple[T, bool]:
@@ -85,7 +93,8 @@ class _Wide(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is _aten.embedding.default:  # the rows that were looked up, not the table
             return _wide(func(*args, **kwargs))
-        if func is _aten._to_copy.default and args[0].dtype in _NARROW:  # a weight on its way to where it is used
+        # a weight on its way to where it is used, and bytes that are said to be one
+        if func is _aten.view.dtype or ((func.is_view or func in _MOVES) and args[0].dtype in _NARROW):
             return func(*args, **kwargs)
         args, kwargs = tree_map(_wide, args), tree_map(_wide, kwargs)
         if func in _PLAIN:
