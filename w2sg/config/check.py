@@ -229,7 +229,7 @@ def _messages(errors: list[dict[str, Any]]) -> str:
 
 
 # Read by the framework, not by the loader.
-DATASET_KEYS = {"name", "sizes", "split_seed", "strict", "max_chars", "difficulty", "zero_shot", "noise"}
+DATASET_KEYS = {"name", "sizes", "split_seed", "strict", "max_chars", "difficulty", "zero_shot", "noise", "also"}
 
 
 CALLED_WITH = {"method": 1, "judge": 1, "loss": 3, "dataset": 0}  # the run; logits, weak logits and progress

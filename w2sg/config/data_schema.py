@@ -89,6 +89,18 @@ FIELDS = (
 )
 
 
+class Also(Options):
+    """A second test set, in place of its name alone."""
+
+    name: str | None = option(None, "names it in tables; null: its dataset or file")
+    dataset: str | None = option(None, "how its rows are read, as a choice of dataset=; null by their columns (local)")
+    path: str | None = option(None, "a hub id, a folder or a file; null: the dataset's own")
+    subset: str | None = option(None, "one of its subsets")
+    revision: str | None = option(None, "branch, tag or commit on the hub")
+    columns: dict[str, str] | None = option(None, "names of its columns, as dataset.columns")
+    size: PositiveInt | None = option(None, "rows at most; null: as dataset.sizes.test")
+
+
 class DatasetConfig(Options):
     model_config = ConfigDict(
         extra="allow", populate_by_name=False
@@ -122,6 +134,11 @@ class DatasetConfig(Options):
         None, "what the untrained strong model is asked after each text, for its zero-shot score; null asks nothing"
     )
     noise: NoiseConfig = option(NoiseConfig(), "noise on the labels that the student trains on")
+    also: list[str | Also] = option(
+        [],
+        "second test sets, which nothing is trained on: names of datasets, files, or "
+        "{name: helpful, dataset: hh_rlhf, path: FOLDER, size: 500}; their test file where there is one, else all rows",
+    )
 
     def rules(self) -> list[str]:
         columns = (self.model_extra or {}).get("columns")

@@ -22,6 +22,7 @@ class Example:
         answer: which text is preferred (pairs), or the class; 0 for answers.
         group: rows of one group stay in one split.
         difficulty: where the dataset says it.
+        subset: which part of its data it is of, where the dataset says that.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Example:
     id: str
     group: str
     difficulty: float = math.nan
+    subset: str = ""
 
 
 def pair(prompt: Dialogue, chosen: str, rejected: str, known: str | None = None) -> Example:

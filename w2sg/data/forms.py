@@ -11,10 +11,11 @@ from w2sg.data.examples import Example
 from w2sg.data.files import Notes, Rows
 from w2sg.data.preferences import CHOSEN, GROUPED, grouped, helpful, openai, pairs_of, ranked
 from w2sg.data.prompt_columns import SYSTEMS, Form, Sample
-from w2sg.data.singles import classes, completions, dialogues, unpaired
+from w2sg.data.singles import choices, classes, completions, dialogues, unpaired
 from w2sg.data.turns import LIST, SPECIAL, unread
 from w2sg.errors import UserError
 
+ASIDE = {"subset"}  # read beside any form
 SAMPLE = 1000  # rows by which a file's form is decided
 TEMPLATED = (
     "rows hold special tokens of a chat template, as <|im_start|> or [INST]: a model with a template would read them "
@@ -78,7 +79,7 @@ def formed(rows: Rows, where: str, columns: dict[str, str] | None, notes: Notes,
         yield place, known
     if not read:
         return
-    named = (set(columns.values()) if columns else form.reads) | notes.known
+    named = (set(columns.values()) if columns else form.reads) | notes.known | ASIDE
     beside = sorted(str(key) for key in seen if key not in named)
     notes.forms[where] = form.words
     if beside:
@@ -149,6 +150,7 @@ FORMS: tuple[tuple[set[str], Callable[..., Form]], ...] = (
     ({"response", "helpfulness"}, helpful),
     ({"completion", "label"}, unpaired),
     ({"completion"}, completions),
+    ({"question", "choice", "label"}, choices),
     ({"messages"}, dialogues("messages")),
     ({"conversations"}, dialogues("conversations")),
     ({"text", "label"}, classes),

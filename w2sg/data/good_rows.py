@@ -160,6 +160,8 @@ def _parse(
             raise ValueError(reason)
         if column is not None:
             example = replace(example, difficulty=_difficulty(row[column], column))
+        if isinstance(row, dict) and isinstance(subset := row.get("subset"), str | int):
+            example = replace(example, subset=str(subset))
         if not _is_unicode(example.group, *example.texts):
             raise ValueError("the text is not valid UTF-8 (a lone surrogate); save the file as UTF-8")
     except Tie as error:

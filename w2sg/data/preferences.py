@@ -237,6 +237,12 @@ def winner_of(value: Any) -> int | None:
     return {"a": 0, "b": 1}.get(text)
 
 
+def label_of(value: Any) -> int | None:
+    """A or 0: the first reply is the better one; B or 1: the second (the automated weak-to-strong protocol, 2026)."""
+    letter = {"a": 0, "b": 1}.get(value.strip().lower()) if isinstance(value, str) else None
+    return place_of(value) if letter is None else letter
+
+
 # the columns, and how to read them: two replies, the column that chooses between them, and how its values do
 CHOSEN = tuple(
     ({one, other, by}, chosen_by((one, other), by, better))
@@ -247,6 +253,7 @@ CHOSEN = tuple(
         ("human_ref_A", "human_ref_B", "labels", first_if_one),
         ("conversation_a", "conversation_b", "winner", winner_of),
         ("response_a", "response_b", "winner", winner_of),
+        ("first", "second", "label", label_of),
     )
 )
 

@@ -72,6 +72,19 @@ def unpaired(sample: Sample, common: set[str], where: str) -> Form:
     return Form("replies one by one, good (1) or not (0)", example, {"completion", "label"} | prompts.columns)
 
 
+def choices(sample: Sample, common: set[str], where: str) -> Form:
+    """{question, choice, label}: whether the answer that is shown is right (the automated weak-to-strong protocol)."""
+    check_labels(sample, "label", where)
+
+    def example(row: Row) -> Example:
+        question, label = text_of(row, "question").strip(), class_of(row["label"])
+        if label > 1:
+            raise ValueError(f"label is {label}, not 0 or 1")
+        return labelled(f"Question: {question}\n\nAnswer: {text_of(row, 'choice').strip()}", label, question)
+
+    return Form("answers to questions one by one, right (1) or not (0)", example, {"question", "choice", "label"})
+
+
 def completion(value: Any, name: str) -> str:
     """A reply, as text or as the one message of the assistant."""
     if isinstance(value, str) and kind_of(value) not in ("json", "python"):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from w2sg.data import also
 from w2sg.data.examples import Example
 from w2sg.data.good_rows import read_rows
 from w2sg.data.messages import Dialogue
@@ -17,6 +18,7 @@ from w2sg.data.table import Groups, Table, uniform
 from w2sg.errors import UserError
 
 SPLITS = ("ground_truth", "transfer", "test")
+UNREAD = {"name", "sizes", "split_seed", "zero_shot", "noise", "also"}  # by what reads rows
 CHANCE = 20  # rows of which all may be of one class by chance
 
 
@@ -27,12 +29,13 @@ def typed_name(split: str) -> str:
 
 @dataclass(frozen=True)
 class Tables:
-    """The three splits, and what was dropped on the way (``report``)."""
+    """The three splits, what was dropped on the way (``report``), and other test sets by name (``also``)."""
 
     ground_truth: Table
     transfer: Table
     test: Table
     report: dict[str, Any]
+    also: dict[str, Table] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def load_tables(options: dict[str, Any], seed: int) -> Tables:
     Raises:
         UserError: nothing to read, too few rows, or (``strict``) a bad row; names it and the remedy.
     """
-    reading = {k: v for k, v in options.items() if k not in {"name", "sizes", "split_seed", "zero_shot", "noise"}}
+    reading = {k: v for k, v in options.items() if k not in UNREAD}
     pools, kind, classes, notes = read_rows(json.dumps(reading, sort_keys=True))
     report = dict(notes)
     split_seed = options["split_seed"]
@@ -112,7 +115,37 @@ def load_tables(options: dict[str, Any], seed: int) -> Tables:
     tables = {name: _table(name, rows, kind, classes, seed) for name, rows in chosen.items()}
     if kind == "classes":
         _several_classes(tables, report)
-    return Tables(**tables, report=report)
+    others = _others(options, chosen, kind, classes, seed, report) if options.get("also") else {}
+    return Tables(**tables, report=report, also=others)
+
+
+def _others(
+    options: dict[str, Any],
+    chosen: dict[str, list[Example]],
+    kind: str,
+    classes: int,
+    seed: int,
+    report: dict[str, Any],
+) -> dict[str, Table]:
+    """Other test sets: without rows whose prompt a model has learned from, or that are in the test split."""
+    held = {key for rows in chosen.values() for example in rows for key in _keys(example)}
+    tables, report["also"] = {}, {}
+    for name, node in also.entries(options["also"], options).items():
+        rows, notes = also.rows_of(name, node, kind, classes)
+        new = [example for example in rows if held.isdisjoint(_keys(example))]
+        if not new:
+            raise UserError(
+                f"dataset.also: all {len(rows)} rows of {name} have a prompt that is in the run's own splits; name "
+                "other rows"
+            )
+        size = node.get("size", options["sizes"]["test"])
+        tables[name] = _table(f"also-{name}", also.chosen(new, size, options["split_seed"]), kind, classes, seed)
+        report["also"][name] = {
+            "rows": len(tables[name]),
+            "rows left out because their prompt is in the run's own splits": len(rows) - len(new),
+            **{key: notes[key] for key in ("source", "dropped", "notes")},
+        }
+    return tables
 
 
 def _several_classes(tables: dict[str, Table], report: dict[str, Any]) -> None:
@@ -262,4 +295,5 @@ def _table(name: str, rows: Iterable[Example], kind: str, classes: int, seed: in
         first = np.array([int(uniform("first", seed, e.id) < 0.5) for e in rows], np.int64)
         labels = np.array([int(e.answer != f) for e, f in zip(rows, first, strict=True)], np.int64)
     prompts = [Dialogue.of_text(e.group) if kind == "classes" else e.prompt for e in rows]
-    return Table(name, kind, classes, [e.id for e in rows], prompts, [e.texts for e in rows], first, labels)
+    subsets = [e.subset for e in rows] if any(e.subset for e in rows) else None
+    return Table(name, kind, classes, [e.id for e in rows], prompts, [e.texts for e in rows], first, labels, subsets)

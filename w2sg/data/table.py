@@ -64,6 +64,7 @@ class Table:
             question with its answer.
         first: [N] which of a pair's texts is the "first" reply; zeros for others.
         labels: [N] gold class (zeros for answers); for pairs 0 where the first reply is preferred.
+        subsets: [N] which part of its data each row is of, "" where that is not said; None where no row says it.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Table:
     texts: list[tuple[str, ...]]
     first: np.ndarray
     labels: np.ndarray
+    subsets: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -129,6 +131,8 @@ class Table:
         """The rows ``index``, in that order."""
         index = np.asarray(index, np.int64)
         lists = {name: [getattr(self, name)[i] for i in index] for name in ("ids", "prompts", "texts")}
+        if self.subsets is not None:
+            lists["subsets"] = [self.subsets[i] for i in index]
         return replace(self, **lists, first=self.first[index], labels=self.labels[index])
 
 

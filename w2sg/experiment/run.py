@@ -25,6 +25,7 @@ from w2sg.experiment import decode as decoding
 from w2sg.experiment import generate as generation
 from w2sg.experiment import predict as predictions
 from w2sg.experiment import score as scores
+from w2sg.experiment.also import on_other_tests
 from w2sg.experiment.context import Context
 from w2sg.experiment.plan import planned, remember
 from w2sg.metrics.theory import GAMMA
@@ -105,9 +106,10 @@ class Run(Context):
             labels, student = taught
             seen, _ = fit_labels.targets_of(self, labels, self.loss)
             transfer = (labels.table, losses.clamp_hard(seen, GAMMA)[0], student.logits)
+        others = on_other_tests(self, predictions)
         logits = {name: labels.logits for name, labels in predictions.items()}
         models = {name: self.labelled.get(labels.key.get("stage")) for name, labels in predictions.items()}
-        sections = label_sections(self, logits, transfer, {**self.notes, **(notes or {})}, models)
+        sections = label_sections(self, logits, transfer, {**self.notes, **(notes or {})}, models, others)
         return sections, columns_of(self.data.test, logits, self.config.report.texts)
 
     def report(

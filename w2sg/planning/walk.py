@@ -7,7 +7,7 @@ keys hang on texts that are still to be written: they come out differently.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from w2sg.config.build import build
 from w2sg.config.schema import ModelConfig, TrainConfig
 from w2sg.data import splits
 from w2sg.errors import UserError
+from w2sg.experiment.also import on_other_tests
 from w2sg.experiment.run import Run
 from w2sg.models.source import Source, find
 from w2sg.planning.devices import PlanDevices
@@ -98,15 +99,19 @@ class PlannedRun(Run):
             Store(config.store), self.devices, config.logger.eval_every, rows, self.shared.foresight
         )
 
-    def measure(self, *_: Any, **__: Any) -> tuple[list, dict]:
-        """The zero-shot score is the one stage that measuring label models asks for."""
-        self.zero_shot(self.strong, self.data.test)
+    def measure(self, predictions: Mapping[str, Any] | None = None, *_: Any, **__: Any) -> tuple[list, dict]:
+        """The zero-shot score, and what models say of other test sets, are the stages that measuring asks for."""
+        found = dict(predictions or {})
+        if (untrained := self.zero_shot(self.strong, self.data.test)) is not None:
+            found["zero_shot"] = untrained
+        on_other_tests(self, found)
         return [], {}
 
     def report(self, *_: Any, **named: Any) -> Any:
         """Nothing is written."""
-        if any(name not in ("story", "sections", "notes", "columns", "samples", "files", "taught") for name in named):
-            self.measure()
+        others = ("story", "sections", "notes", "columns", "samples", "files", "taught")
+        if predictions := {name: labels for name, labels in named.items() if name not in others}:
+            self.measure(predictions)
         return SimpleNamespace(content={})
 
 

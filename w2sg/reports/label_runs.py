@@ -14,6 +14,7 @@ from w2sg.metrics.theory import theorem_conditions
 from w2sg.reports.section import Report, Section, Story
 from w2sg.reports.sections.accuracy import Accuracy
 from w2sg.reports.sections.confidence import Confidence
+from w2sg.reports.sections.other_tests import HOME, OtherTests, Predicted
 from w2sg.reports.sections.overturned import Overturned
 from w2sg.reports.sections.splits import LabelSplits
 from w2sg.reports.sections.steps import AccuracyOverSteps
@@ -43,6 +44,7 @@ def label_sections(
     taught: tuple[Any, Tensor, Tensor] | None = None,
     notes: Mapping[str, Any] | None = None,
     models: Mapping[str, Any] | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> list[Section]:
     """Accuracy, confidence, the student and its teacher, theory, data and training.
 
@@ -52,6 +54,7 @@ def label_sections(
         taught: the rows that the student was trained on, the label logits that it saw, and its own.
         notes: facts of the method.
         models: name -> the `w2sg.models.trained.Trained` that predicted; None for what is no single model.
+        others: second test sets by name, as `w2sg.reports.sections.other_tests.OtherTests.measure` takes them.
     """
     config, test = run.config, run.data.test
     models = {name: model for name, model in (models or {}).items() if model is not None}
@@ -60,8 +63,10 @@ def label_sections(
     conditions = theorem_conditions(
         loss_name(config.loss["_target_"]), config.strong.train == "head", config.strong.head == "mixture"
     )
+    elsewhere = OtherTests.measure({HOME: Predicted(test, predictions), **(others or {})})
     return [
         Accuracy.measure(predictions, labels, bootstrap),
+        *([elsewhere] if elsewhere.content else []),
         Confidence.measure(predictions, labels),
         Teacher.measure(predictions, labels, bootstrap, seen),
         Overturned.measure(predictions, test, config.report.texts),

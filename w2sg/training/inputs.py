@@ -112,7 +112,9 @@ class InputMaker:
     @staticmethod
     def _memory(source: Source, table: Table) -> tuple:
         spec = source.spec
-        return (source.folder, source.gguf, spec.arch, spec.max_length, source.templated, table.content_hash())
+        # folders tell files apart, identities what no folder has: buckets of a bag of words, a revision of the hub's
+        whose = source.folder, source.gguf, repr(sorted(source.identity.items()))
+        return (*whose, spec.arch, spec.max_length, source.templated, table.content_hash())
 
     def tokens(self, source: Source, table: Table, scorer: nn.Module) -> Rows:
         """The table's texts as rows of this model's tokens, packed where the backbone keeps the texts apart."""
