@@ -1,7 +1,8 @@
 """A language model that labels by writing a label token: its logits of these tokens after a question.
 
 With the loss over the full vocabulary, cross entropy at the label is that over the label tokens plus minus the log of
-the mass that they have together; fine-tuned this way is the student of the automated weak-to-strong protocol (AAR, 2026), whose loss is the mean over the label and what ends it.
+the mass that they have together. The student of the automated weak-to-strong protocol (AAR, 2026) is trained so, by the
+mean over the label and what ends it.
 """
 
 from __future__ import annotations
