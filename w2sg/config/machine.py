@@ -48,6 +48,8 @@ def place_problems(role: str, model: Any, trainer: Any, trained: bool) -> list[s
     Args:
         model, trainer: as in `attention_problems`. trained: the run trains its weights.
     """
+    if model.tp_plan is not None:
+        return _cut_problems(role, model, trainer, trained)
     if model.device_map is None:
         return []
     if trained:
@@ -59,6 +61,20 @@ def place_problems(role: str, model: Any, trainer: Any, trained: bool) -> list[s
         return [
             f"{role}.device_map: it takes the GPUs for one process, and trainer.devices={trainer.devices} starts "
             "several; use trainer.devices=1"
+        ]
+    return []
+
+
+def _cut_problems(role: str, model: Any, trainer: Any, trained: bool) -> list[str]:
+    if trained and model.train == "lora":
+        return [
+            f"{role}.tp_plan: what is trained here is read with adapters, which cannot be added to a model that is "
+            f"cut; use {role}.tune=full, or {role}.tp_plan=null"
+        ]
+    if trainer.devices in (1, "1") and trainer.num_nodes == 1:
+        return [
+            f"{role}.tp_plan: it cuts a model over several processes, and trainer.devices=1 starts one; use "
+            f"trainer=ddp, or {role}.device_map=auto"
         ]
     return []
 

@@ -98,6 +98,11 @@ class ModelConfig(Options):
     max_memory: dict[int | str, str] | None = option(
         None, "of device_map: what each place may hold of the weights, as {0: 60GiB, cpu: 200GiB}; null is what is free"
     )
+    tp_plan: Literal["auto"] | None = option(
+        None,
+        "where it is only read or writes: auto cuts its layers over all processes, by transformers' plan for it; they "
+        "read the same rows together. null: each has all of the model",
+    )
     max_length: PositiveInt = option(512, "tokens of a text; longer ones lose their start")
     dtype: Literal["float32", "bfloat16"] = option(
         "float32", "float32 | bfloat16: of the weights; the head and the losses are always fp32"
@@ -178,6 +183,9 @@ class ModelConfig(Options):
             )
         if self.device_map is not None and self.arch == "bow":
             problems.append("device_map: a bag of words fits anywhere; set it to null")
+        if self.tp_plan is not None and (self.arch == "bow" or self.device_map or self.load):
+            other = "a bag of words" if self.arch == "bow" else "device_map" if self.device_map else f"load={self.load}"
+            problems.append(f"tp_plan: {other} does not go with it; set one of the two to null")
         if self.max_memory is not None and not isinstance(self.device_map, str):
             problems.append("max_memory: read only where device_map is a rule; set device_map=auto, or max_memory=null")
         places = {} if isinstance(self.device_map, str) else self.device_map or {}
@@ -190,6 +198,18 @@ class ModelConfig(Options):
         if self.arch == "hf":
             problems += attention_named(self.attention, self.dropout)
         return problems
+
+
+def elsewhere(spec: ModelConfig, same: bool) -> dict[str, Any]:
+    """Where a model stands that takes a role's other settings: by its rule, for names of blocks are the role's own.
+
+    Args:
+        same: it is the role's model.
+    """
+    if same:
+        return {}
+    rule = spec.device_map if isinstance(spec.device_map, str) else None
+    return {"device_map": rule, "max_memory": spec.max_memory if rule else None, "tp_plan": None}
 
 
 class Optimization(Options):

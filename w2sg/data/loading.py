@@ -265,6 +265,7 @@ class StageData(L.LightningDataModule):
         eval_rows: rows per forward and device when scoring; None goes by tokens alone.
         seed: of the batch order.
         watched: rows that the model is measured on during training, by name.
+        together: all devices read the same rows, each with its part of a model.
     """
 
     def __init__(
@@ -278,8 +279,10 @@ class StageData(L.LightningDataModule):
         seed: int = 0,
         eval_rows: int | None = None,
         watched: Mapping[str, Examples] | None = None,
+        together: bool = False,
     ):
         super().__init__()
+        self.together = together
         self.train, self.held_out, self.score = train, held_out, score
         self.batch_size, self.budget = batch_size, budget or Budget()
         self.eval_tokens, self.eval_rows, self.seed = eval_tokens, eval_rows, seed
@@ -289,7 +292,7 @@ class StageData(L.LightningDataModule):
     def _loader(self, *given: Any, **more: Any) -> Loader:
         """A loader of this device, which ends with the stage."""
         device = self.trainer.strategy.root_device
-        ranks = {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
+        ranks = {} if self.together else {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
         loader = Loader(*given, **ranks, **more, gpu=device if device.type == "cuda" else None)
         self._loaders.append(loader)
         return loader
@@ -324,7 +327,8 @@ class StageData(L.LightningDataModule):
         """Each row once, in batches for forwards without a gradient."""
         # A batch is shared out between the devices, so it may hold that many times the tokens of one forward.
         tokens = self.eval_tokens() if callable(self.eval_tokens) else self.eval_tokens
-        batches = token_plan(examples.inputs.lengths, tokens, self.eval_rows, self.trainer.world_size)
+        world = 1 if self.together else self.trainer.world_size
+        batches = token_plan(examples.inputs.lengths, tokens, self.eval_rows, world)
         return self._loader(examples, lambda _: batches)
 
     def val_dataloader(self) -> Loader | list:

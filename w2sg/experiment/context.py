@@ -22,6 +22,7 @@ from w2sg.decoding.text_engine import Kept
 from w2sg.errors import ConfigError, UserError
 from w2sg.models.reading import Reading
 from w2sg.models.source import Source, find
+from w2sg.models.tensor_parallel import plan_of
 from w2sg.models.trained import Trained
 from w2sg.store.digests import remember_in
 from w2sg.store.keys import stage_seed
@@ -79,6 +80,9 @@ class Context:
         self.pairs, self.classes = self.data.test.kind == "pairs", self.data.test.classes
         self.loss = build(config.loss)
         self.devices = self._devices(config)
+        cut = [source for source in (self.weak, self.strong) if source.spec.tp_plan is not None]
+        # refuses what cannot be cut
+        self.devices.first(lambda: [plan_of(one.config, one.role, self.devices.world) for one in cut])
         self.config = config = config.model_copy(update={"trainer": self.devices.config})
         self.precision = precision.key_of(self.devices.config)
         self._begin()

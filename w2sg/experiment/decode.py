@@ -94,6 +94,12 @@ class Decoders:
         """
         if self.server is not None:
             return [trace_of(prompt, self._answered[i]) for i, prompt in zip(prompts.ids, prompts.texts, strict=True)]
+        if self.strong.source.spec.tp_plan is not None and self.run.devices.world > 1:
+            self.run.reading.say(
+                f"{name}: no rounds of searches are shown, which one device alone would write again, and no device has "
+                "all of the strong model (strong.tp_plan)"
+            )
+            return []
 
         def work(part: Path) -> dict[str, Any]:
             modules, engines = self._models(decoder)

@@ -16,7 +16,7 @@ from pydantic import PositiveInt
 
 from w2sg.config import option
 from w2sg.config.options import model_name
-from w2sg.config.schema import OWN_CHAT
+from w2sg.config.schema import OWN_CHAT, elsewhere
 from w2sg.data.messages import LAST_TURN, Dialogue, Message, instruction, transcript, unmarked
 from w2sg.data.replies import Replies, ReplyPairs, prompts_of
 from w2sg.errors import UserError
@@ -132,7 +132,7 @@ def find_judge(run: Run, model: str, max_length: int, asked_for: str) -> Source:
     if model in ("strong", "weak"):
         role = getattr(config, model)
         options |= {key: getattr(role, key) for key in ("revision", "dtype", "trust_remote_code", *OWN_CHAT)}
-    source = find(config.strong.model_copy(update=options), asked_for)
+    source = find(config.strong.model_copy(update=options | elsewhere(config.strong, model == "strong")), asked_for)
     run.stages.notes += source.notes
     positions = getattr(source.config, "max_position_embeddings", None) or max_length
     if positions < max_length:

@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from w2sg.config import option
-from w2sg.config.schema import OWN_CHAT, ModelConfig
+from w2sg.config.schema import OWN_CHAT, ModelConfig, elsewhere
 from w2sg.data.messages import Dialogue
 from w2sg.data.replies import Replies
 from w2sg.data.rows import pack
@@ -106,6 +106,7 @@ class RewardModel(Judge):
         else:
             changes |= {"name": self.options.model, "revision": None, "layers": None, "random_init": False}
             changes |= {"train": "full", "quantise": None, "load": None, **OWN_CHAT}
+            changes |= elsewhere(spec, same=False)
         source = find(spec.model_copy(update=changes), role if self.trained else self.asked_for)
         if not self.trained:
             source = replace(source, templated=source.chat.template)

@@ -276,6 +276,7 @@ def _scorer(
     same = ("train", "max_length", "dtype", "layers", "dropout", "random_init", "head", "quantise", "load")
     changes = {key: learned[key] for key in same if key in learned}
     spec = spec.model_copy(update={"quantise": None, "load": None, "head": "linear", "layer": None, **changes})
+    spec = spec.model_copy(update={"device_map": None, "max_memory": None, "tp_plan": None})  # of that run's machine
     if "hub" in learned:
         spec = spec.model_copy(update={"name": learned["hub"], "revision": learned["revision"]})
     if spec.train == "lora" and spec.random_init:

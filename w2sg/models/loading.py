@@ -16,11 +16,12 @@ from w2sg.models.attention import implementation
 from w2sg.models.backbones import INSIDE, cut_to, name_body, offer_scorer, set_dropout
 from w2sg.models.gguf_files import dequantised
 from w2sg.models.low_bits import hold_in_bits
-from w2sg.models.once import built, planned, told
+from w2sg.models.once import built, planned, together, told
 from w2sg.models.quantise import round_weights
 from w2sg.models.rope import rows_by_themselves
 from w2sg.models.source import Source
 from w2sg.models.spread import Spread, dispatch, say_places, spread
+from w2sg.models.tensor_parallel import count_parts, mark, plan_of
 from w2sg.models.unreadable import quiet_loading, reading
 from w2sg.models.weights import check_finite, check_loaded, check_targets, fill
 
@@ -120,6 +121,18 @@ def load_transformer(
         model = built(whole, bare, spec.load is not None)
         if spec.load is not None:
             hold_in_bits(model, spec.load)
+    if frozen and planned():
+        model.device_map_wanted = spec.device_map
+    if frozen and spec.tp_plan is not None and together() > 1:
+        if spec.train == "lora" and saved is not None:
+            raise UserError(
+                f"{source.role}.tp_plan: adapters cannot be added to a model that is cut over devices; merge them "
+                f"(export=RUN), and name the folder, or set {source.role}.tp_plan=null"
+            )
+        mark(model, plan_of(model.config, source.role, together()))
+        model.placed_in_words = f"{source.role}: the layers of {spec.name} are cut over {together()} processes"
+        if planned():
+            count_parts(model, together())
     name_body(model)
     rows_by_themselves(model)
     in_one_kernel(model)

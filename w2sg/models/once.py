@@ -21,9 +21,10 @@ T = TypeVar("T")
 class _Ranks:
     reads: bool  # whether this one does; where nobody does, the model is planned
     first: Callable[[Callable[[], Any]], Any]  # what work gives on the one that reads, on every rank
+    count: int = 1
+    planned: bool = False
 
 
-_PLANNED = _Ranks(False, lambda work: work())
 _ranks: ContextVar[_Ranks | None] = ContextVar("ranks", default=None)
 
 
@@ -36,13 +37,15 @@ def _while(ranks: _Ranks | None) -> Iterator[None]:
         _ranks.reset(before)
 
 
-def read_by_one(reads: bool, first: Callable[[Callable[[], Any]], Any]) -> contextlib.AbstractContextManager[None]:
+def read_by_one(
+    reads: bool, first: Callable[[Callable[[], Any]], Any], count: int
+) -> contextlib.AbstractContextManager[None]:
     """Models that are loaded in here have weights on one rank only. Every rank loads the same ones, in one order.
 
     Args:
-        reads: whether this rank does. first: runs work there alone, and gives its value on every rank.
+        reads: whether this rank does. first: runs work there alone, and gives its value on every rank. count: of ranks.
     """
-    return _while(_Ranks(reads, first))
+    return _while(_Ranks(reads, first, count))
 
 
 def read_by_each() -> contextlib.AbstractContextManager[None]:
@@ -50,14 +53,21 @@ def read_by_each() -> contextlib.AbstractContextManager[None]:
     return _while(None)
 
 
-def weightless() -> contextlib.AbstractContextManager[None]:
-    """Models that are loaded in here have no weights on any rank: a plan asks how large they are."""
-    return _while(_PLANNED)
+def weightless(count: int = 1) -> contextlib.AbstractContextManager[None]:
+    """Models that are loaded in here have no weights on any of ``count`` ranks: a plan asks how large they are."""
+    return _while(_Ranks(False, lambda work: work(), count, planned=True))
 
 
 def planned() -> bool:
     """Whether models have no weights, so that there are no numbers to look at."""
-    return _ranks.get() is _PLANNED
+    ranks = _ranks.get()
+    return ranks is not None and ranks.planned
+
+
+def together() -> int:
+    """Ranks that load the same models; 1 where each reads for itself."""
+    ranks = _ranks.get()
+    return 1 if ranks is None else ranks.count
 
 
 def told(work: Callable[[], T]) -> T:

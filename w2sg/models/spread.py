@@ -97,11 +97,16 @@ def spread(model: nn.Module, wanted: str | dict[str, Place], memory: dict[Place,
     return Spread(found, blocks, main, folder)
 
 
-def _parts(model: nn.Module) -> tuple[list[str], list[str]]:
-    """Names of the blocks in order, and of the outermost modules beside them that have weights or buffers."""
+def blocks_of(model: nn.Module) -> list[str]:
+    """Names of a model's blocks, in order."""
     kinds = set(model._no_split_modules or ())
     blocks = [name for name, module in model.named_modules() if type(module).__name__ in kinds]
-    blocks = [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
+    return [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
+
+
+def _parts(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the blocks in order, and of the outermost modules beside them that have weights or buffers."""
+    blocks = blocks_of(model)
     above = {name.rpartition(".")[0] for name in blocks}
     while any(name for name in above if name.rpartition(".")[0] not in above):
         above |= {name.rpartition(".")[0] for name in above}
@@ -133,10 +138,10 @@ def _by_rule(
     embedded = model.get_input_embeddings().weight
     limits[main] = max(0, limits[main] - sum(held.values()) + embedded.numel() * embedded.element_size())
     found = infer_auto_device_map(model, limits, kinds)
-    return {block: place for block in blocks if (place := _place_of(found, block)) is not None}
+    return {block: place for block in blocks if (place := place_of(found, block)) is not None}
 
 
-def _place_of(places: dict[str, Any], name: str) -> Any:
+def place_of(places: dict[str, Any], name: str) -> Any:
     """Of a module, by its name or the longest part that it begins with."""
     while name:
         if name in places:
@@ -157,7 +162,7 @@ def _as_named(key: str, wanted: dict[str, Place], blocks: list[str]) -> dict[str
     for place in wanted.values():
         if isinstance(place, int) and place >= count:
             raise UserError(f"{key}: there is no GPU {place} in this run, which has {count}; name others, cpu or disk")
-    return {block: main if (place := _place_of(wanted, block)) is None else place for block in blocks}
+    return {block: main if (place := place_of(wanted, block)) is None else place for block in blocks}
 
 
 def dispatch(model: nn.Module, where: Spread) -> None:

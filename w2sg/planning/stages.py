@@ -152,7 +152,7 @@ class ForeseenStages(Stages):
             write_json(stand_in / KEY, key)
             self._making.append({})
             try:
-                with weightless():
+                with weightless(self.devices.world):
                     told = work(stand_in)
             finally:
                 self.foresight.within[folder] = list(self._making.pop())

@@ -18,6 +18,7 @@ from w2sg.models.mixed import hold_in_bf16
 from w2sg.planning.devices import PlanDevices
 from w2sg.planning.flops import Shape, Work, shape_of
 from w2sg.planning.memory import Peak, held, of_fit, of_reading, of_writing
+from w2sg.planning.places import share
 from w2sg.training.evaluating import interval
 from w2sg.training.foreseen import Foreseen
 from w2sg.training.jobs import FitJob, ReadJob
@@ -192,6 +193,7 @@ def of_read_job(job: ReadJob, found: Foreseen, devices: PlanDevices, whole: bool
     if devices.mixed and cut == 1:  # as `Stages.read` does
         hold_in_bf16(job.model)
     models = models_of(job.model)
+    notes = tuple(share(models, devices))
     configs = [config for model in models if (config := config_of(model)) is not None]
     uses = [use_of(model, devices, None, False, job.examples) for model in models if config_of(model) is not None]
     shapes = [shape_of(model, config_of(model)) for model in models]
@@ -199,6 +201,7 @@ def of_read_job(job: ReadJob, found: Foreseen, devices: PlanDevices, whole: bool
         "parameters": sum(p.numel() for p in job.model.parameters()),
         "rows": len(job.examples),
         "disk": float(sum(t.numel() * 4 for t in found.tensors.values())),
+        **({"notes": notes} if notes else {}),
     }
     if found.writing is not None:
         return fields | _written(found, job.model, configs, uses, shapes, devices)

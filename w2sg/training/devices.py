@@ -166,7 +166,7 @@ class Devices:
         if self.world == 1:
             yield
             return
-        with read_by_one(self.main, self.first):
+        with read_by_one(self.main, self.first, self.world):
             yield
         set_random_state(self.agree(random_state()))
 

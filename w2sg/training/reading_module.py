@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from w2sg.data.loading import Batch
 from w2sg.memory import Budget
 from w2sg.store.shards import Found, joined
-from w2sg.training.sharding import Sharded, place
+from w2sg.training.sharding import Sharded, in_place, place
 from w2sg.training.within_memory import read_batch
 
 
@@ -22,7 +23,7 @@ class ReadingModule(L.LightningModule):
 
     Args:
         budget: what goes through the model at once; less than a batch where memory runs out.
-        whole: every rank has read the model, and keeps all of it.
+        together: ranks read the same rows, each with its part of a model.
     """
 
     def __init__(
@@ -30,23 +31,26 @@ class ReadingModule(L.LightningModule):
         model: nn.Module,
         read: Callable[[dict[str, Tensor]], Tensor | Found],
         budget: Budget | None = None,
-        whole: bool = False,
+        together: bool = False,
     ):
         super().__init__()
         self.model = model
-        self._read, self.budget, self._whole = read, budget or Budget(), whole
+        self.found = hashlib.sha256()
+        self._read, self.budget, self._together = read, budget or Budget(), together
 
     def on_predict_start(self) -> None:
-        self.budget.alone = not isinstance(self.trainer.strategy, Sharded)
+        self.budget.alone = not (self._together or isinstance(self.trainer.strategy, Sharded))
 
     def configure_model(self) -> None:
-        if not self._whole:
-            place(self.model, self.trainer)
+        place(self.model, self.trainer)
+        # Lightning would send all that rank 0 has to the others, whose parts may be others
+        self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in in_place(self.model)]
 
     def predict_step(self, batch: Batch, _index: int) -> dict[str, Any]:
         real = batch.weight > 0
         found = read_batch(self.budget, batch, lambda inputs, _: self._read(inputs))
         values = joined([part if isinstance(part, Found) else Found(part) for part in found]).take(real)
+        self._seen(batch, values)
         return {
             "index": batch.index[real].cpu(),
             "values": values.values.float().cpu(),
@@ -56,3 +60,10 @@ class ReadingModule(L.LightningModule):
             "useful": batch.useful if values.useful is None else values.useful,
             "padded": batch.padded if values.padded is None else values.padded,
         }
+
+    def _seen(self, batch: Batch, found: Found) -> None:
+        """Ranks that read together must find the same, or what they sum is of different rows."""
+        if self._together:
+            shapes = found.values.shape if found.sizes is None else found.sizes.cpu()
+            self.found.update(f"{batch.index.tolist()}{shapes}".encode())
+            self.found.update(found.values.float().cpu().numpy().tobytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from w2sg.models.low_bits import in_few_bits
+from w2sg.models.tensor_parallel import cut as cut_layers
+from w2sg.models.tensor_parallel import parallel, work_locally
 from w2sg.training import pieces
 from w2sg.training.line import Line, OnLine
 from w2sg.training.sending import part_of, send
@@ -130,8 +133,33 @@ def place(model: nn.Module, trainer: L.Trainer) -> None:
     """Give each device its part of a model that one rank has read, or all of it: when Lightning configures models."""
     if isinstance(trainer.strategy, Sharded):
         trainer.strategy.place(model)
-    elif trainer.world_size > 1 and large(model) and not in_few_bits(model):  # of which each rank has read its own
-        send(model, trainer.strategy.root_device)
+        return
+    device = trainer.strategy.root_device
+    for part in _models(model) if trainer.world_size > 1 else ():
+        if in_few_bits(part):  # of which each rank has read its own
+            continue
+        if parallel(part):
+            mesh = init_device_mesh(device.type, (trainer.world_size,))
+            send(part, device, partial(cut_layers, part, mesh))
+            work_locally(part)
+        elif large(part):
+            send(part, device)
+
+
+def in_place(model: nn.Module) -> list[str]:
+    """Names of weights and buffers that each device has as it needs them, once a model is placed."""
+    names = {part: name for name, part in model.named_modules()}
+    return [
+        f"{names[part]}.{name}".removeprefix(".")
+        for part in _models(model)
+        if large(part)
+        for name, _ in (*part.named_parameters(), *part.named_buffers())
+    ]
+
+
+def _models(module: nn.Module) -> list[nn.Module]:
+    """The models in a module that may be a list of them."""
+    return [m for inner in module for m in _models(inner)] if isinstance(module, nn.ModuleList) else [module]
 
 
 def _wide(model: nn.Module) -> list[str]:

@@ -25,6 +25,7 @@ from w2sg.memory import Budget
 from w2sg.models.mixed import hold_in_bf16
 from w2sg.models.once import read_by_each
 from w2sg.models.spread import placed
+from w2sg.models.tensor_parallel import parallel
 from w2sg.store.files import read_json, write_json
 from w2sg.store.keys import REFERENCE, folder_name
 from w2sg.store.shards import Shards
@@ -191,14 +192,16 @@ class Stages:
         """Run a frozen model over rows, or find it done. The folder holds ``values.safetensors`` and ``ids.json``.
 
         Args:
-            whole: each device reads and holds all of the model, however the fits are cut.
+            whole: each device holds all of the model, however the fits are cut; or its part of one with ``tp_plan``.
         """
         return self._stage(name, key, lambda part, _: self._read(make, part, whole))
 
     def _read(self, make: Callable[[], ReadJob], part: Path, whole: bool) -> dict[str, Any]:
         self._make_room()
-        with read_by_each() if whole else self.devices.reading_once():
+        with self.devices.reading_once():
             job = make()
+        together = self.devices.world > 1 and parallel(job.model)  # all ranks read the same rows, and one keeps them
+        whole = whole or together
         self.notes += [line for line in placed(job.model) if line not in self.notes]
         scratch = part / SCRATCH
         if job.beside is not None:  # shards of a reading without it, which was stopped, lack these values
@@ -211,21 +214,24 @@ class Stages:
         self.devices.wait()  # a rank may take longer to load its model
         if len(todo):
             budget = Budget() if job.rows is None else Budget.of_replies()
-            module = ReadingModule(job.model, job.read, budget, whole)
+            module = ReadingModule(job.model, job.read, budget, together)
             cut = large(job.model) and not whole
             if self.devices.mixed and not (self.devices.shards and cut):
                 hold_in_bf16(job.model)
             told = Counting(rows=len(job.examples), read=len(done), verb=job.verb, unit=job.unit)
-            trainer = self.devices.trainer(cut, callbacks=[told, writer], logger=False, enable_checkpointing=False)
+            callbacks = [told, writer] if self.devices.main or not together else [told]
+            trainer = self.devices.trainer(cut, callbacks=callbacks, logger=False, enable_checkpointing=False)
             score = job.examples.take(todo)
             tokens = partial(tokens_at_once, self.devices, job.model, job.rows, job.written, score.inputs.lengths.max())
-            data = StageData(score=score, eval_tokens=tokens, eval_rows=job.rows)
+            data = StageData(score=score, eval_tokens=tokens, eval_rows=job.rows, together=together)
             trainer.predict(module, data, return_predictions=False)
+            if together and len(set(self.devices.everyone(module.found.hexdigest()))) > 1:
+                raise RuntimeError(f"{part.name}: devices that hold a model together did not find the same")
             least_of(self.devices, budget, part.name)
         files = [file for written in self.devices.everyone(writer.files) for file in written]
 
         def join() -> dict[str, Any]:
-            tensors, counts = Shards.join(scratch, len(job.examples), self.devices.world, files)
+            tensors, counts = Shards.join(scratch, len(job.examples), 1 if together else self.devices.world, files)
             if job.beside is not None:
                 tensors[job.beside] = tensors.pop("beside")
             save_file(tensors, part / "values.safetensors")
