@@ -1,11 +1,12 @@
 """A plan against the run that it is of: stages, keys, tokens and memory."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from conftest import run_script
-from runs import assert_planned, label_arguments, planned, run_typed
+from conftest import WORDS, run_script, write_jsonl
+from runs import CONG_SMALL, assert_planned, cong_arguments, label_arguments, planned, run_typed
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -117,3 +118,38 @@ def test_a_sweep_has_one_table_and_leaves_nothing_behind(pairs_folder, tiny_gpt2
     refused = run_script("train.py", *settings[:-2], "plan.gpu=rtx4090", check=False)
     assert refused.returncode == 1
     assert "plan.gpu: read by a plan alone; add plan=true" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_judges_folder_needs_no_weights_to_be_planned(pairs_folder, models, tmp_path):
+    bare = tmp_path / "judge"
+    shutil.copytree(models["other"], bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((bare / "config.json").read_text()) | {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+    (bare / "config.json").write_text(json.dumps(config))
+    typed = cong_arguments(pairs_folder, models)(
+        tmp_path / "out", *CONG_SMALL, "judge=reward", f"method.judge.model={bare}"
+    )
+    found = planned(typed)
+    assert found.ends is None
+    assert any(f"the weights of {bare} are not there" in note for note in found.notes)
+
+
+@pytest.mark.slow
+def test_classes(tiny_gpt2, tmp_path, kept):
+    for name, count in (("weak_train", 48), ("transfer", 40), ("test", 32)):
+        rows = [{"text": f"{name} {WORDS[k % len(WORDS)]} " * (1 + k % 7), "label": k % 2} for k in range(count)]
+        write_jsonl(tmp_path / "data" / f"{name}.jsonl", rows)
+    typed = label_arguments(tmp_path / "data", tiny_gpt2, tmp_path)
+    student = next(s for s in planned(typed).stages if s.name == "student")
+    run_typed(typed, tmp_path / "run", [])
+    assert max(kept["LanguageScorer"]) == (student.micro[1], pytest.approx(student.peak.activations, rel=0.1))
+
+
+@pytest.mark.slow
+def test_preferences(pairs_folder, models, tmp_path, kept):
+    typed = cong_arguments(pairs_folder, models)(tmp_path / "out", *CONG_SMALL)
+    stages = {s.name: s for s in planned(typed).stages if s.kind == "train"}
+    run_typed(typed, tmp_path / "run", [])
+    tokens, held = max(kept["Policy"])
+    hardest = max((s for s in stages.values() if s.micro[1]), key=lambda s: s.micro[1])
+    assert (hardest.micro[1], hardest.peak.activations) == (tokens, pytest.approx(held, rel=0.1)), hardest.name

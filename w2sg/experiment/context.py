@@ -66,12 +66,12 @@ class Context:
         self.out, self.typed = Path(out), typed or []
         remember_in(config.store, make=not config.plan.only)
         # Whatever can be found missing is looked for before any work is done.
-        self.weak = self._find(config.weak, "weak")
-        self.strong = self._find(config.strong, "strong", weights=not _served(config))
+        self.weak = self.find(config.weak, "weak")
+        self.strong = self.find(config.strong, "strong", weights=not _served(config))
         self.untuned = None
         if config.weak.untuned is not None:
             before = config.weak.model_copy(update={"name": config.weak.untuned, "revision": None})
-            self.untuned = self._find(before, "weak")
+            self.untuned = self.find(before, "weak")
         self.data = self._tables(config)
         if problems := noise.problems(config.dataset.noise.model_dump(), self.data.test.classes):
             raise ConfigError(problems)
@@ -109,7 +109,8 @@ class Context:
 
     # what a plan does otherwise, which works on no device and writes nothing
 
-    def _find(self, spec: ModelConfig, role: str, weights: bool = True) -> Source:
+    def find(self, spec: ModelConfig, role: str, weights: bool = True) -> Source:
+        """Locate a model, as `w2sg.models.source.find`; a plan does without weights that are not there."""
         return find(spec, role, weights)
 
     def _tables(self, config: TrainConfig) -> splits.Tables:

@@ -22,7 +22,7 @@ from w2sg.data.replies import Replies, ReplyPairs, prompts_of
 from w2sg.errors import UserError
 from w2sg.judges.base import Judge, JudgeOptions, Verdicts
 from w2sg.metrics.bootstrap import Bootstrap
-from w2sg.models.source import Source, find
+from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def find_judge(run: Run, model: str, max_length: int, asked_for: str) -> Source:
     if model in ("strong", "weak"):
         role = getattr(config, model)
         options |= {key: getattr(role, key) for key in ("revision", "dtype", "trust_remote_code", *OWN_CHAT)}
-    source = find(config.strong.model_copy(update=options | elsewhere(config.strong, model == "strong")), asked_for)
+    source = run.find(config.strong.model_copy(update=options | elsewhere(config.strong, model == "strong")), asked_for)
     run.stages.notes += source.notes
     positions = getattr(source.config, "max_position_embeddings", None) or max_length
     if positions < max_length:

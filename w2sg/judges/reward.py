@@ -21,7 +21,7 @@ from w2sg.judges.base import Judge, JudgeOptions
 from w2sg.memory import Budget, in_parts
 from w2sg.models.heads import load_head
 from w2sg.models.scorer import load_language_model, load_scorer
-from w2sg.models.source import Source, find
+from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training.within_memory import room_to_read
 
@@ -107,7 +107,7 @@ class RewardModel(Judge):
             changes |= {"name": self.options.model, "revision": None, "layers": None, "random_init": False}
             changes |= {"train": "full", "quantise": None, "load": None, **OWN_CHAT}
             changes |= elsewhere(spec, same=False)
-        source = find(spec.model_copy(update=changes), role if self.trained else self.asked_for)
+        source = self.run.find(spec.model_copy(update=changes), role if self.trained else self.asked_for)
         if not self.trained:
             source = replace(source, templated=source.chat.template)
         self.run.stages.notes += source.notes

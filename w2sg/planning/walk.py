@@ -70,7 +70,7 @@ class PlannedRun(Run):
         super().__init__(config, Path(config.out), words)
         self.inputs._ids = shared.ids
 
-    def _find(self, spec: ModelConfig, role: str, weights: bool = True) -> Source:
+    def find(self, spec: ModelConfig, role: str, weights: bool = True) -> Source:
         known = self.shared.models
         name = f"{role} {weights} {spec.model_dump_json()}"
         if name not in known:

@@ -15,7 +15,6 @@ from w2sg.judges.base import Judge
 from w2sg.methods.refine.options import Axis
 from w2sg.methods.refine.prompts import flat, question_of
 from w2sg.metrics.answers import answer_in, scored
-from w2sg.models.source import find
 from w2sg.models.trained import Trained
 
 Name = Literal["content", "concept"]
@@ -42,7 +41,7 @@ class Axes:
         options = {"name": axis.model, "max_length": axis.max_length, "revision": None, "layers": None, "layer": None}
         options |= OWN_CHAT
         spec = self.run.config.strong.model_copy(update={**options, "random_init": False, "train": "full"})
-        source = find(spec, f"method.{name}")
+        source = self.run.find(spec, f"method.{name}")
         split_words(source, RATINGS, f"method.{name}.model")
         return Trained(f"{name}-rater", source)
 
