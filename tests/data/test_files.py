@@ -205,6 +205,18 @@ def test_what_datasets_saved_is_read(tmp_path):
         load(tmp_path / "rot")
 
 
+def test_splits_that_datasets_saved_are_those_of_the_hub(tmp_path):
+    import datasets
+
+    parts = {name: make_pairs(8, k) for k, name in enumerate(("train_prefs", "test_prefs", "train_sft"))}
+    datasets.DatasetDict({k: datasets.Dataset.from_list(rows) for k, rows in parts.items()}).save_to_disk(tmp_path)
+    tables = load(tmp_path, "ultrafeedback")
+    assert {text for pair in tables.test.texts for text in pair} == {t for r in parts["test_prefs"] for t in r.values()}
+    assert tables.report["notes"] == ["splits that are not read: train_sft"]
+    (note,) = load(tmp_path).report["notes"]
+    assert note.startswith("test_prefs: read with the others and split by prompt")
+
+
 def test_a_copy_of_the_hub_with_its_own_files_beside(tmp_path):
     (tmp_path / "data").mkdir()
     pq.write_table(pa.Table.from_pylist(pairs()), tmp_path / "data" / "train-00000-of-00001.parquet")
@@ -255,8 +267,10 @@ def test_labels_are_numbers_whatever_they_are_written_as(tmp_path):
         (["1", "-1"] * 10, "labels are -1 and 1; write them 0 and 1"),
         (["positive", "negative"] * 10, r"labels are words \('negative', 'positive'\); write numbers from 0"),
         (["yes", "no"] * 10, "labels are words"),
+        ([-1] * 20, "all labels are -1, as in tests"),
+        ([-1, 0, 1, 2] * 10, r"10 of 40 labels are numbers, but no classes \(-1\)"),
         ([1] * 30, "all rows left of rows.jsonl are class 1, one class only"),
-        ([0.5, 0.7] * 10, r"20 of 20 rows .*label is 0\.5, not a class number from 0"),
+        ([0.5, 0.7] * 10, r"20 of 20 labels are numbers, but no classes \(0\.5, 0\.7\)"),
     ],
 )
 def test_labels_that_are_none_are_refused(tmp_path, values, why):
@@ -313,6 +327,14 @@ def test_lines_are_counted_from_the_line_of_the_delimiter(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", "rows.parquet", r"Git LFS .*`git lfs pull`"),
         (b"PK\x03\x04\x14\x00", "rows.csv", "a zip archive or a spreadsheet"),
         (b"\n<!doctype html>\n<html>", "rows.json", "a web page; download the file itself"),
+        (b"<html>", "rows.csv", "a web page"),
+        (gzip.compress(b"text,label\n"), "rows.csv", r"is packed by gzip; name it rows\.csv\.gz"),
+        (b"\x28\xb5\x2f\xfd\0\0", "rows.jsonl", r"is packed by zstandard; name it rows\.jsonl\.zst"),
+        (b"PAR1\x15\x04", "rows.jsonl", r"is a parquet file; its name should end in \.parquet"),
+        (b"SQLite format 3\0", "rows.csv", "a database"),
+        ("prompt,chosen,rejected\n".encode("utf-16-le"), "rows.csv", "UTF-16 text"),
+        ('{"prompt": "q"}\n'.encode("utf-16-be"), "rows.jsonl", "UTF-16 text"),
+        (b"Text, Label\nwarm, 1\n", "rows.csv", "rename ' Label' to 'label', and so on"),
     ],
 )
 def test_files_that_are_something_else_are_named(tmp_path, content, name, why):
@@ -326,8 +348,8 @@ def test_files_that_are_something_else_are_named(tmp_path, content, name, why):
     [
         (["a.jsonl", "more.xlsx", "sub/b.jsonl"], "files that are not read: sub/b.jsonl, more.xlsx"),
         (["ground_truth.jsonl", "transfer.jsonl", "test.jsonl", "x.jsonl"], "files that are not read: x.jsonl"),
-        (["train.jsonl", "dev.jsonl"], "dev.jsonl: read with the other files and split by prompt; only files named"),
-        (["train/a.jsonl", "test/b.jsonl"], "test/b.jsonl: read with the other files and split by prompt; only files"),
+        (["train.jsonl", "dev.jsonl"], "dev.jsonl: read with the others and split by prompt; only what is named"),
+        (["train/a.jsonl", "test/b.jsonl"], "test/b.jsonl: read with the others and split by prompt; only what is"),
         (["t-00000-of-00003.jsonl", "t-00002-of-00003.jsonl"], "of t-00000-of-00003.jsonl there are 2 of 3 parts"),
     ],
 )

@@ -170,7 +170,15 @@ def test_scores_that_contradict_their_names_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "asked", ["<|im_start|>user\n{}<|im_end|>\n", "<｜User｜>{}", "[SYSTEM_PROMPT]{}", "<|header_start|>user{}"]
+    "asked",
+    [
+        "<|im_start|>user\n{}<|im_end|>\n",
+        "<｜User｜>{}",
+        "[SYSTEM_PROMPT]{}",
+        "<|header_start|>user{}",
+        "{}\n<extra_id_1>A",
+        "<|start|>user<|message|>{}",
+    ],
 )
 def test_texts_of_a_template_are_said(tmp_path, asked):
     rows = many(lambda k: {"prompt": asked.format(k), "chosen": "a", "rejected": "b"})
@@ -189,6 +197,16 @@ def test_texts_of_a_template_are_said(tmp_path, asked):
         ({"prompt": "q", "completions": ["a", "b"]}, "completions is no list of replies with scores"),
         ({"prompt": "q", "completions": [{"response": "a"}, {"response": "b"}]}, "and a score in each"),
         ({"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 7}, "prefers no reply"),
+        ({"prompt": "q", "response": "a", "is_safe": True}, "or name them by dataset.columns if they are there"),
+        ({"prompt": "q", "completions": ["a", "b"], "labels": [True, False]}, "stepwise supervision, are not read"),
+        (
+            {"message_id": "1", "parent_id": "0", "text": "a", "role": "assistant"},
+            "OpenAssistant's messages one by one",
+        ),
+        ({"prompt": "q", "chosen": ["a"], "rejected": ["b", "c"]}, "column chosen holds lists that are no messages"),
+        ({"prompt": "q", "chosen": {"text": "a"}, "rejected": {"text": "b"}}, "chosen holds objects without a role"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "column prompt holds values of the type int"),
+        ({"Prompt": "q", "Chosen": "a", "Rejected": "b"}, "rename 'Chosen' to 'chosen', and so on"),
     ],
 )
 def test_other_forms_are_refused_with_the_remedy(tmp_path, row, why):
@@ -208,6 +226,78 @@ def test_ties_are_dropped_and_counted(tmp_path):
     rows = many(lambda k: {"prompt": f"q {k}", "response_1": "a", "response_2": "b", "preference_strength": k % 3 - 1})
     dropped = read(tmp_path, rows).report["dropped"]
     assert dropped == {"no preference": "4, first at rows.jsonl:2: preference_strength is 0, which prefers no reply"}
+
+
+@pytest.mark.parametrize(
+    ("row", "by", "values"),
+    [
+        ({"response_0": "a", "response_1": "b"}, "better_response_id", [1, 2]),
+        ({"response_a": "a", "response_b": "b"}, "winner", ["model_a", "1"]),
+        ({"human_ref_A": "a", "human_ref_B": "b"}, "labels", [1, 0, 2, 3]),
+    ],
+)
+def test_values_that_are_no_verdict_are_no_ties(tmp_path, row, by, values):
+    rows = many(lambda k: {"question": f"q {k}", **row, by: values[k % len(values)]})
+    with pytest.raises(UserError, match=rf"the column {by} prefers no reply in 6 of 12 rows \(its values are"):
+        read(tmp_path, rows)
+    few = many(lambda k: {"question": f"q {k}", **row, by: values[0]}, 40)
+    few[3][by] = "odd"
+    assert (
+        read(tmp_path / "b", few).report["dropped"]["malformed"].startswith(f"1, first at rows.jsonl:4: {by} is 'odd'")
+    )
+
+
+def test_a_reply_without_a_score_does_not_change_what_the_others_are_ranked_by(tmp_path):
+    def make(k):
+        return {
+            "instruction": f"q {k}",
+            "completions": [
+                {"response": "good", "fine-grained_score": None if k == 3 else 4.5, "overall_score": 2},
+                {"response": "bad", "fine-grained_score": 1.5, "overall_score": 9},
+            ],
+        }
+
+    tables = read(tmp_path, many(make))
+    assert all(text.endswith("Assistant: good") for t in each(tables) for text in preferred(t))
+    assert tables.report["dropped"]["malformed"].startswith("1, first at rows.jsonl:4: a reply in completions has no")
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {"chosen-rating": 1, "rejected-rating": 2},
+        {"rating_chosen": 1.0, "rating_rejected": 2.0},
+        {"chosen_avg_score": "1", "rejected_avg_score": "2"},
+        {"chosen": said("a") | {"score": 1}, "rejected": said("b") | {"score": 2}},
+    ],
+)
+def test_scores_are_compared_whatever_they_are_called(tmp_path, scores):
+    tables = read(tmp_path, many(lambda k: {"prompt": f"q {k}", "chosen": "a", "rejected": "b"} | scores))
+    assert tables.report["notes"] == ["rows.jsonl: 12 of 12 pairs whose chosen reply has the lower score"]
+    votes = {"human_ref_A": "a", "human_ref_B": "b", "labels": 0, "score_A": 2, "score_B": 1}
+    (note,) = read(tmp_path / "b", many(lambda k: {"history": f"q {k}"} | votes)).report["notes"]
+    assert note == "rows.jsonl: 12 of 12 pairs whose chosen reply has the lower score"
+
+
+def test_replies_that_are_not_to_be_learned_are_no_right_answers(tmp_path):
+    def make(k):
+        return {"messages": [user(f"q {k}"), said("a")], "kto_tag": k % 2 == 0}
+
+    judged = read(tmp_path, many(make))
+    assert judged.test.kind == "classes"
+    assert sum(int(t.labels.sum()) for t in each(judged)) == 6
+    whole = many(lambda k: {"completion": [user(f"q {k}"), said("a")], "label": k % 2})
+    assert texts(read(tmp_path / "b", whole)) == texts(judged)
+    rows = many(lambda k: {"messages": [user(f"q {k}"), said("a") | {"weight": int(k != 3)}]})
+    dropped = read(tmp_path / "c", rows).report["dropped"]["malformed"]
+    assert dropped == "1, first at rows.jsonl:4: the last reply of messages has weight 0, so it is not to be learned"
+
+
+def test_replies_that_differ_in_whitespace_alone_are_counted(tmp_path):
+    (note,) = read(tmp_path, many(lambda k: {"prompt": f"q {k}", "chosen": "a \n", "rejected": "ab"[k % 2]})).report[
+        "notes"
+    ]
+    assert note.startswith("rows.jsonl: 6 of 12 pairs whose replies differ in whitespace at their ends alone")
 
 
 BEFORE = "\n\nHuman: w\n\nAssistant: x"
@@ -280,7 +370,15 @@ def test_what_cannot_be_sure_is_refused(tmp_path, make, why):
         read(tmp_path, many(make))
 
 
-@pytest.mark.parametrize("asked", ["User: {}\nAssistant:", "### Human: {}\n### Assistant:\n", "Do {}\n\n### Response:"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "User: {}\nAssistant:",
+        "### Human: {}\n### Assistant:\n",
+        "Do {}\n\n### Response:",
+        "A chat. USER: {} ASSISTANT:",
+    ],
+)
 def test_prompts_that_were_written_for_a_model_are_said(tmp_path, asked):
     (note,) = read(tmp_path, many(lambda k: {"prompt": asked.format(k)} | BOTH)).report["notes"]
     assert note.startswith("rows.jsonl: 12 of 12 prompts end in 'Assistant:' or the like")
@@ -301,6 +399,8 @@ def test_what_is_not_read_of_messages_and_scores_is_said(tmp_path):
     own = lambda k: {"system": "be", "messages": [{"role": "system", "content": "go"}, user(f"q {k}"), said("a")]}  # noqa: E731
     (note,) = read(tmp_path / "e", many(own)).report["notes"]
     assert note == "rows.jsonl: 12 of 12 rows whose system is not the system message of their dialogue, which is read"
+    both = lambda k: {"system": "be"} | sides({"role": "system", "content": "go"}, user(f"q {k}"))  # noqa: E731
+    assert read(tmp_path / "g", many(both)).report["notes"] == [note]
     talk = {key: f"\n\nHuman: w\n\nAssistant: {key}" for key in BOTH}
     tables = read(tmp_path / "f", many(lambda k: {"prompt": f"q {k}"} | talk))
     assert "whole dialogues that do not hold the prompt" in tables.report["read_as"]["rows.jsonl"]

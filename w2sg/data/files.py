@@ -34,6 +34,15 @@ OTHERS = {
     b"version https://git-lfs": "the pointer that Git LFS keeps instead of the data; fetch the data by `git lfs pull`",
     b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or save its rows as CSV UTF-8",
     b"<!DOCTYPE": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+    b"SQLite format 3": "a database; export its table as CSV UTF-8",
+}
+TYPES = {b"PAR1": ("parquet", ".parquet"), b"ARROW1": ("Arrow", ".arrow")}
+PACKERS = {
+    ".gz": (b"\x1f\x8b", "gzip"),
+    ".bz2": (b"BZh", "bzip2"),
+    ".xz": (b"\xfd7zXZ", "xz"),
+    ".zst": (b"\x28\xb5\x2f\xfd", "zstandard"),
 }
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what a file that breaks off raises
 MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x00\x00\xfe\xff": "UTF-32"}
@@ -77,6 +86,7 @@ def read_file(path: Path, notes: Notes | None = None) -> Rows:
             head = file.read(24).lstrip()
         if other := next((words for mark, words in OTHERS.items() if head.upper().startswith(mark.upper())), None):
             raise UserError(f"dataset.path: {path} is {other}")
+        _refuse_misnamed(path, suffix, head)
         yield from READERS[suffix.split(".")[1]](path, notes)
     except RecursionError as error:
         raise UserError(f"dataset.path: {path} is nested too deep to be read; flatten its rows") from error
@@ -85,6 +95,23 @@ def read_file(path: Path, notes: Notes | None = None) -> Rows:
             f"dataset.path: {path} cannot be read ({getattr(error, 'strerror', None) or error}); it breaks off or is "
             "damaged; copy it anew"
         ) from error
+
+
+def _refuse_misnamed(path: Path, suffix: str, head: bytes) -> None:
+    """Files whose ending says another type than their first bytes do."""
+    if suffix in (".parquet", ".arrow", ".feather"):
+        return
+    packing = next((ending for ending in PACKERS if suffix.endswith(ending)), None)
+    if packing and head and not head.startswith(PACKERS[packing][0]):
+        raise UserError(f"dataset.path: {path} is not packed by {PACKERS[packing][1]}; name it without {packing}")
+    if packing:
+        return
+    for ending, (mark, name) in PACKERS.items():
+        if head.startswith(mark) and not head[:12].isalnum():
+            raise UserError(f"dataset.path: {path} is packed by {name}; name it {path.name}{ending}")
+    for mark, (name, ending) in TYPES.items():
+        if head.startswith(mark):
+            raise UserError(f"dataset.path: {path} is a {name} file; its name should end in {ending}")
 
 
 def _open(path: Path) -> io.BufferedIOBase:
@@ -99,11 +126,13 @@ def _open(path: Path) -> io.BufferedIOBase:
         file = PACKED[packed](path, "rb")
     head = b""
     with contextlib.suppress(*DAMAGED):  # said where its first line is read
-        head = file.peek(4)[:4]
-    for mark, name in MARKS.items():
-        if head.startswith(mark):
-            file.close()
-            raise UserError(f"dataset.path: {path} is {name} text; save it as UTF-8 (in a spreadsheet: CSV UTF-8)")
+        head = file.peek(64)[:64]
+    found = [name for mark, name in MARKS.items() if head.startswith(mark)]
+    # without a mark, every other byte of Latin letters is 0
+    if found or any(4 * head[k::2].count(0) > len(head) > 1 for k in (0, 1)):
+        file.close()
+        name = found[0] if found else "UTF-16"
+        raise UserError(f"dataset.path: {path} is {name} text; save it as UTF-8 (in a spreadsheet: CSV UTF-8)")
     return file
 
 

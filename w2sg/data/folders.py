@@ -18,6 +18,7 @@ SHARD = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]+)?$")  # how the hub names th
 SPLITS = dict.fromkeys(("ground_truth", "transfer", "test"))  # in this order
 TESTS = {"test", "validation", "eval"}
 ALIKE = {*TESTS, "tests", "valid", "val", "dev", "heldout"}
+POOLED = "{}: read with the others and split by prompt; only what is named test, validation or eval is kept for testing"
 TABLES = {".xlsx", ".xls", ".ods", ".zip", ".tar", ".7z", ".txt", ".pkl", ".pickle", ".db", ".sqlite", ".xml", ".html"}
 
 
@@ -118,7 +119,7 @@ def local_pools(
         special = f"{path} is neither a file nor a folder; name a file of rows"
         raise UserError(f"dataset.path: {special if path.exists() else f'there is no file or folder {path}'}")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _saved(path, read)
+        return _saved(path, read, splits or {})
     files = _split_names(_files(path))
     if files.keys() >= SPLITS.keys():
         pools = {name: _rows(read, files[name]) for name in SPLITS}
@@ -148,10 +149,7 @@ def local_pools(
     others = [file for name in files if name not in tests for file in files[name]]
     alike = [f for f in others if ALIKE & set(re.split(r"[^a-z]+", str(f.relative_to(path)).lower()))]
     if alike:
-        read.notes.append(
-            f"{_listed(alike, path)}: read with the other files and split by prompt; only files named test, validation "
-            "or eval are kept for testing"
-        )
+        read.notes.append(POOLED.format(_listed(alike, path)))
     return pools if len(files) > len(tests) else {"all": pools["test"]}
 
 
@@ -175,8 +173,12 @@ def _left(path: Path, read: Reader) -> None:
         read.notes.append(f"files that are not read: {_listed(below, path)}")
 
 
-def _saved(path: Path, read: Reader) -> dict[str, Rows]:
-    """What `datasets` wrote with save_to_disk: one set of rows, or several by their names."""
+def _saved(path: Path, read: Reader, splits: dict[str, str]) -> dict[str, Rows]:
+    """What `datasets` wrote with save_to_disk: one set of rows, or several by their names.
+
+    Args:
+        splits: pool -> the hub's name of it, where the hub has one for testing.
+    """
     import datasets
 
     try:
@@ -194,8 +196,14 @@ def _saved(path: Path, read: Reader) -> dict[str, Rows]:
 
     if parts.keys() >= SPLITS.keys():
         return {name: rows(name) for name in SPLITS}
+    if "test" in splits and set(splits.values()) <= parts.keys():
+        if others := sorted(parts.keys() - set(splits.values())):
+            read.notes.append(f"splits that are not read: {', '.join(others)}")
+        return {pool: rows(split) for pool, split in splits.items()}
     tests = [name for name in parts if name in TESTS]
     train = [name for name in parts if name not in tests]
+    if alike := [name for name in train if ALIKE & set(re.split(r"[^a-z]+", name.lower()))]:
+        read.notes.append(POOLED.format(", ".join(alike)))
     if not tests or not train:
         return {"all": chain(*map(rows, parts))}
     return {"train": chain(*map(rows, train)), "test": chain(*map(rows, tests))}

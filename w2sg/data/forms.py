@@ -11,7 +11,7 @@ from w2sg.data.examples import Example
 from w2sg.data.files import Notes, Rows
 from w2sg.data.preferences import CHOSEN, GROUPED, grouped, helpful, openai, pairs_of, ranked
 from w2sg.data.prompt_columns import SYSTEMS, Form, Sample
-from w2sg.data.singles import choices, classes, completions, dialogues, unpaired
+from w2sg.data.singles import choices, classes, completions, dialogues, judged, unpaired
 from w2sg.data.turns import LIST, SPECIAL, unread
 from w2sg.errors import UserError
 
@@ -21,8 +21,9 @@ TEMPLATED = (
     "rows hold special tokens of a chat template, as <|im_start|> or [INST]: a model with a template would read them "
     "twice; give the texts without them"
 )
+SPACED = "pairs whose replies differ in whitespace at their ends alone, which chat templates leave out"
 LISTED = "prompts or replies are lists written as text (['...']), and are read as they stand"
-ASKING = re.compile(r"\n\W*(?:assistant|response|ai|bot|gpt)\W*$", re.I)
+ASKING = re.compile(r"\n\W*(?i:assistant|response|ai|bot|gpt)\W*$|\b(?:ASSISTANT|GPT4 Correct Assistant):\s*$")
 ASKED = (
     "prompts end in 'Assistant:' or the like, and are read as one message of the user; give the question without what "
     "stands around it"
@@ -80,11 +81,11 @@ def formed(rows: Rows, where: str, columns: dict[str, str] | None, notes: Notes,
     if not read:
         return
     named = (set(columns.values()) if columns else form.reads) | notes.known | ASIDE
-    beside = sorted(str(key) for key in seen if key not in named)
+    beside = sorted(str(key) or "(without a name)" for key in seen if key not in named)
     notes.forms[where] = form.words
     if beside:
         notes.append(f"{where}: columns that are not read: {', '.join(beside)}")
-    if keys:
+    if keys := keys - form.within:
         notes.append(f"{where}: keys of messages that are not read: {', '.join(sorted(keys))}")
     if 2 * form.counts[LISTED] <= read:  # some texts are lists
         del form.counts[LISTED]
@@ -95,6 +96,8 @@ def _count(form: Form, made: Example) -> None:
     """Count what was written by a chat template already, or as a list."""
     question = made.prompt.messages[-1].content
     parts = (question, *(text[len(made.prompt.text) :] for text in made.texts))
+    if made.kind == "pairs" and len({part.strip() for part in parts[1:]}) == 1:
+        form.counts[SPACED] += 1
     form.counts.update([TEMPLATED] * any(SPECIAL.search(text) for text in made.texts))
     form.counts.update([ASKED] * bool(ASKING.search(question)))
     form.counts.update([LISTED] * any(LIST.fullmatch(part) for part in parts))
@@ -129,9 +132,24 @@ def form_of(sample: Sample, where: str, expects: str) -> Form:
         form.needs = needs if form.words != GROUPED else set()
         return form
     common = _common(sample)
-    remedy = next((words for needs, words in REMEDIES if needs <= common), "")
-    names = ", ".join(map(str, dict.fromkeys(key for row in sample for key in row))) or "none"
-    raise UserError(f"dataset.path: {where} has the columns {names}{remedy}. Expected {expects}")
+    columns = list(dict.fromkeys(str(key) for row in sample for key in row))
+    remedy = _remedy(common, columns)
+    raise UserError(f"dataset.path: {where} has the columns {', '.join(columns) or 'none'}{remedy}. Expected {expects}")
+
+
+def _remedy(common: set[str], columns: list[str]) -> str:
+    """What to do with columns that are of no form."""
+    if remedy := next((words for needs, words in REMEDIES if needs <= common), ""):
+        return remedy
+    known = {name.strip().lower(): name for name in columns}
+    needs = next((needs for needs, _ in FORMS if needs <= known.keys()), set())
+    if needs and (others := [known[name] for name in sorted(needs) if known[name] != name]):
+        return f": names are read to the letter; rename {others[0]!r} to {others[0].strip().lower()!r}, and so on"
+    alone = next(((name, words) for name, words in ALONE if name in common), None)
+    if alone is None:
+        return ""
+    beside = [name for name in columns if name != alone[0]]
+    return f": {alone[1]}" if not beside else f": {alone[1]}, or name them by dataset.columns if they are there"
 
 
 def _common(sample: Sample) -> set[str]:
@@ -141,16 +159,19 @@ def _common(sample: Sample) -> set[str]:
 
 
 SCORED = {"fine-grained_score": 1, "overall_score": 1, "score": 1}
+RANKED = {"rank": -1, "score": 1, "pm_score": 1}
 FORMS: tuple[tuple[set[str], Callable[..., Form]], ...] = (
     ({"chosen", "rejected"}, pairs_of),
     ({"preferred_output", "non_preferred_output", "input"}, openai),
     *CHOSEN,
     ({"completions"}, ranked("completions", ("response", "text", "content"), SCORED)),
-    ({"answers"}, ranked("answers", ("answer", "text"), {"rank": -1, "score": 1})),
+    ({"answers"}, ranked("answers", ("answer", "text"), RANKED)),
     ({"response", "helpfulness"}, helpful),
     ({"completion", "label"}, unpaired),
-    ({"completion"}, completions),
+    ({"completion"}, completions("completion")),
     ({"question", "choice", "label"}, choices),
+    ({"instruction", "output"}, completions("output")),
+    *(({column, by}, judged(column, by)) for column in ("messages", "conversations") for by in ("label", "kto_tag")),
     ({"messages"}, dialogues("messages")),
     ({"conversations"}, dialogues("conversations")),
     ({"text", "label"}, classes),
@@ -162,6 +183,16 @@ REMEDIES: tuple[tuple[set[str], str], ...] = (
         ": this is Label Studio's own export; export the rows as CSV or JSON-MIN and map its columns",
     ),
     ({"question", "answer"}, ": questions with answers are read by dataset=questions"),
-    ({"prompt"}, ": prompts alone, with nothing to prefer; add columns chosen and rejected, or completion"),
-    ({"text"}, ": texts alone, with nothing to learn from them; add a column label"),
+    (
+        {"message_id", "parent_id"},
+        ": OpenAssistant's messages one by one; write a row {prompt, chosen, rejected} for two replies to a message",
+    ),
+    (
+        {"message_tree_id"},
+        ": OpenAssistant's trees; write a row {prompt, chosen, rejected} for two replies to a message",
+    ),
+)
+ALONE: tuple[tuple[str, str], ...] = (
+    ("prompt", "prompts alone, with nothing to prefer; add columns chosen and rejected, or completion"),
+    ("text", "texts alone, with nothing to learn from them; add a column label"),
 )

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from w2sg.data.examples import Example, pair
 from w2sg.data.files import Row, Rows
 from w2sg.data.messages import LAST_TURN, Dialogue, Message
-from w2sg.data.prompt_columns import EXPECTS, PROMPTS, Form, PromptColumns, Sample, Tie, number, text_of
-from w2sg.data.turns import kind_of, majority, messages_of, refuse_loose, refuse_python
+from w2sg.data.prompt_columns import EXPECTS, OTHER_SYSTEM, PROMPTS, Form, PromptColumns, Sample, Tie, number, text_of
+from w2sg.data.turns import kind_of, majority, messages_of, refuse_kinds, refuse_loose
 from w2sg.errors import UserError
 
-SCORES = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen_rating", "rejected_rating"),
-    ("chosen_reward", "rejected_reward"),
-)
+SCORE = re.compile(r"score|rating|reward")  # in names of columns, beside "chosen"; keys of messages have no more
 EQUAL, LOWER = "pairs with equal scores", "pairs whose chosen reply has the lower score"
 
 
 def pairs_of(sample: Sample, common: set[str], where: str, names: tuple[str, str] = ("chosen", "rejected")) -> Form:
     """{chosen, rejected}, with a prompt or with dialogues that hold it."""
     kind = majority(row.get(name) for row in sample for name in names)
-    refuse_python(kind, names[0], where)
+    refuse_kinds(kind, names[0], where)
     prompts = PromptColumns.of(sample, common, where)
     if kind == "text" and prompts.column is None:
         refuse_loose((row.get(names[0]) for row in sample), names[0], where)
@@ -55,7 +52,7 @@ def pairs_of(sample: Sample, common: set[str], where: str, names: tuple[str, str
                 "it out there if the prompt was written twice)"
             )
         form.example = lambda row: prompts.pair(row, *(_reply(row, name, kind) for name in names))
-    _scored(form, sample)
+    _scored(form, sample, names)
     return form
 
 
@@ -115,6 +112,8 @@ def _of_messages(row: Row, names: tuple[str, str], prompts: PromptColumns, form:
     else:
         lead = prompts.before(row)
         if before[0].role == "system":
+            if any(message.role == "system" and not _same(message.content, before[0].content) for message in lead):
+                form.counts[OTHER_SYSTEM.format(prompts.system)] += 1
             lead = tuple(message for message in lead if message.role != "system")
         lead = lead if before[: len(lead)] != lead else ()
         dialogue = Dialogue.of_messages((*lead, *before))
@@ -143,17 +142,42 @@ def _same(one: str, other: str) -> bool:
     return one.split() == other.split()
 
 
-def _scored(form: Form, sample: Sample) -> None:
-    """Pairs whose scores do not say what their names say are counted."""
-    keys = {key for row in sample for key in row}
-    names = next((both for both in SCORES if set(both) <= keys), None)
-    if names is None:
-        return
-    form.reads |= set(names)
+def _scored(form: Form, sample: Sample, names: tuple[str, str]) -> None:
+    """Pairs whose scores do not say what their names say are counted.
+
+    Args:
+        names: of the two replies.
+    """
+    keys = dict.fromkeys(str(key) for row in sample for key in row)
+    both = ((key, key.replace(*names)) for key in keys if names[0] in key and SCORE.search(key.lower()))
+    columns = next((pair for pair in both if pair[1] in keys), None)
+    if columns is not None:
+        form.reads |= set(columns)
+        _compare(form, columns, lambda row, made: [row.get(column) for column in columns])
+    elif any(_own_score(row.get(names[0])) is not None for row in sample):
+        form.within |= {key for key in ("score", "rating", "reward")}
+        _compare(form, names, lambda row, made: [_own_score(row.get(name)) for name in names])
+
+
+def _own_score(side: Any) -> Any:
+    """What the last message of a reply says of it."""
+    last = side[-1] if isinstance(side, list) and side else side
+    if not isinstance(last, dict):
+        return None
+    return next((held for key, held in last.items() if SCORE.fullmatch(str(key)) and held is not None), None)
+
+
+def _compare(form: Form, names: tuple[str, ...], scores_of: Callable[[Row, Example], list[Any]]) -> None:
+    """Count pairs whose preferred reply has no higher score.
+
+    Args:
+        names: of the scores, for messages. scores_of: a row's, the preferred reply's first.
+    """
 
     def compare(row: Row, made: Example) -> None:
-        scores = [number(row.get(name)) for name in names]
-        if None in scores and any(row.get(name) not in (None, "") for name in names):
+        given = scores_of(row, made)
+        scores = [number(score) for score in given]
+        if None in scores and any(score not in (None, "") for score in given):
             form.counts["pairs whose scores are not two numbers, so that they are not compared"] += 1
         if None not in scores and scores[0] <= scores[1]:
             what = EQUAL if scores[0] == scores[1] else LOWER
@@ -183,28 +207,50 @@ def openai(sample: Sample, common: set[str], where: str) -> Form:
 # -- replies that a column or a score chooses among --------------------------------------------------------------------
 
 
-def chosen_by(names: tuple[str, str], by: str, better: Callable[[Any], int | None]) -> Callable[..., Form]:
-    """Two replies and a column that says which is the better one: 0 or 1; None for a tie."""
+# of columns that choose: what says that no reply is the better one
+TIE = -1
+TIES = {"", "none", "null", "nan", "tie", "tied", "draw", "both", "neither", "equal", "same", "0.5", "-1", "both_bad"}
+
+
+def chosen_by(names: tuple[str, str], by: str, better: Callable[[Any], int | None], values: str) -> Callable[..., Form]:
+    """Two replies and a column that says which is the better one.
+
+    Args:
+        better: a cell as 0 or 1, `TIE`, or None for what it does not know. values: those that it knows, for messages.
+    """
+
+    def which_of(value: Any) -> int:
+        """What is no verdict at all is not taken for a tie."""
+        which = better(value)
+        if which is None and re.sub(r"\.0$|\s*\(.*\)$", "", str(value).strip().lower()) not in TIES:
+            raise ValueError(f"{by} is {value!r}, which prefers no reply ({values} would)")
+        return TIE if which is None else which
 
     def make(sample: Sample, common: set[str], where: str) -> Form:
-        values = [better(row.get(by)) for row in sample]
-        if all(value is None for value in values):
+        counts: Counter[int | None] = Counter()
+        for row in sample:
+            try:
+                counts[which_of(row.get(by))] += 1
+            except ValueError:
+                counts[None] += 1
+        if 20 * counts[None] > len(sample) or counts[TIE] == len(sample):
+            shown = ", ".join(map(repr, dict.fromkeys(row.get(by) for row in sample[:50])))[:80]
             raise UserError(
-                f"dataset.path: {where}: the column {by} prefers no reply (its values are "
-                f"{', '.join(map(repr, dict.fromkeys(row.get(by) for row in sample[:50])))[:80]}); mend it, or name "
-                "columns by dataset.columns"
+                f"dataset.path: {where}: the column {by} prefers no reply in {counts[None] or len(sample)} of "
+                f"{len(sample)} rows (its values are {shown}; {values} would); mend it, or name columns by "
+                "dataset.columns"
             )
         prompt_names = PROMPTS if "context" not in common else ("prompt", "context", *PROMPTS)
         prompts = PromptColumns.of(sample, common, where, prompt_names)
         kind = majority(row.get(name) for row in sample for name in names)
-        refuse_python(kind, names[0], where)
+        refuse_kinds(kind, names[0], where)
         form = Form(
             f"preference pairs {names[0]} and {names[1]}, the better by {by}", None, {*names, by} | prompts.columns
         )
 
         def example(row: Row) -> Example:
-            which = better(row[by])
-            if which is None:
+            which = which_of(row[by])
+            if which == TIE:
                 raise Tie(f"{by} is {row[by]!r}, which prefers no reply")
             ordered = (names[which], names[1 - which])
             if kind in ("messages", "json"):
@@ -212,6 +258,10 @@ def chosen_by(names: tuple[str, str], by: str, better: Callable[[Any], int | Non
             return prompts.pair(row, *(_reply(row, name, kind) for name in ordered))
 
         form.example = example
+        scores = tuple(f"score_{name.rpartition('_')[2]}" for name in names)
+        if set(scores) <= common:
+            form.reads |= set(scores)
+            _compare(form, scores, lambda row, made: [row[name] for name in scores[:: 1 - 2 * which_of(row[by])]])
         return form
 
     return make
@@ -227,14 +277,16 @@ def first_if_one(value: Any) -> int | None:
 
 
 def by_sign(value: Any) -> int | None:
-    """Below 0 the first reply is the better one, above 0 the second (HelpSteer)."""
+    """Below 0 the first reply is the better one, above 0 the second (HelpSteer); -100 stands for no verdict there."""
     strength = number(value)
-    return int(strength > 0) if strength else None
+    if strength is None or abs(strength) >= 100:
+        return None
+    return int(strength > 0) if strength else TIE
 
 
 def winner_of(value: Any) -> int | None:
     text = str(value).strip().lower().removeprefix("model_").removeprefix("response_")
-    return {"a": 0, "b": 1}.get(text)
+    return {"a": 0, "b": 1, "a>b": 0, "a>>b": 0, "b>a": 1, "b>>a": 1}.get(text.replace(" ", ""))
 
 
 def label_of(value: Any) -> int | None:
@@ -245,15 +297,17 @@ def label_of(value: Any) -> int | None:
 
 # the columns, and how to read them: two replies, the column that chooses between them, and how its values do
 CHOSEN = tuple(
-    ({one, other, by}, chosen_by((one, other), by, better))
-    for one, other, by, better in (
-        ("response_0", "response_1", "better_response_id", place_of),
-        ("response_1", "response_2", "preference_strength", by_sign),
-        ("response1", "response2", "overall_preference", by_sign),
-        ("human_ref_A", "human_ref_B", "labels", first_if_one),
-        ("conversation_a", "conversation_b", "winner", winner_of),
-        ("response_a", "response_b", "winner", winner_of),
-        ("first", "second", "label", label_of),
+    ({one, other, by}, chosen_by((one, other), by, better, values))
+    for one, other, by, better, values in (
+        ("response_0", "response_1", "better_response_id", place_of, "0 or 1"),
+        ("response_0", "response_1", "safer_response_id", place_of, "0 or 1"),
+        ("response_1", "response_2", "preference_strength", by_sign, "-3 to 3"),
+        ("response1", "response2", "overall_preference", by_sign, "-3 to 3"),
+        ("human_ref_A", "human_ref_B", "labels", first_if_one, "0 or 1"),
+        ("conversation_a", "conversation_b", "winner", winner_of, "model_a or model_b"),
+        ("response_a", "response_b", "winner", winner_of, "model_a or model_b"),
+        ("response_A", "response_B", "label", winner_of, "A>B or B>A"),
+        ("first", "second", "label", label_of, "A or B, 0 or 1"),
     )
 )
 
@@ -265,9 +319,13 @@ def ranked(column: str, texts: tuple[str, ...], scores: dict[str, int]) -> Calla
         prompts = PromptColumns.of(sample, common, where)
         cells = [reply for row in sample if isinstance(row.get(column), list) for reply in row[column]]
         if not cells or not all(isinstance(reply, dict) for reply in cells):
-            raise UserError(f"dataset.path: {where}: {column} is no list of replies with scores. Expected {EXPECTS}")
-        text = next((name for name in texts if all(name in reply for reply in cells)), None)
-        name = next((name for name in scores if all(number(reply.get(name)) is not None for reply in cells)), None)
+            steps = " (steps with labels, as in stepwise supervision, are not read)" if "labels" in common else ""
+            raise UserError(
+                f"dataset.path: {where}: {column} is no list of replies with scores{steps}. Expected {EXPECTS}"
+            )
+        # by most of them: one reply without a score must not give all others another
+        text = next((name for name in texts if _most(isinstance(reply.get(name), str) for reply in cells)), None)
+        name = next((name for name in scores if _most(number(reply.get(name)) is not None for reply in cells)), None)
         if text is None or name is None or prompts.column is None:
             keys = ", ".join(dict.fromkeys(key for reply in cells for key in reply))
             raise UserError(
@@ -278,6 +336,8 @@ def ranked(column: str, texts: tuple[str, ...], scores: dict[str, int]) -> Calla
         def example(row: Row) -> Example:
             if not isinstance(row[column], list) or len(row[column]) < 2:
                 raise ValueError(f"{column} has no two replies")
+            if any(not isinstance(reply, dict) or number(reply.get(name)) is None for reply in row[column]):
+                raise ValueError(f"a reply in {column} has no {name}, as others have")
             order = sorted(row[column], key=lambda reply: scores[name] * float(reply[name]))
             if float(order[0][name]) == float(order[-1][name]):
                 raise Tie(f"all of {column} have {name} {order[0][name]}")
@@ -286,6 +346,11 @@ def ranked(column: str, texts: tuple[str, ...], scores: dict[str, int]) -> Calla
         return Form(f"pairs of the best and the worst of {column} by {name}", example, {column} | prompts.columns)
 
     return make
+
+
+def _most(held: Iterable[bool]) -> bool:
+    held = list(held)
+    return 2 * sum(held) > len(held)
 
 
 GROUPED = "pairs of the best and the worst reply to each prompt by helpfulness"

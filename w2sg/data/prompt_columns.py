@@ -11,7 +11,7 @@ from typing import Any
 from w2sg.data.examples import NO_PROMPT, Example, pair
 from w2sg.data.files import Row
 from w2sg.data.messages import LAST_TURN, TURN, Dialogue, Message, transcript
-from w2sg.data.turns import BEGINS, kind_of, majority, messages_of, refuse_loose, refuse_python
+from w2sg.data.turns import BEGINS, kind_of, majority, messages_of, refuse_kinds, refuse_loose
 
 Sample = list[Row]
 EXPECTS = (
@@ -21,6 +21,7 @@ EXPECTS = (
 )
 PROMPTS = ("prompt", "question", "instruction", "query", "input", "history", "conversations")
 SYSTEMS = ("system", "system_prompt")
+OTHER_SYSTEM = "rows whose {} is not the system message of their dialogue, which is read"
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Form:
 
     Attributes:
         words: what they are taken for, for the report. example: of one row. reads, needs: columns.
+        within: keys of messages that it reads.
         counts: of what a reader should know, as rows are read. strict: by an example's id, why it is not to be trusted.
     """
 
@@ -36,6 +38,7 @@ class Form:
     example: Callable[[Row], Example]
     reads: set[str]
     needs: set[str] = field(default_factory=set)
+    within: set[str] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
     strict: dict[str, str] = field(default_factory=dict)
 
@@ -84,7 +87,7 @@ class PromptColumns:
         if column is None:
             return PromptColumns(None)
         kind = majority(row.get(column) for row in sample)
-        refuse_python(kind, column, where)
+        refuse_kinds(kind, column, where)
         if kind == "text":
             cells = [row[column] for row in sample if isinstance(row.get(column), str)]
             refuse_loose(cells, column, where)

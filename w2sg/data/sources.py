@@ -79,7 +79,7 @@ def parse_question(row: Row, columns: tuple[str, str, str] = ("question", "answe
 
 
 def _given(path: str | None) -> str:
-    if path is None:
+    if path is None or not path.strip():
         raise UserError("dataset.path: needs a hub id, a folder or a file")
     return path
 

@@ -31,7 +31,8 @@ REPR = "a list of messages written as Python text; save the data as .jsonl or .p
 SPECIAL = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|begin_of_text|endoftext|user|assistant|system|end)\|>"
     r"|<[|｜](?:User|Assistant|turn|header_start|start_of_role|START_OF_TURN_TOKEN|end_of_text)[|｜]>"
-    r"|\[/?(?:INST|SYSTEM_PROMPT)\]|<</?SYS>>|<(?:start|end)_of_turn>|</s>"
+    r"|<\|(?:end_of_turn|eom_id|eot|start|message|channel|return|im_user|im_assistant|im_middle)\|>|<\|turn>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT)\]|<</?SYS>>|<(?:start|end)_of_turn>|</s>|<extra_id_\d>|\[\|(?:user|assistant)\|\]"
 )
 
 
@@ -144,7 +145,21 @@ def refuse_loose(values: Iterable[Any], name: str, where: str) -> None:
         )
 
 
-def refuse_python(kind: str, name: str, where: str) -> None:
-    """Python's own way to write lists is no format: what pandas' to_csv does to a column of messages."""
+# of cells that are no text: what to do with them
+KINDS = {
+    "list": "lists that are no messages {role, content}; of several replies, write a row for each pair of them",
+    "dict": "objects without a role; write texts, or messages as {role, content}",
+}
+
+
+def refuse_kinds(kind: str, name: str, where: str) -> None:
+    """Columns whose cells are no text or messages; also what pandas' to_csv does to a column of messages.
+
+    Args:
+        kind: of most cells.
+    """
     if kind == "python":
         raise UserError(f"dataset.path: {where}: the column {name} is {REPR}")
+    if kind not in ("text", "messages", "json", "dialogue", "nothing"):
+        what = KINDS.get(kind, f"values of the type {kind}; write them as text")
+        raise UserError(f"dataset.path: {where}: the column {name} holds {what}")
