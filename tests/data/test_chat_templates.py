@@ -223,6 +223,29 @@ def test_kept_thoughts_are_part_of_replies(name):
         assert split(chat.text(ids)).reply == "good."
 
 
+@pytest.mark.parametrize("empty", ["<think></think>", "<think>\n</think>\n", "<think> </think> "])
+def test_an_open_thought_is_closed_as_the_template_does_where_it_does(empty):
+    opening = OPENING["open_chatml"]
+    own = opening.replace("{{ m.content }}", "{% if m.role == 'assistant' %}" + empty + "{% endif %}{{ m.content }}", 1)
+    chat = chat_of(own)
+    (prompt,) = chat.prompts([PROMPT])
+    ours = [*prompt, *chat.replies(["good."], [True])[0], chat.end]
+    assert written(chat, ours) == chat.form.dialogue(ASKED, "good.").removesuffix("\n")
+    assert ours == ids_of(chat.tokenizer, [chat.form.dialogue(ASKED, "good.")])[0][: len(ours)]
+
+
+def test_a_space_before_a_reply_is_the_reply_s_wherever_prompts_end():
+    """A generation prompt that ends in a line break, where dialogues have a space (OpenChat, Falcon)."""
+    template = "{% for m in messages %}<|{{ m.role }}|>: {{ m.content }}<|end|>{% endfor %}" + (
+        "{% if add_generation_prompt %}<|assistant|>:\n{% endif %}"
+    )
+    chat = chat_of(template)
+    (prompt,), (reply,) = chat.prompts([PROMPT]), chat.replies(["good."], [True])
+    theirs = ids_of(chat.tokenizer, [chat.form.dialogue(ASKED, "good.")])[0]
+    assert [*prompt, *reply, chat.end] == theirs
+    assert chat.text(reply) == "good."
+
+
 def test_qwen3_reads_its_own_empty_thought():
     """Its prompt ends before a thought that its dialogues have."""
     chat = chat_of(TEMPLATES["qwen3"][0])

@@ -197,16 +197,21 @@ class Template:
             # a space before the reply is part of its first token, so it is the reply's
             prompt += extra.rstrip(" ") if extra.strip() else ""
         elif start.rstrip() == before.rstrip():
-            prompt = before
+            prompt = before.rstrip(" ")
             if notes is not None:
-                notes.append(f"prompts end in {before[-12:]!r} as dialogues have it, not in {start[-12:]!r}")
+                notes.append(f"prompts end in {prompt[-12:]!r} as dialogues have it, not in {start[-12:]!r}")
         elif _bare(start) != _bare(before) and notes is not None:
             notes.append(
                 f"its chat template goes on otherwise than it prompts: a prompt ends in {_last(start, before)}, the "
                 f"same place of a dialogue in {_last(before, start)}"
             )
         opened = thoughts.left_open(prompt)
-        return prompt + thoughts.closing(opened) if opened and self.thoughts != "keep" else prompt
+        if not opened or self.thoughts == "keep":
+            return prompt
+        bare = prompt.removesuffix(opened)
+        if before.startswith(bare) and thoughts.empty(before[len(bare) :]) and not thoughts.left_open(before):
+            return before.rstrip(" ")  # the template has an empty thought of its own, which is what the model knows
+        return prompt + thoughts.closing(opened)
 
     @cached_property
     def specials(self) -> dict[str, int]:
