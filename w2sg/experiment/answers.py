@@ -44,13 +44,16 @@ def ask(
         begun = time.perf_counter()
         replies = write_batch(decoder, engines(), batch)
         seconds = (time.perf_counter() - begun) / len(batch)
-        answers = {i: pack_text(reply, server.size, seconds) for i, reply in zip(batch.ids, replies, strict=True)}
+        answers = {
+            i: pack_text(reply, server.client.size, seconds) for i, reply in zip(batch.ids, replies, strict=True)
+        }
         content = to_file(answers)
         with stops.deferred():
             seal(scratch, f"answers-{len(done):06d}", ".json.gz", lambda file, content=content: file.write(content))
         done |= answers
         progress.at(len(done))
         progress.kept(len(done))
+    log.info("%s", server.client.cost)
     if server.usage.uncounted:
         log.warning("the server does not count tokens: they are counted by the tokenizer of strong=")
     (folder / ANSWERS).write_bytes(to_file(done))

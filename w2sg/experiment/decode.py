@@ -16,6 +16,7 @@ from w2sg.data.loading import Examples
 from w2sg.data.replies import Prompts
 from w2sg.data.rows import ByPlace
 from w2sg.data.table import digest
+from w2sg.decoding.completions_limits import Kept
 from w2sg.decoding.decoders import REWARD, STRONG, TUNED, UNTUNED, Decoder
 from w2sg.decoding.decoders import written as stored
 from w2sg.decoding.decoders.batches import write_batch
@@ -38,6 +39,7 @@ from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.store.files import read_json, write_json
 from w2sg.store.shards import Found
+from w2sg.store.soundness import SCRATCH
 from w2sg.training.inputs import VERSION
 from w2sg.training.stages import ReadJob, load_parts
 
@@ -271,7 +273,9 @@ class Decoders:
     def _ask(self, decoder: Decoder, prompts: Prompts, folder: Path) -> dict[str, Any]:
         modules, engines = self._models(decoder)
         with (
-            self.server.grower(self.strong.source.chat, decoder, self.run.stage_seed("plain")) as server,
+            self.server.grower(
+                self.strong.source.chat, decoder, self.run.stage_seed("plain"), Kept(folder / SCRATCH)
+            ) as server,
             self._on_device(modules),
         ):
             return ask(decoder, prompts, partial(engines, server=server, trace=decoder.traces), server, folder)

@@ -4,57 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from urllib.parse import urlsplit
 
-from pydantic import PositiveInt
-
-from w2sg.config.option import Options, option
 from w2sg.config.options import Sampling
+from w2sg.config.server_schema import ServerOptions
 from w2sg.data.dialogue import Chat
 from w2sg.data.messages import Dialogue
+from w2sg.decoding.completions import Completions
+from w2sg.decoding.completions_limits import Kept, Limits
 from w2sg.decoding.server import ServerGrower
 
 
-class Server(Options):
+class Server(ServerOptions):
     """A server with OpenAI's completions API that writes in place of the strong model; none without a ``url``.
 
     The strong model names its tokenizer and chat template alone. Needs ``method.evaluation.surprise=false``.
     """
 
-    url: str | None = option(None, "its address with the version, as http://localhost:8000/v1; null is no server")
-    model: str | None = option(None, "what the server calls the model")
-    key_variable: str = option("OPENAI_API_KEY", "environment variable with its key; without it none is sent")
-    workers: PositiveInt = option(8, "requests at a time")
-    attempts: PositiveInt = option(6, "how often a request is sent before the run gives up; what was answered is kept")
-    timeout: float = option(600.0, "seconds to wait for an answer", gt=0.0)
-
-    def rules(self) -> list[str]:
-        if self.url is None:
-            unread = [name for name, field in Server.model_fields.items() if getattr(self, name) != field.default]
-            return [
-                f"{name}: read only where server.url names a server; set that, or leave it as it is" for name in unread
-            ]
-        broken = []
-        address = urlsplit(self.url)
-        if address.scheme not in ("http", "https") or not address.netloc:
-            broken.append(f"url: {self.url!r} is not the address of a server, as http://localhost:8000/v1")
-        if "@" in address.netloc:
-            broken.append(
-                "url: reports name it, so no key belongs into it; name the variable that has it in key_variable"
-            )
-        if self.model is None:
-            broken.append("model: say what the server calls its model; the address with /models names them")
-        return broken
-
-    def grower(self, chat: Chat, sampling: Sampling, seed: int) -> ServerGrower:
+    def grower(self, chat: Chat, sampling: Sampling, seed: int, kept: Kept | None = None) -> ServerGrower:
         """What asks the server for chunks; it holds connections, so it is a context.
 
         Args:
-            chat: of the strong model. sampling: of the server. seed: of its requests.
+            chat: of the strong model. sampling: of the server. seed: of its requests. kept: answers from before.
         """
         return ServerGrower(
-            self.url,
-            self.model,
+            client(self, chat, kept),
             partial(as_text, chat),
             (),
             sampling.max_new_tokens,
@@ -63,12 +36,33 @@ class Server(Options):
             sampling.temperature,
             sampling.top_p,
             ends(chat),
-            self.key_variable,
-            self.workers,
-            self.attempts,
-            timeout=self.timeout,
-            size=lambda text: len(chat.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
         )
+
+
+def client(options: ServerOptions, chat: Chat, kept: Kept | None, name: str = "decoder.server") -> Completions:
+    """What sends requests to a server of a model that has a chat's tokenizer.
+
+    Args:
+        kept: answers from before. name: of the options.
+    """
+    return Completions(
+        options.url,
+        options.model,
+        options.key_variable,
+        options.workers,
+        options.attempts,
+        timeout=options.timeout,
+        size=lambda text: len(chat.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
+        limits=Limits(
+            options.requests_per_minute,
+            options.tokens_per_minute,
+            options.max_tokens,
+            options.price_in,
+            options.price_out,
+        ),
+        kept=kept,
+        budget=f"{name}.max_tokens",
+    )
 
 
 def as_text(chat: Chat, prompts: Sequence[Dialogue]) -> list[str]:
