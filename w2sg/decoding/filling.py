@@ -31,9 +31,27 @@ def common_start(prompts: Sequence[np.ndarray], worth: int = 8) -> int:
     return shared if shared >= worth else 0
 
 
-def by_length(lengths: Sequence[int]) -> dict[int, list[int]]:
-    """Places of equal lengths."""
+def by_length(lengths: Sequence[int], at_once: int) -> list[list[int]]:
+    """Places of equal lengths, at most so many tokens of them together, or a single one.
+
+    >>> by_length([2, 3, 2, 2], at_once=4)
+    [[0, 2], [3], [1]]
+    """
     places: dict[int, list[int]] = {}
     for place, length in enumerate(lengths):
         places.setdefault(length, []).append(place)
-    return places
+    parts = []
+    for length, alike in places.items():
+        size = max(1, at_once // max(1, length))
+        parts += [alike[begin : begin + size] for begin in range(0, len(alike), size)]
+    return parts
+
+
+def in_parts(rows: int, columns: int, at_once: int) -> list[slice]:
+    """Runs of columns that rows are read in, one after the other, each at most so many tokens, or one of each row.
+
+    >>> in_parts(4, 5, at_once=8)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    size = max(1, at_once // max(1, rows))
+    return [slice(begin, min(begin + size, columns)) for begin in range(0, columns, size)]

@@ -24,6 +24,7 @@ from torch import Tensor
 from w2sg.decoding import waits
 
 NAME = "w2sg_shared_prefix"
+SCORES = 2**28  # that are held at once: the queries of a long chunk take turns
 _now: contextvars.ContextVar[Levels] = contextvars.ContextVar("levels")
 
 
@@ -124,6 +125,15 @@ class Levels:
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """[B, heads, L, D] of queries [B, heads, L, D], over the prefixes and keys and values [B, H, Q, D]."""
+        rows, heads, new, _ = query.shape
+        columns = sum(map(len, self.prefixes)) + keys.shape[2]
+        size = max(1, SCORES // (rows * heads * columns))
+        parts = [slice(begin, min(begin + size, new)) for begin in range(0, new, size)]
+        means = [self._attend(layer, query[:, :, part], part, keys, values, scale) for part in parts]
+        return means[0] if len(means) == 1 else torch.cat(means, 2)
+
+    def _attend(self, layer: int, query: Tensor, part: slice, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """The same of a part of the new tokens."""
         rows, heads, new, width = query.shape
         shared = keys.shape[1]
         # [B, H, N L, D]: heads that share a key are rows to it, so that each key is read once
@@ -131,13 +141,13 @@ class Levels:
         before = [prefix.scores(layer, query) for prefix in self.prefixes]
         scores = torch.cat([*before, query @ keys.transpose(2, 3)], -1).view(rows, shared, heads // shared, new, -1)
         lowest = torch.finfo(scores.dtype).min  # not -inf: a row of filling sees nothing, and must not become NaN
-        for part, hidden in self.hidden:
-            scores[..., part].masked_fill_(hidden, lowest)
+        for columns, hidden in self.hidden:
+            scores[..., columns].masked_fill_(hidden if hidden.ndim > 2 else hidden[part], lowest)
         # one softmax over all levels, in fp32 as transformers' eager attention has it
         shares = scores.softmax(-1, dtype=torch.float32).to(query.dtype).view(rows, shared, -1, scores.shape[-1])
         mean = shares[..., self.after] @ values
-        for prefix, part in zip(self.prefixes, self.parts, strict=True):
-            mean = mean + prefix.mean(layer, shares[..., part])
+        for prefix, columns in zip(self.prefixes, self.parts, strict=True):
+            mean = mean + prefix.mean(layer, shares[..., columns])
         return mean.view(rows, heads, new, values.shape[-1])  # some have values narrower than keys
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from w2sg.decoding import waits
 from w2sg.decoding.caches import cache_argument, empty_cache, has_state, select_rows
 from w2sg.decoding.engine import Count
-from w2sg.decoding.filling import by_length, common_start, fill_left
+from w2sg.decoding.filling import by_length, common_start, fill_left, in_parts
 from w2sg.decoding.given import given_values
 from w2sg.decoding.hidden import columns_hidden
 from w2sg.decoding.packed_layers import pack
@@ -34,6 +34,7 @@ from w2sg.models.policy import Policy
 from w2sg.models.rope import borders, rows_by_themselves, sides
 
 log = logging.getLogger(__name__)
+AT_ONCE = 2**16  # tokens of prompts that go through a model together: their activations take memory
 
 
 class TransformersEngine:
@@ -254,9 +255,9 @@ class TransformersEngine:
     def _empty(self) -> Any:
         return empty_cache(self.policy.plain.config, self.columns)
 
-    def _run(self, model: Any, ids: Tensor, positions: Tensor) -> Any:
+    def _run(self, model: Any, ids: Tensor, positions: Tensor, columns: int | None = None) -> Any:
         self.count.computed += ids.numel()
-        mask = self.mask
+        mask = self.mask[:, :columns]  # up to the last of these tokens
         if self.columns is not None and mask.shape[1] > self.columns:
             raise ValueError(f"{mask.shape[1]} tokens do not fit into a cache of {self.columns} columns")
         if self._cache_argument == "cache_params":  # models without attention ask for the mask of the new tokens alone
@@ -282,8 +283,13 @@ class TransformersEngine:
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """The logits after the last of these tokens, [m, B, V]."""
         self._check_fits(self.lengths)
-        states = self._run(self.policy.body, ids, positions).last_hidden_state
-        last = self.policy.ready(states[:, -1])
+        before, at_once = self.mask.shape[1] - ids.shape[1], AT_ONCE // (2 if self.base_too else 1)
+        # a state may be forgotten between parts, and frequencies may be those of the part
+        whole = self.recurrent or self._turns
+        parts = [slice(0, ids.shape[1])] if whole else in_parts(len(ids), ids.shape[1], at_once)
+        for part in parts:
+            read = self._run(self.policy.body, ids[:, part], positions[:, part], before + part.stop)
+        last = self.policy.ready(read.last_hidden_state[:, -1])
         self.logits = self._checked(self.head(last).view(2 if self.base_too else 1, len(ids), -1))
         return self.logits
 
@@ -354,8 +360,8 @@ class TransformersEngine:
     def _all_from_start(self, last: int) -> Tensor:
         """[m, B, last, D] states of the last tokens of all rows, rows of equal length together, without filling."""
         lengths, ends = self.lengths.tolist(), None
-        for length, places in by_length(lengths).items():
-            rows = waits.sent(places, self.device)
+        for places in by_length(lengths, AT_ONCE // (2 if self.base_too else 1)):
+            rows, length = waits.sent(places, self.device), lengths[places[0]]
             states = self.from_start(self.ids[rows][:, self.ids.shape[1] - length :])[:, :, -last:]
             if ends is None:
                 ends = states.new_zeros((len(states), len(lengths), last, states.shape[-1]))
