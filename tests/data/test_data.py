@@ -714,7 +714,7 @@ def test_missing_paths(tmp_path):
 
 def test_too_few_rows(tmp_path):
     file = write_jsonl(tmp_path / "rows.jsonl", make_pairs(10))
-    with pytest.raises(UserError, match=r"dataset\.sizes: .*ground_truth 4, .*test 4.* there are 10 rows to split"):
+    with pytest.raises(UserError, match=r"dataset\.sizes: .*weak_train 4, .*test 4.* there are 10 rows to split"):
         load(file, sizes={"ground_truth": 4, "transfer": 4, "test": 4})
     with pytest.raises(UserError, match="lower them"):
         load(file, sizes={"ground_truth": 5, "transfer": 5, "test": None})

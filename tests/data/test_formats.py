@@ -384,6 +384,20 @@ def test_prompts_that_were_written_for_a_model_are_said(tmp_path, asked):
     assert note.startswith("rows.jsonl: 12 of 12 prompts end in 'Assistant:' or the like")
 
 
+@pytest.mark.parametrize("start", ["\n\nUser: {}\n\nAssistant: ", "### Human: {}\n### Assistant: ", "Q: {}\nA: "])
+def test_dialogues_of_other_speakers_are_said(tmp_path, start):
+    tables = read(tmp_path, many(lambda k: {key: start.format(k) + f"{key} {k}" for key in BOTH}))
+    (note,) = tables.report["notes"]
+    assert note.startswith("rows.jsonl: 12 of 12 texts look like dialogues whose turns are not told apart")
+    (note,) = read(tmp_path / "b", many(lambda k: {"question": start.format(k)} | BOTH)).report["notes"]
+    assert "prompts end in 'Assistant:' or the like" in note
+
+
+def test_pairs_without_a_prompt_that_share_a_text_are_one_group(tmp_path):
+    with pytest.raises(UserError, match=r"which makes 1 groups; is there a column of prompts, name it by"):
+        read(tmp_path, many(lambda k: {"prompt_id": f"q {k}", "chosen": f"a {k}", "rejected": "no"}))
+
+
 def test_what_is_not_read_of_messages_and_scores_is_said(tmp_path):
     talk = [user("w"), said("x") | {"weight": 0}]
     tables = read(tmp_path, many(lambda k: {"messages": [*talk, user(f"q {k}") | {"name": "Bo"}, said("a")]}))

@@ -21,9 +21,19 @@ TEMPLATED = (
     "rows hold special tokens of a chat template, as <|im_start|> or [INST]: a model with a template would read them "
     "twice; give the texts without them"
 )
+TURNS = re.compile(
+    r"\s*\W*(?:user|human|question|q|instruction|prompt)\W*:.*\n\W*(?:assistant|answer|a|response|bot|ai|gpt)\W*:",
+    re.I | re.S,
+)
+UNTOLD = (
+    "texts look like dialogues whose turns are not told apart (they begin with 'User:' or the like); write "
+    "'\\n\\nHuman: ...\\n\\nAssistant: ...', or give the prompt in a column of its own"
+)
 SPACED = "pairs whose replies differ in whitespace at their ends alone, which chat templates leave out"
 LISTED = "prompts or replies are lists written as text (['...']), and are read as they stand"
-ASKING = re.compile(r"\n\W*(?i:assistant|response|ai|bot|gpt)\W*$|\b(?:ASSISTANT|GPT4 Correct Assistant):\s*$")
+ASKING = re.compile(
+    r"\n\W*(?i:assistant|response|answer|ai|bot|gpt)\W*$|\nA:\s*$|\b(?:ASSISTANT|GPT4 Correct Assistant):\s*$"
+)
 ASKED = (
     "prompts end in 'Assistant:' or the like, and are read as one message of the user; give the question without what "
     "stands around it"
@@ -99,6 +109,7 @@ def _count(form: Form, made: Example) -> None:
     if made.kind == "pairs" and len({part.strip() for part in parts[1:]}) == 1:
         form.counts[SPACED] += 1
     form.counts.update([TEMPLATED] * any(SPECIAL.search(text) for text in made.texts))
+    form.counts.update([UNTOLD] * (made.kind == "pairs" and not made.prompt.text and bool(TURNS.match(made.texts[0]))))
     form.counts.update([ASKED] * bool(ASKING.search(question)))
     form.counts.update([LISTED] * any(LIST.fullmatch(part) for part in parts))
 

@@ -238,10 +238,15 @@ def _filled(
     unlimited = [name for name in sizes if sizes[name] is None]
     if fixed > count or (unlimited and fixed + len(unlimited) > count):
         raise UserError(
-            f"dataset.sizes: {', '.join(f'{k} {v}' for k, v in sizes.items())} were asked for, but there are "
-            f"{count} rows to split{of}; lower them"
+            f"dataset.sizes: {', '.join(f'{typed_name(k)} {v}' for k, v in sizes.items())} were asked for, but there "
+            f"are {count} rows to split{of}; lower them"
         )
     why = f" ({count} rows of {len(order)} prompts{of}, and all rows of a prompt go to one split)"
+    if any(not member.prompt.text and member.kind == "pairs" for members in groups.values() for member in members[:1]):
+        why = (
+            f" ({count} pairs without a prompt{of}; those that have a text in common go to one split, which makes "
+            f"{len(order)} groups; is there a column of prompts, name it by dataset.columns.prompt)"
+        )
     # test first: where its size is given, its rows stay the same when the sizes of the others change
     first = sorted(sizes, key=lambda n: (n != "test", n))
     filling = iter(order)
