@@ -162,6 +162,15 @@ def test_a_folder_without_tokenizer_files_is_refused(tmp_path):
         load_tokenizer(str(folder))
 
 
+def test_short_texts_that_are_mostly_special_tokens_are_not_taken_for_lost_ones():
+    asked = "<|start_header_id|>user<|end_header_id|>{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
+    reading = read(
+        source_of(tokenizer_of("byte_level")), table_of([(asked.format("a") + x, asked.format("b")) for x in "cd"])
+    )
+    (line,) = reading.lines
+    assert "4 of 4 texts hold special tokens of the model's own" in line
+
+
 def test_a_template_of_a_file_is_the_model_s(tmp_path):
     folder = save_tiny_model(tmp_path / "model", "llama")
     assert not find(spec(name=str(folder)), "strong").chat.template
@@ -175,3 +184,5 @@ def test_a_template_of_a_file_is_the_model_s(tmp_path):
         (tmp_path / "empty").write_text(" \n")
         with pytest.raises(UserError, match=f"chat_template: the file .*{why}"):
             read_template(str(tmp_path / name))
+        with pytest.raises(UserError, match=f"chat_template: the file .*{why}"):  # before any work
+            find(spec(name=str(folder), chat_template=str(tmp_path / name)), "strong").check_texts()

@@ -75,7 +75,9 @@ class Reading:
             self._unknown(source, flat, ids)
             for k in _some(lengths):
                 bare = not source.templated  # then all special tokens are the tokenizer's own, and not of the text
-                self._came_back(spec.name, flat[k], source.tokenizer.decode(list(ids[k]), skip_special_tokens=bare))
+                read = source.tokenizer.decode(list(ids[k]), skip_special_tokens=bare)
+                quoted = [token * flat[k].count(token) for token in source.tokenizer.all_special_tokens if bare]
+                self._came_back(spec.name, flat[k], read + "".join(quoted))  # those that the text itself holds are read
             if not source.templated:
                 self._templated(source.tokenizer, spec.name, flat)
             for k in _some(lengths)[:EXAMPLES]:

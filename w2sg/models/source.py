@@ -159,13 +159,15 @@ class Source:
         return depth_of(self.config, self.role, self.spec.name)
 
     def check_texts(self) -> None:
-        """Before any work: texts fit the model's positions, and its tokenizer's tokens have embeddings.
+        """Before any work: there is the chat template, texts fit the positions, and tokens have embeddings.
 
         Raises:
             UserError: they do not.
         """
         if self.config is None:
             return
+        if self.spec.chat_template is not None:
+            read_template(self.spec.chat_template)
         self.notes += check_positions(self.config, self.spec.max_length, self.role, self.spec.name)
         if self.gguf is None:
             check_vocabulary(self.tokenizer, self.config, self.role, self.spec.name)
