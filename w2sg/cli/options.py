@@ -35,6 +35,7 @@ SECTIONS = {  # heading -> the key and the class of what stands below it
     "`optim`": ("optim", "w2sg.config.schema.TrainingConfig"),
     "`trainer`": ("trainer", "w2sg.config.schema.TrainerConfig"),
     "`engine`": ("engine", "w2sg.config.engine_schema.EngineConfig"),
+    "`server`": ("server", "w2sg.config.server_schema.ServerConfig"),
     "`logger`": ("logger", "w2sg.config.schema.LoggerConfig"),
     "`plan`": ("plan", "w2sg.config.schema.PlanConfig"),
     "`python evaluate.py`": ("", "w2sg.config.evaluate_schema.EvaluateConfig"),

@@ -31,6 +31,7 @@ from w2sg.config.machine import (
 from w2sg.config.option import MISSING, Options, defaults_of, hint_of, options_class
 from w2sg.config.programs import command
 from w2sg.config.schema import TrainConfig
+from w2sg.config.server_schema import server_problems
 from w2sg.config.suggest import similar, unknown_key
 from w2sg.errors import ConfigError, UserError
 from w2sg.printable import printable
@@ -80,6 +81,8 @@ def check(cfg: Any, choices: Mapping[str, str] | None = None) -> TrainConfig:
         if isinstance(node := container.get(key), dict):
             problems += target_problems(key, node, container)
     problems += _cross_problems(container)
+    if config is not None:
+        problems += server_problems(config.server, config.method)
     if config is not None and not problems:  # what the method itself has to say, where its options are in order
         module = importlib.import_module(pkgutil.resolve_name(config.method["_target_"]).__module__)
         problems += getattr(module, "problems", lambda _: [])(config)

@@ -17,6 +17,7 @@ from w2sg.config.gpus import GPUS
 from w2sg.config.label_schema import LabelTokens
 from w2sg.config.machine import attention_named, load_named
 from w2sg.config.option import Options, option
+from w2sg.config.server_schema import ServerConfig
 
 OWN_CHAT = {"chat_template": None, "chat_template_kwargs": None, "thoughts": "strip"}  # of earlier versions
 
@@ -431,6 +432,7 @@ class TrainConfig(Options):
     training: TrainingConfig = option(TrainingConfig(), "how models are trained on labels", alias="optim")
     trainer: TrainerConfig = option(..., "devices, precision and progress")
     engine: EngineConfig = option(EngineConfig(), "what runs a model that works by itself")
+    server: ServerConfig = option(ServerConfig(), "a completions server in place of models as they were found")
     logger: LoggerConfig = option(..., "where the curves of training go")
     report: ReportConfig = option(ReportConfig(), "what is written beside the numbers")
     plan: PlanConfig = option(PlanConfig(), "what a run would do, said in its place")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import PositiveInt
@@ -25,8 +26,8 @@ class ServerOptions(Options):
     )
     max_tokens: PositiveInt | None = option(
         None,
-        "budget of each stage: tokens that it may have the server read and write; what was answered is kept, and costs "
-        "nothing when the run goes on; null is no limit",
+        "budget: tokens that a run (decoder.server.*: each stage) may have the server read and write; what was "
+        "answered is kept, and costs nothing when the run goes on; null is no limit",
     )
     price_in: float | None = option(None, "price of a million tokens read, in any currency, for the line of cost", ge=0)
     price_out: float | None = option(None, "price of a million tokens written", ge=0)
@@ -62,3 +63,20 @@ class ServerConfig(ServerOptions):
         "the models that it stands in for where they write as they were found: weak, strong, judge",
         min_length=1,
     )
+
+
+def server_problems(server: ServerConfig, method: Mapping[str, Any]) -> list[str]:
+    """What a method would not ask a server, or a server cannot do."""
+    if server.url is None:
+        return []
+    sampling, judge = method.get("sampling"), method.get("judge")
+    asked = isinstance(judge, Mapping) and judge.get("kind") == "llm"
+    broken = []
+    if "judge" in server.roles and not asked:
+        broken.append("server.roles: there is no judge that is a language model; choose judge=llm, or take judge out")
+    writes = {"weak", "strong"} & set(server.roles)
+    if writes and not isinstance(sampling, Mapping) and method.get("decoder") is None:
+        broken.append("server.url: nothing is written by this method, so no server is asked; leave it out")
+    if writes and isinstance(sampling, Mapping) and sampling.get("top_k"):
+        broken.append("method.sampling.top_k: a completions server takes no top_k; set it to 0, or use top_p")
+    return broken

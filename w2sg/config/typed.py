@@ -44,7 +44,7 @@ TEXTS = re.compile(
     r"(weak|strong)\.(name|before_alignment|revision|chat_template)|dataset\.(path|subset|revision|difficulty\.column)"
     r"|dataset\.zero_shot\.question|plan\.file|logger\.(project|entity|group)|method\.(\w*instruction|answers|evaluation\.tax)"
     r"|refine\.\w*instruction|(method\.)?judge\.(model|tuned|untuned|question)|method\.alignment\.judge\.model"
-    r"|(decoder|method\.decoder)\.(guide\.model|server\.(url|model|tokenizer))"
+    r"|(decoder|method\.decoder)\.(guide\.model|server\.(url|model|tokenizer))|server\.(url|model|key_variable)"
 )
 
 

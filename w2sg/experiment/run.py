@@ -20,7 +20,7 @@ from w2sg.config.unread import unread
 from w2sg.console import Plain
 from w2sg.data.labels import Labels
 from w2sg.errors import UserError
-from w2sg.experiment import alignment, fit_labels, fit_text, keys, replies
+from w2sg.experiment import alignment, asked_labels, fit_labels, fit_text, keys, replies
 from w2sg.experiment import decode as decoding
 from w2sg.experiment import generate as generation
 from w2sg.experiment import predict as predictions
@@ -55,6 +55,7 @@ class Run(Context):
     sft = fit_text.sft
     dpo = fit_text.dpo  # direct preference optimisation: its formula is in w2sg/losses/preferences.py
     wspo = fit_text.wspo
+    ask_labels = asked_labels.ask_labels
     score = scores.score
     token_values = scores.token_values
     divergence = scores.divergence

@@ -6,7 +6,10 @@ import json
 from functools import partial
 
 from w2sg.config.engine_schema import EngineConfig
+from w2sg.data.table import digest
 from w2sg.decoding import vllm
+from w2sg.decoding.completions_limits import Kept
+from w2sg.decoding.server_engine import ServerEngine
 from w2sg.decoding.text_engine import TextEngine
 from w2sg.errors import UserError
 from w2sg.experiment.context import Context
@@ -25,6 +28,8 @@ def text_engine(run: Context, model: Trained, asked: str | None = None) -> TextE
     Raises:
         UserError: the engine that was chosen cannot run the model.
     """
+    if (server := _server(run, model)) is not None:
+        return server
     config = run.config.engine
     name = asked or config.name
     if name == "transformers":
@@ -54,3 +59,27 @@ def _vllm(run: Context, model: Trained, config: EngineConfig) -> TextEngine:
         )
 
     return kept.get(key, make)
+
+
+def _server(run: Context, model: Trained) -> TextEngine | None:
+    """The server that stands in for a model as it was found; None where none does."""
+    options, source = run.config.server, model.source
+    role = "judge" if model.name == "judge" else source.role
+    if options.url is None or role not in options.roles:
+        return None
+    if model.folder is not None:
+        run.reading.say(f"{model.name} was trained in this run, so it writes here and not on the server (server.url)")
+        return None
+    run.reading.say(
+        f"a server writes as {options.model!r} in place of {model.name}: token ids and counts of replies are what the "
+        f"tokenizer of {source.spec.name} makes of their text, and tokens have no log-probabilities"
+    )
+    key = json.dumps(["server", options.model, source.chat.fingerprint, source.spec.max_length])
+
+    def make() -> TextEngine:
+        folder = run.out / "asked" / digest(key)[:16]
+        return ServerEngine(
+            options, source.chat, source.spec.max_length, lambda: Kept(folder), run.devices.world, run.reading.say
+        )
+
+    return run.text_engines.get(key, make)

@@ -132,7 +132,9 @@ def find_judge(run: Run, model: str, max_length: int, asked_for: str) -> Source:
     if model in ("strong", "weak"):
         role = getattr(config, model)
         options |= {key: getattr(role, key) for key in ("revision", "dtype", "trust_remote_code", *OWN_CHAT)}
-    source = run.find(config.strong.model_copy(update=options | elsewhere(config.strong, model == "strong")), asked_for)
+    spec = config.strong.model_copy(update=options | elsewhere(config.strong, model == "strong"))
+    # a judge on a server lends its tokenizer alone
+    source = run.find(spec, asked_for, weights=config.server.url is None or "judge" not in config.server.roles)
     run.stages.notes += source.notes
     positions = getattr(source.config, "max_position_embeddings", None) or max_length
     if positions < max_length:
@@ -219,9 +221,12 @@ class LanguageModel(Judge):
         shortest = min(map(len, self.source.chat.prompts(questions)))
         if shortest + self.label_tokens > self.source.spec.max_length:
             raise self._no_room(name)
-        values, _ = self.run.score(f"{name}-judged", Trained("judge", self.source), pairs, rows)
-        log_p = np.full((count, 2), np.nan)
-        log_p[self.run.encode(self.source, pairs, rows).kept] = values.double().numpy()
+        judge = Trained("judge", self.source)
+        log_p = self.run.ask_labels(f"{name}-judged", judge, questions, ids, self.options.labels)
+        if log_p is None:
+            values, _ = self.run.score(f"{name}-judged", judge, pairs, rows)
+            log_p = np.full((count, 2), np.nan)
+            log_p[self.run.encode(self.source, pairs, rows).kept] = values.double().numpy()
         first = 1 / (1 + np.exp(log_p[:, 1] - log_p[:, 0]))
         both = np.stack(np.split(np.exp(log_p).sum(1), 2), 1).mean(1)
         shown = np.stack(np.split(first, 2), 1)

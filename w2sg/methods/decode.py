@@ -143,6 +143,12 @@ def problems(config: TrainConfig) -> list[str]:
         elif getattr(config, role).train == "head":
             broken.append(f"{role}.tune: a head cannot write; use {role}.tune=lora (or full)")
     broken += decoder.problems(config)
+    if config.server.url is not None and "strong" in config.server.roles and decoder.kind != "sampling":
+        how = "by decoder.server.*" if "server" in type(decoder).model_fields else "not at all"
+        broken.append(
+            f"server.roles: decoder={decoder.kind} asks a server for the strong model {how}; take strong out, or leave "
+            "server.url out"
+        )
     broken += _unread(config)
     if config.strong.load is not None and decoder.served_by is not None:
         broken.append("strong.load: a server writes in place of the strong model; set it to null")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
+
 from w2sg.config.options import Sampling
 from w2sg.config.server_schema import ServerOptions
 from w2sg.data.dialogue import Chat
@@ -67,8 +69,13 @@ def client(options: ServerOptions, chat: Chat, kept: Kept | None, name: str = "d
 
 def as_text(chat: Chat, prompts: Sequence[Dialogue]) -> list[str]:
     """Prompts as texts, without the beginning that servers add by themselves."""
+    return texts_of(chat, chat.prompts(prompts))
+
+
+def texts_of(chat: Chat, rows: Sequence[np.ndarray]) -> list[str]:
+    """The same of prompts as token ids."""
     start = chat.tokenizer.bos_token_id
-    rows = [row[1:] if len(row) and row[0] == start else row for row in chat.prompts(prompts)]
+    rows = [row[1:] if len(row) and row[0] == start else row for row in rows]
     return [chat.tokenizer.decode(row.tolist(), clean_up_tokenization_spaces=False) for row in rows]
 
 
