@@ -324,9 +324,12 @@ def stand_in_for_vllm():
             made.append(model)
 
         @torch.no_grad()
-        def generate(self, prompts, settings):
+        def generate(self, prompts, settings, use_tqdm):
             for prompt, setting in zip(prompts, settings, strict=True):
                 assert setting.temperature == 0.0
+                if getattr(setting, "logprob_token_ids", None) is not None:
+                    yield self.read(prompt["prompt_token_ids"], setting)
+                    continue
                 ids, logs = list(prompt["prompt_token_ids"]), []
                 before = len(ids)
                 reason = "length"
@@ -341,6 +344,15 @@ def stand_in_for_vllm():
                         break
                 output = SimpleNamespace(token_ids=ids[before:], logprobs=logs, finish_reason=reason)
                 yield SimpleNamespace(outputs=[output])
+
+        def read(self, ids, setting):
+            logs = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            known = [None] + [{t: SimpleNamespace(logprob=float(at[t]))} for at, t in zip(logs, ids[1:], strict=False)]
+            after = {t: SimpleNamespace(logprob=float(logs[-1, t])) for t in setting.logprob_token_ids}
+            output = SimpleNamespace(logprobs=[after], finish_reason="length")
+            return SimpleNamespace(
+                prompt_logprobs=known if setting.prompt_logprobs is not None else None, outputs=[output]
+            )
 
     fake = ModuleType("vllm")
     fake.LLM, fake.SamplingParams = LLM, lambda **options: SimpleNamespace(**options)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -233,6 +233,11 @@ class ReplyRows(ByPlace):
 
     def __post_init__(self) -> None:
         super().__init__([len(self.prompts[p]) + self.max_new_tokens for p in self.prompt_of])
+
+    def take(self, places: np.ndarray) -> ReplyRows:
+        """Some of the rows, by their places; all prompts stay."""
+        columns = {name: getattr(self, name)[places] for name in ("prompt_of", "sample", "settings")}
+        return replace(self, **columns)
 
     def collate(self, index: Sequence[int]) -> dict[str, Tensor]:
         """``row``: [b] the places of the rows, ``settings``: [b, 6], ``uniform``: [b, T]."""

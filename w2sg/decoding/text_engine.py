@@ -22,16 +22,18 @@ class TextEngine(Protocol):
     Attributes:
         name: of the engine, in words, as ``vLLM``.
         max_length: tokens of prompt and reply that it has room for.
+        share: of so many ranks of a run one asks, with the devices of all of them.
     """
 
     name: str
     max_length: int
+    share: int
 
     def key(self) -> dict[str, Any]:
         """What of it changes results, for cache keys: never an address or a secret."""
 
     def ready(self) -> None:
-        """What all ranks do together before any of them asks: outside of what rank 0 does alone."""
+        """What all ranks do together before any of them asks."""
 
     def sample(self, rows: ReplyRows, stop: Sequence[int]) -> Decoded:
         """A reply to each row.
@@ -67,6 +69,7 @@ class Kept:
 
     def __init__(self):
         self._engines: dict[str, TextEngine] = {}
+        self.at_end: list[Callable[[], None]] = []  # what is done once all are gone
 
     def get(self, key: str, make: Callable[[], TextEngine]) -> TextEngine:
         """The engine of this key, made where it is not there."""
@@ -90,3 +93,5 @@ class Kept:
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
+        while self.at_end:
+            self.at_end.pop()()

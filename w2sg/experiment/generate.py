@@ -6,15 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from w2sg import progress
 from w2sg.config.options import Sampling
 from w2sg.data.loading import Examples
 from w2sg.data.replies import Prompts, Replies
@@ -33,7 +30,6 @@ from w2sg.models.policy import padding
 from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.reports.words import counted
-from w2sg.store.files import write_json
 from w2sg.store.shards import Found
 from w2sg.training import foreseen
 from w2sg.training.foreseen import Foreseen
@@ -120,8 +116,8 @@ def generate(
     if engine is not None:
         key = {**key, **engine.key()}
         found = partial(_foreseen, source, rows, limit, sampling, 1)
-        work = partial(_by_engine, engine, rows, row_ids, source.chat.stop)
-        folder = run.stages.compute(name, key, work, lambda _: replace(found(), ids=row_ids))
+        answer = partial(_by_engine, engine, rows, source.chat.stop)
+        folder = run.stages.ask(name, key, row_ids, answer, engine, lambda _: replace(found(), ids=row_ids))
     else:
         found = partial(_foreseen, source, rows, limit, sampling, 1 if reference is None else 2)
         make = partial(_writing, run, writer, reference, rows, row_ids, sampling, found)
@@ -188,15 +184,9 @@ def _writing(
     return ReadJob(policies, read, examples, **size, verb="writing", unit="replies", foreseen=found)
 
 
-def _by_engine(
-    engine: TextEngine, rows: ReplyRows, row_ids: list[str], stop: Sequence[int], part: Path
-) -> dict[str, Any]:
-    progress.count(f"writing by {engine.name}", unit="replies")  # which writes all in one call
-    written = engine.sample(rows, stop)
-    values, sizes, flags = _tensors(written)
-    save_file({"values": values, "sizes": sizes, "flags": flags}, part / "values.safetensors")
-    write_json(part / "ids.json", row_ids)
-    return {"examples": len(row_ids), "tokens": written.useful, "padded_tokens": written.forwards}
+def _by_engine(engine: TextEngine, rows: ReplyRows, stop: Sequence[int], places: np.ndarray) -> Found:
+    written = engine.sample(rows.take(places), stop)
+    return Found(*_tensors(written), written.useful, written.forwards)
 
 
 def _engine(run: Context, writer: Trained, reference: Trained | None) -> tuple[nn.ModuleList, Any]:

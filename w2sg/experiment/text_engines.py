@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import partial
 
 from w2sg.config.engine_schema import EngineConfig
@@ -14,8 +15,13 @@ from w2sg.decoding.text_engine import TextEngine
 from w2sg.errors import UserError
 from w2sg.experiment.context import Context
 from w2sg.experiment.keys import key_of
+from w2sg.experiment.replies import load_trained
+from w2sg.models.export import merged, write_model
 from w2sg.models.policy import padding
 from w2sg.models.trained import Trained
+from w2sg.store.files import remove
+
+log = logging.getLogger(__name__)
 
 
 def text_engine(run: Context, model: Trained, asked: str | None = None) -> TextEngine | None:
@@ -39,23 +45,23 @@ def text_engine(run: Context, model: Trained, asked: str | None = None) -> TextE
 
 def _vllm(run: Context, model: Trained, config: EngineConfig) -> TextEngine:
     source = model.source
-    reason = vllm.why_not()
-    if source.gguf is not None or (source.spec.train == "lora" and model.folder is not None):
-        reason = "it is given whole models with a folder or hub id of their own, not adapters or GGUF files"
-    if reason:
-        raise UserError(f"engine: vLLM cannot sample {model.name}: {reason}; use engine=transformers")
+    if reason := vllm.why_not():
+        raise UserError(f"engine: vLLM cannot run {model.name}: {reason}; use engine=transformers")
     kept = run.text_engines
     key = json.dumps(["vllm", key_of(run, model), source.spec.max_length, config.model_dump()], sort_keys=True)
 
     def make() -> TextEngine:
         return vllm.VLLM(
-            lambda: str(model.saved or source.folder),
-            None if model.saved else source.identity.get("revision"),
+            partial(_folder, run, model),
+            None if model.folder is not None or _changed(model) else source.identity.get("revision"),
             source.spec.dtype,
             source.spec.max_length,
             config,
             source.chat.ids.tolist() if padding(source) else None,
             before=partial(kept.alone, key),
+            gpu=partial(_gpu, run),
+            ranks=run.devices.world,
+            remote_code=source.spec.trust_remote_code,
         )
 
     return kept.get(key, make)
@@ -83,3 +89,33 @@ def _server(run: Context, model: Trained) -> TextEngine | None:
         )
 
     return run.text_engines.get(key, make)
+
+
+def _gpu(run: Context) -> int | None:
+    device = run.devices.fabric.device
+    return (device.index or 0) if device.type == "cuda" else None
+
+
+def _changed(model: Trained) -> bool:
+    """Whether no folder of transformers has the model as it is: with adapters, or unlike its files."""
+    source, spec = model.source, model.source.spec
+    if model.folder is not None:
+        return spec.train == "lora"
+    unlike = spec.layers is not None or spec.quantise is not None or spec.random_init
+    return unlike or source.gguf is not None or bool(source.inside)
+
+
+def _folder(run: Context, model: Trained) -> str:
+    """Where another engine finds a model. One that no folder has is written beside the run's results, till it ends."""
+    if not _changed(model):
+        return str(model.saved or model.source.folder)
+    folder = run.out / f".{model.name}-whole"
+
+    def write() -> None:
+        remove(folder)
+        log.info("%s: written as a folder of its own, adapters merged, for the engine that runs it", model.name)
+        write_model(merged(load_trained(run, model), model.name), folder)
+        run.text_engines.at_end.append(partial(remove, folder))
+
+    run.devices.first(write)
+    return str(folder)

@@ -50,7 +50,7 @@ def text_problems(
     own = sampling.get("engine")
     if sampling and (own or config.engine.name) == "vllm":
         key = "engine" if own is None else "method.sampling.engine"
-        problems += vllm_problems(config, key, "lora" in (config.weak.train, config.strong.train))
+        problems += vllm_problems(config, key)
     for role, names in stages.items():
         model = getattr(config, role)
         for stage in names:
@@ -76,22 +76,18 @@ def writer_problems(config: TrainConfig, role: str) -> list[str]:
     return []
 
 
-def vllm_problems(config: TrainConfig, key: str, adapted: bool, roles: Sequence[str] = ("weak", "strong")) -> list[str]:
+def vllm_problems(config: TrainConfig, key: str, roles: Sequence[str] = ("weak", "strong")) -> list[str]:
     """Why vLLM cannot sample models of these roles.
 
     Args:
         config: of the run.
         key: the option that asks for it.
-        adapted: whether a model has adapters.
         roles: of the models.
     """
     for role in roles:
         if load := getattr(config, role).load:
             return [f"{role}.load: vLLM cannot sample weights in {load}; set it to null, or {key}=transformers"]
-    gguf = any(getattr(config, role).name.endswith(".gguf") for role in roles)
     reason = vllm.why_not()
-    if gguf or adapted:
-        reason = "it is given whole models with a folder or hub id of their own, not adapters or GGUF files"
     return [] if reason is None else [f"{key}: vLLM cannot sample here: {reason}; use transformers"]
 
 

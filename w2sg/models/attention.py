@@ -28,6 +28,11 @@ def _class_of(config: PretrainedConfig) -> Any:
     return auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) or auto.MODEL_MAPPING.get(type(config), None)
 
 
+def _has_sdpa(known: Any, config: PretrainedConfig) -> bool:
+    """Whether SDPA computes what a model is; before transformers 5.23 Gemma 2 said so, and lost its softcap in it."""
+    return getattr(known, "_supports_sdpa", False) and getattr(config, "attn_logit_softcapping", None) is None
+
+
 def is_kernel(attention: str) -> bool:
     """Whether it is a FlashAttention kernel, which takes no mask and reads on a GPU alone."""
     return attention.startswith("flash_") or "/" in attention
@@ -49,7 +54,7 @@ def attention_of(config: PretrainedConfig, spec: ModelConfig, role: str) -> tupl
         if not getattr(known, "_supports_flash_attn", False):
             raise UserError(f"{here} flash attention; use {role}.attention=auto")
         return wanted, []
-    sdpa, flex = (getattr(known, f"_supports_{kind}", False) for kind in ("sdpa", "flex_attn"))
+    sdpa, flex = _has_sdpa(known, config), getattr(known, "_supports_flex_attn", False)
     flex = flex or config.model_type in FLEX
     if wanted == "flex_attention":
         if not flex:
@@ -69,7 +74,7 @@ def implementation(config: PretrainedConfig, attention: str) -> str:
     if attention == "auto":  # a model that nobody has looked for yet
         return "sdpa"
     known = _class_of(config)
-    if attention == "flex_attention" and (known is None or getattr(known, "_supports_sdpa", False)):
+    if attention == "flex_attention" and (known is None or _has_sdpa(known, config)):
         return blocks.offer()
     return attention
 
@@ -90,7 +95,7 @@ def on_any_device(model: nn.Module) -> Iterator[None]:
     if not gpus or next(model.parameters()).device.type != "cpu":
         yield
         return
-    config._attn_implementation = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
+    config._attn_implementation = "sdpa" if _has_sdpa(model, config) else "eager"
     try:
         yield
     finally:

@@ -303,3 +303,9 @@ def logit_scale(model: nn.Module) -> float:
     candidates = [1.0, *named, *(1.0 / value for value in named)]
     best = min(candidates, key=lambda value: abs(value - measured))
     return best if abs(best - measured) <= 0.02 * abs(measured) else 1.0
+
+
+def recompute(model: Any) -> None:
+    """Let blocks compute their activations again in the backward pass; transformers below 5.23 has another name."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()

@@ -17,7 +17,7 @@ from w2sg.errors import UserError
 from w2sg.models.classifier import CLOSE, load_classifier, set_to_read
 from w2sg.models.finished import FinishedModel, check_whole, source_of
 from w2sg.models.heads import BagOfWords
-from w2sg.models.policy import load_policy
+from w2sg.models.policy import Policy, load_policy
 from w2sg.models.standalone import bag_of_words, w2sg_classifier
 from w2sg.models.standalone.w2sg_classifier import W2SGClassifier
 from w2sg.models.unreadable import quiet_loading
@@ -40,22 +40,32 @@ def load_merged(trained: FinishedModel) -> tuple[nn.Module, Any]:
 
         L.seed_everything(trained.seed, workers=True, verbose=False)
     policy = load_policy(source, None if trained.folder is None else weights(trained.folder), trainable=False)
-    model = policy.model
-    if policy.adapted:
-        expected = _logits(model)
-        model = model.merge_and_unload(safe_merge=True)
-        if not _close(_logits(model), expected, CLOSE[model.dtype]):
-            raise UserError(
-                f"{trained.name}: its adapters cannot be merged: merged, it says something else than with them. "
-                "Adapters on an output layer that shares its weights with the embeddings do that; leave "
-                "lora.targets=all-linear"
-            )
+    model = merged(policy, trained.name)
     stop = source.chat.stop
     theirs = model.generation_config.eos_token_id
     known = theirs if isinstance(theirs, list) else [] if theirs is None else [theirs]
     if missing := [token for token in stop if token not in known]:
         model.generation_config.eos_token_id = [*known, *missing]  # it was taught to end a reply with these
     return model.eval(), source.tokenizer
+
+
+def merged(policy: Policy, name: str) -> nn.Module:
+    """The model of a policy, with its adapters merged into it where it has any.
+
+    Raises:
+        UserError: merging changes what it says.
+    """
+    model = policy.model
+    if policy.adapted:
+        expected = _logits(model)
+        model = model.merge_and_unload(safe_merge=True)
+        if not _close(_logits(model), expected, CLOSE[model.dtype]):
+            raise UserError(
+                f"{name}: its adapters cannot be merged: merged, it says something else than with them. "
+                "Adapters on an output layer that shares its weights with the embeddings do that; leave "
+                "lora.targets=all-linear"
+            )
+    return model
 
 
 @torch.no_grad()
@@ -119,7 +129,7 @@ def export_model(
         elif about["form"] == "words":
             _write_words(model, trained, part)
         else:
-            _write_model(model, part)
+            write_model(model, part)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
         origin = trained.origin() | {"form": about["form"]}
@@ -154,7 +164,7 @@ def _check_adapter(trained: FinishedModel) -> None:
         )
 
 
-def _write_model(model: nn.Module, folder: Path) -> None:
+def write_model(model: nn.Module, folder: Path) -> None:
     with quiet_loading(bars=True):
         model.save_pretrained(folder)
     if isinstance(model, W2SGClassifier):

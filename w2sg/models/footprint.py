@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from w2sg.config.schema import ModelConfig
 from w2sg.losses.logprobs import chunk_for
 from w2sg.models.activations import in_one_kernel
-from w2sg.models.backbones import DEPTH, cut_to, set_dropout
+from w2sg.models.backbones import DEPTH, cut_to, recompute, set_dropout
 
 log = logging.getLogger(__name__)
 
@@ -263,7 +263,7 @@ def _body(config: Any, depth: int, use: Use) -> nn.Module:
         body = AutoModel.from_config(config, dtype=getattr(torch, use.dtype), attn_implementation=attention)
         in_one_kernel(body)
         if use.checkpointing:
-            body.activation_checkpointing_enable()
+            recompute(body)
         if use.train != "full":
             body.requires_grad_(False)
         if use.train == "lora":

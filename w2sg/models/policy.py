@@ -18,7 +18,7 @@ from w2sg.errors import UserError
 from w2sg.losses.logprobs import token_logprobs, top_tokens, wide_logits, wide_results
 from w2sg.models import rope
 from w2sg.models.attention import on_any_device
-from w2sg.models.backbones import logit_scale, softcap_of
+from w2sg.models.backbones import logit_scale, recompute, softcap_of
 from w2sg.models.exact import asked, ordinary
 from w2sg.models.loading import load_transformer, save_transformer, with_lora
 from w2sg.models.once import told
@@ -182,7 +182,7 @@ def load_policy(source: Source, saved: Path | None = None, trainable: bool = Tru
         model = with_lora(model, source, saved, TaskType.CAUSAL_LM, trainable)
     policy = checked_policy(model.eval(), source.chat, source.role, spec.name)
     if spec.gradient_checkpointing and trainable:
-        policy.plain.activation_checkpointing_enable()
+        recompute(policy.plain)
         if policy.adapted:
             policy.plain.enable_input_require_grads()
     if not trainable:

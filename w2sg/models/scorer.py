@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from w2sg.data.masks import run_backbone, sight
 from w2sg.errors import UserError
+from w2sg.models.backbones import recompute
 from w2sg.models.heads import BagOfWords
 from w2sg.models.loading import load_transformer, save_transformer, with_lora
 from w2sg.models.mixed import in_fp32
@@ -194,7 +195,7 @@ def load_language_model(
         _restore_head(plain.score, saved)
     if spec.gradient_checkpointing:
         # transformers checkpoints only modules in training mode; dropout is off in the config instead of by eval().
-        plain.activation_checkpointing_enable()
+        recompute(plain)
         if lora:
             plain.enable_input_require_grads()
     scorer = LanguageScorer(model, pairs, source.full_depth).eval()

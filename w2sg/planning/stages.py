@@ -82,6 +82,19 @@ class ForeseenStages(Stages):
     ) -> Path:
         return self._look(name, key, lambda part: self._compute_of(name, foreseen, part))
 
+    def ask(
+        self,
+        name: str,
+        key: dict[str, Any],
+        ids: Any,
+        answer: Any,
+        engine: Any,
+        foreseen: Callable[[Path], Foreseen] | None = None,
+        verb: str = "writing",
+        unit: str = "replies",
+    ) -> Path:
+        return self._look(name, key, lambda part: self._compute_of(name, foreseen, part))
+
     def copy(self, name: str, key: dict[str, Any], folder: Path) -> Path:
         stage = folder_name(name, key)
 

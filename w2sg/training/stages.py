@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from w2sg import progress, stops
 from w2sg.data.loading import StageData
+from w2sg.decoding.text_engine import TextEngine
 from w2sg.errors import UserError
 from w2sg.memory import Budget
 from w2sg.models.mixed import hold_in_bf16
@@ -28,9 +29,10 @@ from w2sg.models.spread import placed
 from w2sg.models.tensor_parallel import parallel
 from w2sg.store.files import read_json, write_json
 from w2sg.store.keys import REFERENCE, folder_name
-from w2sg.store.shards import Shards
+from w2sg.store.shards import Found, Shards
 from w2sg.store.soundness import SCRATCH
 from w2sg.store.store import Claim, Store
+from w2sg.training.asking import ask_rows
 from w2sg.training.checkpoints import Checkpoints, SealedFiles
 from w2sg.training.counting import Counting
 from w2sg.training.devices import Devices
@@ -239,6 +241,38 @@ class Stages:
             return counts
 
         return {"examples": len(job.examples), **self.devices.first(join), **job.notes}
+
+    def ask(
+        self,
+        name: str,
+        key: dict[str, Any],
+        ids: Sequence[str],
+        answer: Callable[[np.ndarray], Found],
+        engine: TextEngine,
+        foreseen: Callable[[Path], Foreseen] | None = None,
+        verb: str = "writing",
+        unit: str = "replies",
+    ) -> Path:
+        """Rows that an engine beside this process answers, or find them answered. The folder is as of `read`.
+
+        Args:
+            ids: of the rows. answer: what is found for some of them, by their places.
+            engine: what ``answer`` asks.
+            foreseen: what a plan takes for the values.
+        """
+
+        def work(part: Path, _: stops.Deferral) -> dict[str, Any]:
+            found = ask_rows(self.devices, part / SCRATCH, len(ids), answer, engine.ready, engine.share, verb, unit)
+
+            def write() -> dict[str, Any]:
+                tensors, counts = found
+                save_file(tensors, part / "values.safetensors")
+                write_json(part / "ids.json", list(ids))
+                return {"examples": len(ids), **counts}
+
+            return self.devices.first(write)
+
+        return self._stage(name, key, work)
 
     def copy(self, name: str, key: dict[str, Any], folder: Path) -> Path:
         """A reading whose values stand beside those of another one (`ReadJob.beside`), as a stage like any other."""

@@ -43,6 +43,4 @@ class Plain(Decoder, PlainSampling):
             return []
         key = "engine" if self.engine is None else "decoder.engine"
         reason = by_vllm.why_not()
-        if config.strong.name.endswith(".gguf"):
-            reason = "it is given whole models with a folder or hub id of their own, not adapters or GGUF files"
         return [] if reason is None else [f"{key}: vLLM cannot sample here: {reason}; use transformers"]
