@@ -115,6 +115,7 @@ def smollm2(tmp_path_factory):
 
 @pytest.mark.vllm
 @real
+@pytest.mark.filterwarnings("default")  # what vLLM imports warns of its own
 def test_the_real_one_writes_and_reads_as_our_own(smollm2):
     source, model, folder = smollm2
     engine = VLLM(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,19 @@ from w2sg.store.shards import Found, Shards
 from w2sg.training.devices import Devices
 
 AT_ONCE = 2048  # rows of a question: engines fill their batches from them, and a killed run keeps those before
+
+
+class Asked(Protocol):
+    """What is asked (`w2sg.decoding.text_engine.TextEngine`).
+
+    Attributes:
+        share: of so many ranks one asks, with the devices of all of them.
+    """
+
+    share: int
+
+    def ready(self) -> None:
+        """Called by all ranks before any of them asks."""
 
 
 def ask_rows(

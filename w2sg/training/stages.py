@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from w2sg import progress, stops
 from w2sg.data.loading import StageData
-from w2sg.decoding.text_engine import TextEngine
 from w2sg.errors import UserError
 from w2sg.memory import Budget
 from w2sg.models.mixed import hold_in_bf16
@@ -32,7 +31,7 @@ from w2sg.store.keys import REFERENCE, folder_name
 from w2sg.store.shards import Found, Shards
 from w2sg.store.soundness import SCRATCH
 from w2sg.store.store import Claim, Store
-from w2sg.training.asking import ask_rows
+from w2sg.training.asking import Asked, ask_rows
 from w2sg.training.checkpoints import Checkpoints, SealedFiles
 from w2sg.training.counting import Counting
 from w2sg.training.devices import Devices
@@ -248,7 +247,7 @@ class Stages:
         key: dict[str, Any],
         ids: Sequence[str],
         answer: Callable[[np.ndarray], Found],
-        engine: TextEngine,
+        engine: Asked,
         foreseen: Callable[[Path], Foreseen] | None = None,
         verb: str = "writing",
         unit: str = "replies",
