@@ -91,9 +91,9 @@ class VLLM:
                     top_k=int(row[3]),
                     top_p=float(row[4]),
                     max_tokens=rows.max_new_tokens,
-                    stop_token_ids=list(stop),
+                    stop_token_ids=[int(token) for token in stop],
                     ignore_eos=True,  # what ends a reply is said above
-                    allowed_token_ids=None if self.ids is None else list(self.ids),
+                    allowed_token_ids=None if self.ids is None else [int(token) for token in self.ids],
                     logprobs=0,  # of the token that was drawn
                     seed=int(draw * 2**31),
                     detokenize=False,
