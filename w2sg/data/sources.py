@@ -143,7 +143,13 @@ def local(
         columns: field (`w2sg.config.data_schema.FIELDS`) -> the name of its column, where the names are others.
     """
     named = {"name": subset} if subset else {}
-    return _load(path, None, EXPECTS, {"train": "train"}, revision, columns=columns, **named)
+    source = _load(path, None, EXPECTS, {"train": "train"}, revision, columns=columns, **named)
+    if is_local(path):
+        given = {"dataset.subset": subset, "dataset.revision": revision}
+        source.notes.extend(
+            [f"{key}={value} is of the hub, and not read for a local path" for key, value in given.items() if value]
+        )
+    return source
 
 
 def hh_rlhf(path: str | None, subset: str | None = "all", revision: str | None = None) -> Source:
