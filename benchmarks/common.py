@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from w2sg.config.schema import ModelConfig
+from w2sg.config.model_schema import ModelConfig
 from w2sg.models.policy import Policy
 from w2sg.models.source import Source, find
 

@@ -23,8 +23,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
 from w2sg.config.hydra import register
+from w2sg.config.model_schema import ModelConfig
 from w2sg.config.plugins import CONF
-from w2sg.config.schema import ModelConfig
 from w2sg.data.completions import Completions
 from w2sg.data.rows import pack
 from w2sg.decoding.contrastive import decode

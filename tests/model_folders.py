@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as T
 
-from w2sg.config.schema import OWN_CHAT, ModelConfig
+from w2sg.config.model_schema import OWN_CHAT, ModelConfig
 from w2sg.errors import UserError
 from w2sg.models.policy import load_policy
 from w2sg.models.scorer import load_language_model

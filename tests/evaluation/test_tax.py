@@ -139,7 +139,7 @@ def test_replies_are_held_against_the_answers(arguments, tmp_path):
     assert "difference" not in found["decoded"]
     from transformers import AutoTokenizer
 
-    from w2sg.training.stages import load_tensors
+    from w2sg.training.stage_values import load_tensors
 
     (stage,) = (tmp_path / "store").glob("tax-plain-*")
     ids, values = load_tensors(stage)

@@ -29,7 +29,7 @@ from w2sg.models.trained import Trained
 from w2sg.store.files import read_json
 from w2sg.store.shards import Shards
 from w2sg.training.label_modules import FitModule
-from w2sg.training.stages import load_tensors
+from w2sg.training.stage_values import load_tensors
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from w2sg.metrics.answers import answer_in, copied, f1, letter_in, number_in, pa
 from w2sg.models.export import export_model
 from w2sg.models.finished import find_finished
 from w2sg.store.files import read_json
-from w2sg.training.stages import load_tensors
+from w2sg.training.stage_values import load_tensors
 
 SIZES = {"ground_truth": 10, "transfer": 11, "test": 6}
 

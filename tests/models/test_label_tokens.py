@@ -18,7 +18,7 @@ from w2sg.models.label_questions import Questions, likeliest
 from w2sg.models.label_tokens import Answered, load_label_tokens
 from w2sg.models.policy import load_policy
 from w2sg.models.source import find
-from w2sg.training.stages import values_of
+from w2sg.training.stage_values import values_of
 
 HEAD = "strong.head=label_tokens"
 LOGITS = torch.tensor([[0.0, 2, 1, -1], [0, 0, 1, 0], [1, 3, 0, 0], [0, 1, 1.5, 0]])

@@ -13,7 +13,7 @@ from conftest import compose, refused, save_tiny_model, start_ranks
 from runs import run_typed
 
 from w2sg.config.check import check
-from w2sg.config.schema import ModelConfig
+from w2sg.config.model_schema import ModelConfig
 from w2sg.decoding.contrastive import decode
 from w2sg.decoding.engine import Several
 from w2sg.decoding.sampling import Settings

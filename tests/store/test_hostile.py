@@ -378,7 +378,8 @@ def work(folder) -> tuple:
     from fits import examples, found, job, stages
 
     from w2sg.models.heads import BagOfWords
-    from w2sg.training.stages import ReadJob, load_values
+    from w2sg.training.stage_values import load_values
+    from w2sg.training.stages import ReadJob
 
     made = stages(folder, checkpoint_minutes=0.0)
     fitted = found(made.fit("m", {}, job))

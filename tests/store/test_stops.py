@@ -21,7 +21,8 @@ from w2sg import stops
 from w2sg.cli.launch import readable_errors
 from w2sg.models.heads import BagOfWords
 from w2sg.store import digests
-from w2sg.training.stages import ReadJob, load_values
+from w2sg.training.stage_values import load_values
+from w2sg.training.stages import ReadJob
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 138}

@@ -35,7 +35,8 @@ from w2sg.store.shards import Found
 from w2sg.training import within_memory
 from w2sg.training.devices import Devices
 from w2sg.training.label_modules import SoftLabelModule
-from w2sg.training.stages import FitJob, ReadJob, load_parts, load_values
+from w2sg.training.stage_values import load_parts, load_values
+from w2sg.training.stages import FitJob, ReadJob
 from w2sg.training.text_modules import PreferenceModule
 from w2sg.training.within_memory import backbones, room_to_read, room_to_write
 

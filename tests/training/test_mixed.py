@@ -23,7 +23,8 @@ from w2sg.models.source import find
 from w2sg.store.shards import Found
 from w2sg.training import cpu_speed
 from w2sg.training.label_modules import SoftLabelModule
-from w2sg.training.stages import FitJob, ReadJob, load_values
+from w2sg.training.stage_values import load_values
+from w2sg.training.stages import FitJob, ReadJob
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,8 @@ from w2sg.training.devices import Devices
 from w2sg.training.label_modules import SoftLabelModule, oriented
 from w2sg.training.reading_module import ReadingModule
 from w2sg.training.schedule import learning_rate_factor
-from w2sg.training.stages import FitJob, ReadJob, Stages, load_values
+from w2sg.training.stage_values import load_values
+from w2sg.training.stages import FitJob, ReadJob, Stages
 
 LOSSES = {
     "ce": losses.cross_entropy,

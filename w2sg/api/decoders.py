@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from w2sg.api.prompts import prompts_of
 from w2sg.config.check import check_options
-from w2sg.config.schema import ModelConfig
+from w2sg.config.model_schema import ModelConfig
 from w2sg.data.dialogue import Chat, TextChat
 from w2sg.data.replies import Prompts
 from w2sg.decoding.contrastive import ReplyRows

@@ -30,7 +30,7 @@ GROUPS = {
 }
 SECTIONS = {  # heading -> the key and the class of what stands below it
     "The run": ("", "w2sg.config.schema.TrainConfig"),
-    "`weak` and `strong`": ("strong", "w2sg.config.schema.ModelConfig"),
+    "`weak` and `strong`": ("strong", "w2sg.config.model_schema.ModelConfig"),
     "`dataset`": ("dataset", "w2sg.config.data_schema.DatasetConfig"),
     "`optim`": ("optim", "w2sg.config.schema.TrainingConfig"),
     "`trainer`": ("trainer", "w2sg.config.schema.TrainerConfig"),

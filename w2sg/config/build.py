@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from w2sg.config import plugins
+from w2sg.config.model_schema import ModelConfig
 from w2sg.config.option import hint_of, options_class
-from w2sg.config.schema import FitOptions, ModelConfig, TrainConfig
+from w2sg.config.schema import FitOptions, TrainConfig
 
 
 def fit_options(config: TrainConfig, model: ModelConfig) -> FitOptions:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from w2sg.config.schema import ModelConfig, TrainConfig
+from w2sg.config.model_schema import ModelConfig
+from w2sg.config.schema import TrainConfig
 
 # methods of w2sg whose every fit reads optim.<tune>, and those whose stages on text have options of their own
 ON_LABELS = {f"w2sg.methods.{name}.{name}" for name in ("finetune", "chain", "ensemble", "filtered")}

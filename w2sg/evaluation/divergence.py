@@ -21,7 +21,8 @@ from w2sg.metrics.bootstrap import Bootstrap
 from w2sg.models.policy import padding
 from w2sg.training import foreseen
 from w2sg.training.inputs import VERSION
-from w2sg.training.stages import ReadJob, values_of
+from w2sg.training.stage_values import values_of
+from w2sg.training.stages import ReadJob
 
 if TYPE_CHECKING:
     from w2sg.data.replies import Replies

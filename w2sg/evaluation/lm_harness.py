@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from w2sg import progress
-from w2sg.config.schema import OWN_CHAT, ModelConfig
+from w2sg.config.model_schema import OWN_CHAT, ModelConfig
 from w2sg.errors import UserError
 from w2sg.models.export import ORIGIN, load_merged
 from w2sg.models.finished import FinishedModel, find_finished, kind_of

@@ -19,7 +19,7 @@ from w2sg.models.trained import Trained
 from w2sg.store.files import write_json
 from w2sg.training import foreseen
 from w2sg.training.inputs import VERSION
-from w2sg.training.stages import values_of
+from w2sg.training.stage_values import values_of
 
 
 def ask_labels(

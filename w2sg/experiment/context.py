@@ -11,7 +11,8 @@ import torch
 
 from w2sg import losses
 from w2sg.config.build import build
-from w2sg.config.schema import ModelConfig, TrainConfig
+from w2sg.config.model_schema import ModelConfig
+from w2sg.config.schema import TrainConfig
 from w2sg.data import noise, splits
 from w2sg.data.completions import Encoded
 from w2sg.data.labels import Labels

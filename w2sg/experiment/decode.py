@@ -41,7 +41,8 @@ from w2sg.store.files import read_json, write_json
 from w2sg.store.shards import Found
 from w2sg.store.soundness import SCRATCH
 from w2sg.training.inputs import VERSION
-from w2sg.training.stages import ReadJob, load_parts
+from w2sg.training.stage_values import load_parts
+from w2sg.training.stages import ReadJob
 
 
 class Decoders:

@@ -34,7 +34,8 @@ from w2sg.store.shards import Found
 from w2sg.training import foreseen
 from w2sg.training.foreseen import Foreseen
 from w2sg.training.inputs import VERSION
-from w2sg.training.stages import ReadJob, load_tensors
+from w2sg.training.stage_values import load_tensors
+from w2sg.training.stages import ReadJob
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from w2sg.config.schema import ModelConfig
+from w2sg.config.model_schema import ModelConfig
 from w2sg.data.table import Table
 from w2sg.experiment.context import Context
 from w2sg.models.packing import rules_key

@@ -22,7 +22,8 @@ from w2sg.models.source import Source
 from w2sg.models.trained import Trained
 from w2sg.training import foreseen
 from w2sg.training.inputs import VERSION
-from w2sg.training.stages import ReadJob, values_of
+from w2sg.training.stage_values import values_of
+from w2sg.training.stages import ReadJob
 
 
 def split_words(source: Source, words: Sequence[str], option: str) -> tuple[list[int], list[int]]:

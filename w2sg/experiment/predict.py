@@ -25,7 +25,8 @@ from w2sg.store.keys import folder_name
 from w2sg.training import foreseen
 from w2sg.training.inputs import VERSION, Beside, content_key
 from w2sg.training.label_modules import oriented
-from w2sg.training.stages import ReadJob, values_of
+from w2sg.training.stage_values import values_of
+from w2sg.training.stages import ReadJob
 
 
 def predict(run: Context, model: Trained, table: Table) -> Labels:

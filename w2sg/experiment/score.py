@@ -21,7 +21,8 @@ from w2sg.models.trained import Trained
 from w2sg.store.shards import Found
 from w2sg.training import foreseen
 from w2sg.training.inputs import VERSION
-from w2sg.training.stages import ReadJob, load_tensors, values_of
+from w2sg.training.stage_values import load_tensors, values_of
+from w2sg.training.stages import ReadJob
 
 
 def token_values(

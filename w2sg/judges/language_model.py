@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import PositiveInt
 
 from w2sg.config import option
+from w2sg.config.model_schema import OWN_CHAT, elsewhere
 from w2sg.config.options import model_name
-from w2sg.config.schema import OWN_CHAT, elsewhere
 from w2sg.data.messages import LAST_TURN, Dialogue, Message, instruction, transcript, unmarked
 from w2sg.data.replies import Replies, ReplyPairs, prompts_of
 from w2sg.errors import UserError

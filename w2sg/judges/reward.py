@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from w2sg.config import option
-from w2sg.config.schema import OWN_CHAT, ModelConfig, elsewhere
+from w2sg.config.model_schema import OWN_CHAT, ModelConfig, elsewhere
 from w2sg.data.messages import Dialogue
 from w2sg.data.replies import Replies
 from w2sg.data.rows import pack

@@ -29,7 +29,8 @@ from w2sg.store.store import Store
 from w2sg.training.devices import Devices
 from w2sg.training.label_modules import SoftLabelModule
 from w2sg.training.schedule import learning_rate_factor
-from w2sg.training.stages import FitJob, ReadJob, Stages, values_of
+from w2sg.training.stage_values import values_of
+from w2sg.training.stages import FitJob, ReadJob, Stages
 
 
 def squared_error(outputs: Tensor, targets: Tensor, progress: float = 1.0) -> Tensor:

@@ -15,7 +15,7 @@ from w2sg.errors import UserError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from w2sg.config.schema import ModelConfig
+    from w2sg.config.model_schema import ModelConfig
 
 
 # architectures that do not say that they have FlexAttention, and ask for attention as if they had

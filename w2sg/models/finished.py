@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from w2sg.config import renamed
-from w2sg.config.schema import OWN_CHAT, ModelConfig
+from w2sg.config.model_schema import OWN_CHAT, ModelConfig
 from w2sg.errors import UserError
 from w2sg.models.source import Source, find
 from w2sg.store.files import read_json

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2sg.config.schema import ModelConfig
+from w2sg.config.model_schema import ModelConfig
 from w2sg.losses.logprobs import chunk_for
 from w2sg.models.activations import in_one_kernel
 from w2sg.models.backbones import DEPTH, cut_to, recompute, set_dropout

@@ -28,7 +28,7 @@ from w2sg.models.weights import check_finite, check_loaded, check_targets, fill
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from w2sg.config.schema import ModelConfig
+    from w2sg.config.model_schema import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # what is missing or of another shape is looked at by us, and not raised with a word that names nothing

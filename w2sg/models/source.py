@@ -27,7 +27,7 @@ from w2sg.store.digests import of_models
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from w2sg.config.schema import ModelConfig
+    from w2sg.config.model_schema import ModelConfig
 
 log = logging.getLogger(__name__)
 

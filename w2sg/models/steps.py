@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from w2sg.config.schema import ModelConfig
+from w2sg.config.model_schema import ModelConfig
 
 USUAL_WEIGHT = 0.02
 EPSILON = 2.0**-7  # of bfloat16: from 1 to the next number

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from w2sg.config.schema import ModelConfig
+from w2sg.config.model_schema import ModelConfig
 from w2sg.models.source import Source, find
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from w2sg.config.build import build
-from w2sg.config.schema import ModelConfig, TrainConfig
+from w2sg.config.model_schema import ModelConfig
+from w2sg.config.schema import TrainConfig
 from w2sg.data import splits
 from w2sg.errors import UserError
 from w2sg.experiment.also import on_other_tests

@@ -31,7 +31,8 @@ from w2sg.models.source import Source
 from w2sg.store.files import read_json, write_json
 from w2sg.store.shards import Found
 from w2sg.training import foreseen
-from w2sg.training.stages import ReadJob, Stages, holds, load_values
+from w2sg.training.stage_values import holds, load_values
+from w2sg.training.stages import ReadJob, Stages
 from w2sg.training.tokens import encoded
 
 log = logging.getLogger(__name__)

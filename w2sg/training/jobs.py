@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,3 +64,19 @@ class ReadJob:
     unit: str = "rows"
     beside: str | None = None
     foreseen: Callable[[], Foreseen] | None = None
+
+
+@dataclass
+class StageRecord:
+    """One line of the report's stage list."""
+
+    name: str
+    key: str
+    cached: bool
+    seconds: float
+    tokens: int
+    useful_token_fraction: float | None
+    info: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if k != "info"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2sg.config.schema import ModelConfig
+from w2sg.config.model_schema import ModelConfig
 from w2sg.models.half import to_bf16
 from w2sg.store.store import Store
 from w2sg.store.weights import MODEL, SAVE, give_up, keep, passing

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import EarlyStopping
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
 from w2sg import progress, stops
 from w2sg.data.loading import StageData
@@ -26,7 +24,7 @@ from w2sg.models.mixed import hold_in_bf16
 from w2sg.models.once import read_by_each
 from w2sg.models.spread import placed
 from w2sg.models.tensor_parallel import parallel
-from w2sg.store.files import read_json, write_json
+from w2sg.store.files import write_json
 from w2sg.store.keys import REFERENCE, folder_name
 from w2sg.store.shards import Found, Shards
 from w2sg.store.soundness import SCRATCH
@@ -36,32 +34,17 @@ from w2sg.training.checkpoints import Checkpoints, SealedFiles
 from w2sg.training.counting import Counting
 from w2sg.training.devices import Devices
 from w2sg.training.evaluating import Point, curve_of, interval, is_evaluation, on_rows, on_test, replay
-from w2sg.training.foreseen import Foreseen, stand_in, stand_ins
-from w2sg.training.jobs import FitJob, ReadJob
+from w2sg.training.foreseen import Foreseen
+from w2sg.training.jobs import FitJob, ReadJob, StageRecord
 from w2sg.training.keeping import FULL, Keep, Kept
 from w2sg.training.label_modules import FitContext
 from w2sg.training.reading_module import ReadingModule
 from w2sg.training.sharding import large, load_weights, unshard
 from w2sg.training.shared import check_shared, see
+from w2sg.training.stage_values import load_tensors
 from w2sg.training.within_memory import least_of, tokens_at_once
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class StageRecord:
-    """One line of the report's stage list."""
-
-    name: str
-    key: str
-    cached: bool
-    seconds: float
-    tokens: int
-    useful_token_fraction: float | None
-    info: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if k != "info"}
 
 
 class Stages:
@@ -410,38 +393,3 @@ def save(model: nn.Module, curve: list[Point], folder: Path, keep: Keep) -> dict
     model.save(folder / "model")
     write_json(folder / "curve.json", curve)
     return keep.seal(folder)
-
-
-def load_values(folder: Path) -> tuple[list[str], Tensor]:
-    """Ids and values of a finished read stage."""
-    ids, tensors = load_tensors(folder)
-    return ids, tensors["values"]
-
-
-def holds(folder: Path, name: str) -> bool:
-    """Whether a finished read stage has values by this name."""
-    if folder in stand_ins:
-        return name in stand_in(folder)[1]
-    with safe_open(folder / "values.safetensors", "pt") as tensors:
-        return name in tensors.keys()  # noqa: SIM118 (not a dict)
-
-
-def values_of(folder: Path, ids: Sequence[str]) -> Tensor:
-    """[N, ...] values of a finished read stage, in the order of the ids."""
-    stored_ids, values = load_values(folder)
-    place = {i: row for row, i in enumerate(stored_ids)}
-    return values[[place[i] for i in ids]]
-
-
-def load_parts(folder: Path) -> dict[str, np.ndarray]:
-    """Each id's own values, in fp64, of a finished read stage whose examples have several."""
-    ids, tensors = load_tensors(folder)
-    parts = np.split(tensors["values"].double().numpy(), np.cumsum(tensors["sizes"].numpy())[:-1])
-    return dict(zip(ids, parts, strict=True))
-
-
-def load_tensors(folder: Path) -> tuple[list[str], dict[str, Tensor]]:
-    """Ids, values, and sizes and flags where there are any, of a finished read stage."""
-    if folder in stand_ins:
-        return stand_in(folder)
-    return read_json(folder / "ids.json"), load_file(folder / "values.safetensors")

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from w2sg.config.schema import OWN_CHAT
+from w2sg.config.model_schema import OWN_CHAT
 from w2sg.data.replies import Replies
 from w2sg.experiment.next_words import next_words, split_words
 from w2sg.experiment.run import Run
