@@ -37,6 +37,10 @@ from w2sg.training.stages import Stages
 
 log = logging.getLogger(__name__)
 
+BY_VLLM = (
+    "engine=vllm: vLLM writes plain samples alone; judges, zero-shot scores, search, best of n, contrasts and whatever "
+    "reads given replies stay with our own engine"
+)
 NOISE_OPTIONS = {
     "none": [],
     "flip": ["rate"],
@@ -87,9 +91,10 @@ class Context:
         self.config = config = config.model_copy(update={"trainer": self.devices.config})
         self.precision = precision.key_of(self.devices.config)
         self._begin()
-        for line in self.devices.notes:
+        notes = [*self.devices.notes, *([BY_VLLM] if config.engine.name == "vllm" else [])]
+        for line in notes:
             log.warning("%s", line)
-        self.stages.notes += self.devices.notes
+        self.stages.notes += notes
         for source in filter(None, (self.weak, self.strong, self.untuned)):
             self.stages.notes += [line for line in source.notes if line not in self.stages.notes]
         self.reading = Reading(self.stages.notes)
