@@ -22,7 +22,7 @@ from w2sg.metrics import spread
 from w2sg.metrics import theory as diagnostics
 from w2sg.reports.sections.accuracy import Accuracy
 from w2sg.training import label_modules as modules
-from w2sg.training import stages
+from w2sg.training import stage_values
 
 SLOW = {"halfspaces", "leakage", "ridge", "personas", "intrinsic_dimension", "whole_path"}
 NAMES = [pytest.param(c.name, marks=pytest.mark.slow if c.name in SLOW else ()) for c in suite.CHECKS]
@@ -174,13 +174,13 @@ def test_a_report_that_claims_every_gap_is_noticed(monkeypatch):
 
 
 def test_values_that_are_stored_in_another_order_are_noticed(monkeypatch):
-    plain = stages.load_values
+    plain = stage_values.load_values
 
     def reversed_(folder):
         ids, values = plain(folder)
         return ids, values.flip(0)
 
-    monkeypatch.setattr(stages, "load_values", reversed_)
+    monkeypatch.setattr(stage_values, "load_values", reversed_)
     assert failures("misfit_gain")
 
 

@@ -83,6 +83,7 @@ def test_an_error_of_all_ranks_is_said_by_the_first(monkeypatch):
 
     told = SimpleNamespace(devices=SimpleNamespace(main=False, echoes=lambda error: str(error) == "no rows"))
     told.loggers = SimpleNamespace(finish=lambda failed: None)
+    told.text_engines = SimpleNamespace(close=lambda: None)
     monkeypatch.setattr(experiment, "Run", lambda *_: told)
     monkeypatch.setattr(experiment, "build", lambda node: fails)
     with pytest.raises(Elsewhere):

@@ -94,7 +94,7 @@ def models_come_from_one(on, folder: Path) -> None:
         expected = make()
         torch.manual_seed(0)
         with Held() as held:
-            with read_by_one(on.main, on.first):
+            with read_by_one(on.main, on.first, on.world):
                 model = make()
             assert on.main or all(p.is_meta for p in model.parameters()), name
             sending.send(model, torch.device("cpu"), partial(sharding.shard, model, mesh))

@@ -80,8 +80,8 @@ class OtherTests(Section):
                 if (shown := list(found["subsets"].items())[:MOST])
             ],
             "left_out": [
-                f"{label(name)}: {found['subsets_left_out']:,} subsets of fewer than {FEW} rows, or beyond the first "
-                f"{MOST}, are not shown"
+                f"{label(name)}: subsets of fewer than {FEW} rows, or beyond the first {MOST}, are not shown "
+                f"({found['subsets_left_out']:,})"
                 for name, found in sets.items()
                 if found["subsets_left_out"]
             ],
