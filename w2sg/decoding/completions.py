@@ -247,7 +247,8 @@ class Completions:
                 )
 
     def _other_name(self, name: Any) -> None:
-        if isinstance(name, str) and name not in ("", self.model) and name not in self._names:
+        own = ("", self.model, f"{self.model}@main")  # transformers serve names the revision, too
+        if isinstance(name, str) and name not in own and name not in self._names:
             self._names.add(name)
             log.warning("the server at %s answers as the model %r; %r was asked for", self.url, name, self.model)
 
