@@ -9,6 +9,7 @@ from conftest import ROOT, compose, write_jsonl
 from data_rows import each, load, preferred, texts
 
 from w2sg.config.check import check
+from w2sg.data import sources
 from w2sg.data.messages import Message
 from w2sg.data.sources import local
 from w2sg.errors import ConfigError, UserError
@@ -448,3 +449,13 @@ def test_an_answer_that_is_a_letter_and_another_choice_is_malformed(tmp_path):
     rows = many(lambda k: {"question": f"q {k}", "choices": ["C", "A", "B"], "answer": "B" if k == 3 else k % 3})
     dropped = load(write_jsonl(tmp_path / "rows.jsonl", rows), "questions").report["dropped"]["malformed"]
     assert dropped.startswith("1, first at rows.jsonl:4: answer 'B' is both a letter and the text of another choice")
+
+
+@pytest.mark.parametrize("name", ["questions", "gsm8k", "hh_rlhf", "ultrafeedback", "sciq", "reviews"])
+def test_a_revision_of_the_hub_is_said_to_be_unread_in_a_local_copy(name, tmp_path):
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    load = getattr(sources, name)
+    assert list(load(str(tmp_path), revision="old").notes) == [
+        "dataset.revision=old is of the hub, and not read for a local path"
+    ]
+    assert list(load(str(tmp_path)).notes) == []

