@@ -149,11 +149,11 @@ def test_packed_files(tmp_path):
     with pa.CompressedOutputStream(zst, "zstd") as out:
         out.write(lines)
     files = {
-        "a.jsonl.gz": gzip.compress(lines),
+        "a.jsonl.gz": gzip.compress(lines, mtime=0),
         "b.jsonl.bz2": bz2.compress(lines),
         "c.jsonl.xz": lzma.compress(lines),
         "d.jsonl.zst": zst.getvalue().to_pybytes(),
-        "e.csv.gz": gzip.compress(comma),
+        "e.csv.gz": gzip.compress(comma, mtime=0),
         "f.ndjson": lines,
         "G.JSONL": lines,
     }
@@ -328,7 +328,7 @@ def test_lines_are_counted_from_the_line_of_the_delimiter(tmp_path):
         (b"PK\x03\x04\x14\x00", "rows.csv", "a zip archive or a spreadsheet"),
         (b"\n<!doctype html>\n<html>", "rows.json", "a web page; download the file itself"),
         (b"<html>", "rows.csv", "a web page"),
-        (gzip.compress(b"text,label\n"), "rows.csv", r"is packed by gzip; name it rows\.csv\.gz"),
+        (gzip.compress(b"text,label\n", mtime=0), "rows.csv", r"is packed by gzip; name it rows\.csv\.gz"),
         (b"\x28\xb5\x2f\xfd\0\0", "rows.jsonl", r"is packed by zstandard; name it rows\.jsonl\.zst"),
         (b"PAR1\x15\x04", "rows.jsonl", r"is a parquet file; its name should end in \.parquet"),
         (b"SQLite format 3\0", "rows.csv", "a database"),
