@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 from conftest import make_pairs, write_jsonl
-from runs import label_arguments, planned, run_labels, stages_of
+from runs import CONG_SMALL, cong_arguments, label_arguments, planned, run_cong, run_labels, stages_of
 
+from w2sg.data.also import entries
 from w2sg.errors import UserError
 from w2sg.metrics.over_sets import over_sets
 
@@ -98,3 +99,17 @@ def test_two_bags_of_words_read_by_their_own_buckets(pairs_folder, tiny_gpt2, tm
     two = run_labels(pairs_folder, tiny_gpt2, tmp_path / "two", *alone, f"store={tmp_path / 'two-store'}")
     ceilings = [report["metrics"]["ceiling"] for report in (one, two)]
     assert ceilings[0] == ceilings[1]
+
+
+def test_all_options_of_a_datasets_loader_go_to_it():
+    (node,) = entries(
+        [{"dataset": "questions", "path": "q.jsonl"}], {"name": "x", "strict": True, "max_chars": 9}
+    ).values()
+    assert (node["question"], node["split"], node["path"], node["strict"]) == ("question", "train", "q.jsonl", True)
+    assert not {"defaults", "sizes", "zero_shot"} & node.keys()
+
+
+@pytest.mark.slow
+def test_a_run_whose_models_label_nothing_says_so(pairs_folder, models, others, tmp_path):
+    content = run_cong(cong_arguments(pairs_folder, models), tmp_path, *CONG_SMALL, also(f"{others}"))
+    assert any("nothing was measured on other test sets" in line for line in content["warnings"])

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from w2sg.config import plugins
-from w2sg.config.data_schema import DatasetConfig
+from w2sg.config.data_schema import DATASET_KEYS, DatasetConfig
 from w2sg.config.evaluate_schema import EvaluateConfig
 from w2sg.config.machine import (
     attention_problems,
@@ -229,10 +229,6 @@ def _without(tree: dict[str, Any], parts: list[str]) -> dict[str, Any]:
 
 def _messages(errors: list[dict[str, Any]]) -> str:
     return " or ".join(message[0].lower() + message[1:] for message in (e["msg"] for e in errors))
-
-
-# Read by the framework, not by the loader.
-DATASET_KEYS = {"name", "sizes", "split_seed", "strict", "max_chars", "difficulty", "zero_shot", "noise", "also"}
 
 
 CALLED_WITH = {"method": 1, "judge": 1, "loss": 3, "dataset": 0}  # the run; logits, weak logits and progress

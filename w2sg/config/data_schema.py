@@ -89,6 +89,10 @@ FIELDS = (
 )
 
 
+# read by the framework, not by the loader
+DATASET_KEYS = {"name", "sizes", "split_seed", "strict", "max_chars", "difficulty", "zero_shot", "noise", "also"}
+
+
 class Also(Options):
     """A second test set, in place of its name alone."""
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from w2sg.config import plugins
+from w2sg.config.data_schema import DATASET_KEYS
 from w2sg.data.examples import Example
 from w2sg.data.good_rows import KINDS, read_rows
-from w2sg.data.table import uniform
 from w2sg.errors import UserError
 
-READ = ("_target_", "path", "subset", "revision", "columns")
 LOCAL = {"_target_": "w2sg.data.sources.local", "path": None, "subset": None, "revision": None}
 
 
@@ -52,14 +51,14 @@ def _named(entry: str) -> dict[str, Any]:
 
 
 def _choice(choice: str, place: int) -> dict[str, Any]:
-    """What a file of conf/dataset says of how its rows are read."""
+    """What a file of conf/dataset says of how its rows are read: the loader, with all options that go to it."""
     from omegaconf import OmegaConf
 
     if choice.startswith("_") or choice not in (known := plugins.files("dataset")):
         shown = ", ".join(sorted(name for name in plugins.files("dataset") if not name.startswith("_")))
         raise UserError(f"dataset.also[{place}].dataset: there is no {choice}; the choices: {shown}")
     content = OmegaConf.to_container(OmegaConf.load(known[choice][0]))
-    return {**LOCAL, **{key: content[key] for key in READ if key in content}}
+    return {**LOCAL, **{key: content[key] for key in content if key not in DATASET_KEYS | {"defaults"}}}
 
 
 def rows_of(name: str, node: Mapping[str, Any], kind: str, classes: int) -> tuple[list[Example], dict[str, Any]]:
@@ -81,8 +80,3 @@ def rows_of(name: str, node: Mapping[str, Any], kind: str, classes: int) -> tupl
         )
     rows = pools.get("test") or [example for rows in pools.values() for example in rows]
     return list({example.id: example for example in rows}.values()), dict(notes)
-
-
-def chosen(rows: Sequence[Example], size: int | None, split_seed: int) -> list[Example]:
-    """``size`` rows by hash, in an order that does not depend on the file's."""
-    return sorted(rows, key=lambda e: (uniform("row", split_seed, e.id), e.id))[:size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from w2sg.data.messages import Dialogue
 from w2sg.data.table import Groups, Table, uniform
 from w2sg.errors import UserError
 
+log = logging.getLogger(__name__)
 SPLITS = ("ground_truth", "transfer", "test")
 UNREAD = {"name", "sizes", "split_seed", "zero_shot", "noise", "also"}  # by what reads rows
 CHANCE = 20  # rows of which all may be of one class by chance
@@ -139,10 +141,14 @@ def _others(
                 "other rows"
             )
         size = node.get("size", options["sizes"]["test"])
-        tables[name] = _table(f"also-{name}", also.chosen(new, size, options["split_seed"]), kind, classes, seed)
+        tables[name] = _table(f"also-{name}", _hashed(new, size, options["split_seed"]), kind, classes, seed)
+        lost = len(rows) - len(new)
+        drawn = f"{len(tables[name])} of {len(new)} rows are read"
+        log.info("dataset.also: %s: %s, %d left out because their prompt is in the run's own splits", name, drawn, lost)
         report["also"][name] = {
             "rows": len(tables[name]),
-            "rows left out because their prompt is in the run's own splits": len(rows) - len(new),
+            "rows to choose from": len(new),
+            "rows left out because their prompt is in the run's own splits": lost,
             **{key: notes[key] for key in ("source", "dropped", "notes")},
         }
     return tables

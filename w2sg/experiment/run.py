@@ -149,6 +149,8 @@ class Run(Context):
         if predictions and columns is not None:
             raise UserError("run.report: columns would not be written beside predictions; leave one of them out")
         measured: list[Section] = []
+        if not predictions and self.data.also:
+            self.reading.say("dataset.also: no model here labels rows, so nothing was measured on other test sets")
         if predictions:
             measured, columns = self.measure(predictions, taught, notes)
         return assemble(self, story or label_story(self.config), [*measured, *sections], columns or {}, samples, files)
