@@ -529,3 +529,21 @@ def test_plain_samples_by_vllm_are_those_of_our_own_engine(runs, arguments, tmp_
     run(arguments, tmp_path, "sampling", "decoder.temperature=0.0", name="ours")
     assert len(made) == 1
     assert said(tmp_path, "vllm", "plain") == said(tmp_path, "ours", "plain")
+
+
+@pytest.mark.slow
+def test_a_model_that_ends_each_reply_at_once_is_measured_as_far_as_it_goes(arguments, models, tmp_path):
+    """Greedy, it writes its end alone, as some models that are small, or trained badly, do."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = (auto.from_pretrained(models["strong"]) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    assert tokenizer.eos_token_id == 0
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()  # all logits tie, and the lowest id is taken
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "silent")
+    content = run(arguments, tmp_path, "nudging", f"strong.name={tmp_path / 'silent'}", "decoder.temperature=0.0")
+    systems = content["decoding"]["systems"]
+    assert "surprise" not in systems["plain"]
+    assert systems["guide"]["surprise"]["value"] > 0
+    assert any(line.startswith("plain: all ") and "are empty" in line for line in content["warnings"])

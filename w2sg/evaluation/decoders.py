@@ -168,7 +168,7 @@ class Comparison:
                 **comparisons.distinctness(replies.texts),
                 "cost": reads | {"seconds": seconds.get(steered.stage, 0.0) / written},
             }
-            if surprise:
+            if surprise and not self.run.all_empty(name, replies, "surprise"):
                 values = self._surprise(name, replies)
                 known = values[~np.isnan(values)]
                 measured[name]["surprise"] = Bootstrap(len(known)).mean(known).as_dict()

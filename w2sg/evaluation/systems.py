@@ -180,7 +180,7 @@ def _replies(
             "length": comparisons.length_summary(written.lengths, ~written.finished),
             "replies": len(written),
         }
-        if evaluation.kl and name in before:
+        if evaluation.kl and name in before and not run.all_empty(name, written, "KL divergence"):
             kl = run.divergence(f"{systems[name].name}-divergence", systems[name], before[name], written)
             measured[name]["kl_per_token"] = Bootstrap(len(kl)).mean(kl).as_dict()
         if compared is not None and compared.rewards:

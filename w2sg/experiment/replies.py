@@ -36,6 +36,18 @@ def load_trained(run: Context, writer: Trained, trainable: bool = False) -> Poli
     return load_policy(writer.source, writer.saved, trainable)
 
 
+def all_empty(run: Context, name: str, replies: Replies, measure: str) -> bool:
+    """Whether a system wrote nothing at all, so that no model can read its replies: which is then said.
+
+    Args:
+        measure: what there is not of them.
+    """
+    if any(text.strip() for text in replies.texts):
+        return False
+    run.reading.say(f"{name}: all {counted(len(replies), 'replies')} are empty, so there is no {measure} of them")
+    return True
+
+
 def encode_replies(run: Context, source: Source, data: Replies | ReplyPairs, name: str) -> Encoded:
     """Replies or pairs as rows of a model's tokens; what had to be dropped is counted under ``name``."""
     sides = [data.chosen, data.rejected] if isinstance(data, ReplyPairs) else [data]

@@ -65,6 +65,7 @@ class Run(Context):
     key_of = keys.key_of
     load = replies.load_trained
     encode = replies.encode_replies
+    all_empty = replies.all_empty
 
     # -- measure and report -------------------------------------------------------------------------------------------
 
