@@ -320,6 +320,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {**IDS, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "context_length": 128},
     ),
     "bert": ("BertConfig", SIZE),
+    "bart": (
+        "BartConfig",
+        {
+            **IDS,
+            "d_model": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+            "max_position_embeddings": 128,
+        },
+    ),
     "xlnet": ("XLNetConfig", {**IDS, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}),
     "openai-gpt": ("OpenAIGPTConfig", {**IDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
     "modernbert-decoder": (

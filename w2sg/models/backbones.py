@@ -217,7 +217,7 @@ def offer_scorer(config: PretrainedConfig) -> None:
     A folder of such a model is read back here; transformers alone reads its body.
 
     Raises:
-        UserError: it has no body that transformers knows.
+        UserError: its body is an encoder with a decoder, as BART's is, of which a language model is the half.
     """
     from transformers import AutoModelForSequenceClassification as Auto
     from transformers import PreTrainedModel
@@ -228,6 +228,11 @@ def offer_scorer(config: PretrainedConfig) -> None:
     if known is not None and _has_score(known):
         return
     causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if causal is not None and type(config) in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"{causal.__name__} is the decoder of a model that has an encoder, too, and transformers has no body for "
+            "it alone on which a head could stand; choose a model that is a decoder alone"
+        )
     if causal is None or auto.MODEL_MAPPING.get(type(config), None) is None:
         return  # one of its own code, say: the auto class knows it, or says why not
     parents = [cls for cls in causal.__mro__ if issubclass(cls, PreTrainedModel) and cls is not PreTrainedModel]
