@@ -192,3 +192,17 @@ def test_a_student_is_exported_as_a_language_model_and_a_plan_has_its_stages(pai
     assert found.before.name == "base"
     policy = load_policy(find(found.spec, "strong"), found.folder / "model", trainable=False)
     assert policy.adapted
+
+
+def test_labels_that_cannot_be_are_refused_before_any_work(pairs_folder, tiny_llama, tmp_path):
+    with pytest.raises(UserError, match=r"strong\.label_tokens\.labels: 'very bad' is not one token"):
+        run_labels(pairs_folder, tiny_llama, tmp_path, HEAD, "strong.label_tokens.labels=[good,very bad]")
+    assert not list(tmp_path.rglob("weak-*"))
+
+
+def test_rows_are_put_into_words_once(tiny_llama):
+    asked = questions(tiny_llama)
+    one, two = (asked.table(pairs_table()) for _ in range(2))
+    assert one.texts is two.texts
+    assert asked.table(pairs_table((1, 1))).texts[0] != one.texts[0]
+    assert asked.reader is asked.reader

@@ -16,7 +16,11 @@ from w2sg.models.source import Source
 
 def questions_of(run: Context, source: Source) -> Questions | None:
     """How a model is asked for labels; None where it reads texts as they are."""
-    return Questions(source, run.pairs, run.classes) if source.spec.head == "label_tokens" else None
+    if source.spec.head != "label_tokens":
+        return None
+    if id(source) not in run.questions:  # a model of a run is one object, which its questions keep
+        run.questions[id(source)] = Questions(source, run.pairs, run.classes)
+    return run.questions[id(source)]
 
 
 def as_read(run: Context, source: Source, table: Table, swapped: bool = False) -> tuple[Source, Table]:

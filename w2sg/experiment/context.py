@@ -21,6 +21,7 @@ from w2sg.data.replies import Prompts, prompts_of
 from w2sg.data.table import Table
 from w2sg.decoding.text_engine import Kept
 from w2sg.errors import ConfigError, UserError
+from w2sg.models.label_questions import Questions
 from w2sg.models.reading import Reading
 from w2sg.models.source import Source, find
 from w2sg.models.tensor_parallel import plan_of
@@ -63,6 +64,7 @@ class Context:
         data: ``ground_truth``, ``transfer`` and ``test``. loss: the student's objective.
         dropped: stage -> reason -> how many examples were left out.
         encoded, packs: what was encoded and probed before, by what decides it.
+        questions: by a model's id, how it is asked for labels that it answers with a token.
         labelled: the stage that labels were read in -> the model that gave them.
         text_engines: of models that other engines than ours run.
     """
@@ -83,6 +85,10 @@ class Context:
         for source in filter(None, (self.weak, self.strong, self.untuned)):
             source.check_texts()
         self.pairs, self.classes = self.data.test.kind == "pairs", self.data.test.classes
+        asked = [source for source in (self.weak, self.strong) if source.spec.head == "label_tokens"]
+        self.questions = {id(source): Questions(source, self.pairs, self.classes) for source in asked}
+        for questions in self.questions.values():
+            questions.check()
         self.loss = build(config.loss)
         self.devices = self._devices(config)
         cut = [source for source in (self.weak, self.strong) if source.spec.tp_plan is not None]

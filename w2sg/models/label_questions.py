@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 PAIR = "{% if prompt %}Question: {{ prompt }}\n\n{% endif %}Answer A: {{ first }}\n\nAnswer B: {{ second }}\n\nLabel:"
 TEXT = "{{ text }}\n\nLabel:"
 NAMES = {"pairs": ("prompt", "first", "second"), "classes": ("text",)}
-TALKS = re.compile(r"(?:^|[-_. ])(?:chat|instruct|it|sft|dpo)(?:$|[-_. ])", re.I)  # in the name of a model
+TALKS = re.compile(r"(?:^|[-_. ])(?:chat|instruct|it)(?:$|[-_. ])", re.I)  # in the name of a model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Questions:
-    """How one model is asked for the labels of rows of one kind.
+    """How one model is asked for the labels of rows of one kind. Rows are put into words once.
 
     Args:
         source: the model. pairs: whether rows are pairs. classes: C, 2 for pairs.
@@ -43,6 +43,15 @@ class Questions:
     source: Source
     pairs: bool
     classes: int
+    _asked: dict[tuple[str, bytes, bool], Table] = field(default_factory=dict, repr=False)
+
+    def check(self) -> None:
+        """Before any work: the template shows what is asked about, and each label is one token.
+
+        Raises:
+            UserError: it does not, or one is not.
+        """
+        _ = self.template, self.tokens, self.end
 
     @cached_property
     def answers(self) -> list[str]:
@@ -114,6 +123,13 @@ class Questions:
         Args:
             swapped: pairs with the second reply in front; classes are then those of the other order.
         """
+        name = f"{table.name}:{table.content_hash()}", table.first.tobytes(), swapped
+        if name not in self._asked:
+            self._asked[name] = self._as_questions(table, swapped)
+        made = self._asked[name]
+        return made if np.array_equal(made.labels, table.labels) else replace(made, labels=table.labels)
+
+    def _as_questions(self, table: Table, swapped: bool) -> Table:
         texts = [self._text(table, row, swapped) for row in range(len(table))]
         if self.chat:
             form = self.source.chat.form
